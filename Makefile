@@ -1,0 +1,37 @@
+# make demo   a real audit of the pictures in examples/images, offline
+# make test   lint, types and tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test check docs clean
+
+demo: $(VENV)/.installed
+	$(BIN)/ood-audit embed examples/images --store $(VENV)/demo
+	$(BIN)/ood-audit report --labels examples/classes.txt --top 15 --store $(VENV)/demo
+
+test: $(VENV)/.installed-dev check
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Writes the parts of the README that are generated: the CLI reference and the outputs shown.
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.readme
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,39 @@
+"""What in this image dataset does not belong?
+
+The commands as functions; each is imported when it is first used, so that `import ood_audit` is instant:
+
+    import ood_audit
+
+    ood_audit.embed(["./images"], store=".ood-audit")
+    result = ood_audit.report(".ood-audit", labels="classes.txt", top=100)
+    result.rows[0]["path"], result.html
+    ood_audit.open_store(".ood-audit").query("SELECT count(*) FROM images").rows
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ood_audit.embedding import embed as embed
+    from ood_audit.errors import OodAuditError as OodAuditError
+    from ood_audit.reports import report as report
+    from ood_audit.scoring import score as score
+    from ood_audit.store import open_store as open_store
+
+_API = {
+    "OodAuditError": "ood_audit.errors",
+    "embed": "ood_audit.embedding",
+    "open_store": "ood_audit.store",
+    "report": "ood_audit.reports",
+    "score": "ood_audit.scoring",
+}
+__all__ = ["OodAuditError", "__version__", "embed", "open_store", "report", "score"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _API:
+        raise AttributeError(f"module 'ood_audit' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_API[name]), name)

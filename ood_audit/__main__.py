@@ -1,0 +1,5 @@
+"""`python -m ood_audit` is `ood-audit`."""
+
+from ood_audit.cli import main
+
+main()

@@ -1,0 +1,107 @@
+"""The command line: a click group that imports a command when it is called."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from ood_audit import __version__
+from ood_audit.errors import OodAuditError
+from ood_audit.text import printable
+
+COMMANDS = {
+    "embed": "Embed images into the store.",
+    "report": "Score, rank and report what is out of distribution.",
+    "query": "Run SQL over the store.",
+    "status": "Show what the store holds.",
+}
+
+
+class _Group(click.Group):
+    """Lists the commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"ood_audit.commands.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=_Group,
+    epilog="Every option can also be set as OOD_AUDIT_COMMAND_OPTION, the store as OOD_AUDIT_STORE.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="ood-audit")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def cli(debug: bool) -> None:
+    """What in this image dataset does not belong?
+
+    \b
+    ood-audit embed ./images
+    ood-audit report --labels classes.txt --top 100
+    ood-audit query "SELECT label, count(*) FROM report WHERE rank <= 100 GROUP BY 1"
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments or os.environ.get("OOD_AUDIT_DEBUG", "") not in ("", "0")
+    sys.exit(_run(arguments, debug))
+
+
+def _run(arguments: Sequence[str], debug: bool) -> int:
+    try:
+        # Options work before and after the command's name alike.
+        rest = [argument for argument in arguments if argument != "--debug"] if debug else list(arguments)
+        code: Any = cli.main(rest, prog_name="ood-audit", standalone_mode=False, auto_envvar_prefix="OOD_AUDIT")
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return 2
+    except click.ClickException as error:
+        if debug:
+            raise
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        _complain(error.format_message() + hint)
+        return error.exit_code
+    except OodAuditError as error:
+        if debug:
+            raise
+        _complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _complain("interrupted; what was done is kept, the same command goes on from there")
+        return 130
+    except BrokenPipeError:  # `| head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        _complain(f"{error.strerror or error}{where}")
+        return 1
+    except Exception as error:  # a defect of ours: still one line, and how to see more
+        if debug:
+            raise
+        _complain(f"internal error, {type(error).__name__}: {error}; run it again with --debug for the traceback")
+        return 1
+
+
+def _complain(message: str) -> None:
+    click.echo(f"error: {printable(message)}", err=True)

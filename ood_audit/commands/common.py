@@ -1,0 +1,97 @@
+"""What the commands share: options, tables, progress."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from ood_audit.store.layout import DEFAULT_STORE
+from ood_audit.text import printable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+store_option = click.option(
+    "--store",
+    envvar="OOD_AUDIT_STORE",
+    default=DEFAULT_STORE,
+    show_default=True,
+    show_envvar=True,
+    metavar="DIR",
+    help="The store's folder.",
+)
+format_option = click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "csv", "json", "jsonl"]),
+    default="table",
+    show_default=True,
+    help="How rows are printed.",
+)
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."
+)
+
+
+def note(message: str) -> None:
+    """A sentence for the person, on stderr."""
+    click.echo(printable(message), err=True)
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], fmt: str) -> None:
+    """Rows to stdout. Tables show control characters as escapes; the other formats hold the exact values."""
+    if fmt == "table":
+        from tabulate import tabulate
+
+        cells = [[_cell(value) for value in row] for row in rows]
+        numbers = [
+            bool(rows) and all(isinstance(row[i], (int, float, type(None))) for row in rows)
+            for i in range(len(columns))
+        ]
+        align = ["right" if number else "left" for number in numbers]
+        click.echo(
+            tabulate(
+                cells,
+                headers=columns,
+                tablefmt="simple",
+                disable_numparse=True,
+                colalign=align if rows else None,
+            )
+        )
+    elif fmt == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+    else:
+        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        if fmt == "json":
+            click.echo(json.dumps(records, indent=2, ensure_ascii=False, default=str))
+        else:
+            for record in records:
+                click.echo(json.dumps(record, ensure_ascii=False, default=str))
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback of done and total that draws a bar on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=what, unit="image", dynamic_ncols=True, leave=False) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else printable(str(value))

@@ -1,0 +1,61 @@
+"""`ood-audit embed`."""
+
+from typing import Any
+
+import click
+
+from ood_audit.commands.common import device_option, note, progress, store_option
+from ood_audit.text import printable
+
+
+@click.command(
+    "embed",
+    epilog="Example: ood-audit embed ./images extra.csv --model ViT-B-16/laion2b_s34b_b88k --device cuda",
+)
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@store_option
+@click.option(
+    "--model",
+    default="auto",
+    show_default=True,
+    metavar="MODEL",
+    help="auto (the store's own; for a new store ViT-B-16 with CUDA, else starter), starter, ARCH/TAG, "
+    "hf-hub:ORG/NAME, local-dir:DIR, or ARCH with --weights.",
+)
+@click.option("--weights", metavar="FILE", help="A checkpoint for --model ARCH.")
+@device_option
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="auto: the store's own; for a new store bf16 with CUDA, else fp32.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass.  [default: by device]")
+def command(sources: tuple[str, ...], **options: Any) -> None:
+    """Find, decode and embed images into the store.
+
+    SOURCE is a folder (searched recursively), an image, or a list of paths (.txt, or .csv or .parquet with a column
+    named path). A store is brought into step with its sources: new and changed images are embedded, removed ones
+    leave the view, and unreadable ones are rows with their error.
+    """
+    from ood_audit.embedding import OUTCOMES, embed
+
+    with progress("embedding") as update:
+        result = embed(sources, on_start=lambda encoder: _announce(encoder), on_progress=update, **options)
+    for folder, reason in result.unreadable_folders.items():
+        note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images are left as they were")
+    counts = ", ".join(f"{result.counts[outcome]} {outcome}" for outcome in OUTCOMES)
+    skipped = ", ".join(f"{n} {printable(kind)}" for kind, n in result.skipped.most_common(8))
+    files = f"; skipped {result.skipped.total()} other files ({skipped})" if skipped else ""
+    click.echo(f"{counts}{files}; {result.seconds:.1f} s")
+    if result.counts["unreadable"]:
+        note("see the unreadable ones: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
+
+
+def _announce(encoder: Any) -> None:
+    identity = encoder.identity
+    note(
+        f"model: {identity.model} ({identity.architecture}, {identity.activation}, {identity.dimension} dimensions), "
+        f"{identity.precision} on {encoder.device}"
+    )

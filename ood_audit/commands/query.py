@@ -1,0 +1,25 @@
+"""`ood-audit query`."""
+
+import re
+
+import click
+
+from ood_audit.commands.common import format_option, note, print_rows, store_option
+
+
+@click.command(
+    "query",
+    epilog='Example: ood-audit query "SELECT label, count(*) FROM report WHERE rank <= 100 GROUP BY 1" --format csv',
+)
+@click.argument("sql")
+@store_option
+@format_option
+def command(sql: str, store: str, fmt: str) -> None:
+    """Run one read-only SELECT over the views images, scores, labels and report."""
+    from ood_audit.store import open_store
+
+    opened = open_store(store)
+    answer = opened.query(sql)
+    if re.search(r"\b(scores|report)\b", sql, re.IGNORECASE) and "scores" not in opened.current():
+        note("nothing is scored yet: run `ood-audit report --labels FILE`")
+    print_rows(answer.columns, answer.rows, fmt)

@@ -1,0 +1,53 @@
+"""`ood-audit status`."""
+
+import json
+
+import click
+
+from ood_audit.commands.common import format_option, print_rows, store_option
+from ood_audit.store.layout import Store, open_store
+
+
+@click.command("status", epilog="Example: ood-audit status --store .ood-audit --format json")
+@store_option
+@format_option
+def command(store: str, fmt: str) -> None:
+    """Show what the store holds: images, encoder, vocabulary, scores, the last run."""
+    opened = open_store(store)
+    ok, unreadable, sources, size, classes, scored = opened.query(
+        "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error'), "
+        "count(DISTINCT source), coalesce(sum(size_bytes), 0)::BIGINT, "
+        "(SELECT count(*) FROM labels), (SELECT count(*) FROM scores) FROM images"
+    ).rows[0]
+    encoder = opened.encoder
+    runs = sorted(opened.runs.glob("*.json"))
+    last = json.loads(runs[-1].read_text()) if runs else None
+    rows = [
+        ("store", str(opened.root)),
+        (
+            "model",
+            encoder.model if encoder.weights is None else f"{encoder.model} --weights {encoder.weights}",
+        ),
+        ("precision", encoder.precision),
+        ("dimension", encoder.dimension),
+        ("images", ok),
+        ("unreadable", unreadable),
+        ("sources", sources),
+        ("image_bytes", size),
+        ("parts", len(opened.parts)),
+        ("classes", classes),
+        ("scored", scored),
+        ("scores_in_step", _in_step(opened)),
+        ("reports", ", ".join(sorted(path.name for path in opened.reports.glob("[!.]*")))),
+        ("last_run", last["finished"] if last else ""),
+        ("last_run_interrupted", bool(last and last["interrupted"])),
+    ]
+    if fmt == "table":
+        print_rows(["what", "value"], rows, fmt)
+    else:
+        print_rows([name for name, _ in rows], [[value for _, value in rows]], fmt)
+
+
+def _in_step(store: Store) -> bool:
+    recipe = store.scores / f"{store.current().get('scores')}.json"
+    return recipe.exists() and json.loads(recipe.read_text())["generation"] == store.generation

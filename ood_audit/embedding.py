@@ -1,0 +1,293 @@
+"""`embed`: bring a store into step with folders of images."""
+
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+
+from ood_audit import __version__
+from ood_audit.errors import OodAuditError, StoreError
+from ood_audit.images.sources import ImageRef, ScanNotes, file_uri, resolve, scan
+from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
+from ood_audit.store.layout import write_json
+from ood_audit.store.views import connect
+from ood_audit.text import printable, storable
+
+if TYPE_CHECKING:
+    from ood_audit.encoders.clip import ClipEncoder
+
+OUTCOMES = ("added", "unchanged", "changed", "removed", "unreadable")
+_SCAN_BATCH = 50_000
+_SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
+
+
+@dataclass
+class EmbedResult:
+    """What a run did.
+
+    `counts` has every outcome; each image that was looked at, or is gone, is counted once. `skipped` counts files
+    that are no images, by extension. `unreadable_folders` gives the reason by folder; their images are left alone.
+    """
+
+    store: Store
+    counts: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    unreadable_folders: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+
+def embed(
+    sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    *,
+    store: str | os.PathLike[str] = DEFAULT_STORE,
+    model: str = "auto",
+    weights: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+    on_start: Callable[["ClipEncoder"], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EmbedResult:
+    """Find, decode and embed images, and bring the store into step with them.
+
+    New and changed images are embedded, removed ones leave the view, unreadable ones are rows with `status='error'`
+    and are tried again next time. An interrupted run is gone on with by calling again.
+
+    Args:
+        sources: folders, image files, or lists of paths (.txt, .csv, .parquet with a column `path`).
+        store: the store's folder; made where there is none.
+        model: see `ood_audit.encoders.clip.load_encoder`; `auto` takes the store's own encoder where there is a store.
+        weights: a checkpoint file for `model`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        batch_size: images a forward pass; by default what suits the device.
+        on_start: called with the encoder before the first image; not called where there is nothing to embed.
+        on_progress: called with the number of images done and to do.
+
+    Raises:
+        UsageError: a source does not exist, or an argument makes no sense.
+        StoreError: the store is locked, can't be written, or is of another encoder.
+        EncoderError: the model can't be had.
+        OodAuditError: a source holds no image, or none of the images could be read.
+
+    """
+    started = time.monotonic()
+    if isinstance(sources, (str, os.PathLike)):
+        sources = [sources]
+    root = Path(store)
+    found = list(dict.fromkeys(resolve(source) for source in sources))
+    for source in found:
+        if next(scan(source, notes := ScanNotes(), exclude=os.path.realpath(root)), None) is None:
+            raise OodAuditError(_nothing_found(source, notes))
+    with writing(root, "images"):
+        if (root / "store.json").exists():
+            existing = open_store(root)
+            encoder = _check_encoder(existing, model, weights, device, precision)
+        else:
+            from ood_audit.encoders.clip import load_encoder
+
+            encoder = load_encoder(model, weights=weights, device=device, precision=precision)
+            existing = create_store(root, encoder.identity)
+        result = EmbedResult(existing)
+        run = _Run(result, found, on_progress)
+        try:
+            run.bring_into_step(encoder, device, batch_size, on_start)
+        except KeyboardInterrupt:
+            result.interrupted = True
+            raise
+        finally:
+            result.seconds = round(time.monotonic() - started, 3)
+            run.record()
+    read = sum(result.counts[outcome] for outcome in ("added", "unchanged", "changed"))
+    if result.counts["unreadable"] and not read:
+        first = existing.query("SELECT path, error FROM images WHERE status = 'error' ORDER BY path LIMIT 1").rows[0]
+        raise OodAuditError(
+            f"none of the {result.counts['unreadable']} images could be read; the first, "
+            f"{printable(first[0])}: {first[1]}"
+        )
+    return result
+
+
+class _Run:
+    """One run of `embed` on an open, locked store."""
+
+    def __init__(self, result: EmbedResult, sources: list[str], on_progress: Callable[[int, int], None] | None) -> None:
+        self.id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        self.result = result
+        self.store = result.store
+        self.sources = sources
+        self.on_progress = on_progress or (lambda done, total: None)
+        self.db = connect(self.store)
+        self.db.execute(f"SET memory_limit = '{_SCAN_MEMORY}'")
+        self.db.execute("SET temp_directory = ?", [str(self.store.images / ".scan.tmp")])
+
+    def bring_into_step(
+        self,
+        encoder: "ClipEncoder | None",
+        device: str,
+        batch_size: int | None,
+        on_start: Callable[["ClipEncoder"], None] | None,
+    ) -> None:
+        from ood_audit.store.index import BUILD_NOW_BYTES, build_index
+        from ood_audit.store.parts import PartWriter
+
+        try:
+            self._scan()
+            counts = self.result.counts
+            unchanged, total = self._count()
+            counts["unchanged"] += unchanged
+            with PartWriter(self.store, self.id) as writer:
+                for image in self._removed():
+                    writer.remove(image)
+                    counts["removed"] += 1
+                if total:
+                    from ood_audit.encoders.clip import load_same_encoder
+                    from ood_audit.engines.local import embed_images
+
+                    encoder = encoder or load_same_encoder(self.store.encoder, device=device)
+                    if on_start is not None:
+                        on_start(encoder)
+                    outcomes = embed_images(self._work(), encoder, writer, batch_size=batch_size)
+                    for done, outcome in enumerate(outcomes, start=1):
+                        counts[outcome] += 1
+                        self.on_progress(done, total)
+            build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
+        finally:
+            self.db.close()
+
+    def record(self) -> None:
+        """Write what the run did to `runs/`."""
+        values = {
+            "run_id": self.id,
+            "version": __version__,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": self.result.seconds,
+            "sources": [storable(source) for source in self.sources],
+            "counts": {outcome: self.result.counts[outcome] for outcome in OUTCOMES},
+            "skipped": dict(self.result.skipped),
+            "unreadable_folders": {storable(k): v for k, v in self.result.unreadable_folders.items()},
+            "interrupted": self.result.interrupted,
+        }
+        write_json(self.store.runs / f"{self.id}.json", values)
+
+    def _scan(self) -> None:
+        """List the sources into the table `found`, each image once."""
+        self.db.execute(
+            "CREATE TABLE listing (ordinal BIGINT, image_id VARCHAR, uri VARCHAR, source VARCHAR, path VARCHAR, "
+            "size_bytes BIGINT, mtime_ns BIGINT)"
+        )
+        notes = ScanNotes()
+        ordinal = 0
+        for source in self.sources:
+            images = scan(source, notes, exclude=os.path.realpath(self.store.root))
+            while batch := list(islice(images, _SCAN_BATCH)):
+                rows = [
+                    {
+                        "ordinal": ordinal + i,
+                        "image_id": image.image_id,
+                        "uri": image.uri,
+                        "source": image.source,
+                        "path": image.path,
+                        "size_bytes": image.size_bytes,
+                        "mtime_ns": image.mtime_ns,
+                    }
+                    for i, image in enumerate(batch)
+                ]
+                ordinal += len(batch)
+                self.db.register("batch", pa.Table.from_pylist(rows))
+                self.db.execute("INSERT INTO listing FROM batch")
+                self.db.unregister("batch")
+        self.db.execute(
+            "CREATE TABLE found AS SELECT f.* EXCLUDE (ordinal), i.error AS known_error, "
+            "CASE WHEN i.image_id IS NULL THEN 'new' WHEN i.status = 'error' THEN 'retry' "
+            "WHEN i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns THEN 'changed' "
+            "ELSE 'unchanged' END AS state "
+            "FROM (SELECT DISTINCT ON (image_id) * FROM listing ORDER BY image_id, ordinal) AS f "
+            "LEFT JOIN images AS i USING (image_id)"
+        )
+        self.result.skipped = notes.skipped
+        self.result.unreadable_folders = notes.unreadable
+
+    def _count(self) -> tuple[int, int]:
+        row = self.db.execute(
+            "SELECT count(*) FILTER (state = 'unchanged'), count(*) FILTER (state <> 'unchanged') FROM found"
+        ).fetchone()
+        return (int(row[0]), int(row[1])) if row else (0, 0)
+
+    def _work(self) -> Iterator[Any]:
+        from ood_audit.engines.local import Work
+
+        sql = (
+            "SELECT uri, source, path, size_bytes, mtime_ns, state, known_error FROM found "
+            "WHERE state <> 'unchanged' ORDER BY source, path, uri"
+        )
+        for *image, state, known_error in _stream(self.db, sql):
+            yield Work(ImageRef(*image), state == "new", known_error)
+
+    def _removed(self) -> Iterator[ImageRef]:
+        """Images of the sources that are no longer there. Those in folders that can't be read now are kept."""
+        self.db.execute("CREATE TABLE sources (source VARCHAR, prefix VARCHAR)")
+        self.db.execute("CREATE TABLE kept (prefix VARCHAR)")
+        for source in self.sources:
+            # A folder also answers for what was embedded from folders and files inside of it.
+            self.db.execute("INSERT INTO sources VALUES (?, ?)", [storable(source), file_uri(source) + "/"])
+        for folder in self.result.unreadable_folders:
+            self.db.execute("INSERT INTO kept VALUES (?)", [file_uri(folder) + "/"])
+        sql = """
+            SELECT i.uri, i.source, i.path, i.size_bytes, i.mtime_ns FROM images AS i
+            WHERE i.image_id NOT IN (SELECT image_id FROM found)
+              AND EXISTS (FROM sources AS s WHERE s.source = i.source
+                          OR (starts_with(i.uri, s.prefix) AND starts_with(i.source, s.source || '/')))
+              AND NOT EXISTS (FROM kept AS k WHERE starts_with(i.uri, k.prefix))
+            ORDER BY i.uri
+        """
+        for row in _stream(self.db, sql):
+            yield ImageRef(*row)
+
+
+def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[tuple[Any, ...]]:
+    cursor = db.cursor()  # of its own, so that other statements don't end it
+    cursor.execute(sql)
+    while rows := cursor.fetchmany(1024):
+        yield from rows
+
+
+def _check_encoder(store: Store, model: str, weights: str | None, device: str, precision: str) -> "ClipEncoder | None":
+    """Refuse (StoreError) an encoder that is not the store's. One that had to be loaded to know is returned."""
+    mine = store.encoder
+    remedy = (
+        f"the store {printable(str(store.root))} holds features of --model {mine.model} --precision {mine.precision}: "
+        "leave these options out, or start another store with --store DIR"
+    )
+    if precision not in ("auto", mine.precision):
+        raise StoreError(f"--precision {precision} would mix features; {remedy}")
+    if model == "auto" and weights is None:
+        return None
+    if (model, weights) == (mine.model, mine.weights):
+        return None
+    if weights is None and model != "starter" and not model.startswith("local-dir:"):  # not worth a download
+        raise StoreError(f"--model {printable(model)} is another encoder; {remedy}")
+    from ood_audit.encoders.clip import load_encoder
+
+    encoder = load_encoder(model, weights=weights, device=device, precision=mine.precision)
+    if differences := mine.differences(encoder.identity):
+        raise StoreError(f"--model {printable(model)} is another encoder ({differences[0]}); {remedy}")
+    return encoder
+
+
+def _nothing_found(source: str, notes: ScanNotes) -> str:
+    where = printable(source)
+    if notes.unreadable:
+        return f"cannot read {where}: {next(iter(notes.unreadable.values())).lower()}"
+    passed = ", ".join(f"{n} {printable(kind)}" for kind, n in notes.skipped.most_common(5))
+    return f"no images in {where}" + (f" (passed over: {passed})" if passed else "") + "; the store is left as it was"

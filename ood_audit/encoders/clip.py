@@ -1,0 +1,216 @@
+"""Any image-text model of open_clip, as two functions: pixels → features and texts → features."""
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import QuickGELU
+from PIL import Image
+from torch import nn
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+from ood_audit.encoders.device import autocast, choose_device, choose_precision, reuse_freed_memory, to_device
+from ood_audit.encoders.folding import fold_batch_norm
+from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
+from ood_audit.encoders.registry import ModelSource, find_model, score_defaults
+from ood_audit.errors import EncoderError
+from ood_audit.images.decode import Pixels
+from ood_audit.text import printable
+
+Features = NDArray[np.float32]
+_TEXT_BATCH = 256
+
+
+class ClipEncoder:
+    """A frozen CLIP on one device.
+
+    Attributes:
+        identity: what makes its features comparable with others.
+        score_defaults: the ΔEnergy settings that suit it.
+        device: where it runs.
+        batch_size: images a forward pass that suits the device. On a CPU a small batch stays in the caches.
+
+    """
+
+    def __init__(self, source: ModelSource, device: torch.device, precision: str) -> None:
+        if device.type == "cpu":
+            reuse_freed_memory()
+        model = _load(source)
+        self.device = device
+        self.precision = precision
+        self.batch_size = 16 if device.type == "cpu" else 256
+        config: dict[str, Any] = dict(model.visual.preprocess_cfg)
+        self._to_pil, mean, std = _split(image_transform_v2(PreprocessCfg(**config), is_train=False))
+        self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
+        self._crops = config.get("resize_mode") == "shortest"
+        self._tokenize = _tokenizer(source)
+        height, width = (config["size"],) * 2 if isinstance(config["size"], int) else config["size"]
+        activation = "quickgelu" if any(isinstance(m, QuickGELU) for m in model.modules()) else "gelu"
+        weights_sha256 = _hash(model)
+        self._layout = torch.contiguous_format
+        if sum(isinstance(m, nn.Conv2d) for m in model.visual.modules()) > 3:  # a ViT has one, its patches
+            self._layout = torch.channels_last
+            model.visual = fold_batch_norm(model.visual, torch.rand(1, 3, height, width))
+        self._model = model.to(device=device, memory_format=self._layout)
+        with torch.inference_mode():
+            probe = self._images(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+        self.score_defaults: ScoreDefaults = score_defaults(source.model, float(model.logit_scale.exp().max()))
+        self.identity = EncoderIdentity(
+            model=source.model,
+            weights=source.weights_option,
+            architecture=source.name if not source.name.startswith("local-dir:") else _architecture(model),
+            weights_sha256=weights_sha256,
+            preprocessing={k: list(v) if isinstance(v, tuple) else v for k, v in sorted(config.items())},
+            activation=activation,
+            precision=precision,
+            dimension=probe.shape[1],
+        )
+
+    def prepare(self, image: Image.Image) -> Pixels:
+        """An upright RGB image → the model's own resize and crop, as (H, W, 3) uint8. Safe to call from threads."""
+        if self._crops:
+            image = _trim(image)
+        return np.asarray(self._to_pil(image), dtype=np.uint8)
+
+    def encode_images(self, pixels: Sequence[Pixels]) -> Features:
+        """`prepare`d pixels → (N, D) float32 features of length 1."""
+        batch = torch.from_numpy(np.stack(pixels))
+        with torch.inference_mode():
+            return self._images(batch).cpu().numpy()
+
+    def encode_texts(self, texts: Sequence[str]) -> Features:
+        """Texts → (N, D) float32 features of length 1. Texts beyond the context length are cut, as in training."""
+        features = []
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            for start in range(0, len(texts), _TEXT_BATCH):
+                tokens = to_device(self._tokenize(list(texts[start : start + _TEXT_BATCH])), self.device)
+                features.append(_unit(self._model.encode_text(tokens)).cpu().numpy())
+        return np.concatenate(features)
+
+    def _images(self, batch: torch.Tensor) -> torch.Tensor:
+        images = to_device(batch, self.device).permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout)
+        images.div_(255.0).sub_(self._mean).div_(self._std)  # as ToTensor and Normalize do
+        with autocast(self.device, self.precision):
+            return _unit(self._model.encode_image(images))
+
+
+def load_encoder(
+    model: str = "auto", *, weights: str | None = None, device: str = "auto", precision: str = "auto"
+) -> ClipEncoder:
+    """Load an encoder as the command line names it.
+
+    Args:
+        model: `auto`, `starter`, `ARCH/TAG`, `hf-hub:ORG/NAME`, `local-dir:DIR`, or `ARCH` with `weights`.
+        weights: a checkpoint file: safetensors, or a state dict that loads without unpickling code.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `auto`, `fp32`, `bf16` or `fp16`.
+
+    Raises:
+        UsageError: a name makes no sense or the device is not there.
+        EncoderError: the weights can't be had, or don't fit.
+
+    """
+    chosen = choose_device(device)
+    source = find_model(model, weights, cuda=chosen.type == "cuda")
+    return ClipEncoder(source, chosen, choose_precision(precision, chosen))
+
+
+def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto") -> ClipEncoder:
+    """The encoder that a store was made with; EncoderError where it has changed since."""
+    encoder = load_encoder(identity.model, weights=identity.weights, device=device, precision=identity.precision)
+    if differences := identity.differences(encoder.identity):
+        raise EncoderError(
+            f"the model {identity.model} is no longer the one this store was made with ({'; '.join(differences)}); "
+            "restore the old weights, or start another store with --store DIR"
+        )
+    return encoder
+
+
+def _load(source: ModelSource) -> Any:
+    logging.getLogger("open_clip").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # open_clip talks through the root logger
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = open_clip.create_model(
+                source.name,
+                pretrained=source.weights,
+                force_quick_gelu=source.quick_gelu,
+                force_preprocess_cfg=source.preprocessing,
+                require_pretrained=True,
+                weights_only=True,
+            )
+    except Exception as error:  # open_clip, torch, safetensors and transformers each raise their own
+        raise EncoderError(f"could not load --model {source.model}: {_reason(error)}") from error
+    finally:
+        logging.disable(logging.NOTSET)
+    if not hasattr(model, "encode_image") or not hasattr(model, "encode_text"):
+        raise EncoderError(f"--model {source.model} is no image-text model; choose one with both towers")
+    return model.eval().requires_grad_(False)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(printable(str(error)).replace("\\n", " ").split()) or type(error).__name__
+    if "TorchScript" in text:
+        return "the file is a TorchScript archive, which holds code; convert its weights to safetensors"
+    if "weights_only" in text or "Unpickl" in type(error).__name__ or "Weights only load failed" in text:
+        return "the file would run code when it is unpickled; convert its weights to safetensors"
+    if "pip install transformers" in text or "No module named 'transformers'" in text:
+        return "its text tower needs transformers: pip install 'ood-audit[hf]'"
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _tokenizer(source: ModelSource) -> Any:
+    try:
+        return open_clip.get_tokenizer(source.name)
+    except Exception as error:  # as in _load; missing files, missing transformers
+        hint = "pip install 'ood-audit[hf]'" if isinstance(error, ImportError) else "it must lie beside the weights"
+        raise EncoderError(
+            f"could not load the tokenizer of --model {source.model}: {_reason(error)}; {hint}"
+        ) from error
+
+
+def _split(transform: Compose) -> tuple[Compose, list[float], list[float]]:
+    """open_clip's own transform, cut in two: the part on pictures (workers), mean and std (with the model)."""
+    steps = list(transform.transforms)
+    cut = next(i for i, step in enumerate(steps) if isinstance(step, ToTensor))
+    normalize = next(step for step in steps[cut:] if isinstance(step, Normalize))
+    return Compose(steps[:cut]), list(normalize.mean), list(normalize.std)
+
+
+def _trim(image: Image.Image) -> Image.Image:
+    """Cut the ends off very long pictures (over 8:1), which the centre crop drops anyway.
+
+    Resizing the shorter side of 4000 × 3 pixels to 224 would make 300,000 × 224 of them first.
+    """
+    width, height = image.size
+    keep = 8 * min(width, height)
+    if max(width, height) <= keep:
+        return image
+    left, top = max(0, (width - keep) // 2), max(0, (height - keep) // 2)
+    return image.crop((left, top, width - left, height - top))
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    return nn.functional.normalize(features.float(), dim=-1)
+
+
+def _architecture(model: Any) -> str:
+    visual = model.visual
+    trunk = getattr(visual, "trunk", visual)
+    return f"{type(model).__name__} ({type(trunk).__name__})"
+
+
+def _hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

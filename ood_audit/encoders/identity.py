@@ -1,0 +1,60 @@
+"""What makes features comparable: recorded in the store, and compared before anything is added to it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """One encoder, exactly.
+
+    `model` and `weights` are what to type (`--model`, `--weights`) to load it again; the rest is what it was found
+    to be. `weights_sha256` is over the loaded parameters, so the same weights in another file format are the same.
+    """
+
+    model: str
+    weights: str | None
+    architecture: str
+    weights_sha256: str
+    preprocessing: dict[str, Any]
+    activation: str
+    precision: str
+    dimension: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as in store.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "EncoderIdentity":
+        """The reverse of `to_json`."""
+        return cls(**values)
+
+    def differences(self, other: "EncoderIdentity") -> list[str]:
+        """What would make features of the two incomparable; empty where they are the same encoder."""
+        return [
+            f"{name.replace('_', ' ')} {_short(mine)} here, {_short(theirs)} there"
+            for name in (
+                "architecture",
+                "weights_sha256",
+                "preprocessing",
+                "activation",
+                "precision",
+                "dimension",
+            )
+            if (mine := getattr(self, name)) != (theirs := getattr(other, name))
+        ]
+
+
+@dataclass(frozen=True)
+class ScoreDefaults:
+    """The ΔEnergy settings that suit an encoder: temperature τ, top-c and the value reset to (v)."""
+
+    temperature: float
+    top_c: int
+    reset_to: float
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:12] + "…"

@@ -1,0 +1,1 @@
+"""Where the embedding job runs: on this machine (`local`)."""

@@ -1,0 +1,1 @@
+"""Finding images (`sources`) and reading them (`decode`)."""

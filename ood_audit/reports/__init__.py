@@ -1,0 +1,127 @@
+"""`report`: score, rank, and write the report in all its formats."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ood_audit import __version__
+from ood_audit.errors import UsageError
+from ood_audit.reports import ranking, writers
+from ood_audit.scoring import Scores, score
+from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
+from ood_audit.store.layout import replacing
+from ood_audit.store.views import connect
+from ood_audit.text import printable
+
+DEFAULT_NAME = "latest"
+_THUMBNAIL = 160
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report: its folder, and the top N rows (see the view `report` for the columns)."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    scores: Scores
+
+    @property
+    def html(self) -> Path:
+        """The page to open."""
+        return self.folder / "report.html"
+
+
+def report(
+    store: str | os.PathLike[str] | Store = DEFAULT_STORE,
+    *,
+    top: int = 100,
+    labels: str | Path | Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    name: str = DEFAULT_NAME,
+    temperature: float | None = None,
+    top_c: int | None = None,
+    reset_to: float | None = None,
+    device: str = "auto",
+    note: Callable[[str], None] = lambda message: None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Score every image, rank them, and write `reports/NAME/`.
+
+    That folder then holds report.parquet (all images), report.csv and report.json (the top N), report.html (one page
+    that opens from disk) and meta.json (how it was made). An older report of the name is replaced as a whole.
+
+    Args:
+        store: a store or its folder.
+        top: how many of the most OOD images to list.
+        name: the report's name.
+        labels: see `ood_audit.score`, as for the other arguments.
+        templates: likewise.
+        temperature: likewise.
+        top_c: likewise.
+        reset_to: likewise.
+        device: likewise.
+        note: likewise.
+        on_progress: likewise.
+
+    Raises:
+        UsageError, StoreError, OodAuditError: see `ood_audit.score`.
+
+    """
+    if top < 1:
+        raise UsageError(f"--top {top}: choose 1 or more")
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise UsageError(f"--name {printable(name)}: use letters, digits, '-', '_' and '.'")
+    if not isinstance(store, Store):
+        store = open_store(store)
+    scores = score(
+        store,
+        labels=labels,
+        templates=templates,
+        temperature=temperature,
+        top_c=top_c,
+        reset_to=reset_to,
+        device=device,
+        note=note,
+        on_progress=on_progress,
+    )
+    db = connect(store)
+    try:
+        with writing(store.root, "scores"), replacing(store.reports / name) as folder:
+            folder.mkdir()
+            rows = ranking.top(db, top)
+            meta = _meta(store, scores, len(rows), ranking.counts(db))
+            ranking.write_all(db, folder / "report.parquet")
+            writers.write_csv(folder / "report.csv", rows)
+            writers.write_json(folder / "report.json", rows)
+            writers.write_json(folder / "meta.json", meta)
+            page = writers.html_page(name, meta, rows, _thumbnails(rows), ranking.histogram(db), ranking.unreadable(db))
+            (folder / "report.html").write_text(page, encoding="utf-8")
+    finally:
+        db.close()
+    return Report(store.reports / name, rows, scores)
+
+
+def _meta(store: Store, scores: Scores, top: int, counts: dict[str, int]) -> dict[str, Any]:
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "version": __version__,
+        "method": scores.method,
+        "parameters": scores.parameters,
+        "classes": scores.vocabulary.names,
+        "templates": scores.vocabulary.templates,
+        "model": store.encoder.model,
+        "top": top,
+        **counts,
+    }
+
+
+def _thumbnails(rows: list[dict[str, Any]]) -> list[bytes | None]:
+    from ood_audit.images.decode import thumbnail
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda row: thumbnail(row["uri"], _THUMBNAIL), rows))

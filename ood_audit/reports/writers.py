@@ -1,0 +1,56 @@
+"""The report's formats. To add one: a function of rows and a path here, and its call in `reports.report`."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from ood_audit.reports.html import Page, render
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """CSV, UTF-8, with a header. Paths are exact: a spreadsheet may take one with a leading = for a formula."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys() if rows else ["rank"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Indented UTF-8 JSON."""
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def html_page(
+    name: str,
+    meta: dict[str, Any],
+    rows: list[dict[str, Any]],
+    thumbnails: list[bytes | None],
+    histogram: list[tuple[float, float, int]],
+    unreadable: list[tuple[str, str]],
+) -> str:
+    """The page that opens from disk."""
+    settings = meta["parameters"]
+    facts = [
+        ("Images", f"{meta['scored']:,}"),
+        ("Unreadable", f"{meta['unreadable']:,}"),
+        ("Classes", f"{len(meta['classes']):,}"),
+        (
+            "Score",
+            f"ΔEnergy, τ = {settings['temperature']:g}, c = {settings['top_c']}, v = {settings['reset_to']:g}",
+        ),
+        ("Model", meta["model"]),
+    ]
+    return render(
+        Page(
+            title=name,
+            created=meta["created"],
+            facts=facts,
+            rows=[{**row, "thumbnail": thumbnail} for row, thumbnail in zip(rows, thumbnails, strict=True)],
+            histogram=histogram,
+            cut=rows[-1]["ood_score"] if rows else None,
+            scored=meta["scored"],
+            unreadable=unreadable,
+            unreadable_count=meta["unreadable"],
+        )
+    )

@@ -1,0 +1,57 @@
+"""ΔEnergy: how much the energy of an image's similarities changes when its largest ones are reset.
+
+Zhu et al., NeurIPS 2025, arXiv 2510.11296. With cosines s_1 … s_K, temperature τ and E = −log Σ exp(s/τ):
+
+    E_0 = −log Σ_j exp(s_j/τ)
+    E_k = −log [ Σ_{j≠(k)} exp(s_j/τ) + exp(v/τ) ]     only the k-th largest is reset, to v
+    ΔE  = Σ_{k=1..c} (E_k − E_0)                       higher is more in-distribution
+
+The paper gives v = 0 ("the maximum cosine similarity is cropped to zero") and the sum over one reset at a time; τ and
+c are ours to choose. `ood_score` is −ΔE.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def delta_energy(cosines: Tensor, *, temperature: float, top_c: int, reset_to: float) -> Tensor:
+    """ΔE of each row.
+
+    Two forms of the same number are used, each where float32 resolves it. Where p_(k) = softmax(s/τ)_(k) is small,
+    E_k − E_0 = −log(1 − p_(k) (1 − exp((v − s_(k))/τ))), which does not cancel; where it is near 1, a difference of
+    log-sum-exps that never subtracts from a sum.
+
+    Args:
+        cosines: (N, K) float.
+        temperature: τ > 0.
+        top_c: how many of the largest are reset, each alone; all K where there are fewer.
+        reset_to: v.
+
+    Returns:
+        (N,), in the dtype of `cosines`.
+
+    """
+    logits = cosines / temperature
+    low = reset_to / temperature
+    top_c = min(top_c, logits.shape[1])
+    top, where = logits.topk(top_c, dim=1)
+    energy = -logits.logsumexp(dim=1)
+    others = logits.scatter(1, where, -math.inf)
+    # Everything but the top c; for K <= c that is nothing, and its log is -inf.
+    rest = others.logsumexp(dim=1)
+    total = torch.zeros_like(energy)
+    for k in range(top_c):
+        kept = [top[:, j] for j in range(top_c) if j != k]
+        reset = torch.stack([rest, torch.full_like(rest, low), *kept], dim=1).logsumexp(dim=1)
+        gap = top[:, k] - low
+        # p_(k) (1 − exp(−gap)); for gap < 0 as −exp(v/τ + E_0) (1 − exp(gap)), so that no exponential overflows.
+        share = torch.where(
+            gap >= 0,
+            -torch.exp(top[:, k] + energy) * torch.expm1(-gap.clamp(min=0)),
+            torch.exp((low + energy).clamp(max=0)) * torch.expm1(gap.clamp(max=0)),
+        )
+        exact = (share <= 0.5) & (low + energy <= 0)
+        total += torch.where(exact, -torch.log1p(-share.clamp(max=0.5)), -reset - energy)
+    return total

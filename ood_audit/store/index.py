@@ -1,0 +1,72 @@
+"""The FAISS index of the image features: exact inner products over float16 codes."""
+
+import json
+from pathlib import Path
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_audit.store.layout import Store, replacing, write_json
+from ood_audit.store.parts import iter_features
+
+# What `embed` builds right away: an index is held in memory, and the memory of `embed` must not grow with the images.
+# Larger ones are built when a command first needs them.
+BUILD_NOW_BYTES = 256 << 20
+
+
+def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
+    """Bring `index/features.faiss` into step with the parts; row i of it is line i of `index/image_ids.txt`.
+
+    Args:
+        store: the store.
+        limit_bytes: give up beyond this size of the codes.
+
+    Returns:
+        Whether the index is in step now.
+
+    """
+    meta = store.index.with_name("index.json")
+    if _generation(meta) == store.generation:
+        return True
+    dimension = store.encoder.dimension
+    index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    image_ids: list[str] = []
+    for batch in iter_features(store):
+        if limit_bytes is not None and 2 * dimension * (index.ntotal + len(batch.features)) > limit_bytes:
+            return False
+        index.add(batch.features)
+        image_ids += batch.image_ids.to_pylist()
+    meta.unlink(missing_ok=True)
+    with replacing(store.index) as temporary:
+        faiss.write_index(index, str(temporary))
+    with replacing(store.index.with_name("image_ids.txt")) as temporary:
+        temporary.write_text("".join(f"{image_id}\n" for image_id in image_ids))
+    write_json(meta, {"generation": store.generation, "images": len(image_ids)})
+    return True
+
+
+def neighbours(store: Store, features: NDArray[np.float32], k: int) -> tuple[list[list[str]], NDArray[np.float32]]:
+    """The k nearest images of the store by cosine.
+
+    Args:
+        store: the store; its index is built where that is due.
+        features: (N, D) float32, of length 1.
+        k: how many.
+
+    Returns:
+        Image ids, nearest first, N lists of at most k; and the (N, k) cosines.
+
+    """
+    build_index(store)
+    index = faiss.read_index(str(store.index))
+    image_ids = store.index.with_name("image_ids.txt").read_text().splitlines()
+    cosines, rows = index.search(np.ascontiguousarray(features, np.float32), min(k, index.ntotal))
+    return [[image_ids[i] for i in row] for row in rows.tolist()], cosines
+
+
+def _generation(meta: Path) -> int | None:
+    try:
+        return int(json.loads(meta.read_text())["generation"])
+    except (OSError, ValueError, KeyError):
+        return None

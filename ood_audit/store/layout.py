@@ -1,0 +1,226 @@
+"""The store on disk: where things lie, how files are written, and the lock against a second writer."""
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ood_audit import __version__
+from ood_audit.encoders.identity import EncoderIdentity
+from ood_audit.errors import StoreError
+from ood_audit.text import printable
+
+if TYPE_CHECKING:
+    from ood_audit.store.views import Rows
+
+FORMAT_VERSION = 1
+DEFAULT_STORE = ".ood-audit"
+_WRITES = {"images": ("images", "index", "runs"), "scores": ("vocabularies", "scores", "reports")}
+
+
+@dataclass(frozen=True)
+class Store:
+    """An audit's folder. See CONTRIBUTING.md for its layout."""
+
+    root: Path
+    encoder: EncoderIdentity
+
+    @property
+    def images(self) -> Path:
+        """Parquet parts, one row an image."""
+        return self.root / "images"
+
+    @property
+    def runs(self) -> Path:
+        """One JSON a run of `embed`."""
+        return self.root / "runs"
+
+    @property
+    def index(self) -> Path:
+        """The FAISS index."""
+        return self.root / "index" / "features.faiss"
+
+    @property
+    def vocabularies(self) -> Path:
+        """Class names and their text features."""
+        return self.root / "vocabularies"
+
+    @property
+    def scores(self) -> Path:
+        """One Parquet file a score run."""
+        return self.root / "scores"
+
+    @property
+    def reports(self) -> Path:
+        """One folder a report."""
+        return self.root / "reports"
+
+    @property
+    def parts(self) -> list[Path]:
+        """The complete parts, oldest first."""
+        return sorted(self.images.glob("part-*.parquet"))
+
+    @property
+    def generation(self) -> int:
+        """The number of the newest part, 0 for none; it grows with every change of the images."""
+        parts = self.parts
+        return int(parts[-1].stem.removeprefix("part-")) if parts else 0
+
+    def current(self) -> dict[str, Any]:
+        """What later commands take up: the ids of the last used `vocabulary` and of the last `scores`."""
+        path = self.root / "current.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def set_current(self, **ids: str) -> None:
+        """Change what `current` gives."""
+        write_json(self.root / "current.json", {**self.current(), **ids})
+
+    def query(self, sql: str) -> "Rows":
+        """Run one read-only SELECT over the views `images`, `scores`, `labels` and `report`.
+
+        Raises:
+            UsageError: the statement is not a SELECT, or DuckDB refuses it.
+
+        """
+        from ood_audit.store.views import query
+
+        return query(self, sql)
+
+
+def open_store(path: str | os.PathLike[str] = DEFAULT_STORE) -> Store:
+    """Open a store that `embed` has made.
+
+    Raises:
+        StoreError: there is none, or it is of another version.
+
+    """
+    root = Path(path)
+    manifest = root / "store.json"
+    if not manifest.is_file():
+        where = printable(str(root))
+        raise StoreError(f"no store at {where}; make one with `ood-audit embed FOLDER`, or name one with --store DIR")
+    try:
+        values = json.loads(manifest.read_text())
+        version = values["version"]
+        if version == FORMAT_VERSION:
+            return Store(root, EncoderIdentity.from_json(values["encoder"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{printable(str(manifest))} is damaged ({error}); restore it, or start another store"
+        ) from error
+    raise StoreError(
+        f"the store at {printable(str(root))} has format version {version}, this is ood-audit {__version__} with "
+        f"version {FORMAT_VERSION}; use the ood-audit that made it, or start another store with --store DIR"
+    )
+
+
+def create_store(path: str | os.PathLike[str], encoder: EncoderIdentity) -> Store:
+    """Make a new, empty store."""
+    store = Store(Path(path), encoder)
+    try:
+        store.images.mkdir(parents=True, exist_ok=True)
+        manifest = {
+            "version": FORMAT_VERSION,
+            "created_by": f"ood-audit {__version__}",
+            "encoder": encoder.to_json(),
+        }
+        write_json(store.root / "store.json", manifest)
+    except OSError as error:
+        raise StoreError(f"cannot make a store at {printable(str(path))}: {error.strerror or error}") from error
+    return store
+
+
+@contextmanager
+def writing(root: Path, what: Literal["images", "scores"]) -> Iterator[None]:
+    """Hold a lock of the store at `root` against a second writer; clears what a killed writer left behind.
+
+    Images (with their index and runs) have one writer at a time, and so have scores (with vocabularies and reports):
+    a report can be made while a long `embed` runs.
+
+    The system releases the lock when its process dies, however it dies, so no lock is ever stale.
+
+    Raises:
+        StoreError: another process is writing, or `root` can't be written to or is some other folder.
+
+    """
+    from filelock import FileLock, Timeout
+
+    where = printable(str(root))
+    owner, lock = root / f"{what}.writer.json", FileLock(root / f"{what}.lock")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not any((root / name).exists() for name in ("images.lock", "store.json")) and any(root.iterdir()):
+            raise StoreError(f"{where} is a folder with other things in it; name a new one with --store DIR")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StoreError(f"{_owner(owner)} is writing to {where}; wait for it, or use another --store") from None
+    except OSError as error:
+        raise StoreError(f"cannot write to the store {where}: {error.strerror or error}") from error
+    try:
+        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
+        for folder in _WRITES[what]:
+            for leftover in (root / folder).glob(".*.tmp"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` to write to; flushed to disk and renamed to `path` on success, else removed.
+
+    Serves files and folders. A reader sees the old one or the new one, never a part of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        yield temporary
+        if temporary.is_dir():
+            if path.exists():
+                old = path.parent / f".{path.name}.{os.getpid()}.old.tmp"
+                path.rename(old)
+                temporary.rename(path)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(path)
+        else:
+            _flush(temporary)
+            temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file in one piece."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text())
+        return f"another ood-audit (process {owner['pid']} on {owner['host']})"
+    except (OSError, ValueError, KeyError):
+        return "another ood-audit"

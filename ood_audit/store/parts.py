@@ -1,0 +1,181 @@
+"""The Parquet parts: one row an image, append-only, each part written whole or not at all."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ood_audit.errors import StoreError
+from ood_audit.images.decode import Decoded
+from ood_audit.images.sources import ImageRef
+from ood_audit.store.layout import Store, replacing
+
+PART_ROWS = 8192  # and
+PART_SECONDS = 15.0  # whichever is reached first: what a kill can cost
+_FACTS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("part", pa.int32()),  # the number in the part's name
+        ("uri", pa.string()),
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("folder", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("content_hash", pa.string()),
+        ("status", pa.string()),  # ok, error or removed
+        ("error", pa.string()),
+        ("supersedes", pa.bool_()),  # an older part has a row of this image, which no longer counts
+        ("run_id", pa.string()),
+    ]
+)
+
+
+def schema(dimension: int) -> pa.Schema:
+    """The columns of a part."""
+    return _FACTS.append(pa.field("embedding", pa.list_(pa.float16(), dimension)))
+
+
+class PartWriter:
+    """Collects rows and writes a part whenever enough have come together; a context manager.
+
+    On leaving, also by an exception such as Ctrl-C, the rows collected so far are written.
+    """
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self._store = store
+        self._run_id = run_id
+        self._dimension = store.encoder.dimension
+        self._number = store.generation
+        self._rows: list[dict[str, Any]] = []
+        self._features: list[NDArray[np.float16]] = []
+        self._started = time.monotonic()
+
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, StoreError):  # the disk is full: what it can't take now it can't take again
+            self.flush()
+
+    def add(self, image: ImageRef, decoded: Decoded, features: NDArray[np.float32] | None, *, supersedes: bool) -> None:
+        """Add an image: with its features (D,), or with the error in `decoded`."""
+        row = {
+            "width": decoded.width,
+            "height": decoded.height,
+            "format": decoded.format,
+            "size_bytes": decoded.size_bytes,
+            "mtime_ns": decoded.mtime_ns,
+            "content_hash": decoded.content_hash,
+            "status": "ok" if decoded.error is None else "error",
+            "error": decoded.error,
+        }
+        if features is not None:
+            self._features.append(features.astype(np.float16))
+        self._append(image, row, supersedes)
+
+    def remove(self, image: ImageRef) -> None:
+        """Take an image out of the view."""
+        self._append(image, {"status": "removed"}, True)
+
+    def _append(self, image: ImageRef, row: dict[str, Any], supersedes: bool) -> None:
+        row.update(
+            image_id=image.image_id,
+            uri=image.uri,
+            source=image.source,
+            path=image.path,
+            folder=image.folder,
+            supersedes=supersedes,
+            run_id=self._run_id,
+        )
+        self._rows.append(row)
+        if len(self._rows) >= PART_ROWS or time.monotonic() - self._started >= PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been collected as a part.
+
+        Raises:
+            StoreError: the disk is full or not writable; parts written before are whole.
+
+        """
+        if self._rows:
+            number = self._number + 1
+            try:
+                self._write(number)
+            except OSError as error:
+                reason = error.strerror or error
+                raise StoreError(
+                    f"cannot write to {self._store.images}: {reason}; what was embedded before is kept, "
+                    "make room and run the same command again"
+                ) from error
+            self._number = number
+            self._rows.clear()
+            self._features.clear()
+        self._started = time.monotonic()
+
+    def _write(self, number: int) -> None:
+        for row in self._rows:
+            row["part"] = number
+        table = pa.Table.from_pylist(self._rows, schema=_FACTS)
+        values = pa.array(np.concatenate(self._features) if self._features else np.empty(0, np.float16))
+        # The lists of unreadable and removed images are null: they point at the next list's start.
+        has = pc.equal(table["status"], "ok").to_numpy()
+        rows = pa.array(np.where(has, np.cumsum(has) - 1, 0), mask=~has, type=pa.int64())
+        lists = pa.FixedSizeListArray.from_arrays(values, self._dimension)
+        table = table.append_column(schema(self._dimension).field("embedding"), lists.take(rows))
+        with replacing(self._store.images / f"part-{number:08d}.parquet") as temporary:
+            pq.write_table(
+                table,
+                temporary,
+                use_dictionary=["source", "folder", "format", "status", "error", "run_id"],
+                # Features don't compress, and plain ones read ten times as fast.
+                compression=dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none"},
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBatch:
+    """Some readable images of the current view: their ids, paths, and (N, D) float32 features of length 1."""
+
+    image_ids: pa.Array
+    paths: pa.Array
+    features: NDArray[np.float32]
+
+
+def iter_features(store: Store, *, batch_rows: int = 65_536) -> Iterator[FeatureBatch]:
+    """Stream the features of all readable images, part after part; memory holds one batch."""
+    from ood_audit.store.views import superseded
+
+    newest = superseded(store)
+    for part in store.parts:
+        yield from _part_features(part, newest, store.encoder.dimension, batch_rows)
+
+
+def _part_features(part: Path, newest: dict[str, int], dimension: int, batch_rows: int) -> Iterator[FeatureBatch]:
+    number = int(part.stem.removeprefix("part-"))
+    columns = ["image_id", "path", "status", "embedding"]
+    for batch in pq.ParquetFile(part).iter_batches(batch_size=batch_rows, columns=columns):
+        keep = pc.equal(batch["status"], "ok")
+        if newest:
+            outdated = [newest.get(image_id, 0) > number for image_id in batch["image_id"].to_pylist()]
+            keep = pc.and_not(keep, pa.array(outdated))
+        batch = batch.filter(keep)
+        if batch.num_rows:
+            values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
+            features = values.reshape(-1, dimension).astype(np.float32)
+            features /= np.linalg.norm(features, axis=1, keepdims=True)  # float16 rounding
+            yield FeatureBatch(batch["image_id"], batch["path"], features)

@@ -1,0 +1,132 @@
+"""DuckDB over the store: the views `images`, `scores`, `labels` and `report`."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from ood_audit.errors import StoreError, UsageError
+from ood_audit.store.layout import Store
+from ood_audit.text import printable
+
+VIEWS = ("images", "scores", "labels", "report")
+
+_ROWS = """
+CREATE TABLE _no_rows (
+    image_id VARCHAR, part INTEGER, uri VARCHAR, source VARCHAR, path VARCHAR, folder VARCHAR, width INTEGER,
+    height INTEGER, format VARCHAR, size_bytes BIGINT, mtime_ns BIGINT, content_hash VARCHAR, status VARCHAR,
+    error VARCHAR, supersedes BOOLEAN, run_id VARCHAR, embedding FLOAT[]
+)"""
+_IMAGES = """
+CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
+CREATE VIEW images AS
+SELECT image_id, source, path, folder, width, height, format, size_bytes, content_hash, status, error,
+       uri, mtime_ns, run_id
+FROM _rows AS r
+WHERE status <> 'removed'
+  AND NOT EXISTS (FROM _superseded AS s WHERE s.image_id = r.image_id AND s.part > r.part)
+"""
+_SCORES = """
+CREATE TABLE _no_scores (
+    image_id VARCHAR, path VARCHAR, ood_score FLOAT, delta_energy FLOAT, energy FLOAT, max_cosine FLOAT,
+    label VARCHAR, label_2 VARCHAR, margin FLOAT
+)"""
+_REPORT = """
+CREATE VIEW report AS
+SELECT row_number() OVER (ORDER BY ood_score DESC, s.path, s.image_id) AS rank,
+       s.*, i.* EXCLUDE (image_id, path)
+FROM scores AS s JOIN images AS i USING (image_id)
+"""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The answer to a query."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+
+    def dicts(self) -> list[dict[str, Any]]:
+        """One dictionary a row."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def connect(store: Store) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with the views of `store`; the caller closes it."""
+    connection = duckdb.connect(config={"preserve_insertion_order": False})
+    connection.execute(_ROWS)
+    _view(connection, "_rows", store.parts, "_no_rows")
+    connection.execute(_IMAGES)
+    connection.execute(_SCORES)
+    current = store.current()
+    scores = store.scores / f"{current.get('scores')}.parquet"
+    _view(connection, "scores", [scores] if scores.exists() else [], "_no_scores")
+    connection.execute(_REPORT)
+    _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
+    return connection
+
+
+def query(store: Store, sql: str) -> Rows:
+    """Run one read-only SELECT that can read the store's files and nothing else; see `Store.query`."""
+    connection = connect(store)
+    try:
+        root = os.path.join(os.path.abspath(store.root), "")
+        connection.execute(f"SET allowed_directories = [{_quoted(root)}]")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        statements = connection.extract_statements(sql)
+        if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+            raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
+        result = connection.execute(statements[0])
+        return Rows([column[0] for column in result.description or []], result.fetchall())
+    except duckdb.Error as error:
+        raise UsageError(_explain(connection, error)) from error
+    finally:
+        connection.close()
+
+
+def superseded(store: Store) -> dict[str, int]:
+    """Images of which an older row no longer counts, with the part of the row that does."""
+    connection = connect(store)
+    try:
+        return dict(connection.execute("SELECT image_id, part FROM _superseded").fetchall())
+    finally:
+        connection.close()
+
+
+def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], empty: str) -> None:
+    if not files:
+        connection.execute(f"CREATE VIEW {name} AS FROM {empty}")
+        return
+    paths = ", ".join(_quoted(os.path.abspath(file)) for file in files)
+    try:
+        connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{paths}])")
+    except duckdb.Error as error:
+        raise StoreError(f"the store is damaged: {printable(str(error).splitlines()[0])}") from error
+
+
+def _labels(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    classes = json.loads(path.read_text(encoding="utf-8"))["classes"] if path.exists() else []
+    connection.execute(
+        "CREATE TABLE labels AS SELECT position, names[1] AS label, names[2:] AS synonyms "
+        "FROM (SELECT unnest(range(len(classes))) AS position, unnest(classes) AS names "
+        "FROM (SELECT ?::VARCHAR[][] AS classes))",
+        [classes],
+    )
+
+
+def _explain(connection: duckdb.DuckDBPyConnection, error: duckdb.Error) -> str:
+    """DuckDB's first line, and what there is to ask for."""
+    columns = connection.execute(
+        "SELECT table_name, string_agg(column_name, ', ' ORDER BY ordinal_position) "
+        "FROM information_schema.columns WHERE table_name NOT LIKE '\\_%' ESCAPE '\\' GROUP BY 1"
+    ).fetchall()
+    views = "; ".join(f"{name}({names})" for name, names in sorted(columns, key=lambda row: VIEWS.index(row[0])))
+    return f"{printable(str(error).splitlines()[0])}; views: {views}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,55 @@
+"""Shared fixtures. Everything runs offline on the CPU, with the bundled starter and the pictures in examples/."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def run_cli(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The real command line, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "ood_audit", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OOD_AUDIT_STORE": "", **environment},
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    from ood_audit.encoders.clip import load_encoder
+
+    return load_encoder("starter", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def example_store(tmp_path_factory):
+    """A store of examples/images, made through the real command line. Read only: copy it to change it."""
+    store = tmp_path_factory.mktemp("example") / "store"
+    done = run_cli("embed", EXAMPLES / "images", "--store", store)
+    assert done.returncode == 0, done.stderr
+    return store
+
+
+@pytest.fixture
+def store_copy(example_store, tmp_path):
+    return Path(shutil.copytree(example_store, tmp_path / "store"))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six readable pictures in two folders, to add to and take from."""
+    for folder in ("airplane", "sunflower"):
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+        for source in sorted((EXAMPLES / "images" / folder).iterdir())[:3]:
+            shutil.copy(source, tmp_path / "pictures" / folder)
+    return tmp_path / "pictures"

@@ -25,7 +25,6 @@ store_option = click.option(
 )
 format_option = click.option(
     "--format",
-    "fmt",
     type=click.Choice(["table", "csv", "json", "jsonl"]),
     default="table",
     show_default=True,
@@ -41,9 +40,9 @@ def note(message: str) -> None:
     click.echo(printable(message), err=True)
 
 
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], fmt: str) -> None:
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], format: str) -> None:
     """Rows to stdout. Tables show control characters as escapes; the other formats hold the exact values."""
-    if fmt == "table":
+    if format == "table":
         from tabulate import tabulate
 
         cells = [[_cell(value) for value in row] for row in rows]
@@ -61,13 +60,13 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], fmt: str) 
                 colalign=align if rows else None,
             )
         )
-    elif fmt == "csv":
+    elif format == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
     else:
         records = [dict(zip(columns, row, strict=True)) for row in rows]
-        if fmt == "json":
+        if format == "json":
             click.echo(json.dumps(records, indent=2, ensure_ascii=False, default=str))
         else:
             for record in records:

@@ -14,7 +14,7 @@ from ood_audit.commands.common import format_option, note, print_rows, store_opt
 @click.argument("sql")
 @store_option
 @format_option
-def command(sql: str, store: str, fmt: str) -> None:
+def command(sql: str, store: str, format: str) -> None:
     """Run one read-only SELECT over the views images, scores, labels and report."""
     from ood_audit.store import open_store
 
@@ -22,4 +22,4 @@ def command(sql: str, store: str, fmt: str) -> None:
     answer = opened.query(sql)
     if re.search(r"\b(scores|report)\b", sql, re.IGNORECASE) and "scores" not in opened.current():
         note("nothing is scored yet: run `ood-audit report --labels FILE`")
-    print_rows(answer.columns, answer.rows, fmt)
+    print_rows(answer.columns, answer.rows, format)

@@ -20,7 +20,7 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
     metavar="FILE",
     help="One class a line, synonyms after |.  [default: as last time, or folders]",
 )
-@click.option("--template", "templates", multiple=True, metavar="TEXT", help="A prompt with {}; repeat to average.")
+@click.option("--template", multiple=True, metavar="TEXT", help="A prompt with {}; repeat to average.")
 @click.option("--template-set", type=click.Choice(["openai-imagenet", "simple"]), help="open_clip's prompts.")
 @click.option("--top", type=click.IntRange(min=1), default=100, show_default=True, help="How many images to list.")
 @click.option("--name", default="latest", show_default=True, metavar="NAME", help="The report is kept as reports/NAME.")
@@ -29,7 +29,7 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
 @click.option("--reset-to", type=float, metavar="V", help="What they are reset to.  [default: the model's]")
 @device_option
 @format_option
-def command(fmt: str, templates: tuple[str, ...], template_set: str | None, **options: Any) -> None:
+def command(format: str, template: tuple[str, ...], template_set: str | None, **options: Any) -> None:
     """Score every image by ΔEnergy, rank them, and write the report.
 
     Prints the most out-of-distribution images, and writes all formats to reports/NAME in the store: report.html,
@@ -37,15 +37,15 @@ def command(fmt: str, templates: tuple[str, ...], template_set: str | None, **op
     """
     from ood_audit.reports import report
 
-    if templates and template_set:
+    if template and template_set:
         raise UsageError("choose --template or --template-set, not both")
     if template_set:
         from ood_audit.vocabulary import template_set as prompts
 
-        templates = prompts(template_set)
+        template = prompts(template_set)
     with progress("scoring") as update:
-        result = report(templates=templates or None, note=note, on_progress=update, **options)
-    print_rows(COLUMNS, [[row[column] for column in COLUMNS] for row in result.rows], fmt)
+        result = report(templates=template or None, note=note, on_progress=update, **options)
+    print_rows(COLUMNS, [[row[column] for column in COLUMNS] for row in result.rows], format)
     scores = result.scores
     settings = ", ".join(f"{name} {value:g}" for name, value in scores.parameters.items())
     again = " (as scored before)" if scores.reused else ""

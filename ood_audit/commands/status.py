@@ -11,7 +11,7 @@ from ood_audit.store.layout import Store, open_store
 @click.command("status", epilog="Example: ood-audit status --store .ood-audit --format json")
 @store_option
 @format_option
-def command(store: str, fmt: str) -> None:
+def command(store: str, format: str) -> None:
     """Show what the store holds: images, encoder, vocabulary, scores, the last run."""
     opened = open_store(store)
     ok, unreadable, sources, size, classes, scored = opened.query(
@@ -42,10 +42,10 @@ def command(store: str, fmt: str) -> None:
         ("last_run", last["finished"] if last else ""),
         ("last_run_interrupted", bool(last and last["interrupted"])),
     ]
-    if fmt == "table":
-        print_rows(["what", "value"], rows, fmt)
+    if format == "table":
+        print_rows(["what", "value"], rows, format)
     else:
-        print_rows([name for name, _ in rows], [[value for _, value in rows]], fmt)
+        print_rows([name for name, _ in rows], [[value for _, value in rows]], format)
 
 
 def _in_step(store: Store) -> bool:

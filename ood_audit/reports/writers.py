@@ -43,7 +43,7 @@ def html_page(
     ]
     return render(
         Page(
-            title=name,
+            title=f"ood-audit: {name}",
             created=meta["created"],
             facts=facts,
             rows=[{**row, "thumbnail": thumbnail} for row, thumbnail in zip(rows, thumbnails, strict=True)],

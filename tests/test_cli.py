@@ -1,0 +1,168 @@
+"""The command line itself: formats, exit codes, environment, start-up."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import duckdb
+import pytest
+
+from ood_audit.cli import COMMANDS
+from tests.conftest import EXAMPLES, run_cli
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory, example_store):
+    """The example store with a report, made by the command line; read only."""
+    import shutil
+
+    store = shutil.copytree(example_store, tmp_path_factory.mktemp("reported") / "store")
+    done = run_cli("report", "--labels", EXAMPLES / "classes.txt", "--top", 12, "--format", "json", "--store", store)
+    assert done.returncode == 0, done.stderr
+    return store, done
+
+
+def test_report_prints_the_ranking_and_says_where_the_page_is(reported):
+    store, done = reported
+    rows = json.loads(done.stdout)
+    assert [row["rank"] for row in rows] == list(range(1, 13))
+    assert all(row["ood_score"] == -row["delta_energy"] for row in rows)
+    assert [row["ood_score"] for row in rows] == sorted((row["ood_score"] for row in rows), reverse=True)
+    assert str(store / "reports" / "latest" / "report.html") in done.stderr
+    with (EXAMPLES / "truth.csv").open() as file:
+        planted = {row["path"] for row in csv.DictReader(file) if row["is_ood"] == "1"}
+    found = {row["path"] for row in rows} & planted
+    assert len(found) >= 7  # of 12; chance would give 2
+
+
+def test_report_files_agree_with_each_other(reported):
+    store, done = reported
+    folder = store / "reports" / "latest"
+    top = json.loads((folder / "report.json").read_text())
+    with (folder / "report.csv").open() as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [row["path"] for row in top]
+    assert [row["path"] for row in json.loads(done.stdout)] == [row["path"] for row in top]
+    everything = duckdb.execute(f"SELECT rank, path, ood_score FROM '{folder}/report.parquet'").fetchall()
+    assert [row[0] for row in everything] == list(range(1, 82))
+    assert [row[1] for row in everything[:12]] == [row["path"] for row in top]
+    meta = json.loads((folder / "meta.json").read_text())
+    assert (meta["scored"], meta["unreadable"], meta["top"]) == (81, 1, 12)
+    assert "chair/img_9999.jpg" in (folder / "report.html").read_text()
+
+
+def test_views_have_the_columns_that_others_rely_on(reported):
+    store, _ = reported
+    columns = {
+        "images": "image_id source path folder width height format size_bytes content_hash status error",
+        "scores": "image_id path ood_score delta_energy energy max_cosine label label_2 margin",
+        "report": "rank image_id path ood_score label source folder width height status",
+        "labels": "label synonyms",
+    }
+    for view, names in columns.items():
+        done = run_cli("query", f"SELECT {', '.join(names.split())} FROM {view} LIMIT 2", "--store", store)
+        assert done.returncode == 0, done.stderr
+
+
+def test_formats_hold_the_same_rows(reported):
+    store, _ = reported
+    sql = "SELECT rank, path, margin FROM report ORDER BY rank LIMIT 3"
+    answers = {
+        f: run_cli("query", sql, "--format", f, "--store", store).stdout for f in ("table", "csv", "json", "jsonl")
+    }
+    rows = json.loads(answers["json"])
+    assert [json.loads(line) for line in answers["jsonl"].splitlines()] == rows
+    assert [row["path"] for row in csv.DictReader(io.StringIO(answers["csv"]))] == [row["path"] for row in rows]
+    assert answers["table"].splitlines()[0].split() == ["rank", "path", "margin"]
+    assert len(answers["table"].splitlines()) == 5
+
+
+def test_scores_are_kept_until_something_changes(reported, tmp_path):
+    import shutil
+
+    store = shutil.copytree(reported[0], tmp_path / "store")
+    again = run_cli("report", "--top", 1, "--store", store)
+    assert "(as scored before)" in again.stderr
+    assert "8 classes last used" in again.stderr
+    other = run_cli("report", "--top", 1, "--temperature", 0.01, "--top-c", 1, "--store", store)
+    assert "temperature 0.01, top_c 1" in other.stderr
+    assert "as scored before" not in other.stderr
+
+
+def test_folder_names_are_the_vocabulary_of_last_resort(store_copy):
+    done = run_cli("report", "--top", 1, "--store", store_copy, "--template-set", "simple")
+    assert done.returncode == 0
+    assert "the 8 folder names" in done.stderr
+
+
+def test_status(reported):
+    done = run_cli("status", "--format", "json", "--store", reported[0])
+    (status,) = json.loads(done.stdout)
+    assert (status["images"], status["unreadable"], status["classes"], status["scored"]) == (81, 1, 8, 81)
+    assert status["scores_in_step"] is True
+    assert status["reports"] == "latest"
+
+
+def test_environment_variables(reported):
+    store, _ = reported
+    done = run_cli("query", "SELECT 1 AS one", OOD_AUDIT_STORE=str(store), OOD_AUDIT_QUERY_FORMAT="csv")
+    assert done.stdout == "one\n1\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_an_example(command):
+    done = run_cli(command, "--help")
+    assert f"Example: ood-audit {command}" in done.stdout
+
+
+HEAVY = ("torch", "open_clip", "faiss", "pyarrow", "numpy", "PIL")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (["--help"], (*HEAVY, "duckdb")),
+        (["embed", "--help"], (*HEAVY, "duckdb")),
+        (["status"], HEAVY),
+        (["query", "SELECT count(*) FROM report"], HEAVY),
+        (["report", "--top", "3"], ("torch", "open_clip", "faiss")),
+    ],
+)
+def test_commands_start_without_heavy_imports(reported, arguments, unwanted):
+    code = (
+        "import sys\nfrom ood_audit.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as done: assert not done.code\n"
+        f"print([name for name in {unwanted!r} if name in sys.modules], file=sys.stderr)"
+    )
+    environment = {"OOD_AUDIT_STORE": str(reported[0]), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_output_into_a_closed_pipe_is_quiet(reported):
+    command = f"{sys.executable} -m ood_audit query 'FROM range(200000)' --format csv --store '{reported[0]}' | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("range\n", "")
+
+
+def test_an_error_of_ours_is_one_line_and_debug_shows_it(reported):
+    (arguments := ["query", "SELECT nope", "--store", str(reported[0])])
+    done = run_cli(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "images(image_id, source, path" in done.stderr
+    assert "Traceback" in run_cli("--debug", *arguments).stderr
+
+
+def test_python_api_mirrors_the_commands(store_copy):
+    import ood_audit
+
+    made = ood_audit.report(store_copy, labels=["airplane", "butterfly", "chair"], top=5, name="mine")
+    assert made.html.exists()
+    assert len(made.rows) == 5
+    assert made.scores.vocabulary.names == ["airplane", "butterfly", "chair"]
+    store = ood_audit.open_store(store_copy)
+    assert store.query("SELECT count(*) FROM report").rows == [(81,)]
+    assert {name for name in ood_audit.__all__ if not hasattr(ood_audit, name)} == set()

@@ -1,0 +1,223 @@
+"""The encoder against plain open_clip, for each kind of model that open_clip has."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.model import CLIP, CustomTextCLIP
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from ood_audit.encoders import registry
+from ood_audit.encoders.clip import ClipEncoder, load_encoder
+from ood_audit.encoders.folding import fold_batch_norm
+from ood_audit.errors import EncoderError, UsageError
+from tests.conftest import EXAMPLES
+
+PHOTOS = sorted((EXAMPLES / "images" / "butterfly").iterdir())[:4]
+TEXTS = ["a photo of a butterfly.", "an airplane", "日本", ""]
+VIT = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+def save(folder: Path, model_cfg: dict[str, Any], **preprocess: object) -> str:
+    """A small random model in open_clip's own folder format."""
+    torch.manual_seed(0)
+    kind = CustomTextCLIP if model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"] else CLIP
+    arguments = {name: value for name, value in model_cfg.items() if name != "custom_text"}
+    model = kind(**json.loads(json.dumps(arguments)))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.1)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+            nn.init.uniform_(module.weight, 0.5, 2)
+    folder.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return f"local-dir:{folder}"
+
+
+def plain(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features by open_clip's own recipe."""
+    model, _, transform = open_clip.create_model_and_transforms(name)
+    tokenizer = open_clip.get_tokenizer(name)
+    model.eval()
+    with torch.no_grad():
+        images = model.encode_image(torch.stack([transform(Image.open(p).convert("RGB")) for p in PHOTOS]))
+        texts = model.encode_text(tokenizer(TEXTS))
+    return tuple(nn.functional.normalize(x, dim=-1).numpy() for x in (images, texts))  # type: ignore[return-value]
+
+
+def check(encoder: ClipEncoder, name: str) -> None:
+    images, texts = plain(name)
+    mine = encoder.encode_images([encoder.prepare(Image.open(p).convert("RGB")) for p in PHOTOS])
+    np.testing.assert_allclose(mine, images, atol=2e-5)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), texts, atol=2e-5)
+    assert mine.dtype == np.float32
+    assert encoder.identity.dimension == images.shape[1]
+
+
+def test_starter_is_plain_open_clip(encoder):
+    check(encoder, f"local-dir:{registry.STARTER}")
+    assert encoder.score_defaults.top_c == 2
+    assert encoder.identity.model == "starter"
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "vit": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT},
+    "quickgelu": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT, "quick_gelu": True},
+    "custom text": {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": TEXT, "custom_text": True},
+    "siglip": {
+        "embed_dim": 192,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {
+            "image_size": 224,
+            "timm_model_name": "vit_tiny_patch16_224",
+            "timm_pool": "map",
+            "timm_proj": "none",
+        }
+        | {"timm_model_pretrained": False},
+        "text_cfg": TEXT | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+    },
+    "modified resnet": {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 16, "patch_size": None},
+        "text_cfg": TEXT,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_kinds_of_models(tmp_path, kind):
+    name = save(tmp_path / "model", MODELS[kind], **(PREPROCESS if kind == "siglip" else {}))
+    loaded = load_encoder(name, device="cpu")
+    check(loaded, name)
+    assert (
+        loaded.identity.activation == ("quickgelu" if kind in ("quickgelu",) else "gelu") or kind == "modified resnet"
+    )
+
+
+def test_hugging_face_text_tower(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "butterfly", "airplane", "an", "."]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    transformers.BertConfig(vocab_size=len(words), **sizes).save_pretrained(folder)
+    text = {"hf_model_name": str(folder), "hf_tokenizer_name": str(folder), "hf_model_pretrained": False}
+    text |= {"hf_pooler_type": "mean_pooler", "context_length": 16, "hf_proj_type": "linear"}
+    name = save(folder, {"embed_dim": 24, "vision_cfg": VIT, "text_cfg": text})
+    check(load_encoder(name, device="cpu"), name)
+
+
+def test_batch_norm_is_folded(encoder):
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in encoder._model.visual.modules())
+
+
+def test_batch_norm_that_is_not_a_convolutions_own_stays():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return (self.norm(y) + y).flatten(1)  # folding would change the second term
+
+    tower = Shared().eval()
+    nn.init.uniform_(tower.norm.weight, 2, 3)
+    assert fold_batch_norm(tower, torch.rand(2, 3, 8, 8)) is tower
+
+
+def test_same_weights_are_the_same_encoder_in_any_file(tmp_path):
+    first = load_encoder(save(tmp_path / "a", MODELS["vit"]), device="cpu").identity
+    folder = Path(save(tmp_path / "b", MODELS["vit"]).removeprefix("local-dir:"))
+    state = open_clip.factory.load_state_dict(str(folder / "open_clip_model.safetensors"))
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    second = load_encoder(f"local-dir:{folder}", device="cpu").identity
+    assert first.differences(second) == []
+    state["visual.class_embedding"][0] += 1
+    torch.save(state, folder / "pytorch_model.bin")
+    assert "weights sha256" in first.differences(load_encoder(f"local-dir:{folder}", device="cpu").identity)[0]
+
+
+def test_published_weights_come_with_their_settings(tmp_path, monkeypatch):
+    """OpenAI's were trained with QuickGELU: as a tag, and as the file that they are published as."""
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda config: "/cache/weights.safetensors")
+    monkeypatch.setattr(registry, "_fail_fast_without_network", lambda: None)
+    assert registry.find_model("ViT-B-32/openai", None, cuda=False).quick_gelu
+    assert not registry.find_model("ViT-B-32/laion2b_s34b_b79k", None, cuda=False).quick_gelu
+    (tmp_path / "ViT-B-32.pt").write_bytes(b"")
+    (tmp_path / "mine.pt").write_bytes(b"")
+    assert registry.find_model("ViT-B-32", str(tmp_path / "ViT-B-32.pt"), cuda=False).quick_gelu
+    assert not registry.find_model("ViT-B-32", str(tmp_path / "mine.pt"), cuda=False).quick_gelu
+
+
+def test_auto_is_the_starter_without_cuda():
+    assert registry.find_model("auto", None, cuda=False).model == "starter"
+
+
+def test_models_without_a_card_use_their_own_temperature(tmp_path):
+    defaults = load_encoder(save(tmp_path / "a", MODELS["vit"]), device="cpu").score_defaults
+    assert defaults.temperature == pytest.approx(0.07, rel=1e-3)  # CLIP's logit scale before training
+
+
+class Trap:
+    def __reduce__(self):
+        return (Path.touch, (Path("trap was sprung"),))
+
+
+def test_weights_never_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"state_dict": Trap()}))
+    torch.save({"state_dict": Trap()}, tmp_path / "zipped.pt")
+    for name in ("evil.pt", "zipped.pt"):
+        with pytest.raises(EncoderError, match="run code"):
+            load_encoder("ViT-B-32", weights=name, device="cpu")
+    assert not (tmp_path / "trap was sprung").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "complaint"),
+    [
+        ("ViT-B-33/openai", None, "did you mean ViT-B-32"),
+        ("ViT-B-32", None, "needs weights: --model ViT-B-32/TAG"),
+        ("ViT-B-32/nope", None, "ViT-B-32 has openai"),
+        ("starter", "x.pt", "--weights goes with a bare architecture"),
+        ("local-dir:/nowhere", None, "no open_clip_config.json"),
+        ("ViT-B-32", "/nowhere.pt", "no such file"),
+    ],
+)
+def test_wrong_names_say_what_is_right(model, weights, complaint):
+    with pytest.raises((UsageError, EncoderError), match=complaint):
+        load_encoder(model, weights=weights, device="cpu")
+
+
+def test_without_a_network_the_remedy_is_told(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nowhere")
+    with pytest.raises(EncoderError, match=r"laion/CLIP-ViT-B-16-laion2B-s34B-b88K; fetch it where .* --weights FILE"):
+        load_encoder("ViT-B-16/laion2b_s34b_b88k", device="cpu")
+    with pytest.raises(EncoderError, match=r"hf-hub:org/name from huggingface\.co/org/name"):
+        load_encoder("hf-hub:org/name", device="cpu")
+
+
+def test_bf16_features_agree(encoder):
+    half = load_encoder("starter", device="cpu", precision="bf16")
+    pixels = [encoder.prepare(Image.open(p).convert("RGB")) for p in PHOTOS]
+    assert (encoder.encode_images(pixels) * half.encode_images(pixels)).sum(axis=1).min() > 0.99
+    assert encoder.identity.differences(half.identity) == ["precision fp32 here, bf16 there"]

@@ -1,0 +1,70 @@
+"""The parts of a report that the command line tests don't reach."""
+
+from itertools import pairwise
+
+import pytest
+
+import ood_audit
+from ood_audit.errors import UsageError
+from ood_audit.reports import ranking
+from ood_audit.store import open_store
+from ood_audit.store.views import connect
+
+
+def test_one_class_has_no_runner_up(store_copy):
+    made = ood_audit.report(store_copy, labels=["airplane"], top=3)
+    assert [row["label_2"] for row in made.rows] == [None] * 3
+    assert [row["margin"] for row in made.rows] == [None] * 3
+    assert made.html.exists()
+
+
+def test_histogram_counts_every_image_once(store_copy):
+    ood_audit.score(store_copy, labels=["airplane", "chair"])
+    db = connect(open_store(store_copy))
+    bins = ranking.histogram(db)
+    low, high = db.execute("SELECT min(ood_score), max(ood_score) FROM report").fetchall()[0]
+    db.close()
+    assert sum(count for _, _, count in bins) == 81
+    assert [bins[0][0], bins[-1][1]] == pytest.approx([low, high])
+    assert all(a[1] == pytest.approx(b[0]) for a, b in pairwise(bins))
+
+
+def test_histogram_of_nothing(store_copy):
+    db = connect(open_store(store_copy))
+    assert ranking.histogram(db) == []
+    db.close()
+
+
+def test_a_report_replaces_its_older_self_as_a_whole(store_copy):
+    first = ood_audit.report(store_copy, labels=["airplane", "chair"], top=3)
+    (first.folder / "extra.txt").write_text("of another version")
+    ood_audit.report(store_copy, top=2)
+    assert sorted(path.name for path in first.folder.parent.iterdir()) == ["latest"]
+    assert not (first.folder / "extra.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["../up", ".hidden", "", "a/b"])
+def test_names_stay_inside_the_store(store_copy, name):
+    with pytest.raises(UsageError, match="--name"):
+        ood_audit.report(store_copy, labels=["airplane"], name=name)
+
+
+def test_pictures_that_are_gone_do_not_stop_a_report(pictures, tmp_path):
+    done = ood_audit.embed(pictures, store=tmp_path / "store")
+    for path in pictures.glob("*/*"):
+        path.unlink()
+    made = ood_audit.report(done.store, top=6)
+    assert len(made.rows) == 6
+    assert made.html.exists()
+
+
+def test_scores_do_not_depend_on_the_chunk(store_copy, monkeypatch):
+    labels = ["airplane", "chair", "cup"]
+    sql = "SELECT path, ood_score, label, margin FROM scores ORDER BY path"
+    ood_audit.score(store_copy, labels=labels)
+    whole = open_store(store_copy).query(sql).rows
+    monkeypatch.setattr("ood_audit.scoring._CHUNK_BYTES", 100)
+    ood_audit.score(store_copy, labels=labels, top_c=2, temperature=1.0000001)
+    pieces = open_store(store_copy).query(sql).rows
+    assert [(row[0], row[2]) for row in whole] == [(row[0], row[2]) for row in pieces]
+    assert [row[1] for row in whole] == pytest.approx([row[1] for row in pieces], abs=1e-6)

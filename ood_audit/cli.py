@@ -1,6 +1,7 @@
 """The command line: a click group that imports a command when it is called."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str], debug: bool) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Greek letters and file names on a terminal that is not UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         # Options work before and after the command's name alike.
         rest = [argument for argument in arguments if argument != "--debug"] if debug else list(arguments)
@@ -84,12 +88,13 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
             raise
         _complain(str(error))
         return error.exit_code
+    except SystemExit:
+        if type(sys.stdout) is click.utils.PacifyFlushWrapper:  # `| head`: the reader has what it wanted
+            return 0
+        raise
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted; what was done is kept, the same command goes on from there")
         return 130
-    except BrokenPipeError:  # `| head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         if debug:
             raise

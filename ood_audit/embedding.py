@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -16,9 +15,9 @@ import pyarrow as pa
 
 from ood_audit import __version__
 from ood_audit.errors import OodAuditError, StoreError
-from ood_audit.images.sources import ImageRef, ScanNotes, file_uri, resolve, scan
+from ood_audit.images.sources import ImageRef, ScanNotes, file_uri, local_path, resolve, scan
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
-from ood_audit.store.layout import write_json
+from ood_audit.store.layout import store_root, write_json
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
 
@@ -84,7 +83,7 @@ def embed(
     started = time.monotonic()
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
-    root = Path(store)
+    root = store_root(store)
     found = list(dict.fromkeys(resolve(source) for source in sources))
     for source in found:
         if next(scan(source, notes := ScanNotes(), exclude=os.path.realpath(root)), None) is None:
@@ -101,7 +100,8 @@ def embed(
         result = EmbedResult(existing)
         run = _Run(result, found, on_progress)
         try:
-            run.bring_into_step(encoder, device, batch_size, on_start)
+            with connect(existing) as run.db:
+                run.bring_into_step(encoder, device, batch_size, on_start)
         except KeyboardInterrupt:
             result.interrupted = True
             raise
@@ -110,10 +110,8 @@ def embed(
             run.record()
     read = sum(result.counts[outcome] for outcome in ("added", "unchanged", "changed"))
     if result.counts["unreadable"] and not read:
-        first = existing.query("SELECT path, error FROM images WHERE status = 'error' ORDER BY path LIMIT 1").rows[0]
         raise OodAuditError(
-            f"none of the {result.counts['unreadable']} images could be read; the first, "
-            f"{printable(first[0])}: {first[1]}"
+            f"none of the {result.counts['unreadable']} images could be read; the first, {run.first_unreadable}"
         )
     return result
 
@@ -126,10 +124,9 @@ class _Run:
         self.result = result
         self.store = result.store
         self.sources = sources
+        self.first_unreadable = ""
         self.on_progress = on_progress or (lambda done, total: None)
-        self.db = connect(self.store)
-        self.db.execute(f"SET memory_limit = '{_SCAN_MEMORY}'")
-        self.db.execute("SET temp_directory = ?", [str(self.store.images / ".scan.tmp")])
+        self.db: duckdb.DuckDBPyConnection
 
     def bring_into_step(
         self,
@@ -141,29 +138,30 @@ class _Run:
         from ood_audit.store.index import BUILD_NOW_BYTES, build_index
         from ood_audit.store.parts import PartWriter
 
-        try:
-            self._scan()
-            counts = self.result.counts
-            unchanged, total = self._count()
-            counts["unchanged"] += unchanged
-            with PartWriter(self.store, self.id) as writer:
-                for image in self._removed():
-                    writer.remove(image)
-                    counts["removed"] += 1
-                if total:
-                    from ood_audit.encoders.clip import load_same_encoder
-                    from ood_audit.engines.local import embed_images
+        self.db.execute(f"SET memory_limit = '{_SCAN_MEMORY}'")
+        self.db.execute("SET temp_directory = ?", [str(self.store.images / ".scan.tmp")])
+        self._scan()
+        counts = self.result.counts
+        unchanged, total = self._count()
+        counts["unchanged"] += unchanged
+        with PartWriter(self.store, self.id) as writer:
+            for image in self._removed():
+                writer.remove(image)
+                counts["removed"] += 1
+            if total:
+                from ood_audit.encoders.clip import load_same_encoder
+                from ood_audit.engines.local import embed_images
 
-                    encoder = encoder or load_same_encoder(self.store.encoder, device=device)
-                    if on_start is not None:
-                        on_start(encoder)
-                    outcomes = embed_images(self._work(), encoder, writer, batch_size=batch_size)
-                    for done, outcome in enumerate(outcomes, start=1):
-                        counts[outcome] += 1
-                        self.on_progress(done, total)
-            build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
-        finally:
-            self.db.close()
+                encoder = encoder or load_same_encoder(self.store.encoder, device=device)
+                if on_start is not None:
+                    on_start(encoder)
+                images = embed_images(self._work(), encoder, writer, batch_size=batch_size)
+                for done, (outcome, image, error) in enumerate(images, start=1):
+                    counts[outcome] += 1
+                    if error is not None and not self.first_unreadable:
+                        self.first_unreadable = f"{printable(image.path)}: {error}"
+                    self.on_progress(done, total)
+        build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
 
     def record(self) -> None:
         """Write what the run did to `runs/`."""
@@ -239,20 +237,23 @@ class _Run:
         self.db.execute("CREATE TABLE sources (source VARCHAR, prefix VARCHAR)")
         self.db.execute("CREATE TABLE kept (prefix VARCHAR)")
         for source in self.sources:
-            # A folder also answers for what was embedded from folders and files inside of it.
+            # A folder also answers for what other sources found inside of it.
             self.db.execute("INSERT INTO sources VALUES (?, ?)", [storable(source), file_uri(source) + "/"])
         for folder in self.result.unreadable_folders:
             self.db.execute("INSERT INTO kept VALUES (?)", [file_uri(folder) + "/"])
         sql = """
-            SELECT i.uri, i.source, i.path, i.size_bytes, i.mtime_ns FROM images AS i
+            SELECT i.uri, i.source, i.path, i.size_bytes, i.mtime_ns, i.source IN (SELECT source FROM sources)
+            FROM images AS i
             WHERE i.image_id NOT IN (SELECT image_id FROM found)
-              AND EXISTS (FROM sources AS s WHERE s.source = i.source
-                          OR (starts_with(i.uri, s.prefix) AND starts_with(i.source, s.source || '/')))
+              AND EXISTS (FROM sources AS s WHERE s.source = i.source OR starts_with(i.uri, s.prefix))
               AND NOT EXISTS (FROM kept AS k WHERE starts_with(i.uri, k.prefix))
             ORDER BY i.uri
         """
-        for row in _stream(self.db, sql):
-            yield ImageRef(*row)
+        for *row, is_own in _stream(self.db, sql):
+            image = ImageRef(*row)
+            # What another source named (a hidden folder, a file of any name) this one passes over: it may be there.
+            if is_own or not os.path.lexists(local_path(image.uri)):
+                yield image
 
 
 def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[tuple[Any, ...]]:

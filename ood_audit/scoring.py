@@ -68,7 +68,7 @@ def score(
     """
     if not isinstance(store, Store):
         store = open_store(store)
-    _check(temperature, top_c)
+    _check(temperature, top_c, reset_to)
     chosen = vocabularies.choose(store, labels, templates, note)
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
     if total == 0:
@@ -87,7 +87,7 @@ def score(
         defaults = _defaults(store, encoder)
         given = {"temperature": temperature, "top_c": top_c, "reset_to": reset_to}
         parameters = {name: defaults[name] if value is None else value for name, value in given.items()}
-        recipe = {
+        recipe: dict[str, Any] = {
             "method": "delta-energy",
             "parameters": parameters,
             "vocabulary": chosen.id,
@@ -99,16 +99,18 @@ def score(
         if not reused:
             _write(store, path, features, chosen.names, parameters, total, device, on_progress)
             write_json(path.with_suffix(".json"), recipe)
-            _drop_outdated(store)
+            _drop_outdated(store, recipe["generation"])
         store.set_current(vocabulary=chosen.id, scores=key)
     return Scores(store, chosen, "delta-energy", parameters, total, path, reused)
 
 
-def _check(temperature: float | None, top_c: int | None) -> None:
+def _check(temperature: float | None, top_c: int | None, reset_to: float | None) -> None:
     if temperature is not None and not 1e-4 <= temperature <= 1e4:
         raise UsageError(f"--temperature {temperature}: choose between 0.0001 and 10000")
     if top_c is not None and top_c < 1:
         raise UsageError(f"--top-c {top_c}: choose 1 or more")
+    if reset_to is not None and not -1 <= reset_to <= 1:
+        raise UsageError(f"--reset-to {reset_to}: choose between -1 and 1, as cosines are")
 
 
 def _defaults(store: Store, encoder: Callable[[], "ClipEncoder"]) -> dict[str, Any]:
@@ -195,9 +197,9 @@ def _table(batch: Any, values: Any, labels: Any, schema: Any) -> Any:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _drop_outdated(store: Store) -> None:
+def _drop_outdated(store: Store, generation: int) -> None:
     """Scores of images as they were: nothing asks for them any more."""
     for path in store.scores.glob("*.json"):
-        if json.loads(path.read_text())["generation"] != store.generation:
+        if json.loads(path.read_text())["generation"] != generation:
             path.with_suffix(".parquet").unlink(missing_ok=True)
             path.unlink()

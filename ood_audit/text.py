@@ -1,6 +1,9 @@
 """Text that is safe to show: file names may hold newlines, escape codes or bytes that are no text at all."""
 
+import csv
 import os
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
 
 
 def storable(name: str) -> str:
@@ -17,3 +20,13 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def write_csv(file: TextIO, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """CSV with a header. Names are exact, so a spreadsheet may take one with a leading = for a formula."""
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(columns)
+    for row in rows:
+        # Python before 3.13 leaves a carriage return bare, which its own reader takes for the end of the row.
+        (quoted if any(isinstance(value, str) and "\r" in value for value in row) else plain).writerow(row)

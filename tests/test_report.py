@@ -20,19 +20,17 @@ def test_one_class_has_no_runner_up(store_copy):
 
 def test_histogram_counts_every_image_once(store_copy):
     ood_audit.score(store_copy, labels=["airplane", "chair"])
-    db = connect(open_store(store_copy))
-    bins = ranking.histogram(db)
-    low, high = db.execute("SELECT min(ood_score), max(ood_score) FROM report").fetchall()[0]
-    db.close()
+    with connect(open_store(store_copy)) as db:
+        bins = ranking.histogram(db)
+        low, high = db.execute("SELECT min(ood_score), max(ood_score) FROM report").fetchall()[0]
     assert sum(count for _, _, count in bins) == 81
     assert [bins[0][0], bins[-1][1]] == pytest.approx([low, high])
     assert all(a[1] == pytest.approx(b[0]) for a, b in pairwise(bins))
 
 
 def test_histogram_of_nothing(store_copy):
-    db = connect(open_store(store_copy))
-    assert ranking.histogram(db) == []
-    db.close()
+    with connect(open_store(store_copy)) as db:
+        assert ranking.histogram(db) == []
 
 
 def test_a_report_replaces_its_older_self_as_a_whole(store_copy):

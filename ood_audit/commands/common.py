@@ -1,7 +1,7 @@
 """What the commands share: options, tables, progress."""
 
-import csv
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from ood_audit.store.layout import DEFAULT_STORE
-from ood_audit.text import printable
+from ood_audit.text import printable, write_csv
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,23 +54,22 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], format: st
         click.echo(
             tabulate(
                 cells,
-                headers=columns,
+                headers=[printable(name) for name in columns],
                 tablefmt="simple",
                 disable_numparse=True,
                 colalign=align if rows else None,
             )
         )
     elif format == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+        write_csv(sys.stdout, columns, rows)
     else:
-        records = [dict(zip(columns, row, strict=True)) for row in rows]
+        records = [{name: _json(value) for name, value in zip(columns, row, strict=True)} for row in rows]
+        escape = "utf" not in (sys.stdout.encoding or "").lower()
         if format == "json":
-            click.echo(json.dumps(records, indent=2, ensure_ascii=False, default=str))
+            click.echo(json.dumps(records, indent=2, ensure_ascii=escape, default=str))
         else:
             for record in records:
-                click.echo(json.dumps(record, ensure_ascii=False, default=str))
+                click.echo(json.dumps(record, ensure_ascii=escape, default=str))
 
 
 @contextmanager
@@ -88,6 +87,17 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(done - bar.n)
 
         yield update
+
+
+def _json(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _json(item) for name, item in value.items()}
+    return value
 
 
 def _cell(value: Any) -> str:

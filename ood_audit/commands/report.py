@@ -22,7 +22,9 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
 )
 @click.option("--template", multiple=True, metavar="TEXT", help="A prompt with {}; repeat to average.")
 @click.option("--template-set", type=click.Choice(["openai-imagenet", "simple"]), help="open_clip's prompts.")
-@click.option("--top", type=click.IntRange(min=1), default=100, show_default=True, help="How many images to list.")
+@click.option(
+    "--top", type=click.IntRange(1, 2**31 - 1), default=100, show_default=True, help="How many images to list."
+)
 @click.option("--name", default="latest", show_default=True, metavar="NAME", help="The report is kept as reports/NAME.")
 @click.option("--temperature", type=float, metavar="τ", help="ΔEnergy's temperature.  [default: the model's]")
 @click.option("--top-c", type=int, metavar="C", help="How many largest similarities are reset.  [default: the model's]")

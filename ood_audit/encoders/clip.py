@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import pickle
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import QuickGELU
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
@@ -45,7 +47,7 @@ class ClipEncoder:
         model = _load(source)
         self.device = device
         self.precision = precision
-        self.batch_size = 16 if device.type == "cpu" else 256
+        self.batch_size = 8 if device.type == "cpu" else 256
         config: dict[str, Any] = dict(model.visual.preprocess_cfg)
         self._to_pil, mean, std = _split(image_transform_v2(PreprocessCfg(**config), is_train=False))
         self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
@@ -148,7 +150,8 @@ def _load(source: ModelSource) -> Any:
                 weights_only=True,
             )
     except Exception as error:  # open_clip, torch, safetensors and transformers each raise their own
-        raise EncoderError(f"could not load --model {source.model}: {_reason(error)}") from error
+        own = f" --weights {printable(source.weights_option)}" if source.weights_option else ""
+        raise EncoderError(f"could not load --model {source.model}{own}: {_reason(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
     if not hasattr(model, "encode_image") or not hasattr(model, "encode_text"):
@@ -164,6 +167,10 @@ def _reason(error: Exception) -> str:
         return "the file would run code when it is unpickled; convert its weights to safetensors"
     if "pip install transformers" in text or "No module named 'transformers'" in text:
         return "its text tower needs transformers: pip install 'ood-audit[hf]'"
+    if "state_dict" in text:
+        return "the weights are of another architecture"
+    if isinstance(error, (SafetensorError, EOFError, pickle.UnpicklingError)) or len(text) < 20:
+        return f"the weights are damaged or no checkpoint ({text})"
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 

@@ -24,13 +24,13 @@ class Work:
 
 def embed_images(
     work: Iterable[Work], encoder: ClipEncoder, writer: PartWriter, *, batch_size: int | None = None
-) -> Iterator[str]:
+) -> Iterator[tuple[str, ImageRef, str | None]]:
     """Decode and embed images in order, and write their rows.
 
     An unreadable image becomes a row with its error, unless the store holds that very row already.
 
     Yields:
-        One outcome an image: `added`, `changed` or `unreadable`.
+        For each image its outcome (`added`, `changed` or `unreadable`), the image, and its error.
 
     """
     batch_size = batch_size or encoder.batch_size
@@ -41,11 +41,11 @@ def embed_images(
         for item, result in batch:
             if result.pixels is not None:
                 writer.add(item.image, result, next(features), supersedes=not item.is_new)
-                yield "added" if item.is_new else "changed"
+                yield "added" if item.is_new else "changed", item.image, None
             else:
                 if result.error != item.known_error:
                     writer.add(item.image, result, None, supersedes=not item.is_new)
-                yield "unreadable"
+                yield "unreadable", item.image, result.error
 
 
 def _decode_ahead(work: Iterable[Work], encoder: ClipEncoder, ahead: int) -> Iterator[tuple[Work, Decoded]]:

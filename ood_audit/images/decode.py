@@ -20,7 +20,10 @@ from ood_audit.images.sources import local_path
 from ood_audit.text import printable
 
 Pixels = NDArray[np.uint8]
-Image.MAX_IMAGE_PIXELS = 178_956_970  # Pillow's own limit for a warning, made the limit: 0.5 GB as RGB
+PIXEL_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own; half a gigabyte as RGB
+# Odd metadata, large pictures below the limit: what matters is whether the pixels decode. (Not `catch_warnings` around
+# each image: it is not safe in threads.)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def decode(uri: str, prepare: Callable[[Image.Image], Pixels]) -> Decoded:
         facts.update(content_hash=blake2b(data, digest_size=16).hexdigest())
         if not data:
             return Decoded(**facts, error="empty file")
-        with _open(data) as image:
+        with Image.open(io.BytesIO(data), formats=formats()) as image:
             facts.update(format=image.format, width=image.width, height=image.height)
             upright = to_rgb(image)
         facts.update(width=upright.width, height=upright.height)
@@ -97,12 +100,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = white
     image = image.convert("RGB")
     return image if orientation is None else image.transpose(orientation)
-
-
-def _open(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # odd metadata and the like: what matters is whether the pixels decode
-        return Image.open(io.BytesIO(data), formats=formats())
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
@@ -143,7 +140,7 @@ def _explain(error: Exception, facts: dict[str, Any]) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not an image: its bytes are of no known format"
     if isinstance(error, Image.DecompressionBombError):
-        return f"decompression bomb: more than {Image.MAX_IMAGE_PIXELS:,} pixels"
+        return f"decompression bomb: more than {PIXEL_LIMIT:,} pixels"
     if isinstance(error, MemoryError):
         return f"too large to decode: {facts.get('width')} x {facts.get('height')} pixels"
     reason = printable(str(error) or type(error).__name__)

@@ -19,17 +19,19 @@ def formats() -> tuple[str, ...]:
 @lru_cache(maxsize=1)
 def extensions() -> frozenset[str]:
     """Lower-case file extensions of `formats`, with the dot."""
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats())
+    names = {*formats(), "MPO"}  # a JPEG with more behind it, which the JPEG reader opens
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
 
 
 def looks_like_image(path: str) -> bool:
-    """Whether a file without an extension starts as an image does. Costs one short read."""
+    """Whether a file without an extension has an image's header; one short read, where it does not begin as one."""
     try:
         with Path(path).open("rb") as file:
             prefix = file.read(16)
-    except OSError:
+            accepts = [Image.OPEN[name][1] for name in formats()]
+            if not any(accept is not None and prefix and accept(prefix) is True for accept in accepts):
+                return False
+            with Image.open(file, formats=formats()):
+                return True
+    except Exception:  # Pillow's readers raise anything at all on hostile bytes
         return False
-    return any(
-        accept is not None and prefix and accept(prefix) is True
-        for _, accept in (Image.OPEN[name] for name in formats())
-    )

@@ -66,8 +66,8 @@ def local_path(uri: str) -> str:
 def resolve(source: str | os.PathLike[str]) -> str:
     """The absolute path that names a source in the store; raises UsageError where nothing is there."""
     path = os.path.realpath(source)
-    if not os.path.exists(path):
-        raise UsageError(f"no such file or folder: {printable(os.fspath(source))}")
+    if not os.fspath(source) or not os.path.exists(path):
+        raise UsageError(f"no such file or folder: {printable(os.fspath(source)) or '(an empty name)'}")
     return path
 
 
@@ -181,6 +181,9 @@ def _parquet_entries(source: Path) -> Iterator[str]:
     try:
         file = pq.ParquetFile(source)
         _require_path_column(file.schema_arrow.names, source)
+        kind = file.schema_arrow.field("path").type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UsageError(f"the list {printable(str(source))}: its column 'path' holds {kind}, not text")
         for batch in file.iter_batches(columns=["path"]):
             yield from (path for path in batch.column(0).to_pylist() if path)
     except pa.ArrowException as error:

@@ -72,10 +72,10 @@ def report(
         UsageError, StoreError, OodAuditError: see `ood_audit.score`.
 
     """
-    if top < 1:
-        raise UsageError(f"--top {top}: choose 1 or more")
-    if not re.fullmatch(r"[\w-][\w.-]*", name):
-        raise UsageError(f"--name {printable(name)}: use letters, digits, '-', '_' and '.'")
+    if not 1 <= top < 2**31:
+        raise UsageError(f"--top {top}: choose 1 or more, below 2,147,483,648")
+    if not re.fullmatch(r"[\w-][\w.-]{0,60}", name):
+        raise UsageError(f"--name {printable(name)}: use at most 61 letters, digits, '-', '_' and '.'")
     if not isinstance(store, Store):
         store = open_store(store)
     scores = score(
@@ -89,20 +89,16 @@ def report(
         note=note,
         on_progress=on_progress,
     )
-    db = connect(store)
-    try:
-        with writing(store.root, "scores"), replacing(store.reports / name) as folder:
-            folder.mkdir()
-            rows = ranking.top(db, top)
-            meta = _meta(store, scores, len(rows), ranking.counts(db))
-            ranking.write_all(db, folder / "report.parquet")
-            writers.write_csv(folder / "report.csv", rows)
-            writers.write_json(folder / "report.json", rows)
-            writers.write_json(folder / "meta.json", meta)
-            page = writers.html_page(name, meta, rows, _thumbnails(rows), ranking.histogram(db), ranking.unreadable(db))
-            (folder / "report.html").write_text(page, encoding="utf-8")
-    finally:
-        db.close()
+    with connect(store) as db, writing(store.root, "scores"), replacing(store.reports / name) as folder:
+        folder.mkdir()
+        rows = ranking.top(db, top)
+        meta = _meta(store, scores, len(rows), ranking.counts(db))
+        ranking.write_all(db, folder / "report.parquet")
+        writers.write_csv(folder / "report.csv", rows)
+        writers.write_json(folder / "report.json", rows)
+        writers.write_json(folder / "meta.json", meta)
+        page = writers.html_page(name, meta, rows, _thumbnails(rows), ranking.histogram(db), ranking.unreadable(db))
+        (folder / "report.html").write_text(page, encoding="utf-8")
     return Report(store.reports / name, rows, scores)
 
 

@@ -1,19 +1,17 @@
 """The report's formats. To add one: a function of rows and a path here, and its call in `reports.report`."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
+from ood_audit import text
 from ood_audit.reports.html import Page, render
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """CSV, UTF-8, with a header. Paths are exact: a spreadsheet may take one with a leading = for a formula."""
+    """CSV, UTF-8, with a header."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys() if rows else ["rank"])
-        writer.writeheader()
-        writer.writerows(rows)
+        text.write_csv(file, list(rows[0]) if rows else ["rank"], [list(row.values()) for row in rows])
 
 
 def write_json(path: Path, values: Any) -> None:

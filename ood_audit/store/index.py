@@ -1,5 +1,6 @@
 """The FAISS index of the image features: exact inner products over float16 codes."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
         image_ids += batch.image_ids.to_pylist()
     meta.unlink(missing_ok=True)
     with replacing(store.index) as temporary:
-        faiss.write_index(index, str(temporary))
+        try:
+            faiss.write_index(index, str(temporary))
+        except RuntimeError as error:  # FAISS names no errno; what else can go wrong here is that there is no room
+            raise OSError(errno.ENOSPC, "no room for the index", str(store.index)) from error
     with replacing(store.index.with_name("image_ids.txt")) as temporary:
         temporary.write_text("".join(f"{image_id}\n" for image_id in image_ids))
     write_json(meta, {"generation": store.generation, "images": len(image_ids)})
@@ -61,6 +65,8 @@ def neighbours(store: Store, features: NDArray[np.float32], k: int) -> tuple[lis
     build_index(store)
     index = faiss.read_index(str(store.index))
     image_ids = store.index.with_name("image_ids.txt").read_text().splitlines()
+    if index.ntotal == 0:
+        return [[] for _ in features], np.empty((len(features), 0), np.float32)
     cosines, rows = index.search(np.ascontiguousarray(features, np.float32), min(k, index.ntotal))
     return [[image_ids[i] for i in row] for row in rows.tolist()], cosines
 

@@ -1,5 +1,6 @@
 """The store on disk: where things lie, how files are written, and the lock against a second writer."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,14 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from ood_audit import __version__
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import StoreError
-from ood_audit.text import printable
+from ood_audit.text import printable, storable
 
 if TYPE_CHECKING:
     from ood_audit.store.views import Rows
 
 FORMAT_VERSION = 1
 DEFAULT_STORE = ".ood-audit"
-_WRITES = {"images": ("images", "index", "runs"), "scores": ("vocabularies", "scores", "reports")}
+_WRITES = {  # the temporary files of each kind of writer
+    "images": ("images/.*", "index/.*", "runs/.*", ".store.json.*", ".images.writer.json.*"),
+    "scores": (
+        *("vocabularies/.*", "scores/.*", "reports/.*"),
+        *(".current.json.*", ".score_defaults.json.*", ".scores.writer.json.*"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def open_store(path: str | os.PathLike[str] = DEFAULT_STORE) -> Store:
         StoreError: there is none, or it is of another version.
 
     """
-    root = Path(path)
+    root = store_root(path)
     manifest = root / "store.json"
     if not manifest.is_file():
         where = printable(str(root))
@@ -119,9 +126,22 @@ def open_store(path: str | os.PathLike[str] = DEFAULT_STORE) -> Store:
     )
 
 
+def store_root(path: str | os.PathLike[str]) -> Path:
+    """`path`, if a store can have that name: DuckDB and the manifests need it to be text."""
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        name = printable(storable(os.fspath(path)))
+        raise StoreError(f"the store's path is not valid UTF-8: {name}; name another with --store DIR") from None
+    return Path(path)
+
+
 def create_store(path: str | os.PathLike[str], encoder: EncoderIdentity) -> Store:
     """Make a new, empty store."""
     store = Store(Path(path), encoder)
+    if store.parts:
+        where = printable(str(store.root))
+        raise StoreError(f"{where} has images but no store.json; restore that file, or start another store")
     try:
         store.images.mkdir(parents=True, exist_ok=True)
         manifest = {
@@ -163,13 +183,25 @@ def writing(root: Path, what: Literal["images", "scores"]) -> Iterator[None]:
         raise StoreError(f"cannot write to the store {where}: {error.strerror or error}") from error
     try:
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
-        for folder in _WRITES[what]:
-            for leftover in (root / folder).glob(".*.tmp"):
+        for pattern in _WRITES[what]:
+            for leftover in root.glob(f"{pattern}.tmp"):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        raise StoreError(no_room(root, error)) from error
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+def no_room(root: Path, error: OSError) -> str:
+    """What to say when a store can't be written to any more."""
+    return (
+        f"cannot write to the store {printable(str(root))}: {(error.strerror or str(error)).lower()}; "
+        "what was done before is kept, make room and run the same command again"
+    )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ood_audit.errors import StoreError
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
-from ood_audit.store.layout import Store, replacing
+from ood_audit.store.layout import Store, no_room, replacing
 
 PART_ROWS = 8192  # and
 PART_SECONDS = 15.0  # whichever is reached first: what a kill can cost
@@ -114,20 +114,18 @@ class PartWriter:
         """
         if self._rows:
             number = self._number + 1
-            try:
-                self._write(number)
-            except OSError as error:
-                reason = error.strerror or error
-                raise StoreError(
-                    f"cannot write to {self._store.images}: {reason}; what was embedded before is kept, "
-                    "make room and run the same command again"
-                ) from error
-            self._number = number
-            self._rows.clear()
+            path = self._store.images / f"part-{number:08d}.parquet"
+            if not path.exists():  # it does where Ctrl-C came just after it was written
+                try:
+                    self._write(path, number)
+                except OSError as error:
+                    raise StoreError(no_room(self._store.root, error)) from error
             self._features.clear()
+            self._rows.clear()
+            self._number = number
         self._started = time.monotonic()
 
-    def _write(self, number: int) -> None:
+    def _write(self, path: Path, number: int) -> None:
         for row in self._rows:
             row["part"] = number
         table = pa.Table.from_pylist(self._rows, schema=_FACTS)
@@ -137,7 +135,7 @@ class PartWriter:
         rows = pa.array(np.where(has, np.cumsum(has) - 1, 0), mask=~has, type=pa.int64())
         lists = pa.FixedSizeListArray.from_arrays(values, self._dimension)
         table = table.append_column(schema(self._dimension).field("embedding"), lists.take(rows))
-        with replacing(self._store.images / f"part-{number:08d}.parquet") as temporary:
+        with replacing(path) as temporary:
             pq.write_table(
                 table,
                 temporary,
@@ -158,11 +156,15 @@ class FeatureBatch:
 
 def iter_features(store: Store, *, batch_rows: int = 65_536) -> Iterator[FeatureBatch]:
     """Stream the features of all readable images, part after part; memory holds one batch."""
-    from ood_audit.store.views import superseded
+    from ood_audit.store.views import damaged, superseded
 
-    newest = superseded(store)
-    for part in store.parts:
-        yield from _part_features(part, newest, store.encoder.dimension, batch_rows)
+    parts = store.parts  # as of now, whatever a writer adds meanwhile
+    newest = superseded(store, parts)
+    for part in parts:
+        try:
+            yield from _part_features(part, newest, store.encoder.dimension, batch_rows)
+        except pa.ArrowInvalid as error:
+            raise damaged(f"{part}: {error}") from error
 
 
 def _part_features(part: Path, newest: dict[str, int], dimension: int, batch_rows: int) -> Iterator[FeatureBatch]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import duckdb
 
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store.layout import Store
-from ood_audit.text import printable
+from ood_audit.text import printable, storable
 
 VIEWS = ("images", "scores", "labels", "report")
 
@@ -54,11 +56,35 @@ class Rows:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
-def connect(store: Store) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with the views of `store`; the caller closes it."""
+@contextmanager
+def connect(store: Store, parts: list[Path] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory DuckDB with the views of `store` (or of some of its parts).
+
+    Raises:
+        StoreError: a file of the store can't be read; also when that shows only inside of the `with`.
+
+    """
     connection = duckdb.connect(config={"preserve_insertion_order": False})
+    try:
+        _create_views(connection, store, store.parts if parts is None else parts)
+        yield connection
+    except duckdb.Error as error:
+        if os.path.abspath(store.root) in str(error) and not isinstance(error, duckdb.PermissionException):
+            raise damaged(str(error)) from error
+        raise
+    finally:
+        connection.close()
+
+
+def damaged(what: str) -> StoreError:
+    """The error for a file of the store that can't be read."""
+    first = printable(what.splitlines()[0])
+    return StoreError(f"the store is damaged: {first}; delete that file and run `ood-audit embed` again")
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path]) -> None:
     connection.execute(_ROWS)
-    _view(connection, "_rows", store.parts, "_no_rows")
+    _view(connection, "_rows", parts, "_no_rows")
     connection.execute(_IMAGES)
     connection.execute(_SCORES)
     current = store.current()
@@ -66,35 +92,33 @@ def connect(store: Store) -> duckdb.DuckDBPyConnection:
     _view(connection, "scores", [scores] if scores.exists() else [], "_no_scores")
     connection.execute(_REPORT)
     _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
-    return connection
 
 
 def query(store: Store, sql: str) -> Rows:
     """Run one read-only SELECT that can read the store's files and nothing else; see `Store.query`."""
-    connection = connect(store)
-    try:
+    if not storable(sql) == sql:
+        raise UsageError("the query is not valid UTF-8")
+    with connect(store) as connection:
         root = os.path.join(os.path.abspath(store.root), "")
         connection.execute(f"SET allowed_directories = [{_quoted(root)}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
-        statements = connection.extract_statements(sql)
-        if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-            raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
-        result = connection.execute(statements[0])
-        return Rows([column[0] for column in result.description or []], result.fetchall())
-    except duckdb.Error as error:
-        raise UsageError(_explain(connection, error)) from error
-    finally:
-        connection.close()
+        try:
+            statements = connection.extract_statements(sql)
+            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+                raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
+            result = connection.execute(statements[0])
+            return Rows([column[0] for column in result.description or []], result.fetchall())
+        except duckdb.Error as error:
+            if ".parquet" in str(error) and not isinstance(error, duckdb.PermissionException):
+                raise  # a file of the store that can't be read
+            raise UsageError(_explain(connection, error)) from error
 
 
-def superseded(store: Store) -> dict[str, int]:
+def superseded(store: Store, parts: list[Path]) -> dict[str, int]:
     """Images of which an older row no longer counts, with the part of the row that does."""
-    connection = connect(store)
-    try:
+    with connect(store, parts) as connection:
         return dict(connection.execute("SELECT image_id, part FROM _superseded").fetchall())
-    finally:
-        connection.close()
 
 
 def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], empty: str) -> None:
@@ -102,10 +126,7 @@ def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], e
         connection.execute(f"CREATE VIEW {name} AS FROM {empty}")
         return
     paths = ", ".join(_quoted(os.path.abspath(file)) for file in files)
-    try:
-        connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{paths}])")
-    except duckdb.Error as error:
-        raise StoreError(f"the store is damaged: {printable(str(error).splitlines()[0])}") from error
+    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{paths}], hive_partitioning = false)")
 
 
 def _labels(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ood_audit.embedding import embed as embed
     from ood_audit.errors import OodAuditError as OodAuditError
+    from ood_audit.evaluation import evaluate as evaluate
     from ood_audit.reports import report as report
     from ood_audit.scoring import score as score
     from ood_audit.store import open_store as open_store
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 _API = {
     "OodAuditError": "ood_audit.errors",
     "embed": "ood_audit.embedding",
+    "evaluate": "ood_audit.evaluation",
     "open_store": "ood_audit.store",
     "report": "ood_audit.reports",
     "score": "ood_audit.scoring",
 }
-__all__ = ["OodAuditError", "__version__", "embed", "open_store", "report", "score"]
+__all__ = ["OodAuditError", "__version__", "embed", "evaluate", "open_store", "report", "score"]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ COMMANDS = {
     "embed": "Embed images into the store.",
     "report": "Score, rank and report what is out of distribution.",
     "query": "Run SQL over the store.",
+    "evaluate": "Compare every score with known answers.",
     "status": "Show what the store holds.",
 }
 

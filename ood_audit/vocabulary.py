@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.store.layout import Store, replacing, write_json
+from ood_audit.store.layout import Store, read_json, replacing, write_json
 from ood_audit.text import printable
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def from_folders(store: Store) -> Vocabulary | None:
 
 def load(store: Store, vocabulary_id: str) -> Vocabulary:
     """A vocabulary that was used with this store before."""
-    values = json.loads((store.vocabularies / f"{vocabulary_id}.json").read_text(encoding="utf-8"))
+    values = read_json(store.vocabularies / f"{vocabulary_id}.json")
     return Vocabulary(tuple(tuple(names) for names in values["classes"]), tuple(values["templates"]))
 
 

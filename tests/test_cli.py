@@ -86,7 +86,7 @@ def test_scores_are_kept_until_something_changes(reported, tmp_path):
     assert "(as scored before)" in again.stderr
     assert "8 classes last used" in again.stderr
     other = run_cli("report", "--top", 1, "--temperature", 0.01, "--top-c", 1, "--store", store)
-    assert "temperature 0.01, top_c 1" in other.stderr
+    assert "τ = 0.01, c = 1" in other.stderr
     assert "as scored before" not in other.stderr
 
 

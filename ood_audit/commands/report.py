@@ -26,18 +26,26 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
     "--top", type=click.IntRange(1, 2**31 - 1), default=100, show_default=True, help="How many images to list."
 )
 @click.option("--name", default="latest", show_default=True, metavar="NAME", help="The report is kept as reports/NAME.")
-@click.option("--temperature", type=float, metavar="τ", help="ΔEnergy's temperature.  [default: the model's]")
+@click.option(
+    "--score",
+    default="delta-energy",
+    show_default=True,
+    metavar="SCORE",
+    help="delta-energy, mcm, energy, maxlogit, simlabel, logitgap, or one of another package.",
+)
+@click.option("--temperature", type=float, metavar="τ", help="The score's temperature.  [default: the model's]")
 @click.option("--top-c", type=int, metavar="C", help="How many largest similarities are reset.  [default: the model's]")
 @click.option("--reset-to", type=float, metavar="V", help="What they are reset to.  [default: the model's]")
 @device_option
 @format_option
-def command(format: str, template: tuple[str, ...], template_set: str | None, **options: Any) -> None:
-    """Score every image by ΔEnergy, rank them, and write the report.
+def command(format: str, template: tuple[str, ...], template_set: str | None, score: str, **options: Any) -> None:
+    """Score every image, rank them, and write the report.
 
     Prints the most out-of-distribution images, and writes all formats to reports/NAME in the store: report.html,
     report.csv, report.json (the top), report.parquet (all images).
     """
     from ood_audit.reports import report
+    from ood_audit.reports.writers import described
 
     if template and template_set:
         raise UsageError("choose --template or --template-set, not both")
@@ -46,10 +54,9 @@ def command(format: str, template: tuple[str, ...], template_set: str | None, **
 
         template = prompts(template_set)
     with progress("scoring") as update:
-        result = report(templates=template or None, note=note, on_progress=update, **options)
+        result = report(templates=template or None, method=score, note=note, on_progress=update, **options)
     print_rows(COLUMNS, [[row[column] for column in COLUMNS] for row in result.rows], format)
     scores = result.scores
-    settings = ", ".join(f"{name} {value:g}" for name, value in scores.parameters.items())
-    again = " (as scored before)" if scores.reused else ""
-    note(f"{scores.images} images against {len(scores.vocabulary.classes)} classes by ΔEnergy: {settings}{again}")
+    by = described(scores.method, scores.parameters) + (" (as scored before)" if scores.reused else "")
+    note(f"{scores.images} images against {len(scores.vocabulary.classes)} classes by {by}")
     note(f"report: {result.html}")

@@ -1,11 +1,9 @@
 """`ood-audit status`."""
 
-import json
-
 import click
 
 from ood_audit.commands.common import format_option, print_rows, store_option
-from ood_audit.store.layout import Store, open_store
+from ood_audit.store.layout import Store, open_store, read_json
 
 
 @click.command("status", epilog="Example: ood-audit status --store .ood-audit --format json")
@@ -21,7 +19,7 @@ def command(store: str, format: str) -> None:
     ).rows[0]
     encoder = opened.encoder
     runs = sorted(opened.runs.glob("*.json"))
-    last = json.loads(runs[-1].read_text()) if runs else None
+    last = read_json(runs[-1]) if runs else None
     rows = [
         ("store", str(opened.root)),
         (
@@ -50,4 +48,4 @@ def command(store: str, format: str) -> None:
 
 def _in_step(store: Store) -> bool:
     recipe = store.scores / f"{store.current().get('scores')}.json"
-    return recipe.exists() and json.loads(recipe.read_text())["generation"] == store.generation
+    return recipe.exists() and read_json(recipe).get("generation") == store.generation

@@ -43,6 +43,7 @@ def report(
     labels: str | Path | Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
     name: str = DEFAULT_NAME,
+    method: str = "delta-energy",
     temperature: float | None = None,
     top_c: int | None = None,
     reset_to: float | None = None,
@@ -61,6 +62,7 @@ def report(
         name: the report's name.
         labels: see `ood_audit.score`, as for the other arguments.
         templates: likewise.
+        method: likewise.
         temperature: likewise.
         top_c: likewise.
         reset_to: likewise.
@@ -78,27 +80,30 @@ def report(
         raise UsageError(f"--name {printable(name)}: use at most 61 letters, digits, '-', '_' and '.'")
     if not isinstance(store, Store):
         store = open_store(store)
-    scores = score(
-        store,
-        labels=labels,
-        templates=templates,
-        temperature=temperature,
-        top_c=top_c,
-        reset_to=reset_to,
-        device=device,
-        note=note,
-        on_progress=on_progress,
-    )
-    with connect(store) as db, writing(store.root, "scores"), replacing(store.reports / name) as folder:
-        folder.mkdir()
-        rows = ranking.top(db, top)
-        meta = _meta(store, scores, len(rows), ranking.counts(db))
-        ranking.write_all(db, folder / "report.parquet")
-        writers.write_csv(folder / "report.csv", rows)
-        writers.write_json(folder / "report.json", rows)
-        writers.write_json(folder / "meta.json", meta)
-        page = writers.html_page(name, meta, rows, _thumbnails(rows), ranking.histogram(db), ranking.unreadable(db))
-        (folder / "report.html").write_text(page, encoding="utf-8")
+    with writing(store.root, "scores"):  # one lock for both: what is reported is what was scored
+        scores = score(
+            store,
+            labels=labels,
+            templates=templates,
+            method=method,
+            temperature=temperature,
+            top_c=top_c,
+            reset_to=reset_to,
+            device=device,
+            lock_held=True,
+            note=note,
+            on_progress=on_progress,
+        )
+        with connect(store) as db, replacing(store.reports / name) as folder:
+            folder.mkdir()
+            rows = ranking.top(db, top)
+            meta = _meta(store, scores, len(rows), ranking.counts(db))
+            ranking.write_all(db, folder / "report.parquet")
+            writers.write_csv(folder / "report.csv", rows)
+            writers.write_json(folder / "report.json", rows)
+            writers.write_json(folder / "meta.json", meta)
+            page = writers.html_page(name, meta, rows, _thumbnails(rows), ranking.histogram(db), ranking.unreadable(db))
+            (folder / "report.html").write_text(page, encoding="utf-8")
     return Report(store.reports / name, rows, scores)
 
 

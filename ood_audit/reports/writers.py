@@ -19,6 +19,13 @@ def write_json(path: Path, values: Any) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
+def described(method: str, parameters: dict[str, Any]) -> str:
+    """A score and its settings, for people: `ΔEnergy, τ = 1, c = 2, v = 0`."""
+    symbols = {"temperature": "τ", "top_c": "c", "reset_to": "v"}
+    settings = [f"{symbols.get(name, name)} = {value:g}" for name, value in parameters.items()]
+    return ", ".join(["ΔEnergy" if method == "delta-energy" else method, *settings])
+
+
 def html_page(
     name: str,
     meta: dict[str, Any],
@@ -28,15 +35,11 @@ def html_page(
     unreadable: list[tuple[str, str]],
 ) -> str:
     """The page that opens from disk."""
-    settings = meta["parameters"]
     facts = [
         ("Images", f"{meta['scored']:,}"),
         ("Unreadable", f"{meta['unreadable']:,}"),
         ("Classes", f"{len(meta['classes']):,}"),
-        (
-            "Score",
-            f"ΔEnergy, τ = {settings['temperature']:g}, c = {settings['top_c']}, v = {settings['reset_to']:g}",
-        ),
+        ("Score", described(meta["method"], meta["parameters"])),
         ("Model", meta["model"]),
     ]
     return render(

@@ -1,1 +1,59 @@
-"""The scores: one a file. Each turns cosines into a raw value, and every `ood_score` is higher for more OOD."""
+"""The scores: one a file, each a function of cosines; every `ood_score` is higher for more OOD.
+
+A score is a function `(cosines: Tensor (N, K), *, options…) -> Tensor (N,)` whose value is higher for more
+in-distribution; `ood_score` is its negative. It is given the (K, D) text features if it has a parameter `classes`.
+Others can be added by a package with an entry point of the group `ood_audit.scores`.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from ood_audit.errors import UsageError
+from ood_audit.text import printable
+
+BUILT_IN = {
+    "delta-energy": "delta_energy",
+    "mcm": "mcm",
+    "energy": "energy",
+    "maxlogit": "maxlogit",
+    "simlabel": "simlabel",
+    "logitgap": "logitgap",
+}
+
+
+@lru_cache(maxsize=1)
+def names() -> list[str]:
+    """All scores: the built-in ones, then those of other packages."""
+    return [*BUILT_IN, *sorted(entry.name for entry in entry_points(group="ood_audit.scores"))]
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function of a score; UsageError where there is none of that name."""
+    if name in BUILT_IN:
+        module = BUILT_IN[name]
+        function: Callable[..., Any] = getattr(import_module(f"ood_audit.scores.{module}"), module)
+        return function
+    for entry in entry_points(group="ood_audit.scores", name=name):
+        loaded: Callable[..., Any] = entry.load()
+        return loaded
+    raise UsageError(f"--score {printable(name)}: there is no such score; choose one of {', '.join(names())}")
+
+
+def options(function: Callable[..., Any]) -> dict[str, Any]:
+    """What can be set of a score, with its defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {
+        p.name: None if p.default is p.empty else p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.name != "classes"
+    }
+
+
+def raw(function: Callable[..., Any], cosines: Any, classes: Any, settings: dict[str, Any]) -> Any:
+    """Apply a score: (N, K) cosines and (K, D) classes → (N,), higher for more in-distribution."""
+    given = {"classes": classes} if "classes" in inspect.signature(function).parameters else {}
+    return function(cosines, **given, **settings)

@@ -28,7 +28,8 @@ def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
 
     """
     meta = store.index.with_name("index.json")
-    if _generation(meta) == store.generation:
+    generation = store.generation
+    if _generation(meta) == generation:
         return True
     dimension = store.encoder.dimension
     index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
@@ -46,7 +47,7 @@ def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
             raise OSError(errno.ENOSPC, "no room for the index", str(store.index)) from error
     with replacing(store.index.with_name("image_ids.txt")) as temporary:
         temporary.write_text("".join(f"{image_id}\n" for image_id in image_ids))
-    write_json(meta, {"generation": store.generation, "images": len(image_ids)})
+    write_json(meta, {"generation": generation, "images": len(image_ids)})
     return True
 
 
@@ -74,5 +75,5 @@ def neighbours(store: Store, features: NDArray[np.float32], k: int) -> tuple[lis
 def _generation(meta: Path) -> int | None:
     try:
         return int(json.loads(meta.read_text())["generation"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,10 +78,19 @@ class Store:
         parts = self.parts
         return int(parts[-1].stem.removeprefix("part-")) if parts else 0
 
+    @property
+    def next_part(self) -> int:
+        """The number for a new part: above all that an index or scores were made from, even if those are deleted."""
+        made_from = [self.generation]
+        for path in (self.index.with_name("index.json"), *self.scores.glob("*.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                made_from.append(int(json.loads(path.read_bytes())["generation"]))
+        return max(made_from) + 1
+
     def current(self) -> dict[str, Any]:
         """What later commands take up: the ids of the last used `vocabulary` and of the last `scores`."""
         path = self.root / "current.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     def set_current(self, **ids: str) -> None:
         """Change what `current` gives."""
@@ -181,6 +190,10 @@ def writing(root: Path, what: Literal["images", "scores"]) -> Iterator[None]:
         raise StoreError(f"{_owner(owner)} is writing to {where}; wait for it, or use another --store") from None
     except OSError as error:
         raise StoreError(f"cannot write to the store {where}: {error.strerror or error}") from error
+    except NotImplementedError as error:
+        raise StoreError(
+            f"the file system of {where} has no locks; put the store on another with --store DIR"
+        ) from error
     try:
         write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
         for pattern in _WRITES[what]:
@@ -215,6 +228,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         if temporary.is_dir():
+            for file in temporary.iterdir():
+                _flush(file)
             if path.exists():
                 old = path.parent / f".{path.name}.{os.getpid()}.old.tmp"
                 path.rename(old)
@@ -231,6 +246,17 @@ def replacing(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read an object that `write_json` wrote; StoreError where it is damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+        if isinstance(values, dict):
+            return values
+    except ValueError:
+        pass
+    raise StoreError(f"{printable(str(path))} is damaged; delete it and run the command again")
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

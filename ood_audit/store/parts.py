@@ -57,7 +57,7 @@ class PartWriter:
         self._store = store
         self._run_id = run_id
         self._dimension = store.encoder.dimension
-        self._number = store.generation
+        self._number = store.next_part - 1
         self._rows: list[dict[str, Any]] = []
         self._features: list[NDArray[np.float16]] = []
         self._started = time.monotonic()

@@ -1,6 +1,5 @@
 """DuckDB over the store: the views `images`, `scores`, `labels` and `report`."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 import duckdb
 
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store.layout import Store
+from ood_audit.store.layout import Store, read_json
 from ood_audit.text import printable, storable
 
 VIEWS = ("images", "scores", "labels", "report")
@@ -110,7 +109,7 @@ def query(store: Store, sql: str) -> Rows:
             result = connection.execute(statements[0])
             return Rows([column[0] for column in result.description or []], result.fetchall())
         except duckdb.Error as error:
-            if ".parquet" in str(error) and not isinstance(error, duckdb.PermissionException):
+            if root in str(error) and root not in sql and not isinstance(error, duckdb.PermissionException):
                 raise  # a file of the store that can't be read
             raise UsageError(_explain(connection, error)) from error
 
@@ -130,7 +129,7 @@ def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], e
 
 
 def _labels(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    classes = json.loads(path.read_text(encoding="utf-8"))["classes"] if path.exists() else []
+    classes = read_json(path).get("classes", []) if path.exists() else []
     connection.execute(
         "CREATE TABLE labels AS SELECT position, names[1] AS label, names[2:] AS synonyms "
         "FROM (SELECT unnest(range(len(classes))) AS position, unnest(classes) AS names "

@@ -1,0 +1,27 @@
+"""SimLabel: a class counts for more where the classes that are like it match too. ShuZou-1/SimLabel.
+
+    A_i = s_i + α · mean of s_d over the classes d most similar to i (by text)
+    SimLabel = max_i softmax(A/τ)_i   higher is more in-distribution
+
+τ = 1, α = 1 and 5 similar classes, as there. `ood_score` is −SimLabel.
+"""
+
+from torch import Tensor
+
+from ood_audit.scores.mcm import mcm
+
+
+def simlabel(
+    cosines: Tensor, *, classes: Tensor, temperature: float = 1.0, alpha: float = 1.0, similar: int = 5
+) -> Tensor:
+    """(N, K) cosines and the (K, D) text features of the classes → (N,) raw values."""
+    likeness = classes @ classes.T
+    likeness.fill_diagonal_(-2.0)
+    count = min(similar, len(classes) - 1)
+    if count == 0:
+        return mcm(cosines, temperature=temperature)
+    nearest = likeness.topk(count, dim=1).indices
+    affinity = cosines.clone()
+    for column in nearest.unbind(1):  # not cosines[:, nearest], which is `similar` times as large
+        affinity += alpha / count * cosines[:, column]
+    return mcm(affinity, temperature=temperature)

@@ -1,0 +1,135 @@
+"""The figures, and the command that prints them."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+import ood_audit
+from ood_audit import metrics
+from ood_audit.errors import UsageError
+from ood_audit.evaluation import read_truth
+from tests.conftest import EXAMPLES, run_cli
+
+
+def test_both_fpr95_on_an_example_worked_by_hand():
+    """20 ID images score 1 … 20; OOD images score 0.5, 18.5, 19.5 and 30.
+
+    Keeping the 19 lowest ID images (95%) keeps all up to 19, and with them the OOD images at 0.5 and 18.5: 2 of 4.
+    Catching 95% of 4 OOD images takes all 4, so down to 0.5, where all 20 ID images are flagged.
+    """
+    ood_score = np.array([*range(1, 21), 0.5, 18.5, 19.5, 30])
+    is_ood = np.array([False] * 20 + [True] * 4)
+    assert metrics.fpr95(is_ood, ood_score) == 0.5
+    assert metrics.fpr95_ood(is_ood, ood_score) == 1.0
+    ood_score[20] = 17.5  # now the last OOD image is caught at 17.5, with ID images 18, 19 and 20
+    assert metrics.fpr95_ood(is_ood, ood_score) == 3 / 20
+
+
+def test_ties_are_kept_or_flagged_together():
+    is_ood = np.array([True, True, False, False])
+    constant = np.zeros(4)
+    assert metrics.fpr95(is_ood, constant) == 1.0
+    assert metrics.fpr95_ood(is_ood, constant) == 1.0
+    assert metrics.auroc(is_ood, constant) == 0.5
+
+
+def test_bootstrap_holds_the_figure_and_narrows_with_more_images():
+    rng = np.random.default_rng(0)
+    widths = []
+    for count in (50, 5000):
+        is_ood = rng.random(count) < 0.3
+        ood_score = rng.normal(size=count) + is_ood
+        low, high = metrics.bootstrap(metrics.auroc, is_ood, ood_score)
+        assert low < metrics.auroc(is_ood, ood_score) < high
+        assert (low, high) == metrics.bootstrap(metrics.auroc, is_ood, ood_score)  # by seed
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 5
+
+
+@pytest.fixture(scope="module")
+def evaluated(example_store, tmp_path_factory):
+    """The real command, with one path too many in the truth and two too few."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    store = shutil.copytree(example_store, folder / "store")
+    with (EXAMPLES / "truth.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with (folder / "truth.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows([*rows[2:], {"path": "gone/away.jpg", "is_ood": "0", "label": "chair"}])
+    arguments = ["--labels", EXAMPLES / "classes.txt", "--store", store, "--format", "json"]
+    return run_cli("evaluate", "--truth", folder / "truth.csv", *arguments), rows[2:], store
+
+
+def test_figures_are_scikit_learns(evaluated):
+    done, truth, store = evaluated
+    rows = {row["score"]: row for row in json.loads(done.stdout)}
+    assert set(rows) == {"delta-energy", "mcm", "energy", "maxlogit", "simlabel", "logitgap"}
+    ood_audit.score(store, labels=EXAMPLES / "classes.txt")
+    found = {
+        path: (score, label)
+        for path, score, label in ood_audit.open_store(store).query("SELECT path, ood_score, label FROM scores").rows
+    }
+    is_ood = np.array([row["is_ood"] == "1" for row in truth])
+    ood_score = np.array([found[row["path"]][0] for row in truth])
+    row = rows["delta-energy"]
+    assert row["auroc"] == roc_auc_score(is_ood, ood_score)
+    assert row["aupr_ood"] == average_precision_score(is_ood, ood_score)
+    assert row["aupr_id"] == average_precision_score(~is_ood, -ood_score)
+    assert row["prompts"] == "none"
+    right = [found[row["path"]][1] == row["label"] for row in truth if row["is_ood"] == "0"]
+    assert row["accuracy"] == pytest.approx(np.mean(right))
+    assert row["auroc_low"] < row["auroc"] <= row["auroc_high"]
+
+
+def test_what_could_not_be_compared_is_counted_and_named(evaluated):
+    done, truth, _ = evaluated
+    assert f"{len(truth)} images" in done.stderr
+    assert "1 paths of the truth are not in the store, or unreadable (gone/away.jpg)" in done.stderr
+    assert "2 paths of the store are not in the truth (airplane/" in done.stderr
+
+
+def test_truth_may_be_parquet(tmp_path):
+    pq.write_table(pa.table({"path": ["a.jpg", "b.jpg"], "is_ood": [True, False]}), tmp_path / "t.parquet")
+    assert {path: truth.is_ood for path, truth in read_truth(tmp_path / "t.parquet").items()} == {
+        "a.jpg": True,
+        "b.jpg": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("path,label\na.jpg,cat\n", "missing: is_ood"),
+        ("", "missing: is_ood, path"),
+        ("path,is_ood\na.jpg,0\nb.jpg,perhaps\n", "row 2: is_ood is 'perhaps'"),
+    ],
+)
+def test_truth_that_can_not_be_used(tmp_path, content, complaint):
+    (tmp_path / "truth.csv").write_text(content)
+    with pytest.raises(UsageError, match=complaint):
+        read_truth(tmp_path / "truth.csv")
+
+
+def test_truth_of_other_images_is_refused(store_copy, tmp_path):
+    (tmp_path / "truth.csv").write_text("path,is_ood\nother.jpg,1\nairplane/img_0001.jpg,0\n")
+    with pytest.raises(UsageError, match="of the 1 images that the truth and the store share none is OOD"):
+        ood_audit.evaluate(store_copy, truth=tmp_path / "truth.csv", labels=["airplane", "chair"])
+    with pytest.raises(UsageError, match=r"cannot read the truth .*: No such file"):
+        ood_audit.evaluate(store_copy, truth=tmp_path / "nowhere.csv", labels=["airplane"])
+
+
+def test_a_report_by_another_score_ranks_by_it(store_copy):
+    made = ood_audit.report(store_copy, labels=["airplane", "chair", "cup"], method="mcm", top=81)
+    assert made.scores.parameters == {"temperature": 1.0}
+    worst = [row["ood_score"] for row in made.rows]
+    assert worst == sorted(worst, reverse=True)
+    assert all(-1 <= value <= -1 / 3 for value in worst)
+    assert all(row["delta_energy"] > 0 for row in made.rows)  # by the encoder's settings, as ever
+    assert "mcm, τ = 1" in made.html.read_text()

@@ -92,6 +92,8 @@ def embed(
         if (root / "store.json").exists():
             existing = open_store(root)
             encoder = _check_encoder(existing, model, weights, device, precision)
+            if encoder is not None:  # the same, from another place: remember that one
+                existing = create_store(root, encoder.identity)
         else:
             from ood_audit.encoders.clip import load_encoder
 

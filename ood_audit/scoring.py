@@ -79,7 +79,7 @@ def score(
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
     if total == 0:
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
-    function = scores.load(method)
+    function = None if method == "delta-energy" else scores.load(method)  # that would import torch
     given = {"temperature": temperature, "top_c": top_c, "reset_to": reset_to}
     with nullcontext() if lock_held else writing(store.root, "scores"):
         classes, defaults = _text_features(store, chosen, device)
@@ -95,6 +95,7 @@ def score(
         reused = path.exists() and path.with_suffix(".json").exists()  # the recipe is written last
         if not reused:
             delta = parameters if method == "delta-energy" else settings_of("delta-energy", None, defaults)
+            function = function or scores.load(method)
             _write(store, path, classes, chosen.names, (function, parameters, delta), total, device, on_progress)
             write_json(path.with_suffix(".json"), recipe)
             _drop_outdated(store, recipe["generation"])

@@ -221,3 +221,19 @@ def test_bf16_features_agree(encoder):
     pixels = [encoder.prepare(Image.open(p).convert("RGB")) for p in PHOTOS]
     assert (encoder.encode_images(pixels) * half.encode_images(pixels)).sum(axis=1).min() > 0.99
     assert encoder.identity.differences(half.identity) == ["precision fp32 here, bf16 there"]
+
+
+def test_an_encoder_that_has_moved_is_named_once(tmp_path):
+    import ood_audit
+
+    (tmp_path / "in").mkdir()
+    for photo in PHOTOS:
+        (tmp_path / "in" / photo.name).write_bytes(photo.read_bytes())
+    first = save(tmp_path / "a", MODELS["vit"])
+    store = ood_audit.embed(tmp_path / "in", store=tmp_path / "store", model=first, device="cpu").store
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(EncoderError, match=r"no open_clip_config.*if it has moved, name its new place once"):
+        ood_audit.report(store.root, labels=["cat", "dog"], device="cpu")
+    again = ood_audit.embed(tmp_path / "in", store=store.root, model=f"local-dir:{tmp_path / 'b'}", device="cpu")
+    assert again.counts["unchanged"] == len(PHOTOS)
+    assert len(ood_audit.report(store.root, labels=["cat", "dog"], device="cpu").rows) == len(PHOTOS)

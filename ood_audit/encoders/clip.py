@@ -126,7 +126,13 @@ def load_encoder(
 
 def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto") -> ClipEncoder:
     """The encoder that a store was made with; EncoderError where it has changed since."""
-    encoder = load_encoder(identity.model, weights=identity.weights, device=device, precision=identity.precision)
+    try:
+        encoder = load_encoder(identity.model, weights=identity.weights, device=device, precision=identity.precision)
+    except EncoderError as error:
+        raise EncoderError(
+            f"{error}; this is the store's encoder: if it has moved, name its new place once, "
+            "with --model or --weights of `ood-audit embed`"
+        ) from error
     if differences := identity.differences(encoder.identity):
         raise EncoderError(
             f"the model {identity.model} is no longer the one this store was made with ({'; '.join(differences)}); "

@@ -146,21 +146,17 @@ def store_root(path: str | os.PathLike[str]) -> Path:
 
 
 def create_store(path: str | os.PathLike[str], encoder: EncoderIdentity) -> Store:
-    """Make a new, empty store."""
+    """Make a new, empty store; or note the new place of the encoder of an existing one."""
     store = Store(Path(path), encoder)
-    if store.parts:
-        where = printable(str(store.root))
+    where = printable(str(path))
+    if store.parts and not (store.root / "store.json").exists():
         raise StoreError(f"{where} has images but no store.json; restore that file, or start another store")
     try:
         store.images.mkdir(parents=True, exist_ok=True)
-        manifest = {
-            "version": FORMAT_VERSION,
-            "created_by": f"ood-audit {__version__}",
-            "encoder": encoder.to_json(),
-        }
+        manifest = {"version": FORMAT_VERSION, "created_by": f"ood-audit {__version__}", "encoder": encoder.to_json()}
         write_json(store.root / "store.json", manifest)
     except OSError as error:
-        raise StoreError(f"cannot make a store at {printable(str(path))}: {error.strerror or error}") from error
+        raise StoreError(f"cannot make a store at {where}: {error.strerror or error}") from error
     return store
 
 

@@ -223,6 +223,24 @@ def test_a_subfolder_answers_for_what_its_parent_found(pictures, store):
     assert len(rows(store)) == 5  # the other folder was not looked at
 
 
+def test_a_folder_that_can_not_be_read_now_keeps_its_images(pictures, store, monkeypatch):
+    """A share that is away for a while: its images are not gone, and the run says so."""
+    run(pictures, store)
+    closed = str(pictures / "airplane")
+    scandir = os.scandir
+
+    def refuse(folder):
+        if folder == closed:
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr("ood_audit.images.sources.os.scandir", refuse)
+    result = ood_audit.embed(pictures, store=store, device="cpu")
+    assert +result.counts == {"unchanged": 3}
+    assert result.unreadable_folders == {closed: "Permission denied"}
+    assert len(rows(store)) == 6
+
+
 def test_what_was_named_itself_stays_while_it_is_there(pictures, store):
     """A hidden folder, a file with a foreign ending: a run of the parent passes them over, and must not remove them."""
     shutil.copytree(pictures / "airplane", pictures / ".hidden")

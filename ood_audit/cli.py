@@ -94,8 +94,7 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
             return 0
         raise
     except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted; what was done is kept, the same command goes on from there")
-        return 130
+        return _interrupted()
     except OSError as error:
         if debug:
             raise
@@ -105,8 +104,15 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
     except Exception as error:  # a defect of ours: still one line, and how to see more
         if debug:
             raise
+        if isinstance(error, RuntimeError) and "interrupted" in str(error):  # how FAISS passes a Ctrl-C on
+            return _interrupted()
         _complain(f"internal error, {type(error).__name__}: {error}; run it again with --debug for the traceback")
         return 1
+
+
+def _interrupted() -> int:
+    _complain("interrupted; what was done is kept, the same command goes on from there")
+    return 130
 
 
 def _complain(message: str) -> None:

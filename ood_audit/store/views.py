@@ -67,6 +67,10 @@ def connect(store: Store, parts: list[Path] | None = None) -> Iterator[duckdb.Du
     try:
         _create_views(connection, store, store.parts if parts is None else parts)
         yield connection
+    except (RuntimeError, duckdb.InterruptException) as error:  # how DuckDB passes a Ctrl-C on
+        if "interrupt" in str(error).lower():
+            raise KeyboardInterrupt from error
+        raise
     except duckdb.Error as error:
         if os.path.abspath(store.root) in str(error) and not isinstance(error, duckdb.PermissionException):
             raise damaged(str(error)) from error
@@ -108,6 +112,8 @@ def query(store: Store, sql: str) -> Rows:
                 raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
             result = connection.execute(statements[0])
             return Rows([column[0] for column in result.description or []], result.fetchall())
+        except duckdb.InterruptException:
+            raise
         except duckdb.Error as error:
             if root in str(error) and root not in sql and not isinstance(error, duckdb.PermissionException):
                 raise  # a file of the store that can't be read

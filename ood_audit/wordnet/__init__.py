@@ -1,0 +1,114 @@
+"""The nouns and adjectives of WordNet 3.0: a corpus of names, and which names denote the same things.
+
+WordNet 3.0 Copyright 2006 by Princeton University; LICENSE, beside this file. `build.py` made the data from Debian's
+package wordnet-base: all names of each noun synset with its hypernyms, and the first name of each adjective synset.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+SYNSETS = Path(__file__).with_name("synsets.parquet")
+PLURALS = Path(__file__).with_name("plurals.parquet")
+
+# morphy(7WN): the endings of regular plurals, and what they stand for.
+_ENDINGS = (
+    ("s", ""),
+    ("ses", "s"),
+    ("xes", "x"),
+    ("zes", "z"),
+    ("ches", "ch"),
+    ("shes", "sh"),
+    ("men", "man"),
+    ("ies", "y"),
+)
+
+
+@dataclass(frozen=True)
+class _Nouns:
+    """A synset is its row: its names, and the rows above and below it."""
+
+    names: list[list[str]]
+    hypernyms: list[list[int]]
+    hyponyms: list[list[int]]
+    synsets: dict[str, list[int]]  # of a name
+    singulars: dict[str, list[str]]  # of irregular plurals
+
+
+@lru_cache(maxsize=1)
+def _nouns() -> _Nouns:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(SYNSETS)
+    # Nouns are the first rows, so what is left is numbered as before.
+    table = table.filter(pc.starts_with(table["file"].cast("string"), "noun."))
+    names, hypernyms = table["names"].to_pylist(), table["hypernyms"].to_pylist()
+    hyponyms: list[list[int]] = [[] for _ in hypernyms]
+    synsets: dict[str, list[int]] = {}
+    for row, (own, above) in enumerate(zip(names, hypernyms, strict=True)):
+        for hypernym in above:
+            hyponyms[hypernym].append(row)
+        for name in own:
+            synsets.setdefault(name, []).append(row)
+    singulars: dict[str, list[str]] = {}
+    for pair in pq.read_table(PLURALS).to_pylist():
+        singulars.setdefault(pair["plural"], []).append(pair["singular"])
+    return _Nouns(names, hypernyms, hyponyms, synsets, singulars)
+
+
+def files() -> list[str]:
+    """The lexicographer files: `adj.all` … `noun.time`."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    return sorted(pc.unique(pq.read_table(SYNSETS, columns=["file"])["file"].cast("string")).to_pylist())
+
+
+def names(*files: str) -> list[str]:
+    """The first name of each synset of some lexicographer files: lower-case, in sorted order, each once."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(SYNSETS, columns=["file", "names"])
+    table = table.filter(pc.is_in(table["file"].cast("string"), pa.array(files, pa.string())))
+    return sorted(pc.unique(pc.list_element(table["names"], 0)).to_pylist())
+
+
+def same_thing(name: str) -> set[str]:
+    """All names of what `name` may denote, of all kinds of it, and of all that it is a kind of.
+
+    These are its synonyms, hyponyms and hypernyms, all the way, over every noun sense of the name and of its
+    singular or plural. Empty where WordNet does not know the name.
+    """
+    nouns = _nouns()
+    senses = {row for form in _forms(name) for row in nouns.synsets.get(form, [])}
+    rows = _reachable(senses, nouns.hypernyms) | _reachable(senses, nouns.hyponyms)
+    return {found for row in rows for found in nouns.names[row]}
+
+
+def _reachable(rows: set[int], neighbours: list[list[int]]) -> set[int]:
+    found, new = set(rows), list(rows)
+    while new:
+        new = [row for known in new for row in neighbours[known] if row not in found]
+        found.update(new)
+    return found
+
+
+def _forms(name: str) -> set[str]:
+    """A name as WordNet may spell it: with spaces, hyphens or neither, in the singular and the plural."""
+    nouns = _nouns()
+    words = re.split(r"[\s_-]+", name.strip().lower())
+    spelled = {name.strip().lower(), *(between.join(words) for between in (" ", "-", ""))} - {""}
+    forms = set(spelled)
+    for form in spelled:
+        start, space, last = form.rpartition(" ")
+        forms.update(nouns.singulars.get(form, []))
+        singulars = list(nouns.singulars.get(last, []))
+        singulars += [last.removesuffix(plural) + singular for plural, singular in _ENDINGS if last.endswith(plural)]
+        forms.update(start + space + singular for singular in singulars if len(singular) > 2)  # ga is no gas
+        if form not in nouns.synsets:
+            forms.add(form + "s")  # scissor, for which WordNet has only scissors
+    return forms

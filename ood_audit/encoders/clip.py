@@ -16,6 +16,7 @@ from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
+from torch.func import functional_call
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 from ood_audit.encoders.device import autocast, choose_device, choose_precision, reuse_freed_memory, to_device
@@ -38,6 +39,7 @@ class ClipEncoder:
         score_defaults: the ΔEnergy settings that suit it.
         device: where it runs.
         batch_size: images a forward pass that suits the device. On a CPU a small batch stays in the caches.
+        logit_scale: what the model was trained to multiply its cosines by.
 
     """
 
@@ -63,7 +65,8 @@ class ClipEncoder:
         self._model = model.to(device=device, memory_format=self._layout)
         with torch.inference_mode():
             probe = self._images(torch.zeros(1, height, width, 3, dtype=torch.uint8))
-        self.score_defaults: ScoreDefaults = score_defaults(source.model, float(model.logit_scale.exp().max()))
+        self.logit_scale = float(model.logit_scale.exp().max())
+        self.score_defaults: ScoreDefaults = score_defaults(source.model, self.logit_scale)
         self.identity = EncoderIdentity(
             model=source.model,
             weights=source.weights_option,
@@ -95,6 +98,46 @@ class ClipEncoder:
                 tokens = to_device(self._tokenize(list(texts[start : start + _TEXT_BATCH])), self.device)
                 features.append(_unit(self._model.encode_text(tokens)).cpu().numpy())
         return np.concatenate(features)
+
+    def tokenize(self, texts: Sequence[str], context_length: int | None = None) -> torch.Tensor:
+        """(N, L) int64 token ids, on the CPU; L is the model's context length unless another is asked for."""
+        tokens: torch.Tensor = self._tokenize(list(texts), context_length=context_length)
+        return tokens
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """The text tower's (N, L) token ids → (N, L, W) vectors; EncoderError where there is none to be found."""
+        tower = self._text_tower
+        if hasattr(tower, "token_embedding"):
+            found: nn.Module = tower.token_embedding
+        elif hasattr(tower, "transformer") and hasattr(tower.transformer, "get_input_embeddings"):
+            found = tower.transformer.get_input_embeddings()  # Hugging Face
+        else:
+            raise EncoderError(f"the text tower of --model {self.identity.model} has no token embedding to tune")
+        return found
+
+    def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(N, L) token ids on the device → (N, D) unit features, in float32 whatever the precision, differentiable.
+
+        Most of a row is padding. A causal tower never looks at it, so there it is cut off, with the rows of the
+        position embedding and of the attention mask that belong to it: the same features in half the time or less.
+        """
+        tower = self._text_tower
+        pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))  # CLIP, TextTransformer
+        causal = pool == "argmax" and getattr(tower, "attn_mask", None) is not None
+        if not causal or getattr(tower, "cls_emb", None) is not None:
+            return _unit(self._model.encode_text(tokens))
+        length = int(tokens.argmax(1).max()) + 1  # end-of-text has the highest id
+        prefix = "" if tower is self._model else "text."
+        shorter = {
+            f"{prefix}positional_embedding": tower.positional_embedding[:length],
+            f"{prefix}attn_mask": tower.attn_mask[:length, :length],
+        }
+        return _unit(functional_call(self._model, shorter, kwargs={"text": tokens[:, :length]})[1])
+
+    @property
+    def _text_tower(self) -> Any:
+        return getattr(self._model, "text", self._model)  # CustomTextCLIP has a tower, CLIP is its own
 
     def _images(self, batch: torch.Tensor) -> torch.Tensor:
         images = to_device(batch, self.device).permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout)

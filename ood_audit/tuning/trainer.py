@@ -1,0 +1,343 @@
+"""Fit the context vectors on labelled features, and stop where detection of unknown classes is at its best.
+
+Over-training ruins the detection of unknown classes while the accuracy on known ones stands still. What tells is an
+estimate without any OOD image: a fold leaves 30% of the class names out and is trained on the others only; held-out
+images of the left-out classes play OOD against held-out images of the others. Folds and the prompts proper are trained
+side by side; the epoch that the folds judge best is the one whose prompts are kept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ood_audit.encoders.clip import ClipEncoder
+from ood_audit.errors import UsageError
+from ood_audit.metrics import auroc
+from ood_audit.scores.delta_energy import delta_energy
+from ood_audit.tuning import losses
+from ood_audit.tuning.prompt import Prompts, class_features, prepare
+from ood_audit.vocabulary import Vocabulary
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_HELD_OUT = 0.25  # of a class's labelled images, at least one
+_LEFT_OUT = 0.3  # of the class names
+_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to tune.
+
+    Attributes:
+        loss: `ebm` or `coop`.
+        ebm: which reading of EBM: `literal` or `renormalised`, see `losses`.
+        shots: labelled images a class to train on; None for all that are not held out.
+        context_vectors: n; None for as many as the words of `init` have tokens, or 16 without words.
+        init: words to start from; None for N(0, 0.02).
+        epochs: at most so many passes over the labelled images.
+        lr: the learning rate, which falls to 0 as a cosine over `epochs`.
+        batch_size: images a step.
+        lambda_: λ, the weight of the EBM term.
+        ebm_temperature: τ of its energies.
+        mask_proportion: p.
+        mask: `top` zeroes the proportion p of elements with the largest products, `keep` all others.
+        folds: how many times classes are left out.
+        patience: epochs without a better estimate after which to stop.
+        seed: of every random choice.
+
+    """
+
+    loss: str = "ebm"
+    ebm: str = "renormalised"
+    shots: int | None = None
+    context_vectors: int | None = None
+    init: str | None = "a photo of a"
+    epochs: int = 60
+    lr: float = 0.02
+    batch_size: int = 32
+    lambda_: float = 1.0
+    ebm_temperature: float = 1.0
+    mask_proportion: float = 0.5
+    mask: str = "top"
+    folds: int = 3
+    patience: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How good the prompts are after an epoch; None for what the images given cannot tell.
+
+    Attributes:
+        epoch: 0 is before training.
+        loss: the mean over the epoch's steps; None before training.
+        accuracy: of held-out images, against all classes.
+        gap: the mean ΔEnergy of held-out images: how far ID stands out.
+        forecast_auroc: of ΔEnergy, held-out images of left-out classes against those of the others; mean over folds.
+        fold_accuracy: of the folds' held-out images, against the classes of the fold; mean over folds.
+
+    """
+
+    epoch: int
+    loss: float | None
+    accuracy: float | None
+    gap: float | None
+    forecast_auroc: float | None
+    fold_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Tuned prompts.
+
+    Attributes:
+        context: (n, W) float32 context vectors.
+        class_features: (K, D) float32 of length 1, to score with in place of text features.
+        history: an entry an epoch, from epoch 0 (the initial context) on.
+        before: the figures of the prompt "a photo of a NAME.".
+        after: the figures of what was kept.
+        held_out: (H,) rows of the features given that were not trained on: for calibration.
+        interrupted: Ctrl-C ended the training early.
+        settings: as given.
+
+    """
+
+    context: Floats
+    class_features: Floats
+    history: tuple[Figures, ...]
+    before: Figures
+    after: Figures
+    held_out: Ints
+    interrupted: bool
+    settings: Settings
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose context was kept."""
+        return self.after.epoch
+
+
+def fit(
+    features: Floats,
+    labels: Ints,
+    classes: Sequence[Sequence[str]],
+    encoder: ClipEncoder,
+    settings: Settings = Settings(),
+    on_progress: Callable[[Figures, int], None] | None = None,
+) -> Tuned:
+    """Learn the context vectors; the encoder stays as it is. The same seed gives the same result on one machine.
+
+    Args:
+        features: (M, D) float32 unit image features, of this encoder.
+        labels: (M,) the class of each, an index into `classes`. Classes without images are learned against.
+        classes: for each class its name, then its synonyms.
+        encoder: the encoder.
+        settings: how.
+        on_progress: called after every epoch with its figures and the number of epochs at most.
+
+    Returns:
+        The prompts of the best epoch; after a Ctrl-C, of the best so far.
+
+    Raises:
+        UsageError: a setting makes no sense, a name is too long, or there are fewer than two classes with images.
+
+    """
+    check(settings)
+    labels = np.asarray(labels, dtype=np.int64)
+    if len(np.unique(labels)) < 2:
+        raise UsageError("tuning needs labelled images of two classes or more")
+    if labels.min() < 0 or labels.max() >= len(classes) or len(labels) != len(features):
+        raise ValueError("labels are indices into classes, one an image")
+    prompts, start = prepare(
+        encoder,
+        classes,
+        init=settings.init,
+        vectors=settings.context_vectors or (None if settings.init else 16),
+        seed=settings.seed,
+    )
+    train, held_out = split(labels, settings.shots, settings.seed)
+    images, targets = torch.from_numpy(features).to(encoder.device), torch.from_numpy(labels).to(encoder.device)
+    loss = _loss(settings, encoder.logit_scale)
+
+    def run(kept: Sequence[int]) -> "_Run":
+        return _Run(encoder, prompts.of(kept), start, kept, (images, targets), (train, held_out), loss, settings)
+
+    main = run(range(len(classes)))
+    folds = [run(kept) for kept in leave_out(labels[held_out], len(classes), settings)]
+    words = torch.from_numpy(Vocabulary(tuple(tuple(names) for names in classes)).features(encoder.encode_texts))
+    words = words.to(encoder.device)
+    before = _figures(0, None, main, folds, words)
+    history = [_figures(0, None, main, folds)]
+    best, kept = history[0], main.context.detach().clone()
+    interrupted = False
+    try:
+        for epoch in range(1, settings.epochs + 1):
+            mean = main.epoch()
+            for fold in folds:
+                fold.epoch()
+            history.append(_figures(epoch, mean, main, folds))
+            if _merit(history[-1]) > _merit(best):
+                best, kept = history[-1], main.context.detach().clone()
+            if on_progress is not None:
+                on_progress(history[-1], settings.epochs)
+            if epoch - best.epoch >= settings.patience:
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+    with torch.no_grad():
+        tuned = class_features(encoder, prompts, kept)
+    return Tuned(kept.cpu().numpy(), tuned.cpu().numpy(), tuple(history), before, best, held_out, interrupted, settings)
+
+
+def check(settings: Settings) -> None:
+    """UsageError for a setting that makes no sense."""
+    positive = ("epochs", "lr", "batch_size", "ebm_temperature", "patience")
+    at_least_one = ("shots", "context_vectors")
+    for name in positive:
+        if not getattr(settings, name) > 0:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(settings, name)}: choose more than 0")
+    for name in at_least_one:
+        if (value := getattr(settings, name)) is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: choose 1 or more")
+    choices = {"loss": ("ebm", "coop"), "ebm": ("literal", "renormalised"), "mask": ("top", "keep")}
+    for name, allowed in choices.items():
+        if (chosen := getattr(settings, name)) not in allowed:
+            raise UsageError(f"--{name} {chosen}: choose {' or '.join(allowed)}")
+    if not 0 <= settings.mask_proportion <= 1:
+        raise UsageError(f"--mask-proportion {settings.mask_proportion}: choose between 0 and 1")
+    if not 0 <= settings.lambda_ < float("inf"):
+        raise UsageError(f"--lambda {settings.lambda_}: choose 0 or more")
+    if settings.folds < 0:
+        raise UsageError(f"--folds {settings.folds}: choose 0 or more")
+
+
+def split(labels: Ints, shots: int | None, seed: int) -> tuple[Ints, Ints]:
+    """Rows to train on, at most `shots` a class, and all others, at least a quarter of a class; a lone image trains."""
+    generator = np.random.default_rng(seed)
+    train = []
+    for k in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == k))
+        held = max(1, round(_HELD_OUT * len(rows))) if len(rows) > 1 else 0
+        train.append(rows[: min(shots or len(rows), len(rows) - held)])
+    rows = np.sort(np.concatenate(train))
+    return rows, np.setdiff1d(np.arange(len(labels)), rows)
+
+
+def leave_out(held_out_labels: Ints, classes: int, settings: Settings) -> list[list[int]]:
+    """The classes that each fold keeps: all but a random 30% of those with held-out images.
+
+    Empty where fewer than two classes with such images would be left.
+    """
+    known = np.unique(held_out_labels)
+    drop = max(1, round(_LEFT_OUT * len(known)))
+    if len(known) - drop < 2:
+        return []
+    generator = np.random.default_rng([settings.seed, 1])
+    dropped = [set(generator.permutation(known)[:drop].tolist()) for _ in range(settings.folds)]
+    return [[k for k in range(classes) if k not in out] for out in dropped]
+
+
+class _Run:
+    """One context in training, on the classes that it is shown."""
+
+    def __init__(
+        self,
+        encoder: ClipEncoder,
+        prompts: Prompts,
+        start: Floats,
+        kept: Sequence[int],
+        data: tuple[Tensor, Tensor],
+        rows: tuple[Ints, Ints],
+        loss: Loss,
+        settings: Settings,
+    ) -> None:
+        images, targets = data
+        own = torch.full((int(targets.max()) + 1 + max(kept),), -1, device=encoder.device)
+        own[list(kept)] = torch.arange(len(kept), device=encoder.device)  # a class's number here; -1: left out
+        train, held_out = (torch.from_numpy(r).to(encoder.device) for r in rows)
+        train = train[own[targets[train]] >= 0]
+        self.encoder, self.prompts, self.kept, self.loss = encoder, prompts, list(kept), loss
+        self.images, self.labels = images[train], own[targets[train]]
+        self.held_out, self.held_out_labels = images[held_out], own[targets[held_out]]
+        self.context = torch.tensor(start, device=encoder.device, requires_grad=True)
+        self.batch_size = settings.batch_size
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        steps = settings.epochs * -(-len(self.labels) // settings.batch_size)
+        self.optimizer = torch.optim.SGD([self.context], lr=settings.lr, momentum=_MOMENTUM)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, steps))
+
+    def epoch(self) -> float:
+        """One pass over the images; the mean loss."""
+        total = 0.0
+        order = torch.randperm(len(self.labels), generator=self.generator)
+        for batch in torch.split(order, self.batch_size):
+            rows = batch.to(self.images.device)
+            classes = class_features(self.encoder, self.prompts, self.context)
+            loss = self.loss(self.images[rows], classes, self.labels[rows])
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.schedule.step()
+            total += loss.item() * len(rows)
+        return total / max(1, len(self.labels))
+
+    def evaluate(self, classes: Tensor | None = None) -> tuple[float | None, float | None, float | None]:
+        """Accuracy and mean ΔEnergy of held-out images of known classes; AUROC of those of left-out classes."""
+        if len(self.held_out) == 0:
+            return None, None, None
+        with torch.no_grad():
+            if classes is None:
+                classes = class_features(self.encoder, self.prompts, self.context)
+            cosines = self.held_out @ classes.T
+        defaults = self.encoder.score_defaults
+        change = delta_energy(
+            cosines, temperature=defaults.temperature, top_c=defaults.top_c, reset_to=defaults.reset_to
+        )
+        known = self.held_out_labels >= 0
+        accuracy = (cosines.argmax(1) == self.held_out_labels)[known].float().mean().item()
+        left_out = (~known).cpu().numpy()
+        apart = auroc(left_out, -change.cpu().numpy()) if left_out.any() else None
+        return accuracy, change[known].mean().item(), apart
+
+
+def _figures(
+    epoch: int, loss: float | None, main: _Run, folds: Sequence[_Run], classes: Tensor | None = None
+) -> Figures:
+    """Of the contexts as they are, or of class features given."""
+    accuracy, gap, _ = main.evaluate(classes)
+    found = [fold.evaluate(None if classes is None else classes[fold.kept]) for fold in folds]
+    return Figures(epoch, loss, accuracy, gap, _mean([f[2] for f in found]), _mean([f[0] for f in found]))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _merit(figures: Figures) -> float:
+    """What the best epoch has most of: detection and accuracy, both of classes and images not trained on."""
+    if figures.forecast_auroc is None or figures.fold_accuracy is None:
+        return figures.accuracy if figures.accuracy is not None else float(figures.epoch)
+    return figures.forecast_auroc + figures.fold_accuracy
+
+
+def _loss(settings: Settings, scale: float) -> Loss:
+    if settings.loss == "coop":
+        return partial(losses.coop, scale=scale)
+    options: dict[str, Any] = {
+        "scale": scale,
+        "weight": settings.lambda_,
+        "temperature": settings.ebm_temperature,
+        "proportion": settings.mask_proportion,
+        "keep": settings.mask == "keep",
+    }
+    return partial({"literal": losses.ebm_literal, "renormalised": losses.ebm_renormalised}[settings.ebm], **options)

@@ -3,14 +3,18 @@
 import csv
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import duckdb
 import pytest
 
 from ood_audit.cli import COMMANDS
-from tests.conftest import EXAMPLES, run_cli
+from tests.conftest import EXAMPLES, ROOT, run_cli
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +149,42 @@ def test_output_into_a_closed_pipe_is_quiet(reported):
     command = f"{sys.executable} -m ood_audit query 'FROM range(200000)' --format csv --store '{reported[0]}' | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("range\n", "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells from /proc that the query runs")
+@pytest.mark.parametrize(
+    "sql",
+    [
+        # One task, of DuckDB's own thread or of Python's, as it happens; then one for each.
+        "SELECT count(*) FROM range(100000000) a, range(1000) b WHERE a.range * b.range % 7 = 3",
+        "WITH t AS MATERIALIZED (SELECT range AS r FROM range(10000000)) "
+        "SELECT count(*) FROM t AS a, range(1000000) AS b WHERE a.r * b.range % 7 = 3",
+    ],
+)
+def test_interrupting_a_long_query(reported, sql):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "ood_audit", "query", sql, "--store", str(reported[0])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    try:
+        while _processor_seconds(running.pid) < 2:  # starting takes a quarter of a second, whatever else is running
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        output, errors = running.communicate(timeout=10)  # 0.1 s on an idle machine; the query would take hours
+    finally:
+        running.kill()
+    assert (running.returncode, output) == (130, "")
+    assert errors.strip() == "error: interrupted; what was done is kept, the same command goes on from there"
+
+
+def _processor_seconds(process: int) -> float:
+    user, system = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def test_an_error_of_ours_is_one_line_and_debug_shows_it(reported):

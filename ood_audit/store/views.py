@@ -1,10 +1,13 @@
 """DuckDB over the store: the views `images`, `scores`, `labels` and `report`."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import duckdb
@@ -65,8 +68,9 @@ def connect(store: Store, parts: list[Path] | None = None) -> Iterator[duckdb.Du
     """
     connection = duckdb.connect(config={"preserve_insertion_order": False})
     try:
-        _create_views(connection, store, store.parts if parts is None else parts)
-        yield connection
+        with _interruptible(connection):
+            _create_views(connection, store, store.parts if parts is None else parts)
+            yield connection
     except (RuntimeError, duckdb.InterruptException) as error:  # how DuckDB passes a Ctrl-C on
         if "interrupt" in str(error).lower():
             raise KeyboardInterrupt from error
@@ -77,6 +81,34 @@ def connect(store: Store, parts: list[Path] | None = None) -> Iterator[duckdb.Du
         raise
     finally:
         connection.close()
+
+
+@contextmanager
+def _interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Let a Ctrl-C stop what `connection` is doing.
+
+    While a statement runs, DuckDB's client lets Python handle signals, and on an exception gives the statement up. But
+    it then waits for its own threads to finish their tasks, which can take as long as the statement, and does not tell
+    them to stop (seen with 2.0: `Executor::CancelTasks`). So the handler tells them.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield  # Ctrl-C is ignored, or ends the process, or is handled in another thread
+        return
+    ours = before
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        try:
+            ours(number, frame)
+        except BaseException:
+            connection.interrupt()
+            raise
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def damaged(what: str) -> StoreError:

@@ -19,7 +19,7 @@ Features of a whole corpus are encoded once a store, under prompts that do not d
 import hashlib
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,9 @@ NAMES = ("background", "neglabel", "csp")
 
 _SAME = 0.95  # text cosines above mean one thing
 _SHARE, _QUANTILE = 0.15, 0.95
-_BLOCK = 4096  # texts or cosine rows at a time
+_CHUNK_BYTES = 32 << 20  # of float32 cosines at a time
+_BLOCK = 4096  # texts encoded at a time
+_PART = 8192  # names in a file of features
 _PHYSICAL = (
     "animal",
     "artifact",
@@ -172,9 +174,8 @@ def naming(
         for name in set().union(*map(wordnet.same_thing, synonyms))
         if name in row_of
     }
-    for start in range(0, len(names), _BLOCK):
-        close = np.argwhere(features[start : start + _BLOCK].astype(np.float32) @ classes.T > _SAME)
-        pairs.update((start + int(row), int(k)) for row, k in close)
+    for start, cosines in _cosines(features, classes):
+        pairs.update((start + int(row), int(k)) for row, k in np.argwhere(cosines > _SAME))
     return np.array(sorted(pairs), dtype=np.int32).reshape(-1, 2)
 
 
@@ -191,11 +192,11 @@ def farthest(
 
     """
     likeness = np.empty(len(features), np.float32)
-    for start in range(0, len(features), _BLOCK):
-        cosines = features[start : start + _BLOCK].astype(np.float32) @ classes.T
-        likeness[start : start + _BLOCK] = np.quantile(cosines, _QUANTILE, axis=1)
+    for start, cosines in _cosines(features, classes):
+        block = likeness[start : start + len(cosines)]
+        block[:] = np.quantile(cosines, _QUANTILE, axis=1)
         if drop_same:
-            likeness[start : start + _BLOCK][cosines.max(axis=1) > _SAME] = 1
+            block[cosines.max(axis=1) > _SAME] = 1
     chosen = []
     for start, stop in ((0, nouns), (nouns, len(features))):
         order = np.argsort(likeness[start:stop], kind="stable")
@@ -203,8 +204,19 @@ def farthest(
     return np.concatenate(chosen).astype(np.int32)
 
 
+def _cosines(
+    features: NDArray[np.floating[Any]], classes: NDArray[np.float32]
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The (M, K) cosines in blocks of rows, each with the number of its first."""
+    rows = max(1, _CHUNK_BYTES // (4 * max(classes.shape)))
+    for start in range(0, len(features), rows):
+        yield start, features[start : start + rows].astype(np.float32) @ classes.T
+
+
 @dataclass(frozen=True)
 class _Corpus:
+    """The words of a pool and the prompts that they are put in."""
+
     nouns: list[str]
     adjectives: list[str]
     noun_prompts: tuple[str, ...]
@@ -212,6 +224,7 @@ class _Corpus:
 
     @property
     def key(self) -> str:
+        """A hash of them: the name of the files of their features."""
         content = json.dumps([self.nouns, self.adjectives, self.noun_prompts, self.adjective_prompts])
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -246,32 +259,41 @@ _CORPORA: dict[str, Callable[[], _Corpus]] = {"background": _background, "neglab
 def _features(
     store: Store, corpus: _Corpus, encoder: "Callable[[], ClipEncoder]", on_progress: Progress | None
 ) -> NDArray[np.float16]:
-    """(M, D) of a corpus, from the store where they are."""
-    path = store.vocabularies / f"wordnet-{corpus.key}.safetensors"
-    found = _read(path, corpus.key)
-    if found is None:
-        found = {"features": _encode(corpus, encoder().encode_texts, on_progress)}
-        _write(path, found, corpus.key)
-    features: NDArray[np.float16] = found["features"]
-    return features
+    """(M, D) of a corpus, from the store where they are. Kept in parts, so that an encoding of hours can be resumed."""
+    parts = [
+        (words[start : start + _PART], prompts)
+        for words, prompts in ((corpus.nouns, corpus.noun_prompts), (corpus.adjectives, corpus.adjective_prompts))
+        for start in range(0, len(words), _PART)
+    ]
+    total = sum(len(words) * len(prompts) for words, prompts in parts)
+    done = 0
+    features: list[NDArray[np.float16]] = []
+    for number, (words, prompts) in enumerate(parts):
+        path = store.vocabularies / f"wordnet-{corpus.key}-{number:02}.safetensors"
+        found = _read(path, corpus.key)
+        if found is None:
+            blocks = []
+            for block in _encode(words, prompts, encoder().encode_texts):
+                blocks.append(block)
+                done += len(block) * len(prompts)
+                if on_progress is not None:
+                    on_progress(done, total)
+            found = {"features": np.concatenate(blocks)}
+            _write(path, found, corpus.key)
+        else:
+            done += len(words) * len(prompts)
+        features.append(found["features"])
+    return np.concatenate(features)
 
 
 def _encode(
-    corpus: _Corpus, encode_texts: Callable[[Sequence[str]], NDArray[np.float32]], on_progress: Progress | None
-) -> NDArray[np.float16]:
-    """(M, D): the mean over the prompts, of length 1."""
-    parts = ((corpus.nouns, corpus.noun_prompts), (corpus.adjectives, corpus.adjective_prompts))
-    total = sum(len(words) * len(prompts) for words, prompts in parts)
-    done, blocks = 0, []
-    for words, prompts in parts:
-        size = _BLOCK // len(prompts) if prompts else 1
-        for start in range(0, len(words), size):
-            block = Vocabulary(tuple((word,) for word in words[start : start + size]), prompts)
-            blocks.append(block.features(encode_texts).astype(np.float16))
-            done += len(block.classes) * len(prompts)
-            if on_progress is not None:
-                on_progress(done, total)
-    return np.concatenate(blocks)
+    words: Sequence[str], prompts: tuple[str, ...], encode_texts: Callable[[Sequence[str]], NDArray[np.float32]]
+) -> Iterator[NDArray[np.float16]]:
+    """(M, D) in blocks: the mean over the prompts, of length 1."""
+    size = _BLOCK // len(prompts)
+    for start in range(0, len(words), size):
+        block = Vocabulary(tuple((word,) for word in words[start : start + size]), prompts)
+        yield block.features(encode_texts).astype(np.float16)
 
 
 def _read(path: "Path", corpus_key: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from ood_audit.encoders import registry
+from ood_audit.encoders import clip, registry
 from ood_audit.encoders.clip import ClipEncoder, load_encoder
 from ood_audit.encoders.folding import fold_batch_norm
 from ood_audit.errors import EncoderError, UsageError
@@ -104,6 +104,61 @@ def test_kinds_of_models(tmp_path, kind):
     assert (
         loaded.identity.activation == ("quickgelu" if kind in ("quickgelu",) else "gelu") or kind == "modified resnet"
     )
+
+
+TOWERS: dict[str, tuple[dict[str, Any], bool]] = {  # and whether texts can be shortened
+    "end of text": (MODELS["vit"], True),
+    "end of text by id": ({**MODELS["vit"], "text_cfg": TEXT | {"pool_type": "eos", "eos_id": 49407}}, True),
+    "quickgelu": (MODELS["quickgelu"], True),
+    "no causal mask": ({**MODELS["vit"], "text_cfg": TEXT | {"no_causal_mask": True}}, False),
+    "last token": ({**MODELS["vit"], "text_cfg": TEXT | {"pool_type": "last"}}, False),
+    "custom text": (MODELS["custom text"], False),
+    "class token": ({**MODELS["custom text"], "text_cfg": TEXT | {"embed_cls": True}}, False),
+    "siglip": (MODELS["siglip"], False),
+}
+
+
+@pytest.mark.parametrize("kind", [*TOWERS, "starter"])
+def test_short_texts_are_encoded_short(tmp_path, monkeypatch, kind):
+    """Sorted by length and cut where nothing is lost, the features are those of the full context, in order."""
+    config, shortened = TOWERS.get(kind, ({}, True))
+    name = f"local-dir:{registry.STARTER}" if kind == "starter" else save(tmp_path / "model", config)
+    encoder = load_encoder("starter" if kind == "starter" else name, device="cpu")
+    generator = np.random.default_rng(0)
+    words = ["a", "photo", "of", "the nice", "sacred ibis", "supercalifragilistic", "日本", "."]
+    texts = ["", *(" ".join(generator.choice(words, n)) for n in generator.integers(1, 50, 700)), "a photo"]
+    lengths: list[int] = []
+    encode_text = encoder._model.encode_text
+
+    def recorded(tokens):
+        lengths.append(tokens.shape[1])
+        return encode_text(tokens)
+
+    monkeypatch.setattr(encoder._model, "encode_text", recorded)
+    monkeypatch.setattr(clip, "_TEXT_BATCH", 32)  # several blocks of texts that are sorted together
+    mine = encoder.encode_texts(texts)
+    model = open_clip.create_model(name).eval()
+    tokens = open_clip.get_tokenizer(name)(texts)
+    with torch.no_grad():
+        full = nn.functional.normalize(model.encode_text(tokens), dim=-1)
+    np.testing.assert_allclose(mine, full, atol=1e-5)
+    assert max(lengths) == tokens.shape[1]
+    assert (min(lengths) < tokens.shape[1]) == shortened
+    for name, value in model.state_dict().items():
+        assert name.startswith("visual.") or encoder._model.state_dict()[name].shape == value.shape
+
+
+def test_an_interrupted_encoding_leaves_the_model_whole(encoder, monkeypatch):
+    def interrupt(tokens):
+        assert encoder._model.positional_embedding.shape[0] == tokens.shape[1] < 32
+        raise KeyboardInterrupt
+
+    positions, mask = encoder._model.positional_embedding, encoder._model.attn_mask
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(encoder._model, "encode_text", interrupt)
+        encoder.encode_texts(["a photo"])
+    assert encoder._model.positional_embedding is positions
+    assert encoder._model.attn_mask is mask
 
 
 def test_hugging_face_text_tower(tmp_path):

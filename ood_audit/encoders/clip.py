@@ -4,13 +4,15 @@ import hashlib
 import logging
 import pickle
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
+from open_clip.model import CLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import QuickGELU
 from PIL import Image
@@ -91,13 +93,24 @@ class ClipEncoder:
             return self._images(batch).cpu().numpy()
 
     def encode_texts(self, texts: Sequence[str]) -> Features:
-        """Texts → (N, D) float32 features of length 1. Texts beyond the context length are cut, as in training."""
-        features = []
+        """Texts → (N, D) float32 features of length 1. Texts beyond the context length are cut, as in training.
+
+        Short texts go together, and only as far as they matter: three times as fast for class names.
+        """
+        features: list[torch.Tensor] = []
         with torch.inference_mode(), autocast(self.device, self.precision):
-            for start in range(0, len(texts), _TEXT_BATCH):
-                tokens = to_device(self._tokenize(list(texts[start : start + _TEXT_BATCH])), self.device)
-                features.append(_unit(self._model.encode_text(tokens)).cpu().numpy())
-        return np.concatenate(features)
+            for start in range(0, len(texts), 16 * _TEXT_BATCH):
+                tokens = self._tokenize(list(texts[start : start + 16 * _TEXT_BATCH]))
+                lengths = _lengths(self._model, tokens)
+                order = lengths.argsort(stable=True)
+                found = []
+                for rows in torch.split(order, _TEXT_BATCH):
+                    length = int(lengths[rows].max())
+                    with _shortened(self._model, length) if length < tokens.shape[1] else nullcontext():
+                        batch = to_device(tokens[rows, :length], self.device)
+                        found.append(_unit(self._model.encode_text(batch)).cpu())
+                features.append(torch.cat(found)[order.argsort()])
+        return torch.cat(features).numpy()
 
     def tokenize(self, texts: Sequence[str], context_length: int | None = None) -> torch.Tensor:
         """(N, L) int64 token ids, on the CPU; L is the model's context length unless another is asked for."""
@@ -256,6 +269,31 @@ def _trim(image: Image.Image) -> Image.Image:
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
+
+
+def _lengths(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """How many tokens of each text matter, (N,).
+
+    In a causal tower that is read at the end-of-text token, none after that; in any other, all.
+    """
+    if type(model) is CLIP and model.attn_mask is not None:
+        if model.text_pool_type == "argmax":
+            return tokens.argmax(dim=1) + 1
+        if model.text_pool_type == "eos":
+            return tokens.eq(model.text_eos_id).int().argmax(dim=1) + 1
+    return torch.full((len(tokens),), tokens.shape[1])
+
+
+@contextmanager
+def _shortened(model: Any, length: int) -> Iterator[None]:
+    """Let open_clip's CLIP take texts of `length` tokens; its encode_text adds all positions."""
+    positions, mask = model.positional_embedding, model.attn_mask
+    model.positional_embedding = nn.Parameter(positions[:length], requires_grad=False)
+    model.attn_mask = mask[:length, :length]
+    try:
+        yield
+    finally:
+        model.positional_embedding, model.attn_mask = positions, mask
 
 
 def _architecture(model: Any) -> str:

@@ -87,8 +87,10 @@ def synsets(nouns: Path, adjectives: Path) -> pa.Table:
 
 def plurals(exceptions: Path) -> pa.Table:
     """The irregular plurals of noun.exc and their singulars; a plural may have several."""
-    lines = [line.replace("_", " ").split() for line in exceptions.read_text("latin-1").lower().splitlines()]
-    pairs = [(plural, singular) for plural, *singulars in lines for singular in singulars]
+    lines = [line.split() for line in exceptions.read_text("latin-1").lower().splitlines()]
+    pairs = [
+        (plural.replace("_", " "), singular.replace("_", " ")) for plural, *singulars in lines for singular in singulars
+    ]
     return pa.table({"plural": [plural for plural, _ in pairs], "singular": [singular for _, singular in pairs]})
 
 

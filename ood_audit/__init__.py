@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ood_audit.reports import report as report
     from ood_audit.scoring import score as score
     from ood_audit.store import open_store as open_store
+    from ood_audit.tuning.tune import tune as tune
 
 _API = {
     "OodAuditError": "ood_audit.errors",
@@ -29,8 +30,9 @@ _API = {
     "open_store": "ood_audit.store",
     "report": "ood_audit.reports",
     "score": "ood_audit.scoring",
+    "tune": "ood_audit.tuning.tune",
 }
-__all__ = ["OodAuditError", "__version__", "embed", "evaluate", "open_store", "report", "score"]
+__all__ = ["OodAuditError", "__version__", "embed", "evaluate", "open_store", "report", "score", "tune"]
 
 
 def __getattr__(name: str) -> Any:

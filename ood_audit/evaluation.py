@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_audit import metrics, scores
+from ood_audit import prompts as tuned
 from ood_audit import vocabulary as vocabularies
 from ood_audit.errors import UsageError
-from ood_audit.scoring import chunks, settings_of, text_features
-from ood_audit.store import DEFAULT_STORE, Store, open_store
+from ood_audit.matching import chunks
+from ood_audit.scoring import Plan, described, name_of, prepare
+from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.text import printable, storable
+from ood_audit.vocabulary import Vocabulary
 
 _YES, _NO = {"1", "true", "yes", "ood"}, {"0", "false", "no", "id"}
 
@@ -33,9 +36,10 @@ class Evaluation:
     """The figures of each score, and what could not be compared.
 
     Attributes:
-        rows: one a score, best AUROC first: `score`, `prompts`, the figures of `ood_audit.metrics`, each with the
-            ends of its bootstrap interval (`auroc_low`, `auroc_high`, …), and `accuracy`: the share of ID images with
-            a known label whose nearest class it is; None without such images.
+        rows: one a score and prompts, best AUROC first: `score`, `prompts`, the figures of `ood_audit.metrics`, each
+            with the ends of its bootstrap interval (`auroc_low`, `auroc_high`, …), `accuracy`: the share of ID images
+            with a known label whose nearest class it is, None without such images; `forecast`: the AUROC that was
+            expected, where settings were chosen on the data; and `settings`, in words.
         images: how many images were compared, and how many of them are OOD.
         not_in_store: paths of the truth that the store has no feature of.
         not_in_truth: paths of the store that the truth says nothing of.
@@ -83,22 +87,32 @@ def evaluate(
     store: str | os.PathLike[str] | Store = DEFAULT_STORE,
     *,
     truth: str | Path,
+    only: Sequence[str] = (),
     labels: str | Path | Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
+    prompts: str = "auto",
+    auto: bool = True,
+    seed: int = 0,
     device: str = "auto",
     rounds: int = 200,
     note: Callable[[str], None] = lambda message: None,
+    on_texts: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score the store with every method and compare with the truth.
 
     Args:
         store: a store or its folder.
         truth: see `read_truth`.
-        labels: see `ood_audit.score`, as for `templates`, `device` and `note`.
+        only: the scores to evaluate; empty for all.
+        labels: see `ood_audit.score`, as for the others but `rounds`.
         templates: likewise.
+        prompts: likewise; where there are tuned ones, the text alone is evaluated beside them.
+        auto: likewise.
+        seed: likewise.
         device: likewise.
         rounds: resamples for the bootstrap intervals.
         note: likewise.
+        on_texts: likewise.
 
     Raises:
         UsageError: the truth or the vocabulary can't be used, or the truth knows no OOD, or no ID, image of the store.
@@ -108,34 +122,30 @@ def evaluate(
         store = open_store(store)
     known = read_truth(truth)
     vocabulary = vocabularies.choose(store, labels, templates, note)
-    classes, defaults = text_features(store, vocabulary, device)
-    functions = {name: scores.load(name) for name in scores.names()}
-    settings = {name: settings_of(name, function, defaults) for name, function in functions.items()}
-    paths: list[str] = []
-    nearest: list[NDArray[Any]] = []
-    collected: dict[str, list[NDArray[Any]]] = {name: [] for name in functions}
-    for (_, chunk_paths), cosines, on_device in chunks(store, classes, device):
-        paths += chunk_paths.to_pylist()
-        nearest.append(cosines.argmax(dim=1).cpu().numpy())
-        for name, function in functions.items():
-            raw = scores.raw(function, cosines, on_device, settings[name])
-            collected[name].append(-raw.double().cpu().numpy())
-    rows = [i for i, path in enumerate(paths) if path in known]
-    is_ood = np.array([known[paths[i]].is_ood for i in rows], dtype=np.bool_)
-    if not is_ood.any() or is_ood.all():
-        kind = "OOD" if not is_ood.any() else "ID"
-        raise UsageError(
-            f"of the {len(rows)} images that the truth and the store share none is {kind}: check its paths"
-        )
-    accuracy = _accuracy([known[paths[i]] for i in rows], np.concatenate(nearest)[rows], vocabulary.classes)
-    table = []
-    for name, parts in collected.items():
-        ood_score = np.concatenate(parts)[rows]
-        row: dict[str, Any] = {"score": name, "prompts": "none"}
-        for metric, function in metrics.METRICS.items():
-            row[metric] = function(is_ood, ood_score)
-            row[f"{metric}_low"], row[f"{metric}_high"] = metrics.bootstrap(function, is_ood, ood_score, rounds=rounds)
-        table.append({**row, "accuracy": accuracy})
+    _check_overlap(store, known)
+    with writing(store.root, "scores"):
+        own = tuned.choose(store, vocabulary, prompts, note)
+        methods = list(dict.fromkeys(only)) or [*scores.names(), "best"]
+        plans = {
+            "none" if used is None else used.name: prepare(
+                store, vocabulary, used, methods, {}, auto, seed, device, note, on_texts
+            )
+            for used in ([None] if own is None else [None, own])
+        }
+    table: list[dict[str, Any]] = []
+    for name, plan in plans.items():
+        paths, collected, nearest = _scored(store, plan, device)
+        rows = [i for i, path in enumerate(paths) if path in known]
+        is_ood = np.array([known[paths[i]].is_ood for i in rows], dtype=np.bool_)
+        truths = [known[paths[i]] for i in rows]
+        for method, values in collected.items():
+            row: dict[str, Any] = {"score": method, "prompts": name}
+            for metric, function in metrics.METRICS.items():
+                row[metric] = function(is_ood, values[rows])
+                low, high = metrics.bootstrap(function, is_ood, values[rows], rounds=rounds)
+                row[f"{metric}_low"], row[f"{metric}_high"] = low, high
+            row["accuracy"] = _accuracy(truths, nearest[method][rows], vocabulary)
+            table.append({**row, "forecast": plan.forecasts.get(method), "settings": _shown(plan, method)})
     table.sort(key=lambda row: -float(row["auroc"]))
     there = set(paths)
     return Evaluation(
@@ -147,11 +157,42 @@ def evaluate(
     )
 
 
-def _accuracy(known: list[Truth], nearest: NDArray[Any], classes: tuple[tuple[str, ...], ...]) -> float | None:
-    index = {name.casefold(): i for i, names in enumerate(classes) for name in names}
+def _check_overlap(store: Store, known: dict[str, Truth]) -> None:
+    """UsageError where nothing can be compared; before anything is computed."""
+    there = [path for (path,) in store.query("SELECT path FROM images WHERE status = 'ok'").rows]
+    shared = [known[path].is_ood for path in there if path in known]
+    if not any(shared) or all(shared):
+        kind = "OOD" if not any(shared) else "ID"
+        raise UsageError(
+            f"of the {len(shared)} images that the truth and the store share none is {kind}: check its paths"
+        )
+
+
+def _scored(
+    store: Store, plan: Plan, device: str
+) -> tuple[list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """The paths of all images; by method their ood_score, and the class they are nearest to."""
+    paths: list[str] = []
+    collected: dict[str, list[NDArray[Any]]] = {method: [] for method in plan.runs}
+    nearest: dict[str, list[NDArray[Any]]] = {method: [] for method in plan.runs}
+    for chunk in chunks(store, plan.target, device):
+        paths += chunk.paths
+        for method, (function, settings) in plan.runs.items():
+            collected[method].append(-chunk.raw(function, settings).double().cpu().numpy())
+            nearest[method].append(chunk.similarities(settings["prototypes"]).argmax(dim=1).cpu().numpy())
+    joined = [{method: np.concatenate(parts) for method, parts in of.items()} for of in (collected, nearest)]
+    return paths, joined[0], joined[1]
+
+
+def _shown(plan: Plan, method: str) -> str:
+    function, settings = plan.runs[method]
+    return described(name_of(function) if method == "best" else method, settings)
+
+
+def _accuracy(known: list[Truth], nearest: NDArray[Any], vocabulary: Vocabulary) -> float | None:
     pairs = [
-        (index[truth.label.casefold()], int(guess))
+        (vocabulary.position(truth.label), int(guess))
         for truth, guess in zip(known, nearest, strict=True)
-        if not truth.is_ood and truth.label is not None and truth.label.casefold() in index
+        if not truth.is_ood and truth.label is not None and vocabulary.position(truth.label) is not None
     ]
     return float(np.mean([right == guess for right, guess in pairs])) if pairs else None

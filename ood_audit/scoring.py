@@ -1,14 +1,15 @@
-"""`score`: stream the features of a store through a score, into `scores/`."""
+"""`score`: settle what images are compared with, and how, and stream the store through it, into `scores/`."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ood_audit import prompts as tuned
 from ood_audit import scores
 from ood_audit import vocabulary as vocabularies
 from ood_audit.errors import OodAuditError, StoreError, UsageError
@@ -18,24 +19,56 @@ from ood_audit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from ood_audit.encoders.clip import ClipEncoder
+    from ood_audit.matching import Chunk, Target
+    from ood_audit.prompts import Prompts
 
-_CHUNK_BYTES = 32 << 20  # of float32 cosines at a time, whatever the number of classes
+Note = Callable[[str], None]
+Progress = Callable[[int, int], None]
+_CHOSEN = ("delta-energy", "best")  # methods whose settings are chosen on the data
+_DEFAULT_WEIGHT = 0.2  # as in `prototypes`, which this module must not import
 
 
 @dataclass(frozen=True)
 class Scores:
     """A finished score run: what was scored, how, and against what.
 
-    `reused` is true where the same scores lay in the store already.
+    Attributes:
+        parameters: the settings in use; for `best` also the `score` that was chosen.
+        prompts: the name of the tuned prompts, or `none`.
+        forecast: the AUROC to expect on this data, where the settings were chosen on it; see `ood_audit.selection`.
+        references: where the pictures of the classes are from and how many they are, if they were used.
+        reused: the same scores lay in the store already.
+
     """
 
     store: Store
     vocabulary: Vocabulary
     method: str
-    parameters: dict[str, float | int]
+    parameters: dict[str, Any]
+    prompts: str
+    forecast: float | None
+    references: dict[str, Any] | None
     images: int
     path: Path
     reused: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compute.
+
+    Attributes:
+        target: what images are compared with.
+        runs: by method, its function and its settings.
+        delta: the settings of the columns delta_energy and energy where the method is another.
+        forecasts: by method, where its settings were chosen on the data.
+
+    """
+
+    target: "Target"
+    runs: dict[str, tuple[Callable[..., Any], dict[str, Any]]]
+    delta: dict[str, Any]
+    forecasts: dict[str, float]
 
 
 def score(
@@ -47,10 +80,16 @@ def score(
     temperature: float | None = None,
     top_c: int | None = None,
     reset_to: float | None = None,
+    background: bool | None = None,
+    prototypes: bool | None = None,
+    prompts: str = "auto",
+    auto: bool = True,
+    seed: int = 0,
     device: str = "auto",
     lock_held: bool = False,
-    note: Callable[[str], None] = lambda message: None,
-    on_progress: Callable[[int, int], None] | None = None,
+    note: Note = lambda message: None,
+    on_texts: Progress | None = None,
+    on_progress: Progress | None = None,
 ) -> Scores:
     """Score every readable image; what was scored before and has not changed is taken as it is.
 
@@ -58,13 +97,20 @@ def score(
         store: a store or its folder.
         labels: a labels file, or class names; None for those last used with this store, else the folder names.
         templates: prompts with `{}` for the class name, averaged.
-        method: the score, one of `ood_audit.scores.names()`. `ood_score` is its negative.
-        temperature: τ; None for the default: of the encoder for ΔEnergy, of the score's source for the others.
-        top_c: how many of the largest similarities ΔEnergy resets; None for the encoder's default.
-        reset_to: the value it resets them to; None for the encoder's default.
+        method: the score, one of `ood_audit.scores.names()`, or `best`. `ood_score` is its negative.
+        temperature: τ; None for the default: chosen on the data, see `auto`, or of the encoder, for ΔEnergy; of the
+            score's source for the others.
+        top_c: how many of the largest similarities ΔEnergy resets; None likewise.
+        reset_to: the value it resets them to; None likewise.
+        background: whether ΔEnergy runs over names of other things too; None likewise (else not).
+        prototypes: whether reference pictures join the text, see `ood_audit.prototypes`; None likewise (else not).
+        prompts: tuned prompts in place of the text: `auto` for the newest that fit, `none`, or a name.
+        auto: choose what is not given by leaving classes out, see `ood_audit.selection`.
+        seed: of that choice.
         device: where the matrix product runs.
         lock_held: the caller is inside of `writing(store.root, "scores")`.
         note: told, in a sentence, what was chosen where the caller did not say.
+        on_texts: called with the number of names encoded and to encode, where a pool of names has to be.
         on_progress: called with the number of images done and to do.
 
     Raises:
@@ -75,41 +121,76 @@ def score(
     if not isinstance(store, Store):
         store = open_store(store)
     _check(temperature, top_c, reset_to)
+    given = {
+        "temperature": temperature,
+        "top_c": top_c,
+        "reset_to": reset_to,
+        "background": background,
+        "prototypes": None if prototypes is None else _DEFAULT_WEIGHT * prototypes,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
     chosen = vocabularies.choose(store, labels, templates, note)
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
     if total == 0:
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
-    function = None if method == "delta-energy" else scores.load(method)  # that would import torch
-    given = {"temperature": temperature, "top_c": top_c, "reset_to": reset_to}
+    if method not in _CHOSEN:
+        settings_of(method, scores.load(method), {}, given)
     with nullcontext() if lock_held else writing(store.root, "scores"):
-        classes, defaults = _text_features(store, chosen, device)
-        parameters = settings_of(method, function, defaults, given)
-        recipe: dict[str, Any] = {
+        own_prompts = tuned.choose(store, chosen, prompts, note)
+        if own_prompts and not own_prompts.recipe["prototypes"]:
+            given.setdefault("prototypes", 0.0)
+        request: dict[str, Any] = {
             "method": method,
-            "parameters": parameters,
+            "given": given,
+            "auto": auto and method in _CHOSEN,
+            "seed": seed,
+            "prompts": [own_prompts.name, own_prompts.recipe["created"]] if own_prompts else None,
             "vocabulary": chosen.id,
             "generation": store.generation,
         }
-        key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
         path = store.scores / f"{key}.parquet"
         reused = path.exists() and path.with_suffix(".json").exists()  # the recipe is written last
         if not reused:
-            delta = parameters if method == "delta-energy" else settings_of("delta-energy", None, defaults)
-            function = function or scores.load(method)
-            _write(store, path, classes, chosen.names, (function, parameters, delta), total, device, on_progress)
-            write_json(path.with_suffix(".json"), recipe)
-            _drop_outdated(store, recipe["generation"])
+            plan = prepare(store, chosen, own_prompts, [method], given, auto, seed, device, note, on_texts)
+            _write(store, path, plan, method, chosen.names, total, device, on_progress)
+            write_json(path.with_suffix(".json"), {**request, **_found(plan, method)})
+            _drop_outdated(store, request["generation"])
+        found = read_json(path.with_suffix(".json"))
         store.set_current(vocabulary=chosen.id, scores=key)
-    return Scores(store, chosen, method, parameters, total, path, reused)
+    return Scores(
+        store=store,
+        vocabulary=chosen,
+        method=method,
+        parameters=found["parameters"],
+        prompts=own_prompts.name if own_prompts else "none",
+        forecast=found["forecast"],
+        references=found["references"],
+        images=total,
+        path=path,
+        reused=reused,
+    )
 
 
-def text_features(store: Store, vocabulary: Vocabulary, device: str) -> tuple[Any, dict[str, Any]]:
-    """The (K, D) text features of a vocabulary and the encoder's ΔEnergy settings; encoded once, kept in the store."""
-    with writing(store.root, "scores"):
-        return _text_features(store, vocabulary, device)
+def prepare(
+    store: Store,
+    vocabulary: Vocabulary,
+    prompts: "Prompts | None",
+    methods: Sequence[str],
+    given: dict[str, Any],
+    auto: bool,
+    seed: int,
+    device: str,
+    note: Note,
+    on_texts: Progress | None,
+) -> Plan:
+    """Settle the settings of some scores and bring together what they need. The caller holds the lock of the scores."""
+    import torch
 
+    from ood_audit import pools, prototypes, references, selection
+    from ood_audit.matching import Target
 
-def _text_features(store: Store, vocabulary: Vocabulary, device: str) -> tuple[Any, dict[str, Any]]:
+    torch.manual_seed(seed)
     encoders: list[ClipEncoder] = []
 
     def encoder() -> "ClipEncoder":
@@ -119,47 +200,64 @@ def _text_features(store: Store, vocabulary: Vocabulary, device: str) -> tuple[A
             encoders.append(load_same_encoder(store.encoder, device=device))
         return encoders[0]
 
-    return vocabularies.cached_features(store, vocabulary, encoder), _defaults(store, encoder)
+    def pool(name: str) -> "pools.Pool":
+        if name not in loaded:
+            loaded[name] = pools.load(store, vocabulary, name, encoder, on_texts)
+        return loaded[name]
+
+    loaded: dict[str, pools.Pool] = {}
+    text = prompts.class_features if prompts else vocabularies.cached_features(store, vocabulary, encoder)
+    defaults = _defaults(store, encoder)
+    found, sample = references.collect(
+        store, vocabulary, text, prompts.labelled if prompts else None, defaults, seed=seed
+    )
+    enough = selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
+    if auto and not enough and set(methods) & set(_CHOSEN):
+        note("settings: the model's own (too little data to choose: 60 images in 6 classes are needed)")
+    runs, forecasts = {}, {}
+    for method in methods:
+        if method in _CHOSEN and auto and enough:
+            grid = selection.Grid.around(given, every_score=method == "best", encoder=defaults)
+            background = pool("background") if True in grid.background else None
+            chosen = selection.select(sample, text, defaults, grid=grid, background=background, seed=seed)
+            runs[method] = (scores.load(chosen.method), chosen.settings)
+            forecasts[method] = chosen.forecast
+        else:
+            name = "delta-energy" if method == "best" else method
+            function = scores.load(name)
+            runs[method] = (function, settings_of(name, function, defaults, given))
+    needed = set().union(*(scores.inputs(function) for function, _ in runs.values()))
+    for name in ("neglabel", "csp"):
+        if f"{name}_negatives" in needed:
+            pool(name)
+    if not any(settings.get("background") for _, settings in runs.values()):
+        loaded.pop("background", None)
+    with_prototypes = any(settings.get("prototypes") for _, settings in runs.values())
+    target = Target(
+        text=text,
+        references=found if with_prototypes or "references" in needed else None,
+        prototypes=prototypes.fit_folds(found, text) if with_prototypes else (),
+        pools=loaded,
+    )
+    return Plan(target, runs, {**settings_of("delta-energy", None, defaults)}, forecasts)
 
 
 def settings_of(
     method: str, function: Callable[..., Any] | None, defaults: dict[str, Any], given: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The settings of a score: those `given` (not None), else its own, which for ΔEnergy are the encoder's.
+    """The settings of a score: those `given`, else its own, which for ΔEnergy are the encoder's.
 
     Raises:
         UsageError: one was given that the score does not have.
 
     """
-    own = dict(defaults) if method == "delta-energy" or function is None else scores.options(function)
-    given = {name: value for name, value in (given or {}).items() if value is not None}
-    if foreign := [f"--{name.replace('_', '-')}" for name in given if name not in own]:
+    if method == "delta-energy" or function is None:
+        own = {**defaults, "background": False, "prototypes": 0.0}
+    else:
+        own = {**scores.options(function), "prototypes": 0.0}
+    if foreign := [f"--{name.replace('_', '-')}" for name in given or {} if name not in own]:
         raise UsageError(f"the score {method} has no {', '.join(foreign)}; leave that out")
-    return {**own, **given}
-
-
-def chunks(store: Store, classes: Any, device: str) -> Iterator[tuple[Any, Any, Any]]:
-    """Stream the cosines of all readable images to the (K, D) `classes`.
-
-    Yields:
-        A feature batch's slice of (image ids, paths), as Arrow arrays; its (N, K) float32 cosines; and the classes:
-        both on the device.
-
-    """
-    import torch
-
-    from ood_audit.encoders.device import choose_device
-    from ood_audit.store.parts import iter_features
-
-    where = choose_device(device)
-    on_device = torch.from_numpy(classes).to(where)
-    rows = max(1, _CHUNK_BYTES // (4 * len(classes)))
-    with torch.inference_mode():
-        for batch in iter_features(store):
-            for start in range(0, len(batch.features), rows):
-                images = torch.from_numpy(batch.features[start : start + rows]).to(where)
-                names = (batch.image_ids[start : start + rows], batch.paths[start : start + rows])
-                yield names, images @ on_device.T, on_device
+    return {**own, **(given or {})}
 
 
 def _check(temperature: float | None, top_c: int | None, reset_to: float | None) -> None:
@@ -179,22 +277,50 @@ def _defaults(store: Store, encoder: Callable[[], "ClipEncoder"]) -> dict[str, A
     return read_json(path)
 
 
+def _found(plan: Plan, method: str) -> dict[str, Any]:
+    """What there is to tell about a plan, as JSON."""
+    function, settings = plan.runs[method]
+    used = plan.target.references
+    return {
+        "parameters": {"score": name_of(function), **settings} if method == "best" else settings,
+        "forecast": plan.forecasts.get(method),
+        "references": {"source": used.source, "images": len(used.labels)} if used else None,
+    }
+
+
+def described(method: str, parameters: dict[str, Any]) -> str:
+    """A score and its settings, for people: `ΔEnergy, τ = 1, c = 2, v = 0, background`."""
+    symbols = {"temperature": "τ", "top_c": "c", "reset_to": "v", "prototypes": "prototypes"}
+    method = parameters.get("score", method)
+    words = ["ΔEnergy" if method == "delta-energy" else method]
+    for name, value in parameters.items():
+        if isinstance(value, bool):
+            words += [name] if value else []
+        elif name != "score" and (name != "prototypes" or value):
+            words.append(f"{symbols.get(name, name)} = {value:g}")
+    return ", ".join(words)
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name of a score."""
+    return next((name for name in scores.names() if scores.load(name) is function), function.__name__)
+
+
 def _write(
     store: Store,
     path: Path,
-    text_features: Any,
+    plan: Plan,
+    method: str,
     names: list[str],
-    score: tuple[Callable[..., Any], dict[str, Any], dict[str, Any]],
     total: int,
     device: str,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Progress | None,
 ) -> None:
-    """Stream the store through a score (its function, its settings, ΔEnergy's settings) into a Parquet file."""
+    """Stream the store through a plan's only method into a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    import torch
 
-    from ood_audit.scores.delta_energy import delta_energy
+    from ood_audit.matching import chunks
 
     schema = pa.schema(
         [("image_id", pa.string()), ("path", pa.string())]
@@ -202,27 +328,44 @@ def _write(
         + [(name, pa.dictionary(pa.int32(), pa.string())) for name in ("label", "label_2")]
         + [("margin", pa.float32())]
     )
-    function, settings, delta = score
     labels = pa.array(names)
     done = 0
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for (image_ids, paths), cosines, classes in chunks(store, text_features, device):
-            raw = scores.raw(function, cosines, classes, settings)
-            change = raw if function is delta_energy else delta_energy(cosines, **delta)
-            energy = -torch.logsumexp(cosines / delta["temperature"], dim=1)
-            best, index = (found.cpu().numpy() for found in cosines.topk(min(2, len(names)), dim=1))
-            numbers = [-raw, change, energy]
-            columns = [image_ids, paths, *(pa.array(n.float().cpu().numpy()) for n in numbers), pa.array(best[:, 0])]
+        for chunk in chunks(store, plan.target, device):
+            numbers, best, index = _numbers(chunk, plan, method)
+            columns = [chunk.image_ids, chunk.paths, *(pa.array(n.float().cpu().numpy()) for n in numbers)]
             if len(names) > 1:
                 columns += [pa.DictionaryArray.from_arrays(pa.array(i, pa.int32()), labels) for i in index.T]
                 columns.append(pa.array(best[:, 0] - best[:, 1]))
             else:  # no runner-up
                 columns.append(pa.DictionaryArray.from_arrays(pa.array(index[:, 0], pa.int32()), labels))
                 columns += [pa.nulls(len(best), schema.field(name).type) for name in ("label_2", "margin")]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            writer.write_table(
+                pa.Table.from_arrays([pa.array(c) if isinstance(c, list) else c for c in columns], schema=schema)
+            )
             done += len(best)
             if on_progress is not None:
                 on_progress(done, total)
+
+
+def _numbers(chunk: "Chunk", plan: Plan, method: str) -> tuple[list[Any], Any, Any]:
+    """ood_score, delta_energy, energy and max_cosine of a chunk; its two largest similarities and their classes."""
+    import torch
+
+    from ood_audit.scores.delta_energy import delta_energy
+
+    function, settings = plan.runs[method]
+    delta = settings if function is delta_energy else plan.delta
+    raw = chunk.raw(function, settings)
+    change = raw if function is delta_energy else chunk.raw(delta_energy, delta)
+    similarities = chunk.similarities(delta["prototypes"])
+    energy = -(similarities / delta["temperature"]).logsumexp(dim=1)
+    if delta["background"]:
+        outside = ((1 - delta["prototypes"]) * chunk.to_background / delta["temperature"]).logsumexp(dim=1)
+        energy = -torch.logaddexp(-energy, outside)
+    joined = chunk.similarities(settings["prototypes"])
+    best, index = (found.cpu().numpy() for found in joined.topk(min(2, joined.shape[1]), dim=1))
+    return [-raw, change, energy, chunk.to_text.amax(dim=1)], best, index
 
 
 def _drop_outdated(store: Store, generation: int) -> None:

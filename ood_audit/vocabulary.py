@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,22 @@ class Vocabulary:
     def names(self) -> list[str]:
         """The class names, in order."""
         return [names[0] for names in self.classes]
+
+    def class_of(self, folder: str) -> int | None:
+        """The class that a folder is named after, by its last part that names one (`_` is read as a space)."""
+        for part in reversed(folder.split("/")):
+            found = self._index.get(" ".join(part.replace("_", " ").split()).casefold())
+            if found is not None:
+                return found
+        return None
+
+    def position(self, label: str) -> int | None:
+        """The class with this name or synonym, in any case."""
+        return self._index.get(label.casefold())
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name.casefold(): k for k, names in enumerate(self.classes) for name in names}
 
     @property
     def id(self) -> str:

@@ -44,7 +44,7 @@ def reference() -> str:
 
 
 def _shown(command: list[str], folder: Path) -> str:
-    done = run_cli(*command, cwd=folder)
+    done = run_cli(*command, cwd=folder, OOD_AUDIT_REPORT_AUTO="1")
     assert done.returncode == 0, done.stderr
     typed = " ".join(f'"{word}"' if " " in word else word for word in command)
     return f"```text\n$ ood-audit {typed}\n{done.stdout.rstrip()}\n{done.stderr.rstrip()}\n```".replace(

@@ -112,7 +112,7 @@ TOWERS: dict[str, tuple[dict[str, Any], bool]] = {  # and whether texts can be s
     "quickgelu": (MODELS["quickgelu"], True),
     "no causal mask": ({**MODELS["vit"], "text_cfg": TEXT | {"no_causal_mask": True}}, False),
     "last token": ({**MODELS["vit"], "text_cfg": TEXT | {"pool_type": "last"}}, False),
-    "custom text": (MODELS["custom text"], False),
+    "custom text": (MODELS["custom text"], True),
     "class token": ({**MODELS["custom text"], "text_cfg": TEXT | {"embed_cls": True}}, False),
     "siglip": (MODELS["siglip"], False),
 }
@@ -130,9 +130,9 @@ def test_short_texts_are_encoded_short(tmp_path, monkeypatch, kind):
     lengths: list[int] = []
     encode_text = encoder._model.encode_text
 
-    def recorded(tokens):
+    def recorded(tokens, normalize=False):
         lengths.append(tokens.shape[1])
-        return encode_text(tokens)
+        return encode_text(tokens, normalize)
 
     monkeypatch.setattr(encoder._model, "encode_text", recorded)
     monkeypatch.setattr(clip, "_TEXT_BATCH", 32)  # several blocks of texts that are sorted together
@@ -149,7 +149,7 @@ def test_short_texts_are_encoded_short(tmp_path, monkeypatch, kind):
 
 
 def test_an_interrupted_encoding_leaves_the_model_whole(encoder, monkeypatch):
-    def interrupt(tokens):
+    def interrupt(tokens, normalize):
         assert encoder._model.positional_embedding.shape[0] == tokens.shape[1] < 32
         raise KeyboardInterrupt
 

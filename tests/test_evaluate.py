@@ -52,6 +52,9 @@ def test_bootstrap_holds_the_figure_and_narrows_with_more_images():
     assert widths[1] < widths[0] / 5
 
 
+SCORES = ("delta-energy", "mcm", "energy", "maxlogit", "simlabel", "logitgap", "knn")
+
+
 @pytest.fixture(scope="module")
 def evaluated(example_store, tmp_path_factory):
     """The real command, with one path too many in the truth and two too few."""
@@ -64,14 +67,15 @@ def evaluated(example_store, tmp_path_factory):
         writer.writeheader()
         writer.writerows([*rows[2:], {"path": "gone/away.jpg", "is_ood": "0", "label": "chair"}])
     arguments = ["--labels", EXAMPLES / "classes.txt", "--store", store, "--format", "json"]
-    return run_cli("evaluate", "--truth", folder / "truth.csv", *arguments), rows[2:], store
+    only = [word for name in SCORES for word in ("--score", name)]
+    return run_cli("evaluate", "--truth", folder / "truth.csv", *arguments, *only), rows[2:], store
 
 
 def test_figures_are_scikit_learns(evaluated):
     done, truth, store = evaluated
     rows = {row["score"]: row for row in json.loads(done.stdout)}
-    assert set(rows) == {"delta-energy", "mcm", "energy", "maxlogit", "simlabel", "logitgap"}
-    ood_audit.score(store, labels=EXAMPLES / "classes.txt")
+    assert set(rows) == set(SCORES)
+    ood_audit.score(store, labels=EXAMPLES / "classes.txt", auto=False)
     found = {
         path: (score, label)
         for path, score, label in ood_audit.open_store(store).query("SELECT path, ood_score, label FROM scores").rows
@@ -127,7 +131,7 @@ def test_truth_of_other_images_is_refused(store_copy, tmp_path):
 
 def test_a_report_by_another_score_ranks_by_it(store_copy):
     made = ood_audit.report(store_copy, labels=["airplane", "chair", "cup"], method="mcm", top=81)
-    assert made.scores.parameters == {"temperature": 1.0}
+    assert made.scores.parameters == {"temperature": 1.0, "prototypes": 0.0}
     worst = [row["ood_score"] for row in made.rows]
     assert worst == sorted(worst, reverse=True)
     assert all(-1 <= value <= -1 / 3 for value in worst)

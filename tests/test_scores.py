@@ -42,6 +42,33 @@ def simlabel(row, classes):
     return softmax(affinities).max()
 
 
+def knn(row, images, references, neighbours):
+    """Of one image: `row` is not used."""
+    distances = sorted(np.linalg.norm(images - reference) for reference in references)
+    return -distances[min(neighbours, len(distances)) - 1]
+
+
+def raw(function, cosines, classes, options):
+    """Apply a score, with classes where it wants them and something for all else."""
+    draw = torch.Generator().manual_seed(0)
+
+    def unit(rows):
+        return torch.nn.functional.normalize(torch.randn(rows, 4, generator=draw, dtype=cosines.dtype), dim=1)
+
+    everything = {
+        "classes": classes,
+        "images": unit(len(cosines)),
+        "background": None,
+        "folds": torch.zeros(len(cosines), dtype=torch.int64),
+        "references": unit(12),
+        "reference_folds": torch.full((12,), -1),
+        **{f"{name}_classes": unit(cosines.shape[1]) for name in ("neglabel", "csp")},
+        **{f"{name}_negatives": unit(300) for name in ("neglabel", "csp")},
+    }
+    options = {name: value for name, value in options.items() if name not in ("background", "prototypes")}
+    return function(cosines, **{name: everything[name] for name in scores.inputs(function)}, **options)
+
+
 SLOW: dict[str, Any] = {"mcm": mcm, "energy": energy, "maxlogit": maxlogit, "logitgap": logitgap, "simlabel": simlabel}
 
 
@@ -53,14 +80,14 @@ def test_agrees_with_its_formula(name, count, seed):
     classes = rng.normal(size=(count, 8))
     classes /= np.linalg.norm(classes, axis=1, keepdims=True)
     cosines = rng.uniform(-1, 1, (3, count))
-    got = scores.raw(scores.load(name), torch.from_numpy(cosines), torch.from_numpy(classes), {})
+    got = raw(scores.load(name), torch.from_numpy(cosines), torch.from_numpy(classes), {})
     np.testing.assert_allclose(got, [SLOW[name](row, classes) for row in cosines], rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["mcm", "energy"])
 def test_temperature_is_the_formulas(name):
     cosines = np.random.default_rng(0).uniform(0, 0.3, (4, 9))
-    got = scores.raw(scores.load(name), torch.from_numpy(cosines), None, {"temperature": 0.01})
+    got = raw(scores.load(name), torch.from_numpy(cosines), None, {"temperature": 0.01})
     np.testing.assert_allclose(got, [SLOW[name](row, None, 0.01) for row in cosines], rtol=1e-9)
 
 
@@ -72,7 +99,7 @@ def test_finite_in_float32_for_one_and_for_many_classes(name):
         rng = np.random.default_rng(count)
         classes = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(count, 4)).astype(np.float32)), dim=1)
         cosines = torch.from_numpy(rng.uniform(-1, 1, (2, count)).astype(np.float32))
-        got = scores.raw(function, cosines, classes, settings_of(name, function, defaults))
+        got = raw(function, cosines, classes, settings_of(name, function, defaults))
         assert got.shape == (2,)
         assert torch.isfinite(got).all()
 
@@ -82,19 +109,55 @@ def test_an_image_of_a_class_scores_as_more_in_distribution():
     cosines = torch.full((2, 20), 0.10)
     cosines[0, 3] = 0.25
     classes = torch.eye(20)
-    for name in scores.BUILT_IN:
+    for name in (*SLOW, "delta-energy"):
         function = scores.load(name)
-        values = scores.raw(
+        values = raw(
             function, cosines, classes, settings_of(name, function, {"temperature": 1.0, "top_c": 2, "reset_to": 0.0})
         )
         assert values[0] > values[1], name
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 10**6))
+def test_knn_is_the_distance_to_the_kth_reference(references, neighbours, seed):
+    rng = np.random.default_rng(seed)
+    images, pictures = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in rng.normal(size=(2, 40, 5)))
+    images, pictures = images[:4], pictures[:references]
+    got = scores.load("knn")(
+        torch.zeros(4, 1),
+        images=torch.from_numpy(images),
+        folds=torch.zeros(4, dtype=torch.int64),
+        references=torch.from_numpy(pictures),
+        reference_folds=torch.full((references,), -1),
+        neighbours=neighbours,
+    )
+    np.testing.assert_allclose(got, [knn(None, image, pictures, neighbours) for image in images], atol=1e-7)
+
+
+def test_knn_finds_no_neighbour_in_its_own_fold():
+    """An image is among the references: that one, and another of its fold, don't count."""
+    pictures = torch.eye(3)
+    got = scores.load("knn")(
+        torch.zeros(1, 1),
+        images=pictures[:1],
+        folds=torch.tensor([2]),
+        references=torch.cat([pictures, pictures[:1]]),
+        reference_folds=torch.tensor([2, 1, -1, 2]),
+        neighbours=1,
+    )
+    assert got.tolist() == pytest.approx([-(2**0.5)])
+
+
 def test_settings_come_from_the_score_and_from_the_encoder():
     encoder = {"temperature": 0.02, "top_c": 3, "reset_to": 0.1}
     load = scores.load
-    assert settings_of("delta-energy", load("delta-energy"), encoder, {"top_c": 1}) == {**encoder, "top_c": 1}
-    assert settings_of("mcm", load("mcm"), encoder, {"temperature": None}) == {"temperature": 1.0}
+    assert settings_of("delta-energy", load("delta-energy"), encoder, {"top_c": 1}) == {
+        **encoder,
+        "top_c": 1,
+        "background": False,
+        "prototypes": 0.0,
+    }
+    assert settings_of("mcm", load("mcm"), encoder, {}) == {"temperature": 1.0, "prototypes": 0.0}
     with pytest.raises(UsageError, match="the score mcm has no --top-c"):
         settings_of("mcm", load("mcm"), encoder, {"top_c": 2})
 

@@ -35,6 +35,44 @@ device_option = click.option(
 )
 
 
+class AutoNumber(click.ParamType[Any]):
+    """A number, or `auto`, which is None: the option's default."""
+
+    name = "auto|number"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """None for `auto`."""
+        if value is None or isinstance(value, self._kind) or str(value).strip().lower() == "auto":
+            return None if isinstance(value, str) else value
+        try:
+            return self._kind(value)
+        except ValueError:
+            kind = "a whole number" if self._kind is int else "a number"
+            self.fail(f"{value!r} is neither {kind} nor 'auto'", param, ctx)
+
+
+def comparison_options(command: F) -> F:
+    """How settings are chosen, and prompts."""
+    options = [
+        click.option(
+            "--prompts", default="auto", show_default=True, metavar="NAME", help="Tuned prompts: auto, none or a name."
+        ),
+        click.option(
+            "--auto/--no-auto",
+            default=True,
+            show_default=True,
+            help="Choose settings that are not given by leaving classes out (from 6 classes and 60 images on).",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of that choice."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def note(message: str) -> None:
     """A sentence for the person, on stderr."""
     click.echo(printable(message), err=True)
@@ -73,14 +111,14 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], format: st
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str, unit: str = "image") -> Iterator[Callable[[int, int], None]]:
     """A callback of done and total that draws a bar on stderr, where that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from tqdm import tqdm
 
-    with tqdm(desc=what, unit="image", dynamic_ncols=True, leave=False) as bar:
+    with tqdm(desc=what, unit=unit, dynamic_ncols=True, leave=False) as bar:
 
         def update(done: int, total: int) -> None:
             bar.total = total

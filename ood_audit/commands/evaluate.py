@@ -4,7 +4,15 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import device_option, format_option, note, print_rows, store_option
+from ood_audit.commands.common import (
+    comparison_options,
+    device_option,
+    format_option,
+    note,
+    print_rows,
+    progress,
+    store_option,
+)
 
 SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood", "accuracy")
 
@@ -17,6 +25,8 @@ SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood
 @click.option(
     "--labels", metavar="FILE", help="One class a line, synonyms after |.  [default: as last time, or folders]"
 )
+@click.option("--score", "only", multiple=True, metavar="SCORE", help="Only this one; repeatable.  [default: all]")
+@comparison_options
 @device_option
 @format_option
 def command(format: str, **options: Any) -> None:
@@ -29,7 +39,8 @@ def command(format: str, **options: Any) -> None:
     from ood_audit.evaluation import evaluate
     from ood_audit.metrics import METRICS
 
-    result = evaluate(note=note, **options)
+    with progress("encoding names", "name") as on_texts:
+        result = evaluate(note=note, on_texts=on_texts, **options)
     if format == "table":
         rows = [[_with_interval(row, name) if name in METRICS else row[name] for name in SHOWN] for row in result.rows]
         print_rows(SHOWN, rows, format)

@@ -4,7 +4,16 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import device_option, format_option, note, print_rows, progress, store_option
+from ood_audit.commands.common import (
+    AutoNumber,
+    comparison_options,
+    device_option,
+    format_option,
+    note,
+    print_rows,
+    progress,
+    store_option,
+)
 from ood_audit.errors import UsageError
 
 COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "margin", "max_cosine")
@@ -31,21 +40,43 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
     default="delta-energy",
     show_default=True,
     metavar="SCORE",
-    help="delta-energy, mcm, energy, maxlogit, simlabel, logitgap, or one of another package.",
+    help="delta-energy, mcm, energy, maxlogit, simlabel, logitgap, neglabel, csp, knn, one of another package; or "
+    "best, which chooses.",
 )
-@click.option("--temperature", type=float, metavar="τ", help="The score's temperature.  [default: the model's]")
-@click.option("--top-c", type=int, metavar="C", help="How many largest similarities are reset.  [default: the model's]")
-@click.option("--reset-to", type=float, metavar="V", help="What they are reset to.  [default: the model's]")
+@click.option(
+    "--temperature", type=AutoNumber(float), metavar="τ", help="auto, or the score's temperature.  [default: auto]"
+)
+@click.option(
+    "--top-c", type=AutoNumber(int), metavar="C", help="auto, or how many similarities are reset.  [default: auto]"
+)
+@click.option(
+    "--reset-to", type=AutoNumber(float), metavar="V", help="auto, or what they are reset to.  [default: auto]"
+)
+@click.option(
+    "--background",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Compare with 45,000 names of other things too.",
+)
+@click.option(
+    "--prototypes/--no-prototypes",
+    default=None,
+    help="Compare with pictures of the classes too.  [default: chosen]",
+)
+@comparison_options
 @device_option
 @format_option
-def command(format: str, template: tuple[str, ...], template_set: str | None, score: str, **options: Any) -> None:
+def command(
+    format: str, template: tuple[str, ...], template_set: str | None, score: str, background: str, **options: Any
+) -> None:
     """Score every image, rank them, and write the report.
 
     Prints the most out-of-distribution images, and writes all formats to reports/NAME in the store: report.html,
     report.csv, report.json (the top), report.parquet (all images).
     """
     from ood_audit.reports import report
-    from ood_audit.reports.writers import described
+    from ood_audit.scoring import described
 
     if template and template_set:
         raise UsageError("choose --template or --template-set, not both")
@@ -53,10 +84,22 @@ def command(format: str, template: tuple[str, ...], template_set: str | None, sc
         from ood_audit.vocabulary import template_set as prompts
 
         template = prompts(template_set)
-    with progress("scoring") as update:
-        result = report(templates=template or None, method=score, note=note, on_progress=update, **options)
+    with progress("encoding names", "name") as on_texts, progress("scoring") as on_progress:
+        result = report(
+            templates=template or None,
+            method=score,
+            background={"auto": None, "on": True, "off": False}[background],
+            note=note,
+            on_texts=on_texts,
+            on_progress=on_progress,
+            **options,
+        )
     print_rows(COLUMNS, [[row[column] for column in COLUMNS] for row in result.rows], format)
     scores = result.scores
     by = described(scores.method, scores.parameters) + (" (as scored before)" if scores.reused else "")
     note(f"{scores.images} images against {len(scores.vocabulary.classes)} classes by {by}")
+    if scores.references and scores.parameters["prototypes"]:
+        note(f"pictures of the classes: {scores.references['images']} images, {scores.references['source']}")
+    if scores.forecast is not None:
+        note(f"expected AUROC on this data about {scores.forecast:.2f} (classes left out in turn)")
     note(f"report: {result.html}")

@@ -4,15 +4,13 @@ import hashlib
 import logging
 import pickle
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 from numpy.typing import NDArray
-from open_clip.model import CLIP
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from open_clip.transformer import QuickGELU
 from PIL import Image
@@ -101,14 +99,9 @@ class ClipEncoder:
         with torch.inference_mode(), autocast(self.device, self.precision):
             for start in range(0, len(texts), 16 * _TEXT_BATCH):
                 tokens = self._tokenize(list(texts[start : start + 16 * _TEXT_BATCH]))
-                lengths = _lengths(self._model, tokens)
-                order = lengths.argsort(stable=True)
-                found = []
-                for rows in torch.split(order, _TEXT_BATCH):
-                    length = int(lengths[rows].max())
-                    with _shortened(self._model, length) if length < tokens.shape[1] else nullcontext():
-                        batch = to_device(tokens[rows, :length], self.device)
-                        found.append(_unit(self._model.encode_text(batch)).cpu())
+                order = tokens.argmax(dim=1).argsort(stable=True)  # by the place of end-of-text, the highest id
+                batches = (to_device(tokens[rows], self.device) for rows in torch.split(order, _TEXT_BATCH))
+                found = [self.text_features(batch).cpu() for batch in batches]
                 features.append(torch.cat(found)[order.argsort()])
         return torch.cat(features).numpy()
 
@@ -130,17 +123,20 @@ class ClipEncoder:
         return found
 
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(N, L) token ids on the device → (N, D) unit features, in float32 whatever the precision, differentiable.
+        """(N, L) token ids on the device → (N, D) unit features, differentiable.
 
         Most of a row is padding. A causal tower never looks at it, so there it is cut off, with the rows of the
         position embedding and of the attention mask that belong to it: the same features in half the time or less.
         """
         tower = self._text_tower
         pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))  # CLIP, TextTransformer
-        causal = pool == "argmax" and getattr(tower, "attn_mask", None) is not None
+        causal = pool in ("argmax", "eos") and getattr(tower, "attn_mask", None) is not None
         if not causal or getattr(tower, "cls_emb", None) is not None:
             return _unit(self._model.encode_text(tokens))
-        length = int(tokens.argmax(1).max()) + 1  # end-of-text has the highest id
+        eos_id = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None)) if pool == "eos" else None
+        # Where it is not told, end-of-text has the highest id.
+        ends = tokens.argmax(dim=1) if eos_id is None else tokens.eq(eos_id).int().argmax(dim=1)
+        length = int(ends.max()) + 1
         prefix = "" if tower is self._model else "text."
         shorter = {
             f"{prefix}positional_embedding": tower.positional_embedding[:length],
@@ -269,31 +265,6 @@ def _trim(image: Image.Image) -> Image.Image:
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
-
-
-def _lengths(model: Any, tokens: torch.Tensor) -> torch.Tensor:
-    """How many tokens of each text matter, (N,).
-
-    In a causal tower that is read at the end-of-text token, none after that; in any other, all.
-    """
-    if type(model) is CLIP and model.attn_mask is not None:
-        if model.text_pool_type == "argmax":
-            return tokens.argmax(dim=1) + 1
-        if model.text_pool_type == "eos":
-            return tokens.eq(model.text_eos_id).int().argmax(dim=1) + 1
-    return torch.full((len(tokens),), tokens.shape[1])
-
-
-@contextmanager
-def _shortened(model: Any, length: int) -> Iterator[None]:
-    """Let open_clip's CLIP take texts of `length` tokens; its encode_text adds all positions."""
-    positions, mask = model.positional_embedding, model.attn_mask
-    model.positional_embedding = nn.Parameter(positions[:length], requires_grad=False)
-    model.attn_mask = mask[:length, :length]
-    try:
-        yield
-    finally:
-        model.positional_embedding, model.attn_mask = positions, mask
 
 
 def _architecture(model: Any) -> str:

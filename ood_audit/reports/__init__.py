@@ -47,8 +47,14 @@ def report(
     temperature: float | None = None,
     top_c: int | None = None,
     reset_to: float | None = None,
+    background: bool | None = None,
+    prototypes: bool | None = None,
+    prompts: str = "auto",
+    auto: bool = True,
+    seed: int = 0,
     device: str = "auto",
     note: Callable[[str], None] = lambda message: None,
+    on_texts: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Score every image, rank them, and write `reports/NAME/`.
@@ -66,8 +72,14 @@ def report(
         temperature: likewise.
         top_c: likewise.
         reset_to: likewise.
+        background: likewise.
+        prototypes: likewise.
+        prompts: likewise.
+        auto: likewise.
+        seed: likewise.
         device: likewise.
         note: likewise.
+        on_texts: likewise.
         on_progress: likewise.
 
     Raises:
@@ -89,9 +101,15 @@ def report(
             temperature=temperature,
             top_c=top_c,
             reset_to=reset_to,
+            background=background,
+            prototypes=prototypes,
+            prompts=prompts,
+            auto=auto,
+            seed=seed,
             device=device,
             lock_held=True,
             note=note,
+            on_texts=on_texts,
             on_progress=on_progress,
         )
         with connect(store) as db, replacing(store.reports / name) as folder:
@@ -113,6 +131,9 @@ def _meta(store: Store, scores: Scores, top: int, counts: dict[str, int]) -> dic
         "version": __version__,
         "method": scores.method,
         "parameters": scores.parameters,
+        "prompts": scores.prompts,
+        "forecast": scores.forecast,
+        "references": scores.references,
         "classes": scores.vocabulary.names,
         "templates": scores.vocabulary.templates,
         "model": store.encoder.model,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ood_audit import text
 from ood_audit.reports.html import Page, render
+from ood_audit.scoring import described
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -17,13 +18,6 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Indented UTF-8 JSON."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-
-
-def described(method: str, parameters: dict[str, Any]) -> str:
-    """A score and its settings, for people: `ΔEnergy, τ = 1, c = 2, v = 0`."""
-    symbols = {"temperature": "τ", "top_c": "c", "reset_to": "v"}
-    settings = [f"{symbols.get(name, name)} = {value:g}" for name, value in parameters.items()]
-    return ", ".join(["ΔEnergy" if method == "delta-energy" else method, *settings])
 
 
 def html_page(

@@ -1,8 +1,8 @@
 """The scores: one a file, each a function of cosines; every `ood_score` is higher for more OOD.
 
-A score is a function `(cosines: Tensor (N, K), *, options…) -> Tensor (N,)` whose value is higher for more
-in-distribution; `ood_score` is its negative. It is given the (K, D) text features if it has a parameter `classes`.
-Others can be added by a package with an entry point of the group `ood_audit.scores`.
+A score is a function `(cosines: Tensor (N, K), *, inputs…, options…) -> Tensor (N,)` whose value is higher for more
+in-distribution; `ood_score` is its negative. What it is given beside the cosines it asks for by the names of its
+parameters, see `INPUTS`. Others can be added by a package with an entry point of the group `ood_audit.scores`.
 """
 
 import inspect
@@ -22,6 +22,21 @@ BUILT_IN = {
     "maxlogit": "maxlogit",
     "simlabel": "simlabel",
     "logitgap": "logitgap",
+    "neglabel": "neglabel",
+    "csp": "csp",
+    "knn": "knn",
+}
+INPUTS = {
+    "classes": "(K, D) the text features of the classes",
+    "images": "(N, D) the features of the images",
+    "background": "(N, B) the cosines to the background vocabulary, or None",
+    "folds": "(N,) int64, the fold of each image",
+    "references": "(M, D) the features of the reference pictures; their folds are `reference_folds`, (M,) int64",
+    "reference_folds": "see references",
+    "neglabel_classes": "(K, D) the classes under NegLabel's prompts",
+    "neglabel_negatives": "(B, D) NegLabel's negative labels",
+    "csp_classes": "(K, D) the classes under CSP's prompts",
+    "csp_negatives": "(B, D) CSP's negative labels",
 }
 
 
@@ -43,17 +58,16 @@ def load(name: str) -> Callable[..., Any]:
     raise UsageError(f"--score {printable(name)}: there is no such score; choose one of {', '.join(names())}")
 
 
+def inputs(function: Callable[..., Any]) -> set[str]:
+    """Which of `INPUTS` a score asks for."""
+    return INPUTS.keys() & inspect.signature(function).parameters.keys()
+
+
 def options(function: Callable[..., Any]) -> dict[str, Any]:
     """What can be set of a score, with its defaults."""
     parameters = inspect.signature(function).parameters.values()
     return {
         p.name: None if p.default is p.empty else p.default
         for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.name != "classes"
+        if p.kind is p.KEYWORD_ONLY and p.name not in INPUTS
     }
-
-
-def raw(function: Callable[..., Any], cosines: Any, classes: Any, settings: dict[str, Any]) -> Any:
-    """Apply a score: (N, K) cosines and (K, D) classes → (N,), higher for more in-distribution."""
-    given = {"classes": classes} if "classes" in inspect.signature(function).parameters else {}
-    return function(cosines, **given, **settings)

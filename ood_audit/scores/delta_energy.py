@@ -6,6 +6,10 @@ Zhu et al., NeurIPS 2025, arXiv 2510.11296. With cosines s_1 … s_K, temperatur
     E_k = −log [ Σ_{j≠(k)} exp(s_j/τ) + exp(v/τ) ]     only the k-th largest is reset, to v
     ΔE  = Σ_{k=1..c} (E_k − E_0)                       higher is more in-distribution
 
+With a background, names B of other things, the energies run over classes and background, and class similarities alone
+are reset: what resembles another thing more has little energy to lose. For one class reset, v low and τ = 0.01 that is
+−log(1 − p_(1)) of the softmax over both.
+
 The paper gives v = 0 ("the maximum cosine similarity is cropped to zero") and the sum over one reset at a time; τ and
 c are ours to choose. `ood_score` is −ΔE.
 """
@@ -16,8 +20,30 @@ import torch
 from torch import Tensor
 
 
-def delta_energy(cosines: Tensor, *, temperature: float, top_c: int, reset_to: float) -> Tensor:
+def delta_energy(
+    cosines: Tensor, *, temperature: float, top_c: int, reset_to: float, background: Tensor | None = None
+) -> Tensor:
     """ΔE of each row.
+
+    Args:
+        cosines: (N, K) float.
+        temperature: τ > 0.
+        top_c: how many of the largest are reset, each alone; all K where there are fewer.
+        reset_to: v.
+        background: (N, B) float, cosines to the names of other things.
+
+    Returns:
+        (N,), in the dtype of `cosines`.
+
+    """
+    outside = None if background is None else (background / temperature).logsumexp(dim=1)
+    return energy_changes(cosines, temperature, top_c, reset_to, outside).sum(dim=1)
+
+
+def energy_changes(
+    cosines: Tensor, temperature: float, top_c: int, reset_to: float, outside: Tensor | None = None
+) -> Tensor:
+    """E_k − E_0 for k = 1 … c: the terms of ΔE.
 
     Two forms of the same number are used, each where float32 resolves it. Where p_(k) = softmax(s/τ)_(k) is small,
     E_k − E_0 = −log(1 − p_(k) (1 − exp((v − s_(k))/τ))), which does not cancel; where it is near 1, a difference of
@@ -26,22 +52,24 @@ def delta_energy(cosines: Tensor, *, temperature: float, top_c: int, reset_to: f
     Args:
         cosines: (N, K) float.
         temperature: τ > 0.
-        top_c: how many of the largest are reset, each alone; all K where there are fewer.
+        top_c: c.
         reset_to: v.
+        outside: (N,) float, the log-sum-exp of what else the energies run over.
 
     Returns:
-        (N,), in the dtype of `cosines`.
+        (N, min(c, K)), in the dtype of `cosines`.
 
     """
     logits = cosines / temperature
     low = reset_to / temperature
     top_c = min(top_c, logits.shape[1])
     top, where = logits.topk(top_c, dim=1)
-    energy = -logits.logsumexp(dim=1)
-    others = logits.scatter(1, where, -math.inf)
-    # Everything but the top c; for K <= c that is nothing, and its log is -inf.
-    rest = others.logsumexp(dim=1)
-    total = torch.zeros_like(energy)
+    # Everything but the top c; for K <= c and no background that is nothing, and its log is -inf.
+    rest = logits.scatter(1, where, -math.inf).logsumexp(dim=1)
+    if outside is not None:
+        rest = torch.logaddexp(rest, outside)
+    energy = -torch.cat([rest[:, None], top], dim=1).logsumexp(dim=1)
+    changes = []
     for k in range(top_c):
         kept = [top[:, j] for j in range(top_c) if j != k]
         reset = torch.stack([rest, torch.full_like(rest, low), *kept], dim=1).logsumexp(dim=1)
@@ -53,5 +81,5 @@ def delta_energy(cosines: Tensor, *, temperature: float, top_c: int, reset_to: f
             torch.exp((low + energy).clamp(max=0)) * torch.expm1(gap.clamp(max=0)),
         )
         exact = (share <= 0.5) & (low + energy <= 0)
-        total += torch.where(exact, -torch.log1p(-share.clamp(max=0.5)), -reset - energy)
-    return total
+        changes.append(torch.where(exact, -torch.log1p(-share.clamp(max=0.5)), -reset - energy))
+    return torch.stack(changes, dim=1)

@@ -24,7 +24,7 @@ DEFAULT_STORE = ".ood-audit"
 _WRITES = {  # the temporary files of each kind of writer
     "images": ("images/.*", "index/.*", "runs/.*", ".store.json.*", ".images.writer.json.*"),
     "scores": (
-        *("vocabularies/.*", "scores/.*", "reports/.*"),
+        *("vocabularies/.*", "prompts/.*", "scores/.*", "reports/.*"),
         *(".current.json.*", ".score_defaults.json.*", ".scores.writer.json.*"),
     ),
 }
@@ -56,6 +56,11 @@ class Store:
     def vocabularies(self) -> Path:
         """Class names and their text features."""
         return self.root / "vocabularies"
+
+    @property
+    def prompts(self) -> Path:
+        """Tuned prompts."""
+        return self.root / "prompts"
 
     @property
     def scores(self) -> Path:

@@ -147,10 +147,11 @@ class PartWriter:
 
 @dataclass(frozen=True, slots=True)
 class FeatureBatch:
-    """Some readable images of the current view: their ids, paths, and (N, D) float32 features of length 1."""
+    """Some readable images of the current view: ids, paths, folders, and (N, D) float32 features of length 1."""
 
     image_ids: pa.Array
     paths: pa.Array
+    folders: pa.Array
     features: NDArray[np.float32]
 
 
@@ -169,7 +170,7 @@ def iter_features(store: Store, *, batch_rows: int = 65_536) -> Iterator[Feature
 
 def _part_features(part: Path, newest: dict[str, int], dimension: int, batch_rows: int) -> Iterator[FeatureBatch]:
     number = int(part.stem.removeprefix("part-"))
-    columns = ["image_id", "path", "status", "embedding"]
+    columns = ["image_id", "path", "folder", "status", "embedding"]
     for batch in pq.ParquetFile(part).iter_batches(batch_size=batch_rows, columns=columns):
         keep = pc.equal(batch["status"], "ok")
         if newest:
@@ -180,4 +181,4 @@ def _part_features(part: Path, newest: dict[str, int], dimension: int, batch_row
             values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
             features = values.reshape(-1, dimension).astype(np.float32)
             features /= np.linalg.norm(features, axis=1, keepdims=True)  # float16 rounding
-            yield FeatureBatch(batch["image_id"], batch["path"], features)
+            yield FeatureBatch(batch["image_id"], batch["path"], batch["folder"], features)

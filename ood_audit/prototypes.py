@@ -1,0 +1,137 @@
+"""Prototypes: what the classes look like, learned from reference pictures, beside what their names say.
+
+With image feature z, text feature t_k, prototype weight β, and the mean μ_k of the reference pictures of class k:
+
+    s_k = (1 − β) z·t_k + β cos(W(z − μ), W(μ_k − μ))         W Wᵀ = Σ⁻¹
+
+μ is the mean of all references and Σ their covariance within the classes, shrunk by Ledoit and Wolf's rule: in the
+whitened space, directions in which pictures of one class differ anyway (light, background, pose) count for little. This
+is linear discriminant analysis with cosines in place of distances. Every score takes s in place of the cosines to text.
+
+References are never scored by prototypes that have seen them: where they are images under audit, there are several
+sets of prototypes, each made without a part of them (`FOLDS`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.covariance import ledoit_wolf_shrinkage
+
+Floats = NDArray[np.float32]
+FOLDS = 5
+DEFAULT_WEIGHT = 0.2
+_MOST = 20_000  # references: more do not help a mean and a covariance
+
+
+@dataclass(frozen=True)
+class References:
+    """Pictures of known classes.
+
+    Attributes:
+        features: (M, D) float32 of length 1.
+        labels: (M,) int, the class of each.
+        folds: (M,) int: in 0 … FOLDS − 1 for images under audit, see `fold_of`; −1 for others.
+        source: where they are from: `labelled` (given to `tune`), `folders` (named as a class), `labelled and folders`,
+            or `presumed` (the most confident half of the images, as the text features label them).
+
+    """
+
+    features: Floats
+    labels: NDArray[np.int64]
+    folds: NDArray[np.int64]
+    source: Literal["labelled", "folders", "labelled and folders", "presumed"]
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """The classes in the whitened space.
+
+    Attributes:
+        center: (D,) float32, μ.
+        whiten: (D, D) float32, W, applied as (z − μ) W.
+        means: (K, D) float32 of length 1; zero for a class without references.
+        slope, intercept: for such classes the cosine is guessed from that to the text, by the line for the others.
+
+    """
+
+    center: Floats
+    whiten: Floats
+    means: Floats
+    slope: float
+    intercept: float
+
+    def cosines(self, images: Any, to_text: Any) -> Any:
+        """(N, D) image features and their (N, K) cosines to the text features → (N, K); torch tensors on one device."""
+        import torch
+
+        center, whiten, means = (
+            torch.as_tensor(a, device=images.device) for a in (self.center, self.whiten, self.means)
+        )
+        whitened = torch.nn.functional.normalize((images - center) @ whiten, dim=1)
+        found = whitened @ means.T
+        missing = (means == 0).all(dim=1)
+        return torch.where(missing, self.slope * to_text + self.intercept, found) if missing.any() else found
+
+
+def fold_of(image_ids: Sequence[str]) -> NDArray[np.int64]:
+    """The fold of each image, from its id: the same in every run."""
+    return np.fromiter((int(image_id[:8], 16) % FOLDS for image_id in image_ids), np.int64, len(image_ids))
+
+
+def fit(features: Floats, labels: NDArray[np.int64], text: Floats) -> Prototypes | None:
+    """The prototypes of K classes; None where the references are too few (two of them, that differ).
+
+    Args:
+        features: (M, D) of length 1.
+        labels: (M,) int.
+        text: (K, D) text features of the classes.
+
+    """
+    if len(features) < 2:
+        return None
+    classes, dimension = text.shape
+    counts = np.bincount(labels, minlength=classes)
+    one_hot = np.zeros((classes, len(labels)), np.float32)
+    one_hot[labels, np.arange(len(labels))] = 1
+    means = one_hot @ features / np.maximum(counts, 1)[:, None]
+    center = features.mean(axis=0)
+    within = features - means[labels]
+    if np.abs(within).max() < 1e-6:  # one picture a class
+        within = features - center
+    if np.abs(within).max() < 1e-6:
+        return None
+    shrinkage = ledoit_wolf_shrinkage(within, assume_centered=True)
+    covariance = (within.T @ within / len(within)).astype(np.float64)
+    covariance *= 1 - shrinkage
+    covariance.flat[:: dimension + 1] += max(float(shrinkage), 1e-3) * float((within**2).sum()) / within.size
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    offsets = (means - center) @ whiten
+    length = np.linalg.norm(offsets, axis=1, keepdims=True)
+    there = counts > 0
+    unit = np.where(there[:, None], offsets / np.maximum(length, 1e-12), 0)
+    slope, intercept = 0.0, 0.0
+    if not there.all():
+        whitened = (features - center) @ whiten
+        whitened /= np.linalg.norm(whitened, axis=1, keepdims=True)
+        slope, intercept = np.polyfit((features @ text[there].T).ravel(), (whitened @ unit[there].T).ravel(), 1)
+    return Prototypes(
+        center, whiten.astype(np.float32), unit.astype(np.float32), slope=float(slope), intercept=float(intercept)
+    )
+
+
+def fit_folds(references: References, text: Floats) -> list[Prototypes | None]:
+    """One set of prototypes, or one for each fold, made without that fold's references."""
+    if (references.folds < 0).all():
+        return [fit(references.features, references.labels, text)]
+    others = [references.folds != fold for fold in range(FOLDS)]
+    return [fit(references.features[rows], references.labels[rows], text) for rows in others]
+
+
+def sample(rows: int, seed: int = 0, most: int = _MOST) -> NDArray[np.int64]:
+    """The row numbers of at most `most` of `rows`, in order."""
+    if rows <= most:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(seed).choice(rows, most, replace=False))

@@ -1,0 +1,124 @@
+"""Which pictures show what the classes look like, and which of them can judge a setting."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ood_audit import prototypes
+from ood_audit.prototypes import DEFAULT_WEIGHT, FOLDS, References
+from ood_audit.selection import FEWEST_CLASSES, FEWEST_IMAGES, MOST_IMAGES, Sample, presume
+from ood_audit.store import Store
+from ood_audit.store.parts import iter_features
+from ood_audit.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ood_audit.prompts import Labelled
+
+_Defaults = dict[str, Any]
+
+
+def collect(
+    store: Store,
+    vocabulary: Vocabulary,
+    text: "NDArray[np.float32]",
+    labelled: "Labelled | None",
+    defaults: _Defaults,
+    *,
+    seed: int = 0,
+) -> tuple[References, Sample]:
+    """The references of a store, and the sample to choose settings with.
+
+    They are the images that `tune` was given and those whose folder is named as a class; where these are fewer than 60,
+    or of fewer than 6 classes, the most confident half of the images, as the text features label them.
+
+    Args:
+        store: its readable images, or 20,000 of them.
+        vocabulary: the classes.
+        text: (K, D) their text features.
+        labelled: what `tune` was given.
+        defaults: ΔEnergy's settings for the encoder, to presume by.
+        seed: of the sampling.
+
+    """
+    import torch
+
+    ids, features, folders = _sampled(store, seed)
+    folds = prototypes.fold_of(ids)
+    labels = np.array([-1 if (k := vocabulary.class_of(folder)) is None else k for folder in folders], np.int64)
+    images = torch.from_numpy(features)
+    to_text = images @ torch.from_numpy(text).T
+    in_folders = labels >= 0
+    source: Literal["labelled", "folders", "labelled and folders", "presumed"] = "folders"
+    references = References(features[in_folders], labels[in_folders], folds[in_folders], source)
+    given = np.zeros(0, bool)
+    if labelled is not None:
+        own = set(labelled.image_ids) - {""}
+        apart = in_folders & ~np.fromiter((i in own for i in ids), bool, len(ids))
+        theirs = np.array([-1 if not i else int(prototypes.fold_of([i])[0]) for i in labelled.image_ids], np.int64)
+        references = References(
+            np.concatenate([labelled.features, features[apart]]),
+            np.concatenate([labelled.labels, labels[apart]]),
+            np.concatenate([theirs, folds[apart]]),
+            "labelled and folders" if apart.any() else "labelled",
+        )
+        given = np.arange(len(references.labels)) < len(labelled.labels)
+    if len(references.labels) >= FEWEST_IMAGES and len(np.unique(references.labels)) >= min(FEWEST_CLASSES, len(text)):
+        agrees = _predicted(references, text) == references.labels
+        trusted = agrees | given if given.any() else agrees
+        sample = Sample(references.features, references.labels, trusted, presumed=False)
+        return references, _fewer(sample, seed)
+    rows, guessed = presume(to_text, defaults)
+    references = References(features[rows], guessed, folds[rows], "presumed")
+    by_prototypes = _cosines(features, folds, references, text)
+    joined = (1 - DEFAULT_WEIGHT) * to_text + DEFAULT_WEIGHT * by_prototypes
+    trusted = (to_text.argmax(dim=1) == by_prototypes.argmax(dim=1)).numpy()
+    return references, _fewer(Sample(features, joined.argmax(dim=1).numpy(), trusted, presumed=True), seed)
+
+
+def _predicted(references: References, text: "NDArray[np.float32]") -> "NDArray[np.int64]":
+    """(M,) the nearest class of each reference, by text and prototypes that have not seen it."""
+    import torch
+
+    folds = np.where(references.folds < 0, np.arange(len(references.folds)) % FOLDS, references.folds)
+    apart = References(references.features, references.labels, folds, references.source)
+    to_text = torch.from_numpy(references.features) @ torch.from_numpy(text).T
+    by_prototypes = _cosines(references.features, folds, apart, text)
+    joined = (1 - DEFAULT_WEIGHT) * to_text + DEFAULT_WEIGHT * by_prototypes
+    result: NDArray[np.int64] = joined.argmax(dim=1).numpy()
+    return result
+
+
+def _cosines(
+    features: "NDArray[np.float32]", folds: "NDArray[np.int64]", references: References, text: "NDArray[np.float32]"
+) -> Any:
+    import torch
+
+    images = torch.from_numpy(features)
+    to_text = images @ torch.from_numpy(text).T
+    found = to_text.clone()
+    for fold, those in enumerate(prototypes.fit_folds(references, text)):
+        if those is not None:
+            rows = torch.from_numpy(folds == fold)
+            found[rows] = those.cosines(images[rows], to_text[rows])
+    return found
+
+
+def _sampled(store: Store, seed: int) -> "tuple[list[str], NDArray[np.float32], list[str]]":
+    """Ids, features and folders of all readable images, or of as many as teach anything."""
+    total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
+    wanted = prototypes.sample(total, seed)
+    ids, features, folders, start = [], [], [], 0
+    for batch in iter_features(store):
+        rows = wanted[(wanted >= start) & (wanted < start + len(batch.features))] - start
+        start += len(batch.features)
+        ids += batch.image_ids.take(rows).to_pylist()
+        folders += batch.folders.take(rows).to_pylist()
+        features.append(batch.features[rows])
+    return ids, np.concatenate(features), folders
+
+
+def _fewer(sample: Sample, seed: int) -> Sample:
+    rows = prototypes.sample(len(sample.labels), seed, MOST_IMAGES)
+    return Sample(sample.features[rows], sample.labels[rows], sample.trusted[rows], sample.presumed)

@@ -1,0 +1,162 @@
+"""The labelled subset: which images `tune` learns from."""
+
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ood_audit.errors import UsageError
+from ood_audit.prompts import Labelled
+from ood_audit.store import Store, open_store
+from ood_audit.store.parts import iter_features
+from ood_audit.text import printable, storable
+from ood_audit.vocabulary import Vocabulary
+
+Note = Callable[[str], None]
+
+
+def from_store(store: Store, vocabulary: Vocabulary) -> Labelled:
+    """The images under audit whose folder is named as a class."""
+    return _collect(store, lambda _, folder: vocabulary.class_of(folder))
+
+
+def from_folder(
+    store: Store,
+    vocabulary: Vocabulary,
+    folder: str | Path,
+    device: str,
+    on_progress: Callable[[int, int], None] | None,
+) -> Labelled:
+    """The images of FOLDER/CLASS, embedded by the store's encoder into a store of their own inside of it.
+
+    Raises:
+        UsageError: there is no such folder, or one inside of it is not a class.
+        OodAuditError: it holds no readable image.
+
+    """
+    from ood_audit.embedding import embed
+
+    place = os.path.abspath(folder)
+    if not os.path.isdir(place):
+        raise UsageError(f"--from {printable(str(folder))} is no folder; give one with a folder of images a class")
+    inner = store.root / "labelled" / hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
+    encoder = store.encoder
+    embed(
+        [place],
+        store=inner,
+        model=encoder.model,
+        weights=encoder.weights,
+        precision=encoder.precision,
+        device=device,
+        on_progress=on_progress,
+    )
+    apart = open_store(inner)
+    rows = apart.query("SELECT DISTINCT folder FROM images WHERE status = 'ok' ORDER BY 1").rows
+    strange = [folder or "(no folder)" for (folder,) in rows if vocabulary.class_of(folder) is None]
+    if strange:
+        raise UsageError(
+            f"--from {printable(str(folder))}: {_some(strange)} {'is' if len(strange) == 1 else 'are'} not in the "
+            "vocabulary; add the class to the labels file, or take the folder away"
+        )
+    found = _collect(apart, lambda _, folder: vocabulary.class_of(folder))
+    return Labelled(found.features, found.labels, [""] * len(found.labels))
+
+
+def from_annotations(store: Store, vocabulary: Vocabulary, path: str | Path) -> Labelled:
+    """The images under audit that a file names: CSV or Parquet, with the columns path and label.
+
+    Raises:
+        UsageError: it can't be read, lacks a column, or names an image that is not in the store or a label that is not
+            in the vocabulary.
+
+    """
+    shown = printable(str(path))
+    rows = read_annotations(path)
+    by_name = {}
+    for image_id, inside, uri in store.query("SELECT image_id, path, uri FROM images WHERE status = 'ok'").rows:
+        by_name[inside] = by_name[uri] = image_id
+    wanted: dict[str, int] = {}
+    missing, unknown = [], Counter[str]()
+    for name, label in rows:
+        image_id = by_name.get(storable(name)) or (by_name.get(Path(name).as_uri()) if os.path.isabs(name) else None)
+        k = vocabulary.position(label)
+        if k is None:
+            unknown[label] += 1
+        elif image_id is None:
+            missing.append(name)
+        else:
+            wanted[image_id] = k
+    if unknown:
+        names = [f"{label!r}" for label, _ in unknown.most_common()]
+        raise UsageError(
+            f"the annotations {shown}: {_some(names)} {'is' if len(names) == 1 else 'are'} not in the vocabulary; "
+            "correct them, or add the classes to the labels file"
+        )
+    if missing:
+        raise UsageError(
+            f"the annotations {shown} name {len(missing)} images that the store has no features of ({_some(missing)}); "
+            "write paths as the store has them, relative to the embedded folder, and embed what is new"
+        )
+    return _collect(store, lambda image_id, _: wanted.get(image_id))
+
+
+def read_annotations(path: str | Path) -> list[tuple[str, str]]:
+    """(path, label) pairs of a CSV or Parquet file; UsageError where it can't be read or a column is missing."""
+    path = Path(path)
+    shown = printable(str(path))
+    try:
+        if path.suffix.lower() == ".parquet":
+            import pyarrow.parquet as pq
+
+            rows: Sequence[dict[str, Any]] = pq.read_table(path).to_pylist()
+        else:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:  # Arrow's and Unicode's are ValueErrors
+        raise UsageError(
+            f"cannot read the annotations {shown}: {printable(str(getattr(error, 'strerror', None) or error))}"
+        ) from error
+    if missing := {"path", "label"} - set(rows[0] if rows else ()):
+        raise UsageError(
+            f"the annotations {shown} need the columns path and label (missing: {', '.join(sorted(missing))})"
+        )
+    for number, row in enumerate(rows, start=1):
+        if not row["path"] or not row["label"]:
+            raise UsageError(f"the annotations {shown}, row {number}: write a path and a label")
+    return [(str(row["path"]), str(row["label"]).strip()) for row in rows]
+
+
+def check(labelled: Labelled, vocabulary: Vocabulary, note: Note) -> None:
+    """Tell what is missing; UsageError where there is too little to tune on."""
+    counts = np.bincount(labelled.labels, minlength=len(vocabulary.names)) if len(labelled.labels) else np.zeros(1)
+    if (counts >= 2).sum() < 2:
+        raise UsageError(
+            f"too few labelled images: {len(labelled.labels)} in {int((counts > 0).sum())} classes; tuning needs two "
+            "images each of two classes: name folders as the classes, or use --from FOLDER or --annotations FILE"
+        )
+    if without := [name for name, count in zip(vocabulary.names, counts, strict=True) if count == 0]:
+        note(f"no labelled image of {_some(without)} ({len(without)} of {len(counts)} classes)")
+
+
+def _collect(store: Store, label_of: Callable[[str, str], int | None]) -> Labelled:
+    ids: list[str] = []
+    labels: list[int] = []
+    features = [np.empty((0, store.encoder.dimension), np.float32)]
+    for batch in iter_features(store):
+        found = [label_of(i, f) for i, f in zip(batch.image_ids.to_pylist(), batch.folders.to_pylist(), strict=True)]
+        rows = [row for row, label in enumerate(found) if label is not None]
+        ids += batch.image_ids.take(rows).to_pylist() if rows else []
+        labels += [label for label in found if label is not None]
+        features.append(batch.features[rows])
+    # The order of the parts is that of the workers which decoded: by id, it is the same in every store.
+    order = np.argsort(np.array(ids, dtype=str), kind="stable")
+    return Labelled(np.concatenate(features)[order], np.array(labels, np.int64)[order], [ids[i] for i in order])
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(printable(name) for name in names[:most]) + (", …" if len(names) > most else "")

@@ -1,0 +1,148 @@
+"""`tune`: fit prompts on the labelled subset, and keep them in the store."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ood_audit import __version__
+from ood_audit import prompts as tuned
+from ood_audit import vocabulary as vocabularies
+from ood_audit.errors import UsageError
+from ood_audit.prompts import Labelled
+from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
+from ood_audit.tuning import labelled as subset
+from ood_audit.tuning.trainer import Figures, Settings, Tuned, check, fit
+from ood_audit.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ood_audit.encoders.clip import ClipEncoder
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """Prompts that were tuned and saved.
+
+    Attributes:
+        name: what to give to `--prompts`.
+        tuned: the prompts and their figures.
+        images: how many labelled images there were.
+        classes: of how many classes.
+        improved: whether the held-out figures are no worse than before; else `report` does not use them by itself.
+        path: where they are.
+
+    """
+
+    name: str
+    tuned: Tuned
+    images: int
+    classes: int
+    improved: bool
+    path: Path
+
+
+def tune(
+    store: str | os.PathLike[str] | Store = DEFAULT_STORE,
+    *,
+    labels: str | Path | Sequence[str] | None = None,
+    folder: str | Path | None = None,
+    annotations: str | Path | None = None,
+    settings: Settings | None = None,
+    prototypes: bool = True,
+    name: str | None = None,
+    device: str = "auto",
+    note: Callable[[str], None] = lambda message: None,
+    on_embed: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[Figures, int], None] | None = None,
+) -> TuneResult:
+    """Learn context vectors from labelled images; the encoder stays as it is.
+
+    Args:
+        store: a store or its folder.
+        labels: see `ood_audit.score`.
+        folder: a folder with a folder of images a class; they are embedded apart from those under audit.
+        annotations: a CSV or Parquet file: path (of an image of the store), label. Without either, the images of the
+            store whose folder is named as a class.
+        settings: how to tune; None for the defaults.
+        prototypes: whether reports may take the labelled images as pictures of the classes.
+        name: of the prompts; None for one from the loss and the time.
+        device: where the text tower runs.
+        note: told what was left out.
+        on_embed: called with the number of labelled images embedded and to embed.
+        on_epoch: called after every epoch with its figures and the number of epochs at most.
+
+    Raises:
+        UsageError: a setting makes no sense, the labels don't fit the vocabulary, or there are too few images.
+
+    """
+    from ood_audit.encoders.clip import load_same_encoder
+
+    settings = settings or Settings()
+    check(settings)
+    if folder is not None and annotations is not None:
+        raise UsageError("give the labelled images by --from or by --annotations, not both")
+    name = name or f"{settings.loss}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
+    tuned.check_name(name)
+    if not isinstance(store, Store):
+        store = open_store(store)
+    vocabulary = vocabularies.choose(store, labels, None, note)
+    if folder is not None:
+        own = subset.from_folder(store, vocabulary, folder, device, on_embed)
+    elif annotations is not None:
+        own = subset.from_annotations(store, vocabulary, annotations)
+    else:
+        own = subset.from_store(store, vocabulary)
+    subset.check(own, vocabulary, note)
+    with writing(store.root, "scores"):
+        encoder = load_same_encoder(store.encoder, device=device)
+        found = fit(own.features, own.labels, vocabulary.classes, encoder, settings, on_epoch)
+        improved = _improved(found)
+        path = _save(store, name, vocabulary, own, found, improved, prototypes, encoder)
+        store.set_current(vocabulary=vocabulary.id)
+    return TuneResult(name, found, len(own.labels), len(np.unique(own.labels)), improved, path)
+
+
+def _improved(found: Tuned) -> bool:
+    """No worse in the sum of what is known of detection and accuracy."""
+    change = 0.0
+    for name in ("accuracy", "forecast_auroc"):
+        before, after = getattr(found.before, name), getattr(found.after, name)
+        if before is not None and after is not None:
+            change += after - before
+    return change >= 0
+
+
+def _save(
+    store: Store,
+    name: str,
+    vocabulary: Vocabulary,
+    own: Labelled,
+    found: Tuned,
+    improved: bool,
+    prototypes: bool,
+    encoder: "ClipEncoder",
+) -> Path:
+    return tuned.save(
+        store,
+        name,
+        vocabulary,
+        {"context": found.context, "class_features": found.class_features, "held_out": found.held_out},
+        own,
+        {
+            "created": datetime.now(timezone.utc).isoformat(),
+            "version": __version__,
+            "model": encoder.identity.model,
+            "classes": vocabulary.names,
+            "settings": asdict(found.settings),
+            "prototypes": prototypes,
+            "improved": improved,
+            "interrupted": found.interrupted,
+            "epoch": found.epoch,
+            "before": asdict(found.before),
+            "after": asdict(found.after),
+        },
+    )

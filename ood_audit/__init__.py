@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ood_audit.audit.export import export as export
+    from ood_audit.audit.quarantine import quarantine as quarantine
+    from ood_audit.audit.quarantine import restore as restore
     from ood_audit.embedding import embed as embed
     from ood_audit.errors import OodAuditError as OodAuditError
     from ood_audit.evaluation import evaluate as evaluate
@@ -27,12 +30,27 @@ _API = {
     "OodAuditError": "ood_audit.errors",
     "embed": "ood_audit.embedding",
     "evaluate": "ood_audit.evaluation",
+    "export": "ood_audit.audit.export",
     "open_store": "ood_audit.store",
+    "quarantine": "ood_audit.audit.quarantine",
     "report": "ood_audit.reports",
+    "restore": "ood_audit.audit.quarantine",
     "score": "ood_audit.scoring",
     "tune": "ood_audit.tuning.tune",
 }
-__all__ = ["OodAuditError", "__version__", "embed", "evaluate", "open_store", "report", "score", "tune"]
+__all__ = [
+    "OodAuditError",
+    "__version__",
+    "embed",
+    "evaluate",
+    "export",
+    "open_store",
+    "quarantine",
+    "report",
+    "restore",
+    "score",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,8 @@ COMMANDS = {
     "report": "Score, rank and report what is out of distribution.",
     "query": "Run SQL over the store.",
     "evaluate": "Compare every score with known answers.",
+    "export": "List what was found, or what to keep.",
+    "quarantine": "Move what was found out of the way, and back.",
     "status": "Show what the store holds.",
 }
 

@@ -139,7 +139,7 @@ def test_commands_start_without_heavy_imports(reported, arguments, unwanted):
         "try: main(sys.argv[1:])\nexcept SystemExit as done: assert not done.code\n"
         f"print([name for name in {unwanted!r} if name in sys.modules], file=sys.stderr)"
     )
-    environment = {"OOD_AUDIT_STORE": str(reported[0]), "PATH": "/usr/bin:/bin"}
+    environment = {"OOD_AUDIT_STORE": str(reported[0]), "PATH": "/usr/bin:/bin", "OOD_AUDIT_REPORT_AUTO": "0"}
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"

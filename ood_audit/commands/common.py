@@ -9,10 +9,18 @@ from typing import Any, TypeVar
 
 import click
 
+from ood_audit.audit.issues import KINDS
+from ood_audit.errors import UsageError
 from ood_audit.store.layout import DEFAULT_STORE
 from ood_audit.text import printable, write_csv
 
 F = TypeVar("F", bound=Callable[..., Any])
+_SELECTIONS = {
+    "flagged": ("ood", "covariate-shift"),
+    "duplicates": ("exact-duplicate", "near-duplicate"),
+    "label-issues": ("label",),
+    "unreadable": ("unreadable",),
+}
 
 store_option = click.option(
     "--store",
@@ -73,9 +81,41 @@ def comparison_options(command: F) -> F:
     return command
 
 
+def selection_options(command: F) -> F:
+    """The options that select findings, and `--report`; `selected_kinds` takes the former."""
+    for option in (
+        click.option("--report", metavar="NAME", help="The report to act on.  [default: the last one]"),
+        click.option(
+            "--kind", "kind", type=click.Choice(KINDS), multiple=True, help="One kind of finding; repeatable."
+        ),
+        *(
+            click.option(
+                f"--{name}", is_flag=True, help=f"Select the kind{'s' * (len(kinds) > 1)} {' and '.join(kinds)}."
+            )
+            for name, kinds in reversed(_SELECTIONS.items())
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def selected_kinds(kind: Sequence[str], **flags: bool) -> list[str]:
+    """The kinds of finding that the options name."""
+    chosen = [name for flag, names in _SELECTIONS.items() if flags[flag.replace("-", "_")] for name in names]
+    if not chosen and not kind:
+        raise UsageError(f"select findings: {', '.join(f'--{flag}' for flag in _SELECTIONS)} or --kind")
+    return list(dict.fromkeys([*chosen, *kind]))
+
+
 def note(message: str) -> None:
     """A sentence for the person, on stderr."""
     click.echo(printable(message), err=True)
+
+
+def note_outdated(findings: int) -> None:
+    """Say that findings were left out, if some were."""
+    if findings:
+        note(f"findings left out, as their image has changed or gone since: {findings}; run `ood-audit report` again")
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], format: str) -> None:

@@ -15,7 +15,7 @@ from ood_audit.commands.common import format_option, note, print_rows, store_opt
 @store_option
 @format_option
 def command(sql: str, store: str, format: str) -> None:
-    """Run one read-only SELECT over the views images, scores, labels and report."""
+    """Run one read-only SELECT over the views images, scores, labels, report and issues."""
     from ood_audit.store import open_store
 
     opened = open_store(store)

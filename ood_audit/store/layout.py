@@ -93,7 +93,7 @@ class Store:
         return max(made_from) + 1
 
     def current(self) -> dict[str, Any]:
-        """What later commands take up: the ids of the last used `vocabulary` and of the last `scores`."""
+        """What later commands take up: the ids of the last used `vocabulary`, `scores` and `report`."""
         path = self.root / "current.json"
         return read_json(path) if path.exists() else {}
 
@@ -101,8 +101,13 @@ class Store:
         """Change what `current` gives."""
         write_json(self.root / "current.json", {**self.current(), **ids})
 
+    @property
+    def current_report(self) -> str:
+        """The name of the report whose findings are the view `issues`."""
+        return str(self.current().get("report", "latest"))
+
     def query(self, sql: str) -> "Rows":
-        """Run one read-only SELECT over the views `images`, `scores`, `labels` and `report`.
+        """Run one read-only SELECT over the views `images`, `scores`, `labels`, `report` and `issues`.
 
         Raises:
             UsageError: the statement is not a SELECT, or DuckDB refuses it.
@@ -230,7 +235,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir():
             for file in temporary.iterdir():
-                _flush(file)
+                flush(file)
             if path.exists():
                 old = path.parent / f".{path.name}.{os.getpid()}.old.tmp"
                 path.rename(old)
@@ -239,9 +244,9 @@ def replacing(path: Path) -> Iterator[Path]:
             else:
                 temporary.rename(path)
         else:
-            _flush(temporary)
+            flush(temporary)
             temporary.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
@@ -266,7 +271,8 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _flush(path: Path) -> None:
+def flush(path: str | os.PathLike[str]) -> None:
+    """Have a file, or the names in a folder, written to disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:  # Windows opens no folders

@@ -1,4 +1,4 @@
-"""DuckDB over the store: the views `images`, `scores`, `labels` and `report`."""
+"""DuckDB over the store: the views `images`, `scores`, `labels`, `report` and `issues`."""
 
 import os
 import signal
@@ -12,11 +12,12 @@ from typing import Any
 
 import duckdb
 
+from ood_audit.audit import issues
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store.layout import Store, read_json
 from ood_audit.text import printable, storable
 
-VIEWS = ("images", "scores", "labels", "report")
+VIEWS = ("images", "scores", "labels", "report", "issues")
 
 _ROWS = """
 CREATE TABLE _no_rows (
@@ -59,8 +60,10 @@ class Rows:
 
 
 @contextmanager
-def connect(store: Store, parts: list[Path] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory DuckDB with the views of `store` (or of some of its parts).
+def connect(
+    store: Store, parts: list[Path] | None = None, *, report: str | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory DuckDB with the views of `store` (or of some of its parts, or with the findings of some `report`).
 
     Raises:
         StoreError: a file of the store can't be read; also when that shows only inside of the `with`.
@@ -69,7 +72,7 @@ def connect(store: Store, parts: list[Path] | None = None) -> Iterator[duckdb.Du
     connection = duckdb.connect(config={"preserve_insertion_order": False})
     try:
         with _interruptible(connection):
-            _create_views(connection, store, store.parts if parts is None else parts)
+            _create_views(connection, store, store.parts if parts is None else parts, report or store.current_report)
             yield connection
     except (RuntimeError, duckdb.InterruptException) as error:  # how DuckDB passes a Ctrl-C on
         if "interrupt" in str(error).lower():
@@ -117,7 +120,7 @@ def damaged(what: str) -> StoreError:
     return StoreError(f"the store is damaged: {first}; delete that file and run `ood-audit embed` again")
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path]) -> None:
+def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path], report: str) -> None:
     connection.execute(_ROWS)
     _view(connection, "_rows", parts, "_no_rows")
     connection.execute(_IMAGES)
@@ -126,6 +129,10 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: li
     scores = store.scores / f"{current.get('scores')}.parquet"
     _view(connection, "scores", [scores] if scores.exists() else [], "_no_scores")
     connection.execute(_REPORT)
+    columns = ", ".join(f"{name} {kind}" for name, kind in issues.COLUMNS.items())
+    connection.execute(f"CREATE TABLE _no_issues ({columns})")
+    findings = store.reports / report / issues.FILE
+    _view(connection, "issues", [findings] if findings.exists() else [], "_no_issues")
     _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
 
 

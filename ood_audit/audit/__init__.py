@@ -1,0 +1,1 @@
+"""What an audit found (`issues`), and acting on it (`export`, `quarantine`)."""

@@ -1,0 +1,150 @@
+"""The findings of a report: their table `reports/NAME/issues.parquet`, and choosing among them."""
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ood_audit.errors import StoreError, UsageError
+from ood_audit.text import printable
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+    from ood_audit.store.layout import Store
+
+KINDS = ("ood", "covariate-shift", "label", "exact-duplicate", "near-duplicate", "unreadable")
+FILE = "issues.parquet"
+_BATCH = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One finding about one image; these fields are the columns of the table.
+
+    `kind` is one of KINDS and `severity` from 0 to 1. `evidence` is a sentence, `suggestion` what to do: a label, or
+    the path of the copy to keep. A finding about duplicates is about the superfluous copy, never the one to keep.
+    """
+
+    image_id: str
+    uri: str
+    path: str
+    kind: str
+    severity: float
+    evidence: str
+    suggestion: str
+    report: str
+
+
+COLUMNS = {field.name: "FLOAT" if field.type is float else "VARCHAR" for field in fields(Issue)}  # of DuckDB
+
+
+def schema() -> "pa.Schema":
+    """The columns of the Parquet file."""
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.float32() if kind == "FLOAT" else pa.string()) for name, kind in COLUMNS.items()])
+
+
+def write(path: Path, rows: Iterable[Issue], *, generation: int) -> None:
+    """Write the findings of a report, in one piece; memory holds one batch.
+
+    Args:
+        path: `reports/NAME/issues.parquet`, or where that is being made.
+        rows: the findings.
+        generation: the store's when the report was begun; findings about images that changed after it are not acted on.
+
+    Raises:
+        ValueError: a kind or a severity that there is not.
+
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ood_audit.store.layout import replacing
+
+    columns = schema().with_metadata({"generation": str(generation)})
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, columns, compression="zstd") as file:
+        rows = map(_checked, rows)
+        while batch := [asdict(row) for row in islice(rows, _BATCH)]:
+            file.write_table(pa.Table.from_pylist(batch, schema=columns))
+
+
+def read(store: "Store", report: str | None = None) -> list[Issue]:
+    """The findings of a report, by default the current one; the worst first.
+
+    Raises:
+        StoreError: there is no such report, or it is of an ood-audit that wrote no findings.
+
+    """
+    from ood_audit.store.views import connect
+
+    with connect(store, report=_found(store, report)) as db:
+        sql = f"SELECT {', '.join(COLUMNS)} FROM issues ORDER BY severity DESC, uri, kind"
+        return [Issue(*row) for row in db.execute(sql).fetchall()]
+
+
+@contextmanager
+def selecting(
+    store: "Store", kinds: Collection[str], report: str | None = None
+) -> Iterator[tuple["duckdb.DuckDBPyConnection", int]]:
+    """DuckDB with the table `selected`: the findings of `kinds` with what the store knows of their images.
+
+    Yields:
+        the connection, and the number of findings left out because their image has changed, or left the store, since
+        the report was made.
+
+    Raises:
+        UsageError: no kind, or one that there is not.
+        StoreError: see `read`.
+
+    """
+    import pyarrow.parquet as pq
+
+    from ood_audit.store.views import connect
+
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise UsageError(f"select one or more of the kinds {', '.join(KINDS)}")
+    name = _found(store, report)
+    with connect(store, report=name) as db:
+        metadata = pq.read_schema(store.reports / name / FILE).metadata or {}
+        try:
+            generation = int(metadata[b"generation"])
+        except (KeyError, ValueError):
+            raise StoreError(f"the findings of report {name} are damaged; run `ood-audit report` again") from None
+        db.execute(
+            f"""
+            CREATE TABLE selected AS
+            SELECT {", ".join(f"s.{column}" for column in COLUMNS if column not in ("uri", "path"))},
+                   i.uri, i.source, i.path, i.size_bytes, i.mtime_ns, i.content_hash
+            FROM issues AS s JOIN images AS i USING (image_id)
+            JOIN (SELECT image_id, max(part) AS part FROM _rows GROUP BY image_id) AS n USING (image_id)
+            WHERE list_contains($kinds, s.kind) AND n.part <= $generation
+            """,
+            {"kinds": list(kinds), "generation": generation},
+        )
+        row = db.execute(
+            "SELECT (SELECT count(*) FROM issues WHERE list_contains($kinds, kind)) - (SELECT count(*) FROM selected)",
+            {"kinds": list(kinds)},
+        ).fetchone()
+        yield db, row[0] if row else 0
+
+
+def _checked(issue: Issue) -> Issue:
+    if issue.kind not in KINDS or not 0.0 <= issue.severity <= 1.0:
+        raise ValueError(f"not a finding: {issue}")
+    return issue
+
+
+def _found(store: "Store", report: str | None) -> str:
+    """The name of the report, where it has findings."""
+    name = store.current_report if report is None else report
+    names = sorted(path.parent.name for path in store.reports.glob(f"[!.]*/{FILE}"))
+    if name in names:
+        return name
+    if report is None or not names:
+        raise StoreError("there are no findings to act on yet: run `ood-audit report`")
+    raise StoreError(f"no report {printable(name)} with findings; there are: {', '.join(names)}")

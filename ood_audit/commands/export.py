@@ -1,0 +1,51 @@
+"""`ood-audit export`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ood_audit.commands.common import note, note_outdated, selected_kinds, selection_options, store_option
+from ood_audit.errors import UsageError
+from ood_audit.text import printable
+
+
+@click.command("export", epilog="Example: ood-audit export --flagged --duplicates --format keep-list --output keep.txt")
+@selection_options
+@click.option(
+    "--format",
+    type=click.Choice(["paths", "csv", "keep-list"]),
+    default="paths",
+    show_default=True,
+    help="paths: the images found, the worst first; keep-list: all readable images but those; csv: the findings.",
+)
+@click.option("--null", is_flag=True, help="End each path with a null byte instead of a line break, for xargs -0.")
+@click.option("--output", metavar="FILE", help="Write there, in one piece.  [default: stdout]")
+@store_option
+def command(store: str, report: str | None, format: str, null: bool, output: str | None, **selection: Any) -> None:
+    """List what was found, or what to keep, for other tools.
+
+    Paths are absolute and exact. A name with a line break needs --null or csv. A keep-list is a source for `embed`, as
+    any list of paths.
+    """
+    from ood_audit.audit.export import export
+    from ood_audit.store.layout import replacing
+
+    kinds = selected_kinds(**selection)
+    if output is None:
+        out = sys.stdout.buffer
+        result = export(store, out=out, kinds=kinds, format=format, null=null, report=report)
+        out.flush()
+    else:
+        target = os.path.realpath(output)
+        if os.path.lexists(target) and not os.path.isfile(target):
+            raise UsageError(f"--output {printable(output)} is not a regular file; name one, or write to stdout")
+        if not os.path.isdir(os.path.dirname(target)):
+            raise UsageError(f"--output {printable(output)}: there is no such folder; make it first")
+        with replacing(Path(target)) as temporary, temporary.open("wb") as file:
+            result = export(store, out=file, kinds=kinds, format=format, null=null, report=report)
+    what = {"paths": "images found", "keep-list": "images to keep", "csv": "findings"}[format]
+    note(f"{what}: {result.lines}" + (f", in {output}" if output else ""))
+    note_outdated(result.outdated)

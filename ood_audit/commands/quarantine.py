@@ -1,0 +1,59 @@
+"""`ood-audit quarantine`."""
+
+from dataclasses import astuple, fields
+from typing import Any
+
+import click
+
+from ood_audit.commands.common import (
+    format_option,
+    note,
+    note_outdated,
+    print_rows,
+    progress,
+    selected_kinds,
+    selection_options,
+    store_option,
+)
+from ood_audit.errors import OodAuditError, UsageError
+
+
+@click.command("quarantine", epilog="Example: ood-audit quarantine ../set-aside --flagged --duplicates --dry-run")
+@click.argument("dest")
+@selection_options
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+@click.option("--undo", is_flag=True, help="Put everything in DEST back where it was.")
+@store_option
+@format_option
+def command(
+    dest: str, store: str, report: str | None, format: str, dry_run: bool, undo: bool, **selection: Any
+) -> None:
+    """Move what was found into the folder DEST, and back with --undo.
+
+    Nothing is overwritten, in either direction. What has changed since it was embedded is left alone, and so is a file
+    that an image to keep is a link to; a symbolic link is moved itself, never what it points to. DEST keeps a journal,
+    quarantine.jsonl: whenever a run is stopped, the same command, or --undo, goes on from there.
+    """
+    from ood_audit.audit import quarantine
+
+    if undo and (report is not None or any(selection.values())):
+        raise UsageError("--undo puts everything back; leave out what selects findings")
+    with progress("moving") as update:
+        if undo:
+            result = quarantine.restore(dest, dry_run=dry_run, on_progress=update)
+        else:
+            kinds = selected_kinds(**selection)
+            result = quarantine.quarantine(dest, store, kinds=kinds, report=report, dry_run=dry_run, on_progress=update)
+    columns = [field.name for field in fields(quarantine.Outcome)]
+    shown = columns[:-1] if format == "table" else columns
+    print_rows(shown, [astuple(outcome)[: len(shown)] for outcome in result.outcomes], format)
+    if result.settled:
+        note(f"moves of an interrupted run that {'would be' if dry_run else 'were'} completed first: {result.settled}")
+    note_outdated(result.outdated)
+    counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(result.counts.items()))
+    what = "images in the quarantine" if undo else "images selected"
+    note(f"{what}: {len(result.outcomes)}" + (f" ({counts})" if counts else ""))
+    if result.counts["moved"]:
+        note("to put them back, add --undo; to bring the store into step, run `ood-audit embed` again")
+    if left := result.counts["left"]:
+        raise OodAuditError(f"left where they are: {left} of {len(result.outcomes)} images, for the reasons above")

@@ -1,0 +1,24 @@
+"""A report's findings, written for a test."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import ood_audit
+from ood_audit.audit import issues
+from ood_audit.audit.issues import Issue
+
+
+def write_findings(store: Path, found: Mapping[str, str | list[str]], report: str = "latest") -> list[Issue]:
+    """Findings of the kinds given by path (as in the view `images`), the first the worst, as `reports/REPORT/`."""
+    opened = ood_audit.open_store(store)
+    images = {
+        path: (image_id, uri) for image_id, uri, path in opened.query("SELECT image_id, uri, path FROM images").rows
+    }
+    rows = [
+        Issue(*images[path], path, kind, round(0.9 - 0.001 * i, 3), f"It's {kind}.", "a remedy", report)
+        for i, (path, kinds) in enumerate(found.items())
+        for kind in ([kinds] if isinstance(kinds, str) else kinds)
+    ]
+    (opened.reports / report).mkdir(parents=True, exist_ok=True)
+    issues.write(opened.reports / report / issues.FILE, rows, generation=opened.generation)
+    return rows

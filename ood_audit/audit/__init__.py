@@ -1,0 +1,1 @@
+"""What else is wrong with a data set: `duplicates`."""

@@ -1,1 +1,1 @@
-"""What an audit found (`issues`), and acting on it (`export`, `quarantine`)."""
+"""From a ranking to decisions: findings of each kind, and acting on them."""

@@ -1,0 +1,70 @@
+"""How alike two pictures look: perceptual hashes and small colour thumbnails, as arrays.
+
+The hash is pHash (N. Krawetz, "Looks Like It"; J. Buchner's ImageHash): the signs of the lowest frequencies of the
+grey picture. It stands recompression, scaling, and changes of brightness and contrast. It is blind to colour, and sees
+little of pictures with few frequencies, such as plain shapes: for these there are the thumbnails.
+
+Both are taken of the whole picture and of its trimmed ones, so that a copy that was cropped meets the original cropped
+alike.
+"""
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+HASH_BITS = 256
+_HASH = 16  # a side
+_HASH_BYTES = HASH_BITS // 8
+_TRIMS = (0.0, 0.02, 0.04, 0.06)  # of each side
+_THUMBNAIL = 8  # pixels a side
+SHAPE = (len(_TRIMS), _HASH_BYTES + 3 * _THUMBNAIL**2)
+_LARGEST = 256  # pixels a side; larger pictures are scaled down first
+_FLAT = 2.0  # grey levels: the hash of a fainter picture is of its noise
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
+
+Fingerprints = NDArray[np.uint8]
+
+
+def fingerprint(image: Image.Image) -> Fingerprints:
+    """Hash and thumbnail of an RGB picture at each trim: SHAPE, uint8."""
+    if max(image.size) > _LARGEST:
+        image = image.copy()
+        image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.BICUBIC)
+    prints = np.empty(SHAPE, np.uint8)
+    for row, trim in zip(prints, _TRIMS, strict=True):
+        x, y = round(trim * image.width), round(trim * image.height)
+        picture = image.crop((x, y, image.width - x, image.height - y))
+        row[:_HASH_BYTES] = np.packbits(imagehash.phash(picture, hash_size=_HASH).hash)
+        row[_HASH_BYTES:] = np.asarray(picture.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)).ravel()
+    return prints
+
+
+def is_flat(prints: Fingerprints) -> NDArray[np.bool_]:
+    """Which pictures, (N, *SHAPE), are of one colour, or nearly: these look alike to any comparison. (N,)."""
+    thumbnails = prints[:, 0, _HASH_BYTES:].reshape(len(prints), _THUMBNAIL**2, 3).astype(np.float32)
+    flat: NDArray[np.bool_] = thumbnails.std(axis=1).max(axis=1) < _FLAT
+    return flat
+
+
+def hash_distances(a: Fingerprints, b: Fingerprints) -> NDArray[np.int64]:
+    """Bits in which the hashes of pictures and others differ, (N, *SHAPE) each, at the best trim of either. (N,)."""
+    x, y = a[..., :_HASH_BYTES], b[..., :_HASH_BYTES]
+    one = _ONES[x[:, :1] ^ y].sum(axis=2, dtype=np.int64)
+    other = _ONES[x ^ y[:, :1]].sum(axis=2, dtype=np.int64)
+    distances: NDArray[np.int64] = np.minimum(one, other).min(axis=1)
+    return distances
+
+
+def correlations(a: Fingerprints, b: Fingerprints) -> NDArray[np.float32]:
+    """Pearson's correlation over the pixels and channels of the thumbnails, at the best trim of either. (N,)."""
+    x, y = _standardised(a), _standardised(b)
+    correlation: NDArray[np.float32] = np.maximum((x[:, :1] * y).sum(axis=2), (x * y[:, :1]).sum(axis=2)).max(axis=1)
+    return correlation
+
+
+def _standardised(prints: Fingerprints) -> NDArray[np.float32]:
+    values = prints[..., _HASH_BYTES:].astype(np.float32)
+    values -= values.mean(axis=-1, keepdims=True)
+    values /= np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
+    return values

@@ -1,6 +1,6 @@
 """Which tuning pays: detection of unknown classes, accuracy on known ones, and accuracy in styles not tuned on.
 
-    python -m benchmarks.tuning_search DATA [--seeds 3] [--model starter]
+    python -m benchmarks.tuning_search DATA [--seeds 3] [--model starter] [--only WORDS]
 
 DATA holds objects/ (images/, labelled/CLASS/, classes.txt, truth.csv with the columns path, truth, is_ood) and
 styles/DOMAIN/CLASS/ with a domain `photo`. Every recipe is `ood_audit.tuning.trainer.fit` on three quarters of
@@ -83,7 +83,7 @@ def halves(is_ood: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.flatnonzero(first), np.flatnonzero(~first)
 
 
-def objects(folder: Path, encoder: ClipEncoder, seeds: int) -> None:
+def objects(folder: Path, encoder: ClipEncoder, seeds: int, only: str) -> None:
     vocabulary = read_vocabulary(folder / "classes.txt")
     with (folder / "truth.csv").open(newline="") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
@@ -99,14 +99,14 @@ def objects(folder: Path, encoder: ClipEncoder, seeds: int) -> None:
         parts = (detection(images[rows], is_ood[rows], truth[rows], classes) for rows in (first, second))
         return [value for part in parts for value in part]
 
-    table = compare(labelled, labels, vocabulary, encoder, seeds, evaluate)
+    table = compare(labelled, labels, vocabulary, encoder, (seeds, only), evaluate)
     count = len(HEAD)
     for title, start in (("the half chosen on", 1), ("the half that confirms", count)):
         part = [[row[0], *row[start : start + count - 1], row[-1]] for row in table]
         print(f"\nobjects, {title}\n{tabulate(part, [*HEAD, 'epoch'], disable_numparse=True)}", flush=True)
 
 
-def styles(folder: Path, encoder: ClipEncoder, seeds: int) -> None:
+def styles(folder: Path, encoder: ClipEncoder, seeds: int, only: str) -> None:
     paths, images = features(folder, encoder.identity.model)
     domains, names = (np.array([Path(path).parts[i] for path in paths]) for i in (0, 1))
     classes, labels = np.unique(names, return_inverse=True)
@@ -119,7 +119,7 @@ def styles(folder: Path, encoder: ClipEncoder, seeds: int) -> None:
         found = [100 * float(correct[domains == domain].mean()) for domain in others]
         return [*found, float(np.mean(found))]
 
-    table = compare(images[photo], labels[photo], vocabulary, encoder, seeds, evaluate)
+    table = compare(images[photo], labels[photo], vocabulary, encoder, (seeds, only), evaluate)
     print(f"\nstyles, accuracy\n{tabulate(table, ['', *others, 'mean', 'epoch'], disable_numparse=True)}", flush=True)
 
 
@@ -128,13 +128,16 @@ def compare(
     labels: np.ndarray,
     vocabulary: Vocabulary,
     encoder: ClipEncoder,
-    seeds: int,
+    extent: tuple[int, str],
     evaluate: Callable[[np.ndarray], list[float]],
 ) -> list[list[str]]:
     """A row for the hand-written prompt and for each recipe: its name, the figures, the epochs kept."""
     untuned = evaluate(vocabulary.features(encoder.encode_texts))
     table = [["untuned", *(f"{value:.1f}" for value in untuned), "0"]]
+    seeds, only = extent
     for name, settings in RECIPES.items():
+        if only not in name:
+            continue
         runs = [
             fit(labelled, labels, vocabulary.classes, encoder, dataclasses.replace(settings, seed=seed))
             for seed in range(seeds)
@@ -150,10 +153,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="starter")
+    parser.add_argument("--only", default="", help="recipes whose name has these words")
     options = parser.parse_args()
     encoder = load_encoder(options.model)
-    objects(options.data / "objects", encoder, options.seeds)
-    styles(options.data / "styles", encoder, options.seeds)
+    objects(options.data / "objects", encoder, options.seeds, options.only)
+    styles(options.data / "styles", encoder, options.seeds, options.only)
 
 
 if __name__ == "__main__":

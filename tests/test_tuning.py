@@ -13,7 +13,7 @@ from ood_audit.encoders.clip import load_encoder
 from ood_audit.errors import UsageError
 from ood_audit.tuning import losses
 from ood_audit.tuning.prompt import class_features, prepare
-from ood_audit.tuning.trainer import Settings, check, fit, leave_out, split
+from ood_audit.tuning.trainer import Settings, check, choose, fit, leave_out, split
 from tests.test_encoder import MODELS, VIT, save
 
 NAMES = [("airplane",), ("butterfly", "moth"), ("electric guitar",), ("cup",), ("chair", "seat", "stool")]
@@ -214,7 +214,7 @@ def test_figures_are_of_images_not_trained_on(encoder, labelled):
     assert tuned.after.accuracy == pytest.approx((predicted == labels[held]).mean())
     changed = features.copy()
     changed[held] = np.roll(changed[held], 1, axis=1)
-    again = fit(changed, labels, NAMES, encoder, dataclasses.replace(QUICK, patience=99))
+    again = fit(changed, labels, NAMES, encoder, dataclasses.replace(QUICK))
     assert [f.loss for f in again.history] == [f.loss for f in tuned.history]
 
 
@@ -230,7 +230,7 @@ def test_no_weight_is_coop(encoder, labelled):
 
 def test_without_folds_the_last_epoch_is_kept(encoder, labelled):
     features, labels = labelled
-    tuned = fit(features, labels, NAMES, encoder, dataclasses.replace(QUICK, folds=0, patience=1))
+    tuned = fit(features, labels, NAMES, encoder, dataclasses.replace(QUICK, folds=0))
     assert tuned.epoch == 3
     assert tuned.after.forecast_auroc is None
 
@@ -246,9 +246,18 @@ def test_ctrl_c_keeps_the_best(encoder, labelled):
     stopped = fit(features, labels, NAMES, encoder, settings, interrupt)
     assert stopped.interrupted
     assert len(stopped.history) == 3
-    merits = [(f.forecast_auroc or 0) + (f.fold_accuracy or 0) for f in stopped.history]
-    assert stopped.epoch == int(np.argmax(merits))
+    assert stopped.epoch == choose([f.merits for f in stopped.history])
+    expected = fit(features, labels, NAMES, encoder, settings, interrupt)
+    np.testing.assert_array_equal(stopped.class_features, expected.class_features)
     assert not encoder.token_embedding._forward_hooks
+
+
+def test_the_latest_of_the_best_epochs_is_chosen():
+    assert choose([(1.0, 1.2), (1.5, 1.7), (1.4, 1.6)]) == 1  # worse in both folds alike
+    assert choose([(1.0, 1.2), (1.5, 1.7), (1.3, 1.8)]) == 2  # worse in one only
+    assert choose([(1.8, 1.8), (1.5, 1.7), (1.5, 1.7)]) == 0
+    assert choose([(1.0,), (1.2,), (1.2,), (1.1,)]) == 2
+    assert choose([(), (), ()]) == 2
 
 
 def test_split_is_stratified():

@@ -224,7 +224,7 @@ def test_no_weight_is_coop(encoder, labelled):
     ebm = fit(
         features, labels, NAMES, encoder, dataclasses.replace(QUICK, lambda_=0.0, ebm="literal", mask_proportion=0.0)
     )
-    np.testing.assert_array_equal(coop.class_features, ebm.class_features)
+    np.testing.assert_allclose(coop.class_features, ebm.class_features, atol=2e-4)  # s'_y is summed in another order
     assert coop.history[3].loss < coop.history[1].loss  # type: ignore[operator]
 
 

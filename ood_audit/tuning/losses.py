@@ -3,7 +3,7 @@
 z: (N, D) unit image features; t: (K, D) unit class features; y: (N,) int64 labels; s = z tᵀ: (N, K) cosines.
 
 EBM is the tuning loss of Zhu et al., NeurIPS 2025, arXiv 2510.11296. Its code was not to be had; the two readings here
-are of its figure and captions.
+are of its figure and captions. `benchmarks/tuning_search.py` compares them.
 """
 
 import torch
@@ -16,21 +16,26 @@ def energy(cosines: Tensor, temperature: float) -> Tensor:
     return -torch.logsumexp(cosines / temperature, dim=1)
 
 
-def mask(images: Tensor, classes: Tensor, labels: Tensor, *, proportion: float, keep: bool) -> Tensor:
+def mask(
+    images: Tensor, classes: Tensor, labels: Tensor, *, proportion: float, how: str, generator: torch.Generator
+) -> Tensor:
     """m, (N, D) of 0 and 1, by the products h = z ⊙ t_y; no gradient passes through the choice.
 
     Args:
         images: z.
         classes: t.
         labels: y.
-        proportion: p, the share of elements with the largest h, rounded to whole elements.
-        keep: False puts 0 on that share and 1 elsewhere; True the other way around.
+        proportion: p, a share of the elements, rounded to whole elements.
+        how: `top` puts 0 on the share p with the largest h, `keep` 0 on all others, `random` 0 on p, drawn anew.
+        generator: of the draws, on the CPU.
 
     """
     products = (images * classes[labels]).detach()
+    if how == "random":
+        products = torch.rand(products.shape, generator=generator).to(products.device)
     count = round(proportion * products.shape[1])
-    largest = torch.zeros_like(products).scatter(1, products.topk(count, dim=1).indices, 1.0)
-    return largest if keep else 1.0 - largest
+    chosen = torch.zeros_like(products).scatter(1, products.topk(count, dim=1).indices, 1.0)
+    return chosen if how == "keep" else 1.0 - chosen
 
 
 def edited_cosines(images: Tensor, classes: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
@@ -49,51 +54,37 @@ def bound(cosines: Tensor, edited: Tensor, temperature: float) -> Tensor:
     return torch.exp(energy(cosines, temperature) - energy(edited, temperature)).mean()
 
 
+def pull(classes: Tensor, written: Tensor) -> Tensor:
+    """mean_k (1 − t_k·t⁰_k), t⁰ the features of hand-written prompts: KgCoOp (Yao et al., CVPR 2023)."""
+    return 1.0 - (classes * written).sum(1).mean()
+
+
 def coop(images: Tensor, classes: Tensor, labels: Tensor, *, scale: float) -> Tensor:
     """L = CE(scale · s, y): CoOp."""
     return functional.cross_entropy(scale * images @ classes.T, labels)
 
 
 def ebm_literal(
-    images: Tensor,
-    classes: Tensor,
-    labels: Tensor,
-    *,
-    scale: float,
-    weight: float,
-    temperature: float,
-    proportion: float,
-    keep: bool,
+    images: Tensor, classes: Tensor, labels: Tensor, kept: Tensor, *, scale: float, weight: float, temperature: float
 ) -> Tensor:
     """L = CE(scale · s', y) + λ · mean exp(E_0 − E_2): both terms on the cosines with s'_y in place of s_y.
 
-    λ = 0 and p = 0 is CoOp.
+    λ = 0 and nothing masked is CoOp.
     """
-    kept = mask(images, classes, labels, proportion=proportion, keep=keep)
     edited = edited_cosines(images, classes, labels, kept)
     loss = functional.cross_entropy(scale * edited, labels)
-    return loss + weight * bound(images @ classes.T, edited, temperature) if weight else loss
+    return loss + weight * bound(images @ classes.T, edited, temperature)
 
 
 def ebm_renormalised(
-    images: Tensor,
-    classes: Tensor,
-    labels: Tensor,
-    *,
-    scale: float,
-    weight: float,
-    temperature: float,
-    proportion: float,
-    keep: bool,
+    images: Tensor, classes: Tensor, labels: Tensor, kept: Tensor, *, scale: float, weight: float, temperature: float
 ) -> Tensor:
-    """L = CE(scale · s, y) + λ · mean exp(E_0 − E_m), E_m = −log Σ_j exp(z'·t_j/τ), z' = (m ⊙ z) / |m ⊙ z|.
+    """L = CE(scale · s, y) + CE(scale · s^m, y) + λ · mean exp(E_0 − E_m), s^m the cosines of z^m = (m ⊙ z) / |m ⊙ z|.
 
-    The masked image is a unit feature like any other and keeps all its similarities; the cross-entropy is CoOp's own.
-    λ = 0 is CoOp.
+    The masked image is a unit feature like any other: all its similarities are edited, not that of its own class alone,
+    so that they stay comparable; E_m is their energy. λ = 0 and nothing masked is twice CoOp's loss.
     """
     cosines = images @ classes.T
-    loss = functional.cross_entropy(scale * cosines, labels)
-    if not weight:
-        return loss
-    masked = functional.normalize(mask(images, classes, labels, proportion=proportion, keep=keep) * images, dim=1)
-    return loss + weight * bound(cosines, masked @ classes.T, temperature)
+    masked = functional.normalize(kept * images, dim=1) @ classes.T
+    loss = functional.cross_entropy(scale * cosines, labels) + functional.cross_entropy(scale * masked, labels)
+    return loss + weight * bound(cosines, masked, temperature)

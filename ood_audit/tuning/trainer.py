@@ -1,15 +1,18 @@
 """Fit the context vectors on labelled features, and stop where detection of unknown classes is at its best.
 
 Over-training ruins the detection of unknown classes while the accuracy on known ones stands still. What tells is an
-estimate without any OOD image: a fold leaves 30% of the class names out and is trained on the others only; held-out
-images of the left-out classes play OOD against held-out images of the others. Folds and the prompts proper are trained
-side by side; the epoch that the folds judge best is the one whose prompts are kept.
+estimate without any OOD image: a fold leaves 30% of the class names out and is trained on the others only; all images
+of the left-out classes play OOD against held-out images of the others. Folds and the prompts proper are trained side
+by side; the folds judge the epochs, by detection and accuracy together, and the prompts of one are kept. Leaving names
+out of prompts that were trained on all of them is cheaper, but misjudges: over the epochs of the default settings
+(starter, 30 classes, three seeds) that estimate's rank correlation with the AUROC on truly unknown classes was 0.2,
+0.1 and -0.2, that of the folds 0.8, 0.8 and 0.6.
+
+As CoOp: SGD with momentum 0.9 and a cosine schedule; without its warm-up epoch and weight decay.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +29,7 @@ from ood_audit.vocabulary import Vocabulary
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
 
 _HELD_OUT = 0.25  # of a class's labelled images, at least one
 _LEFT_OUT = 0.3  # of the class names
@@ -39,7 +42,7 @@ class Settings:
 
     Attributes:
         loss: `ebm` or `coop`.
-        ebm: which reading of EBM: `literal` or `renormalised`, see `losses`.
+        ebm: which reading of EBM, see `losses`: `literal`, or `renormalised`, which pays.
         shots: labelled images a class to train on; None for all that are not held out.
         context_vectors: n; None for as many as the words of `init` have tokens, or 16 without words.
         init: words to start from; None for N(0, 0.02).
@@ -49,9 +52,10 @@ class Settings:
         lambda_: λ, the weight of the EBM term.
         ebm_temperature: τ of its energies.
         mask_proportion: p.
-        mask: `top` zeroes the proportion p of elements with the largest products, `keep` all others.
-        folds: how many times classes are left out.
-        patience: epochs without a better estimate after which to stop.
+        mask: `top` zeroes the proportion p of elements with the largest products, `keep` all others, `random` any.
+        pull: κ, how strongly the class features are held near those of "a photo of a NAME." (KgCoOp); 0: not at all,
+            as in CoOp and in the paper. None: 4 for the renormalised EBM, else 0.
+        folds: how many times classes are left out; 0 forgoes the estimate, trains all epochs and keeps the last.
         seed: of every random choice.
 
     """
@@ -61,15 +65,15 @@ class Settings:
     shots: int | None = None
     context_vectors: int | None = None
     init: str | None = "a photo of a"
-    epochs: int = 60
+    epochs: int = 40
     lr: float = 0.02
     batch_size: int = 32
-    lambda_: float = 1.0
+    lambda_: float = 5.0
     ebm_temperature: float = 1.0
     mask_proportion: float = 0.5
-    mask: str = "top"
-    folds: int = 3
-    patience: int = 20
+    mask: str = "random"
+    pull: float | None = None
+    folds: int = 4
     seed: int = 0
 
 
@@ -82,8 +86,9 @@ class Figures:
         loss: the mean over the epoch's steps; None before training.
         accuracy: of held-out images, against all classes.
         gap: the mean ΔEnergy of held-out images: how far ID stands out.
-        forecast_auroc: of ΔEnergy, held-out images of left-out classes against those of the others; mean over folds.
+        forecast_auroc: of ΔEnergy, images of left-out classes against held-out images of the others; mean over folds.
         fold_accuracy: of the folds' held-out images, against the classes of the fold; mean over folds.
+        merits: what the epoch is chosen by: the sum of these two, fold by fold; empty without folds.
 
     """
 
@@ -93,6 +98,7 @@ class Figures:
     gap: float | None
     forecast_auroc: float | None
     fold_accuracy: float | None
+    merits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,7 @@ def fit(
         on_progress: called after every epoch with its figures and the number of epochs at most.
 
     Returns:
-        The prompts of the best epoch; after a Ctrl-C, of the best so far.
+        The prompts of the epoch that `choose` takes; after a Ctrl-C, of those so far.
 
     Raises:
         UsageError: a setting makes no sense, a name is too long, or there are fewer than two classes with images.
@@ -166,41 +172,43 @@ def fit(
     )
     train, held_out = split(labels, settings.shots, settings.seed)
     images, targets = torch.from_numpy(features).to(encoder.device), torch.from_numpy(labels).to(encoder.device)
+    written = Vocabulary(tuple(tuple(names) for names in classes)).features(encoder.encode_texts)
+    words = torch.from_numpy(written).to(encoder.device)
     loss = _loss(settings, encoder.logit_scale)
 
     def run(kept: Sequence[int]) -> "_Run":
-        return _Run(encoder, prompts.of(kept), start, kept, (images, targets), (train, held_out), loss, settings)
+        own = words[list(kept)]
+        return _Run(encoder, prompts.of(kept), start, own, kept, (images, targets), (train, held_out), loss, settings)
 
     main = run(range(len(classes)))
     folds = [run(kept) for kept in leave_out(labels[held_out], len(classes), settings)]
-    words = torch.from_numpy(Vocabulary(tuple(tuple(names) for names in classes)).features(encoder.encode_texts))
-    words = words.to(encoder.device)
     before = _figures(0, None, main, folds, words)
     history = [_figures(0, None, main, folds)]
-    best, kept = history[0], main.context.detach().clone()
+    contexts = [main.context.detach().clone()]
     interrupted = False
     try:
         for epoch in range(1, settings.epochs + 1):
             mean = main.epoch()
             for fold in folds:
                 fold.epoch()
-            history.append(_figures(epoch, mean, main, folds))
-            if _merit(history[-1]) > _merit(best):
-                best, kept = history[-1], main.context.detach().clone()
+            figures, context = _figures(epoch, mean, main, folds), main.context.detach().clone()
+            history, contexts = [*history, figures], [*contexts, context]
             if on_progress is not None:
-                on_progress(history[-1], settings.epochs)
-            if epoch - best.epoch >= settings.patience:
-                break
+                on_progress(figures, settings.epochs)
     except KeyboardInterrupt:
         interrupted = True
+    best = choose([f.merits for f in history[: len(contexts)]])
+    kept = contexts[best]
     with torch.no_grad():
         tuned = class_features(encoder, prompts, kept)
-    return Tuned(kept.cpu().numpy(), tuned.cpu().numpy(), tuple(history), before, best, held_out, interrupted, settings)
+    return Tuned(
+        kept.cpu().numpy(), tuned.cpu().numpy(), tuple(history), before, history[best], held_out, interrupted, settings
+    )
 
 
 def check(settings: Settings) -> None:
     """UsageError for a setting that makes no sense."""
-    positive = ("epochs", "lr", "batch_size", "ebm_temperature", "patience")
+    positive = ("epochs", "lr", "batch_size", "ebm_temperature")
     at_least_one = ("shots", "context_vectors")
     for name in positive:
         if not getattr(settings, name) > 0:
@@ -208,16 +216,31 @@ def check(settings: Settings) -> None:
     for name in at_least_one:
         if (value := getattr(settings, name)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: choose 1 or more")
-    choices = {"loss": ("ebm", "coop"), "ebm": ("literal", "renormalised"), "mask": ("top", "keep")}
+    choices = {"loss": ("ebm", "coop"), "ebm": ("literal", "renormalised"), "mask": ("top", "keep", "random")}
     for name, allowed in choices.items():
         if (chosen := getattr(settings, name)) not in allowed:
-            raise UsageError(f"--{name} {chosen}: choose {' or '.join(allowed)}")
+            raise UsageError(f"--{name} {chosen}: choose {', '.join(allowed)}")
     if not 0 <= settings.mask_proportion <= 1:
         raise UsageError(f"--mask-proportion {settings.mask_proportion}: choose between 0 and 1")
     if not 0 <= settings.lambda_ < float("inf"):
         raise UsageError(f"--lambda {settings.lambda_}: choose 0 or more")
+    if settings.pull is not None and not 0 <= settings.pull < float("inf"):
+        raise UsageError(f"--pull {settings.pull}: choose 0 or more")
     if settings.folds < 0:
         raise UsageError(f"--folds {settings.folds}: choose 0 or more")
+
+
+def choose(merits: Sequence[Sequence[float]]) -> int:
+    """The latest epoch that is not worse than the best by more than the standard error of their difference over folds.
+
+    The estimate is of few images: its highest value is often early and by chance. (The last epoch without any folds.)
+    """
+    table = np.array(merits, dtype=np.float64)  # (epochs, folds)
+    if table.shape[1] == 0:
+        return len(table) - 1
+    short = table[table.mean(1).argmax()] - table
+    error = short.std(1, ddof=1) / np.sqrt(table.shape[1]) if table.shape[1] > 1 else np.zeros(len(table))
+    return int(np.flatnonzero(short.mean(1) <= error + 1e-9).max())
 
 
 def split(labels: Ints, shots: int | None, seed: int) -> tuple[Ints, Ints]:
@@ -254,6 +277,7 @@ class _Run:
         encoder: ClipEncoder,
         prompts: Prompts,
         start: Floats,
+        written: Tensor,
         kept: Sequence[int],
         data: tuple[Tensor, Tensor],
         rows: tuple[Ints, Ints],
@@ -261,11 +285,14 @@ class _Run:
         settings: Settings,
     ) -> None:
         images, targets = data
-        own = torch.full((int(targets.max()) + 1 + max(kept),), -1, device=encoder.device)
+        own = torch.full((max(int(targets.max()), *kept) + 1,), -1, device=encoder.device)
         own[list(kept)] = torch.arange(len(kept), device=encoder.device)  # a class's number here; -1: left out
         train, held_out = (torch.from_numpy(r).to(encoder.device) for r in rows)
-        train = train[own[targets[train]] >= 0]
-        self.encoder, self.prompts, self.kept, self.loss = encoder, prompts, list(kept), loss
+        left_out = own[targets] < 0  # of these classes no image is trained on
+        train = train[~left_out[train]]
+        held_out = torch.cat([held_out[~left_out[held_out]], torch.nonzero(left_out).flatten()])
+        self.encoder, self.prompts, self.written, self.kept, self.loss = encoder, prompts, written, list(kept), loss
+        self.pull = _pull(settings)
         self.images, self.labels = images[train], own[targets[train]]
         self.held_out, self.held_out_labels = images[held_out], own[targets[held_out]]
         self.context = torch.tensor(start, device=encoder.device, requires_grad=True)
@@ -282,7 +309,9 @@ class _Run:
         for batch in torch.split(order, self.batch_size):
             rows = batch.to(self.images.device)
             classes = class_features(self.encoder, self.prompts, self.context)
-            loss = self.loss(self.images[rows], classes, self.labels[rows])
+            loss = self.loss(self.images[rows], classes, self.labels[rows], self.generator)
+            if self.pull:
+                loss = loss + self.pull * losses.pull(classes, self.written)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
@@ -315,7 +344,8 @@ def _figures(
     """Of the contexts as they are, or of class features given."""
     accuracy, gap, _ = main.evaluate(classes)
     found = [fold.evaluate(None if classes is None else classes[fold.kept]) for fold in folds]
-    return Figures(epoch, loss, accuracy, gap, _mean([f[2] for f in found]), _mean([f[0] for f in found]))
+    merits = tuple(f[0] + f[2] for f in found if f[0] is not None and f[2] is not None)
+    return Figures(epoch, loss, accuracy, gap, _mean([f[2] for f in found]), _mean([f[0] for f in found]), merits)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -323,21 +353,27 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _merit(figures: Figures) -> float:
-    """What the best epoch has most of: detection and accuracy, both of classes and images not trained on."""
-    if figures.forecast_auroc is None or figures.fold_accuracy is None:
-        return figures.accuracy if figures.accuracy is not None else float(figures.epoch)
-    return figures.forecast_auroc + figures.fold_accuracy
+def _pull(settings: Settings) -> float:
+    if settings.pull is not None:
+        return settings.pull
+    return 4.0 if settings.loss == "ebm" and settings.ebm == "renormalised" else 0.0
 
 
 def _loss(settings: Settings, scale: float) -> Loss:
     if settings.loss == "coop":
-        return partial(losses.coop, scale=scale)
-    options: dict[str, Any] = {
-        "scale": scale,
-        "weight": settings.lambda_,
-        "temperature": settings.ebm_temperature,
-        "proportion": settings.mask_proportion,
-        "keep": settings.mask == "keep",
-    }
-    return partial({"literal": losses.ebm_literal, "renormalised": losses.ebm_renormalised}[settings.ebm], **options)
+        return lambda images, classes, labels, generator: losses.coop(images, classes, labels, scale=scale)
+    reading = {"literal": losses.ebm_literal, "renormalised": losses.ebm_renormalised}[settings.ebm]
+
+    def loss(images: Tensor, classes: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        kept = losses.mask(
+            images,
+            classes,
+            labels,
+            proportion=settings.mask_proportion,
+            how=settings.mask,
+            generator=generator,
+        )
+        weight, temperature = settings.lambda_, settings.ebm_temperature
+        return reading(images, classes, labels, kept, scale=scale, weight=weight, temperature=temperature)
+
+    return loss

@@ -45,6 +45,7 @@ class Chunk:
 
     image_ids: Sequence[str]
     paths: Sequence[str]
+    folders: Sequence[str]
     images: "torch.Tensor"
     target: Target
     tensors: "dict[str, torch.Tensor]"
@@ -111,6 +112,29 @@ def chunks(store: Store, target: Target, device: str) -> Iterator[Chunk]:
     from ood_audit.encoders.device import choose_device
 
     where = choose_device(device)
+    tensors = _tensors(target, where)
+    widest = max([len(target.text), *(len(pool.names) for name, pool in target.pools.items() if name == "background")])
+    rows = max(1, _CHUNK_BYTES // (4 * widest))
+    with torch.inference_mode():
+        for batch in iter_features(store):
+            for start in range(0, len(batch.features), rows):
+                part = slice(start, start + rows)
+                images = torch.from_numpy(batch.features[part]).to(where)
+                ids, paths, folders = (c[part].to_pylist() for c in (batch.image_ids, batch.paths, batch.folders))
+                yield Chunk(ids, paths, folders, images, target, tensors)
+
+
+def chunk_of(image_ids: Sequence[str], features: NDArray[np.float32], target: Target) -> Chunk:
+    """Some images that are not in the store, on the CPU."""
+    import torch
+
+    names = [""] * len(image_ids)
+    return Chunk(image_ids, names, names, torch.from_numpy(features), target, _tensors(target, torch.device("cpu")))
+
+
+def _tensors(target: Target, where: "torch.device") -> "dict[str, torch.Tensor]":
+    import torch
+
     tensors = {"classes": torch.from_numpy(target.text).to(where)}
     if target.references is not None:
         tensors["references"] = torch.from_numpy(target.references.features).to(where)
@@ -121,12 +145,4 @@ def chunks(store: Store, target: Target, device: str) -> Iterator[Chunk]:
         else:
             tensors[f"{name}_classes"] = torch.from_numpy(pool.classes).to(where)
             tensors[f"{name}_negatives"] = torch.from_numpy(pool.negatives).to(where)
-    widest = max([len(target.text), *(len(pool.names) for name, pool in target.pools.items() if name == "background")])
-    rows = max(1, _CHUNK_BYTES // (4 * widest))
-    with torch.inference_mode():
-        for batch in iter_features(store):
-            for start in range(0, len(batch.features), rows):
-                part = slice(start, start + rows)
-                images = torch.from_numpy(batch.features[part]).to(where)
-                ids, paths = batch.image_ids[part].to_pylist(), batch.paths[part].to_pylist()
-                yield Chunk(ids, paths, images, target, tensors)
+    return tensors

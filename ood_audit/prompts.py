@@ -23,12 +23,14 @@ class Labelled:
         features: (M, D) float32 of length 1.
         labels: (M,) int.
         image_ids: of those under audit; "" for others.
+        held_out: (H,) the rows that no prompt was tuned on.
 
     """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     image_ids: list[str]
+    held_out: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def save(
                 **arrays,
                 "labelled_features": labelled.features.astype(np.float16),
                 "labels": labelled.labels,
+                "held_out": labelled.held_out,
             },
             temporary,
         )
@@ -149,7 +152,7 @@ def _load(store: Store, name: str, recipe: dict[str, Any]) -> Prompts:
         arrays = load_file(path)
         features = arrays["labelled_features"].astype(np.float32)
         features /= np.linalg.norm(features, axis=1, keepdims=True)  # float16 rounding
-        labelled = Labelled(features, arrays["labels"], recipe["image_ids"])
+        labelled = Labelled(features, arrays["labels"], recipe["image_ids"], arrays["held_out"])
         return Prompts(name, arrays["class_features"], labelled, recipe)
     except (OSError, SafetensorError, KeyError) as error:
         raise StoreError(f"{printable(str(path))} is damaged; delete it and run `ood-audit tune` again") from error

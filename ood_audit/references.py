@@ -1,11 +1,13 @@
 """Which pictures show what the classes look like, and which of them can judge a setting."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ood_audit import prototypes
-from ood_audit.prototypes import DEFAULT_WEIGHT, FOLDS, References
+from ood_audit.prototypes import DEFAULT_WEIGHT, FOLDS, Prototypes, References
 from ood_audit.selection import FEWEST_CLASSES, FEWEST_IMAGES, MOST_IMAGES, Sample, presume
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
@@ -14,9 +16,64 @@ from ood_audit.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ood_audit.matching import Target
     from ood_audit.prompts import Labelled
 
 _Defaults = dict[str, Any]
+_SHARPNESS = np.geomspace(0.003, 1.0, 40)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Labelled in-distribution images to hold a threshold to, and prototypes that have not seen them.
+
+    Attributes:
+        ids: made up, so that `prototypes.fold_of` gives the fold of each.
+        features: (M, D) float32 of length 1.
+        labels: (M,) int.
+        prototypes: one a fold.
+
+    """
+
+    ids: list[str]
+    features: "NDArray[np.float32]"
+    labels: "NDArray[np.int64]"
+    prototypes: "Sequence[Prototypes | None]"
+
+    def target(self, other: "Target") -> "Target":
+        """`other` with these prototypes."""
+        return replace(other, prototypes=self.prototypes)
+
+
+def apart(references: References, labelled: "Labelled", text: "NDArray[np.float32]") -> Calibration | None:
+    """The labelled images that no prompt was tuned on; None where there are none.
+
+    They are references as well, so each is scored by prototypes made without a fifth of them, its own.
+    """
+    rows = labelled.held_out
+    if len(rows) == 0:
+        return None
+    ids = [f"{i:08x}" for i in range(len(rows))]
+    folds = np.full(len(references.labels), -1)
+    folds[rows] = prototypes.fold_of(ids)  # the labelled images come first, see `collect`
+    made = prototypes.fit_folds(replace(references, folds=folds), text)
+    return Calibration(ids, labelled.features[rows], labelled.labels[rows], made)
+
+
+def sharpness(sample: Sample, text: "NDArray[np.float32]") -> float:
+    """The temperature at which the softmax of the similarities fits the sample's labels best, by likelihood."""
+    import torch
+
+    rows = np.flatnonzero(sample.trusted & (sample.labels >= 0))
+    if len(rows) < FEWEST_IMAGES:
+        return 0.05
+    folds = np.arange(len(rows)) % FOLDS
+    those = References(sample.features[rows], sample.labels[rows], folds, "labelled")
+    to_text = torch.from_numpy(those.features) @ torch.from_numpy(text).T
+    joined = (1 - DEFAULT_WEIGHT) * to_text + DEFAULT_WEIGHT * _cosines(those.features, folds, those, text)
+    labels = torch.from_numpy(those.labels)
+    losses = [float(torch.nn.functional.cross_entropy(joined / t, labels)) for t in _SHARPNESS]
+    return float(_SHARPNESS[int(np.argmin(losses))])
 
 
 def collect(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ood_audit.encoders.clip import ClipEncoder
     from ood_audit.matching import Chunk, Target
     from ood_audit.prompts import Prompts
+    from ood_audit.references import Calibration
 
 Note = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -62,6 +64,9 @@ class Plan:
         runs: by method, its function and its settings.
         delta: the settings of the columns delta_energy and energy where the method is another.
         forecasts: by method, where its settings were chosen on the data.
+        sharpness: the temperature at which the softmax of the similarities is a probability; see `references`.
+        calibration: labelled images that nothing was learned from but prototypes that do not score them.
+        given: the class that an image was labelled with, by its id; other than by its folder.
 
     """
 
@@ -69,6 +74,9 @@ class Plan:
     runs: dict[str, tuple[Callable[..., Any], dict[str, Any]]]
     delta: dict[str, Any]
     forecasts: dict[str, float]
+    sharpness: float
+    calibration: "Calibration | None"
+    given: dict[str, int]
 
 
 def score(
@@ -153,7 +161,7 @@ def score(
         reused = path.exists() and path.with_suffix(".json").exists()  # the recipe is written last
         if not reused:
             plan = prepare(store, chosen, own_prompts, [method], given, auto, seed, device, note, on_texts)
-            _write(store, path, plan, method, chosen.names, total, device, on_progress)
+            _write(store, path, plan, method, chosen, total, device, on_progress)
             write_json(path.with_suffix(".json"), {**request, **_found(plan, method)})
             _drop_outdated(store, request["generation"])
         found = read_json(path.with_suffix(".json"))
@@ -226,20 +234,23 @@ def prepare(
             name = "delta-energy" if method == "best" else method
             function = scores.load(name)
             runs[method] = (function, settings_of(name, function, defaults, given))
+    labelled = prompts.labelled if prompts else None
     needed = set().union(*(scores.inputs(function) for function, _ in runs.values()))
     for name in ("neglabel", "csp"):
         if f"{name}_negatives" in needed:
             pool(name)
     if not any(settings.get("background") for _, settings in runs.values()):
         loaded.pop("background", None)
-    with_prototypes = any(settings.get("prototypes") for _, settings in runs.values())
-    target = Target(
-        text=text,
-        references=found if with_prototypes or "references" in needed else None,
-        prototypes=prototypes.fit_folds(found, text) if with_prototypes else (),
-        pools=loaded,
+    target = Target(text, found, prototypes.fit_folds(found, text), loaded)
+    return Plan(
+        target=target,
+        runs=runs,
+        delta=settings_of("delta-energy", None, defaults),
+        forecasts=forecasts,
+        sharpness=references.sharpness(sample, text),
+        calibration=references.apart(found, labelled, text) if labelled else None,
+        given={i: int(k) for i, k in zip(labelled.image_ids, labelled.labels, strict=True) if i} if labelled else {},
     )
-    return Plan(target, runs, {**settings_of("delta-energy", None, defaults)}, forecasts)
 
 
 def settings_of(
@@ -285,6 +296,7 @@ def _found(plan: Plan, method: str) -> dict[str, Any]:
         "parameters": {"score": name_of(function), **settings} if method == "best" else settings,
         "forecast": plan.forecasts.get(method),
         "references": {"source": used.source, "images": len(used.labels)} if used else None,
+        "calibration": _calibration(plan, method),
     }
 
 
@@ -311,7 +323,7 @@ def _write(
     path: Path,
     plan: Plan,
     method: str,
-    names: list[str],
+    vocabulary: Vocabulary,
     total: int,
     device: str,
     on_progress: Progress | None,
@@ -326,9 +338,12 @@ def _write(
         [("image_id", pa.string()), ("path", pa.string())]
         + [(name, pa.float32()) for name in ("ood_score", "delta_energy", "energy", "max_cosine")]
         + [(name, pa.dictionary(pa.int32(), pa.string())) for name in ("label", "label_2")]
-        + [("margin", pa.float32())]
+        + [("margin", pa.float32()), ("given_label", pa.dictionary(pa.int32(), pa.string()))]
+        + [(name, pa.float32()) for name in ("confidence", "given_confidence", "distance")]
     )
+    names = vocabulary.names
     labels = pa.array(names)
+    given_by_folder = lru_cache(maxsize=65_536)(vocabulary.class_of)
     done = 0
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for chunk in chunks(store, plan.target, device):
@@ -340,6 +355,9 @@ def _write(
             else:  # no runner-up
                 columns.append(pa.DictionaryArray.from_arrays(pa.array(index[:, 0], pa.int32()), labels))
                 columns += [pa.nulls(len(best), schema.field(name).type) for name in ("label_2", "margin")]
+            given, *more = _beside(chunk, plan, plan.runs[method][1]["prototypes"], index[:, 0], given_by_folder)
+            columns.append(pa.DictionaryArray.from_arrays(pa.array(given, pa.int32(), mask=given < 0), labels))
+            columns += [pa.array(values, pa.float32(), from_pandas=True) for values in more]
             writer.write_table(
                 pa.Table.from_arrays([pa.array(c) if isinstance(c, list) else c for c in columns], schema=schema)
             )
@@ -366,6 +384,52 @@ def _numbers(chunk: "Chunk", plan: Plan, method: str) -> tuple[list[Any], Any, A
     joined = chunk.similarities(settings["prototypes"])
     best, index = (found.cpu().numpy() for found in joined.topk(min(2, joined.shape[1]), dim=1))
     return [-raw, change, energy, chunk.to_text.amax(dim=1)], best, index
+
+
+def _beside(
+    chunk: "Chunk", plan: Plan, weight: float, nearest: Any, class_of: Callable[[str], int | None]
+) -> tuple[Any, Any, Any, Any]:
+    """What tells label issues and covariate shift, NaN where it is not known.
+
+    Returns:
+        (N,) int: the class that each image is labelled with, by its folder or by hand, −1 for none; (N,) the
+        probabilities of the nearest class and of that one; (N,) 1 − cosine to the prototype of the nearest class.
+
+    """
+    import numpy as np
+
+    given = np.array(
+        [
+            plan.given[i] if i in plan.given else -1 if (k := class_of(folder)) is None else k
+            for i, folder in zip(chunk.image_ids, chunk.folders, strict=True)
+        ],
+        np.int64,
+    )
+    rows = np.arange(len(given))
+    shares = (chunk.similarities(weight) / plan.sharpness).softmax(dim=1).float().cpu().numpy()
+    distance = 1 - chunk.to_prototypes.float().cpu().numpy()[rows, nearest]
+    if not any(plan.target.prototypes):
+        distance = np.full(len(given), np.nan)
+    return given, shares[rows, nearest], np.where(given < 0, np.nan, shares[rows, given]), distance
+
+
+def _calibration(plan: Plan, method: str) -> dict[str, Any] | None:
+    """How the calibration images score: ood_score and distance, the latter also to the class they are of."""
+    if plan.calibration is None:
+        return None
+    from ood_audit.matching import chunk_of
+
+    own = plan.calibration
+    chunk = chunk_of(own.ids, own.features, own.target(plan.target))
+    function, settings = plan.runs[method]
+    nearest = chunk.similarities(settings["prototypes"]).argmax(dim=1)
+    distance = 1 - chunk.to_prototypes.gather(1, nearest[:, None])[:, 0]
+    return {
+        "ood_score": (-chunk.raw(function, settings)).tolist(),
+        "distance": distance.tolist(),
+        "label": own.labels.tolist(),
+        "predicted": nearest.tolist(),
+    }
 
 
 def _drop_outdated(store: Store, generation: int) -> None:

@@ -29,18 +29,23 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
     type=click.Choice(["renormalised", "literal"]),
     default="renormalised",
     show_default=True,
-    help="The reading of the EBM loss: see METHOD in the README.",
+    help="How the EBM loss is read; literal is as printed in the paper.",
 )
 @click.option("--shots", default="all", show_default=True, metavar="N", help="Images a class to train on, or all.")
 @click.option("--context-vectors", type=int, metavar="N", help="How many are learned.  [default: as the words need]")
 @click.option("--init", default="a photo of a", show_default=True, metavar="WORDS", help="To start from; or random.")
-@click.option("--epochs", type=int, help="At most so many; the best is kept.")
+@click.option("--epochs", type=int, help="At most; 0 only registers the labelled images.")
 @click.option("--lr", type=float, help="The learning rate.")
 @click.option("--batch-size", type=int, help="Images a step.")
 @click.option("--lambda", "lambda_", type=float, help="The weight of the EBM term; 0 is CoOp.")
 @click.option("--ebm-temperature", type=float, help="The temperature of its energies.")
 @click.option("--mask-proportion", type=float, help="The share of a feature's elements that is masked.")
-@click.option("--mask", type=click.Choice(["top", "keep"]), help="Mask those with the largest products, or the others.")
+@click.option(
+    "--mask",
+    type=click.Choice(["random", "top", "keep"]),
+    help="Mask any elements, those with the largest products, or the others.  [default: random; top where literal]",
+)
+@click.option("--pull", type=float, help="How strongly prompts are held near the hand-written one.")
 @click.option(
     "--prototypes/--no-prototypes",
     default=True,
@@ -79,6 +84,8 @@ def command(
             given["shots"] = int(shots)
         except ValueError as error:
             raise UsageError(f"--shots {shots}: write a whole number, or all") from error
+    if given.get("ebm") == "literal":
+        given.setdefault("mask", "top")
     settings = Settings(init=None if init.strip().lower() == "random" else init, **given)
     with progress("embedding") as on_embed, _epochs() as on_epoch:
         result = tune(

@@ -37,7 +37,8 @@ WHERE status <> 'removed'
 _SCORES = """
 CREATE TABLE _no_scores (
     image_id VARCHAR, path VARCHAR, ood_score FLOAT, delta_energy FLOAT, energy FLOAT, max_cosine FLOAT,
-    label VARCHAR, label_2 VARCHAR, margin FLOAT
+    label VARCHAR, label_2 VARCHAR, margin FLOAT, given_label VARCHAR, confidence FLOAT, given_confidence FLOAT,
+    distance FLOAT
 )"""
 _REPORT = """
 CREATE VIEW report AS

@@ -64,7 +64,7 @@ def from_folder(
             "vocabulary; add the class to the labels file, or take the folder away"
         )
     found = _collect(apart, lambda _, folder: vocabulary.class_of(folder))
-    return Labelled(found.features, found.labels, [""] * len(found.labels))
+    return Labelled(found.features, found.labels, [""] * len(found.labels), found.held_out)
 
 
 def from_annotations(store: Store, vocabulary: Vocabulary, path: str | Path) -> Labelled:
@@ -155,7 +155,8 @@ def _collect(store: Store, label_of: Callable[[str, str], int | None]) -> Labell
         features.append(batch.features[rows])
     # The order of the parts is that of the workers which decoded: by id, it is the same in every store.
     order = np.argsort(np.array(ids, dtype=str), kind="stable")
-    return Labelled(np.concatenate(features)[order], np.array(labels, np.int64)[order], [ids[i] for i in order])
+    in_order = [ids[i] for i in order]
+    return Labelled(np.concatenate(features)[order], np.array(labels, np.int64)[order], in_order, np.arange(0))
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

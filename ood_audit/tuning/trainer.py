@@ -34,6 +34,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
 _HELD_OUT = 0.25  # of a class's labelled images, at least one
 _LEFT_OUT = 0.3  # of the class names
 _MOMENTUM = 0.9
+_SMALL = 128  # a tower no wider takes so short a step that threads cost more in waiting for each other than they save
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Settings:
         shots: labelled images a class to train on; None for all that are not held out.
         context_vectors: n; None for as many as the words of `init` have tokens, or 16 without words.
         init: words to start from; None for N(0, 0.02).
-        epochs: at most so many passes over the labelled images.
+        epochs: at most so many passes over the labelled images; 0 learns nothing.
         lr: the learning rate, which falls to 0 as a cosine over `epochs`.
         batch_size: images a step.
         lambda_: λ, the weight of the EBM term.
@@ -186,6 +187,9 @@ def fit(
     history = [_figures(0, None, main, folds)]
     contexts = [main.context.detach().clone()]
     interrupted = False
+    threads = torch.get_num_threads()
+    if encoder.device.type == "cpu" and start.shape[1] <= _SMALL:
+        torch.set_num_threads(1)
     try:
         for epoch in range(1, settings.epochs + 1):
             mean = main.epoch()
@@ -197,6 +201,8 @@ def fit(
                 on_progress(figures, settings.epochs)
     except KeyboardInterrupt:
         interrupted = True
+    finally:
+        torch.set_num_threads(threads)
     best = choose([f.merits for f in history[: len(contexts)]])
     kept = contexts[best]
     with torch.no_grad():
@@ -208,7 +214,7 @@ def fit(
 
 def check(settings: Settings) -> None:
     """UsageError for a setting that makes no sense."""
-    positive = ("epochs", "lr", "batch_size", "ebm_temperature")
+    positive = ("lr", "batch_size", "ebm_temperature")
     at_least_one = ("shots", "context_vectors")
     for name in positive:
         if not getattr(settings, name) > 0:
@@ -226,6 +232,8 @@ def check(settings: Settings) -> None:
         raise UsageError(f"--lambda {settings.lambda_}: choose 0 or more")
     if settings.pull is not None and not 0 <= settings.pull < float("inf"):
         raise UsageError(f"--pull {settings.pull}: choose 0 or more")
+    if settings.epochs < 0:
+        raise UsageError(f"--epochs {settings.epochs}: choose 0 or more")
     if settings.folds < 0:
         raise UsageError(f"--folds {settings.folds}: choose 0 or more")
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,6 +100,9 @@ def tune(
     with writing(store.root, "scores"):
         encoder = load_same_encoder(store.encoder, device=device)
         found = fit(own.features, own.labels, vocabulary.classes, encoder, settings, on_epoch)
+        if found.settings.epochs == 0:  # the text as it is, and all images for references and calibration
+            text = vocabularies.cached_features(store, vocabulary, lambda: encoder)
+            found = replace(found, class_features=text, held_out=np.arange(len(own.labels)), after=found.before)
         improved = _improved(found)
         path = _save(store, name, vocabulary, own, found, improved, prototypes, encoder)
         store.set_current(vocabulary=vocabulary.id)
@@ -130,8 +133,8 @@ def _save(
         store,
         name,
         vocabulary,
-        {"context": found.context, "class_features": found.class_features, "held_out": found.held_out},
-        own,
+        {"context": found.context, "class_features": found.class_features},
+        replace(own, held_out=found.held_out),
         {
             "created": datetime.now(timezone.utc).isoformat(),
             "version": __version__,

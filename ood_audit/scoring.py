@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Note = Callable[[str], None]
 Progress = Callable[[int, int], None]
 _CHOSEN = ("delta-energy", "best")  # methods whose settings are chosen on the data
+_FORMAT = 2  # of the file: scores with other columns are not taken up
 _DEFAULT_WEIGHT = 0.2  # as in `prototypes`, which this module must not import
 
 
@@ -148,6 +149,7 @@ def score(
         if own_prompts and not own_prompts.recipe["prototypes"]:
             given.setdefault("prototypes", 0.0)
         request: dict[str, Any] = {
+            "format": _FORMAT,
             "method": method,
             "given": given,
             "auto": auto and method in _CHOSEN,

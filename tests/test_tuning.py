@@ -289,7 +289,7 @@ def test_two_classes_have_no_forecast(encoder, labelled):
     "wrong",
     [
         {"lr": 0},
-        {"epochs": 0},
+        {"epochs": -1},
         {"shots": 0},
         {"mask": "all"},
         {"mask_proportion": 1.5},

@@ -15,6 +15,7 @@ from ood_audit import prompts as tuned
 from ood_audit import vocabulary as vocabularies
 from ood_audit.errors import UsageError
 from ood_audit.matching import chunks
+from ood_audit.prototypes import DEFAULT_WEIGHT
 from ood_audit.scoring import Plan, described, name_of, prepare
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.text import printable, storable
@@ -90,6 +91,7 @@ def evaluate(
     only: Sequence[str] = (),
     labels: str | Path | Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
+    prototypes: bool | None = None,
     prompts: str = "auto",
     auto: bool = True,
     seed: int = 0,
@@ -106,6 +108,7 @@ def evaluate(
         only: the scores to evaluate; empty for all.
         labels: see `ood_audit.score`, as for the others but `rounds`.
         templates: likewise.
+        prototypes: likewise; for every score.
         prompts: likewise; where there are tuned ones, the text alone is evaluated beside them.
         auto: likewise.
         seed: likewise.
@@ -121,6 +124,9 @@ def evaluate(
     if not isinstance(store, Store):
         store = open_store(store)
     known = read_truth(truth)
+    given: dict[str, Any] = {}
+    if prototypes is not None:
+        given["prototypes"] = DEFAULT_WEIGHT * prototypes
     vocabulary = vocabularies.choose(store, labels, templates, note)
     _check_overlap(store, known)
     with writing(store.root, "scores"):
@@ -128,7 +134,7 @@ def evaluate(
         methods = list(dict.fromkeys(only)) or [*scores.names(), "best"]
         plans = {
             "none" if used is None else used.name: prepare(
-                store, vocabulary, used, methods, {}, auto, seed, device, note, on_texts
+                store, vocabulary, used, methods, given, auto, seed, device, note, on_texts
             )
             for used in ([None] if own is None else [None, own])
         }

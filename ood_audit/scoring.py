@@ -241,7 +241,9 @@ def prepare(
     for name in ("neglabel", "csp"):
         if f"{name}_negatives" in needed:
             pool(name)
-    if not any(settings.get("background") for _, settings in runs.values()):
+    if any(settings.get("background") for _, settings in runs.values()):
+        pool("background")
+    else:
         loaded.pop("background", None)
     target = Target(text, found, prototypes.fit_folds(found, text), loaded)
     return Plan(

@@ -18,12 +18,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 from sklearn.covariance import ledoit_wolf_shrinkage
 
 Floats = NDArray[np.float32]
 FOLDS = 5
 DEFAULT_WEIGHT = 0.2
-_MOST = 20_000  # references: more do not help a mean and a covariance
+MOST = 20_000  # references: more do not help a mean and a covariance
+_LINE_PAIRS = 1 << 20  # of references and classes: more do not help a line
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Prototypes:
     Attributes:
         center: (D,) float32, μ.
         whiten: (D, D) float32, W, applied as (z − μ) W.
-        means: (K, D) float32 of length 1; zero for a class without references.
+        means: (K, D) float32 of length 1; zero for a class without references, or whose mean is that of all.
         slope, intercept: for such classes the cosine is guessed from that to the text, by the line for the others.
 
     """
@@ -82,7 +84,7 @@ def fold_of(image_ids: Sequence[str]) -> NDArray[np.int64]:
 
 
 def fit(features: Floats, labels: NDArray[np.int64], text: Floats) -> Prototypes | None:
-    """The prototypes of K classes; None where the references are too few (two of them, that differ).
+    """The prototypes of K classes; None where the references are too few (two that differ, of two classes).
 
     Args:
         features: (M, D) of length 1.
@@ -90,13 +92,13 @@ def fit(features: Floats, labels: NDArray[np.int64], text: Floats) -> Prototypes
         text: (K, D) text features of the classes.
 
     """
-    if len(features) < 2:
-        return None
     classes, dimension = text.shape
     counts = np.bincount(labels, minlength=classes)
-    one_hot = np.zeros((classes, len(labels)), np.float32)
-    one_hot[labels, np.arange(len(labels))] = 1
-    means = one_hot @ features / np.maximum(counts, 1)[:, None]
+    there = counts > 0
+    if there.sum() < 2:  # the mean of a lone class is that of all, and has no direction
+        return None
+    one_hot = csr_matrix((np.ones(len(labels), np.float32), (labels, np.arange(len(labels)))), (classes, len(labels)))
+    means = one_hot @ features / np.maximum(counts, 1)[:, None].astype(np.float32)
     center = features.mean(axis=0)
     within = features - means[labels]
     if np.abs(within).max() < 1e-6:  # one picture a class
@@ -108,18 +110,22 @@ def fit(features: Floats, labels: NDArray[np.int64], text: Floats) -> Prototypes
     covariance *= 1 - shrinkage
     covariance.flat[:: dimension + 1] += max(float(shrinkage), 1e-3) * float((within**2).sum()) / within.size
     whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T
-    offsets = (means - center) @ whiten
-    length = np.linalg.norm(offsets, axis=1, keepdims=True)
-    there = counts > 0
-    unit = np.where(there[:, None], offsets / np.maximum(length, 1e-12), 0)
+    apart = np.where(np.abs(means - center).max(axis=1, keepdims=True) < 1e-6, 0, means - center)
+    unit = np.where(there[:, None], _unit(apart @ whiten), 0)
     slope, intercept = 0.0, 0.0
     if not there.all():
-        whitened = (features - center) @ whiten
-        whitened /= np.linalg.norm(whitened, axis=1, keepdims=True)
-        slope, intercept = np.polyfit((features @ text[there].T).ravel(), (whitened @ unit[there].T).ravel(), 1)
+        some = features[sample(len(features), most=max(2, _LINE_PAIRS // classes))]
+        x, y = some @ text[there].T, _unit((some - center) @ whiten) @ unit[there].T
+        slope = ((x - x.mean()) * y).sum() / max(float(((x - x.mean()) ** 2).sum()), 1e-12)  # by least squares
+        intercept = y.mean() - slope * x.mean()
     return Prototypes(
         center, whiten.astype(np.float32), unit.astype(np.float32), slope=float(slope), intercept=float(intercept)
     )
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[Any]:
+    unit: NDArray[Any] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def fit_folds(references: References, text: Floats) -> list[Prototypes | None]:
@@ -130,7 +136,7 @@ def fit_folds(references: References, text: Floats) -> list[Prototypes | None]:
     return [fit(references.features[rows], references.labels[rows], text) for rows in others]
 
 
-def sample(rows: int, seed: int = 0, most: int = _MOST) -> NDArray[np.int64]:
+def sample(rows: int, seed: int = 0, most: int = MOST) -> NDArray[np.int64]:
     """The row numbers of at most `most` of `rows`, in order."""
     if rows <= most:
         return np.arange(rows)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ood_audit.prompts import Labelled
 
 _Defaults = dict[str, Any]
+_COSINES = 1 << 26  # of all images to all classes, at most: 256 MiB
 _SHARPNESS = np.geomspace(0.003, 1.0, 40)
 
 
@@ -28,7 +29,7 @@ class Calibration:
     """Labelled in-distribution images to hold a threshold to, and prototypes that have not seen them.
 
     Attributes:
-        ids: made up, so that `prototypes.fold_of` gives the fold of each.
+        ids: their own or made up, so that `prototypes.fold_of` gives the fold of each.
         features: (M, D) float32 of length 1.
         labels: (M,) int.
         prototypes: one a fold.
@@ -46,14 +47,17 @@ class Calibration:
 
 
 def apart(references: References, labelled: "Labelled", text: "NDArray[np.float32]") -> Calibration | None:
-    """The labelled images that no prompt was tuned on; None where there are none.
+    """The labelled images that no prompt was tuned on, or 1,000 of them; None where there are none.
 
     They are references as well, so each is scored by prototypes made without a fifth of them, its own.
     """
-    rows = labelled.held_out
+    rows = labelled.held_out[prototypes.sample(len(labelled.held_out), most=MOST_IMAGES)]
     if len(rows) == 0:
         return None
     ids = [f"{i:08x}" for i in range(len(rows))]
+    if references.source == "presumed":  # in the folds of their ids, where they are under audit
+        ids = [labelled.image_ids[row] or made_up for row, made_up in zip(rows, ids, strict=True)]
+        return Calibration(ids, labelled.features[rows], labelled.labels[rows], prototypes.fit_folds(references, text))
     folds = np.full(len(references.labels), -1)
     folds[rows] = prototypes.fold_of(ids)  # the labelled images come first, see `collect`
     made = prototypes.fit_folds(replace(references, folds=folds), text)
@@ -91,7 +95,7 @@ def collect(
     or of fewer than 6 classes, the most confident half of the images, as the text features label them.
 
     Args:
-        store: its readable images, or 20,000 of them.
+        store: its readable images, or 20,000 of them; fewer where there are very many classes.
         vocabulary: the classes.
         text: (K, D) their text features.
         labelled: what `tune` was given.
@@ -101,7 +105,7 @@ def collect(
     """
     import torch
 
-    ids, features, folders = _sampled(store, seed)
+    ids, features, folders = _sampled(store, seed, most=max(MOST_IMAGES, _COSINES // len(text)))
     folds = prototypes.fold_of(ids)
     labels = np.array([-1 if (k := vocabulary.class_of(folder)) is None else k for folder in folders], np.int64)
     images = torch.from_numpy(features)
@@ -162,10 +166,10 @@ def _cosines(
     return found
 
 
-def _sampled(store: Store, seed: int) -> "tuple[list[str], NDArray[np.float32], list[str]]":
+def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], NDArray[np.float32], list[str]]":
     """Ids, features and folders of all readable images, or of as many as teach anything."""
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
-    wanted = prototypes.sample(total, seed)
+    wanted = prototypes.sample(total, seed, min(most, prototypes.MOST))
     ids, features, folders, start = [], [], [], 0
     for batch in iter_features(store):
         rows = wanted[(wanted >= start) & (wanted < start + len(batch.features))] - start

@@ -77,6 +77,50 @@ def test_finite_for_any_number_of_classes(classes, temperature):
     np.testing.assert_allclose(got, [slow(row, temperature, 2, 0.0) for row in s.numpy()], rtol=3e-5, atol=1e-5)
 
 
+def slow_beside(row, background, temperature, top_c, reset_to):
+    """With a background: the energies run over both, and similarities to classes alone are reset."""
+    row, background = np.asarray(row, np.float64), np.asarray(background, np.float64)
+    base = -logsumexp(np.concatenate([row, background]) / temperature)
+    total = 0.0
+    for index in np.argsort(-row, kind="stable")[:top_c]:
+        edited = row.copy()
+        edited[index] = reset_to
+        total += -logsumexp(np.concatenate([edited, background]) / temperature) - base
+    return total
+
+
+@CASES
+@given(cosines(), cosines(300), temperatures, st.integers(1, 6), st.sampled_from([0.0, 0.1, -0.2]))
+def test_agrees_with_the_definition_beside_a_background(s, b, temperature, top_c, reset_to):
+    settings_ = {"temperature": temperature, "top_c": top_c, "reset_to": reset_to}
+    expected = [slow_beside(row, beside, **settings_) for row, beside in zip(s, b, strict=True)]
+    got = delta_energy(torch.from_numpy(s), background=torch.from_numpy(b), **settings_)
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got.numpy(), expected, rtol=2e-5, atol=4e-7 / temperature)
+    in_float64 = delta_energy(torch.from_numpy(s).double(), background=torch.from_numpy(b).double(), **settings_)
+    np.testing.assert_allclose(in_float64.numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 0.01, 1.0, 1e4])
+@pytest.mark.parametrize("classes", [1, 2, 50])
+def test_finite_beside_a_background_far_above_and_far_below(classes, temperature):
+    s = torch.linspace(-1, 1, classes).repeat(3, 1)
+    b = torch.stack([torch.full((45_000,), v) for v in (-1.0, 0.0, 1.0)])
+    got = delta_energy(s, temperature=temperature, top_c=5, reset_to=0.0, background=b)
+    assert torch.isfinite(got).all()
+    expected = [slow_beside(*pair, temperature, 5, 0.0) for pair in zip(s.numpy(), b.numpy(), strict=True)]
+    np.testing.assert_allclose(got, expected, rtol=3e-5, atol=2e-6)
+
+
+def test_what_resembles_another_thing_more_has_less_energy_to_lose():
+    s = torch.tensor([[0.30, 0.10], [0.30, 0.10]])
+    b = torch.tensor([[0.10, 0.05], [0.40, 0.05]])
+    got = delta_energy(s, temperature=0.01, top_c=1, reset_to=0.0, background=b)
+    assert got[0] > 10 * got[1] > 0
+    p = torch.softmax(torch.cat([s, b], dim=1).double() / 0.01, dim=1)[:, 0]
+    np.testing.assert_allclose(got, -torch.log1p(-p), rtol=1e-4)  # as the docstring has it
+
+
 def test_resolves_where_the_softmax_is_one_in_float32():
     s = torch.tensor([[0.40, 0.1, 0.1], [0.45, 0.1, 0.1], [0.50, 0.1, 0.1]])
     assert (torch.softmax(s / 0.01, dim=1)[:, 0] == 1).all()

@@ -148,6 +148,28 @@ def test_knn_finds_no_neighbour_in_its_own_fold():
     assert got.tolist() == pytest.approx([-(2**0.5)])
 
 
+def test_knn_counts_the_farthest_where_neighbours_are_few():
+    """Of each image the k-th that it may be compared with, though another fold may have more of them."""
+    pictures = torch.eye(4)[:3]
+    got = scores.load("knn")(
+        torch.zeros(3, 1),
+        images=pictures[:1].repeat(3, 1),
+        folds=torch.tensor([0, 1, 2]),
+        references=torch.cat([pictures[:1], pictures[1:2], pictures[:1]]),
+        reference_folds=torch.tensor([0, 1, 2]),
+        neighbours=2,
+    )
+    assert got.tolist() == pytest.approx([-(2**0.5), 0.0, -(2**0.5)], abs=1e-3)
+    none = scores.load("knn")(
+        torch.zeros(1, 1),
+        images=pictures[:1],
+        folds=torch.tensor([0]),
+        references=pictures[:1],
+        reference_folds=torch.tensor([0]),
+    )
+    assert none.tolist() == [-2.0]
+
+
 def test_settings_come_from_the_score_and_from_the_encoder():
     encoder = {"temperature": 0.02, "top_c": 3, "reset_to": 0.1}
     load = scores.load

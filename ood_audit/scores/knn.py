@@ -16,7 +16,7 @@ _BLOCK = 1024
 def knn(
     cosines: Tensor, *, images: Tensor, folds: Tensor, references: Tensor, reference_folds: Tensor, neighbours: int = 10
 ) -> Tensor:
-    """(N, D) images and (M, D) references → (N,) raw values; with fewer references the farthest counts.
+    """(N, D) images and (M, D) references → (N,) raw values; with fewer neighbours the farthest counts, with none −2.
 
     Args:
         cosines: (N, K), not used: k-NN knows no classes.
@@ -29,7 +29,8 @@ def knn(
     """
     found = []
     for rows, fold in zip(torch.split(images, _BLOCK), torch.split(folds, _BLOCK), strict=True):
-        near = (rows @ references.T).masked_fill(fold[:, None] == reference_folds[None, :], -1.0)
-        kth = near.topk(min(neighbours, len(references)), dim=1).values[:, -1]
-        found.append(-torch.sqrt((2 - 2 * kth).clamp(min=0)))
+        own = fold[:, None] == reference_folds[None, :]
+        nearest = (rows @ references.T).masked_fill(own, -1.0).topk(min(neighbours, len(references)), dim=1).values
+        last = ((~own).sum(dim=1).clamp(1, nearest.shape[1]) - 1)[:, None]
+        found.append(-torch.sqrt((2 - 2 * nearest.gather(1, last)[:, 0]).clamp(min=0)))
     return torch.cat(found)

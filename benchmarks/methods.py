@@ -1,6 +1,6 @@
 """How well each score finds what does not belong: untuned, tuned by CoOp and by EBM, with and without prototypes.
 
-    python -m benchmarks.methods DATA [--seeds 3] [--model starter] [--skip csp]
+    python -m benchmarks.methods DATA [--seeds 3] [--model starter] [--skip csp] [--only chosen]
 
 DATA holds objects/ (images/, labelled/CLASS/, classes.txt, truth.csv with the columns path, truth, is_ood) and
 styles/DOMAIN/CLASS/ with a domain `photo`. Prints, as Markdown, the tables of the README:
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="starter")
     parser.add_argument("--skip", action="append", default=[], help="A score to leave out; csp takes minutes.")
+    parser.add_argument("--only", default="", help="Of table (a) only rows with this in their name.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -90,7 +91,7 @@ def objects(data: Path, work: Path, options: argparse.Namespace) -> None:
     print_row(["score", *header])
     print_row(["---"] * (len(header) + 1))
     for title, settings in SCORES.items():
-        if settings["method"] in options.skip:
+        if settings["method"] in options.skip or options.only not in title:
             continue
         cells = []
         for names in columns.values():

@@ -202,7 +202,7 @@ def _simplest_of_the_best(candidates: list[Candidate], aurocs: NDArray[np.float6
     best = aurocs.mean(axis=0).argmax()
     short = aurocs[:, [best]] - aurocs
     error = short.std(axis=0, ddof=1) if len(aurocs) > 1 else np.zeros(len(candidates))
-    good = np.flatnonzero(short.mean(axis=0) <= error + 1e-12)
+    good: list[int] = np.flatnonzero(short.mean(axis=0) <= error + 1e-12).tolist()
 
     def plainness(i: int) -> tuple[float, ...]:
         method, settings = candidates[i]
@@ -217,7 +217,7 @@ def _simplest_of_the_best(candidates: list[Candidate], aurocs: NDArray[np.float6
             abs(np.log(settings["temperature"] / 0.015)),
         )
 
-    return int(min(good, key=plainness))
+    return min(good, key=plainness)
 
 
 def _kept_classes(sample: Sample, classes: int, rounds: int, rng: np.random.Generator) -> list[NDArray[np.bool_]]:

@@ -120,18 +120,20 @@ def evaluate(
     """
     if not isinstance(store, Store):
         store = open_store(store)
+    methods = list(dict.fromkeys(only)) or [*scores.names(), "best"]
+    for method in methods:
+        if method != "best":
+            scores.load(method)  # there is one of that name
     known = read_truth(truth)
     vocabulary = vocabularies.choose(store, labels, templates, note)
     _check_overlap(store, known)
     with writing(store.root, "scores"):
         own = tuned.choose(store, vocabulary, prompts, note)
-        methods = list(dict.fromkeys(only)) or [*scores.names(), "best"]
-        plans = {
-            "none" if used is None else used.name: prepare(
-                store, vocabulary, used, methods, {}, auto, seed, device, note, on_texts
-            )
-            for used in ([None] if own is None else [None, own])
-        }
+        plans = {}
+        for used in [None] if own is None else [None, own]:
+            given = {} if used is None or used.recipe["prototypes"] else {"prototypes": 0.0}  # as in `score`
+            plan = prepare(store, vocabulary, used, methods, given, auto, seed, device, note, on_texts)
+            plans["none" if used is None else used.name] = plan
     table: list[dict[str, Any]] = []
     for name, plan in plans.items():
         paths, collected, nearest = _scored(store, plan, device)

@@ -15,6 +15,7 @@ from ood_audit import prompts as tuned
 from ood_audit import vocabulary as vocabularies
 from ood_audit.errors import UsageError
 from ood_audit.matching import chunks
+from ood_audit.prototypes import DEFAULT_WEIGHT
 from ood_audit.scoring import Plan, described, name_of, prepare
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.text import printable, storable
@@ -90,6 +91,7 @@ def evaluate(
     only: Sequence[str] = (),
     labels: str | Path | Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
+    prototypes: bool | None = None,
     prompts: str = "auto",
     auto: bool = True,
     seed: int = 0,
@@ -106,6 +108,7 @@ def evaluate(
         only: the scores to evaluate; empty for all.
         labels: see `ood_audit.score`, as for the others but `rounds`.
         templates: likewise.
+        prototypes: likewise; for every score.
         prompts: likewise; where there are tuned ones, the text alone is evaluated beside them.
         auto: likewise.
         seed: likewise.
@@ -125,14 +128,19 @@ def evaluate(
         if method != "best":
             scores.load(method)  # there is one of that name
     known = read_truth(truth)
+    given: dict[str, Any] = {}
+    if prototypes is not None:
+        given["prototypes"] = DEFAULT_WEIGHT * prototypes
     vocabulary = vocabularies.choose(store, labels, templates, note)
     _check_overlap(store, known)
     with writing(store.root, "scores"):
         own = tuned.choose(store, vocabulary, prompts, note)
         plans = {}
         for used in [None] if own is None else [None, own]:
-            given = {} if used is None or used.recipe["prototypes"] else {"prototypes": 0.0}  # as in `score`
-            plan = prepare(store, vocabulary, used, methods, given, auto, seed, device, note, on_texts)
+            settings = dict(given)
+            if used is not None and not used.recipe["prototypes"]:  # as in `score`
+                settings.setdefault("prototypes", 0.0)
+            plan = prepare(store, vocabulary, used, methods, settings, auto, seed, device, note, on_texts)
             plans["none" if used is None else used.name] = plan
     table: list[dict[str, Any]] = []
     for name, plan in plans.items():

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, union-attr, func-returns-value, call-arg"
 """What images are compared with: joined, scaled, fold by fold, and in chunks of any size."""
 
 from types import SimpleNamespace

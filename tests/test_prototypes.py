@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, union-attr, func-returns-value"
 """Prototypes against the formula in their docstring, in float64 and one image at a time."""
 
 import warnings

@@ -26,6 +26,9 @@ SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood
     "--labels", metavar="FILE", help="One class a line, synonyms after |.  [default: as last time, or folders]"
 )
 @click.option("--score", "only", multiple=True, metavar="SCORE", help="Only this one; repeatable.  [default: all]")
+@click.option(
+    "--prototypes/--no-prototypes", default=None, help="Give every score pictures of the classes.  [default: chosen]"
+)
 @comparison_options
 @device_option
 @format_option

@@ -123,6 +123,10 @@ def evaluate(
     """
     if not isinstance(store, Store):
         store = open_store(store)
+    methods = list(dict.fromkeys(only)) or [*scores.names(), "best"]
+    for method in methods:
+        if method != "best":
+            scores.load(method)  # there is one of that name
     known = read_truth(truth)
     given: dict[str, Any] = {}
     if prototypes is not None:
@@ -131,13 +135,13 @@ def evaluate(
     _check_overlap(store, known)
     with writing(store.root, "scores"):
         own = tuned.choose(store, vocabulary, prompts, note)
-        methods = list(dict.fromkeys(only)) or [*scores.names(), "best"]
-        plans = {
-            "none" if used is None else used.name: prepare(
-                store, vocabulary, used, methods, given, auto, seed, device, note, on_texts
-            )
-            for used in ([None] if own is None else [None, own])
-        }
+        plans = {}
+        for used in [None] if own is None else [None, own]:
+            settings = dict(given)
+            if used is not None and not used.recipe["prototypes"]:  # as in `score`
+                settings.setdefault("prototypes", 0.0)
+            plan = prepare(store, vocabulary, used, methods, settings, auto, seed, device, note, on_texts)
+            plans["none" if used is None else used.name] = plan
     table: list[dict[str, Any]] = []
     for name, plan in plans.items():
         paths, collected, nearest = _scored(store, plan, device)

@@ -129,8 +129,9 @@ def choose(
     if not usable:
         return None
     _, newest, recipe = max(usable, key=lambda entry: entry[:2])
+    loaded = _load(store, newest, recipe)
     note(f"prompts: {newest}, as tuned; --prompts none for the text alone")
-    return _load(store, newest, recipe)
+    return loaded
 
 
 def check_name(name: str) -> None:

@@ -142,6 +142,8 @@ def score(
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
     if total == 0:
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
+    if method == "best" and (own := [name for name in ("temperature", "top_c", "reset_to") if name in given]):
+        raise UsageError(f"--score best chooses --{own[0].replace('_', '-')} too; leave that out, or name a score")
     if method not in _CHOSEN:
         settings_of(method, scores.load(method), {}, given)
     with nullcontext() if lock_held else writing(store.root, "scores"):
@@ -313,7 +315,8 @@ def described(method: str, parameters: dict[str, Any]) -> str:
         if isinstance(value, bool):
             words += [name] if value else []
         elif name != "score" and (name != "prototypes" or value):
-            words.append(f"{symbols.get(name, name)} = {value:g}")
+            shown = f"{value:g}" if isinstance(value, (int, float)) else value  # others' scores may have words
+            words.append(f"{symbols.get(name, name)} = {shown}")
     return ", ".join(words)
 
 

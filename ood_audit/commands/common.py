@@ -43,6 +43,9 @@ device_option = click.option(
 )
 
 
+SEED = click.IntRange(0, 2**32 - 1)
+
+
 class AutoNumber(click.ParamType[Any]):
     """A number, or `auto`, which is None: the option's default."""
 
@@ -91,7 +94,7 @@ def comparison_options(command: F) -> F:
             show_default=True,
             help="Choose settings that are not given by leaving classes out (from 6 classes and 60 images on).",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of that choice."),
+        click.option("--seed", type=SEED, default=0, show_default=True, help="Of that choice."),
     ]
     for option in reversed(options):
         command = option(command)

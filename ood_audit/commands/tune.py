@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ood_audit.commands.common import device_option, format_option, note, print_rows, progress, store_option
+from ood_audit.commands.common import SEED, device_option, format_option, note, print_rows, progress, store_option
 from ood_audit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
     show_default=True,
     help="Let reports take the labelled images as pictures of the classes.",
 )
-@click.option("--seed", type=int, help="Of every random choice.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of every random choice.")
 @click.option("--name", metavar="NAME", help="What to call the prompts.  [default: the loss and the time]")
 @device_option
 @format_option
@@ -73,7 +73,8 @@ def command(
 
     Labelled images are those of --from or --annotations, else those of the store whose folder is named as a class. A
     part of them is held out; it and classes left out in turn decide when to stop, and are what the figures are of.
-    Ctrl-C keeps the best so far. The next report uses the prompts, unless they made the held-out figures worse.
+    Ctrl-C saves the best so far and exits with 130. The next report uses the prompts, unless they made the held-out
+    figures worse.
     """
     from ood_audit.tuning.trainer import Settings
     from ood_audit.tuning.tune import tune
@@ -112,6 +113,8 @@ def command(
     note(f"prompts: {result.name}, from {result.images} labelled images of {result.classes} classes ({result.path})")
     if not result.improved:
         note("warning: the held-out figures are worse than before: reports use these only by --prompts NAME")
+    if found.interrupted:
+        click.get_current_context().exit(130)
 
 
 @contextmanager

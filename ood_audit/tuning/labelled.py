@@ -6,11 +6,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ood_audit.errors import UsageError
+from ood_audit.images.sources import file_uri
 from ood_audit.prompts import Labelled
 from ood_audit.store import Store, open_store
 from ood_audit.store.parts import iter_features
@@ -30,9 +30,12 @@ def from_folder(
     vocabulary: Vocabulary,
     folder: str | Path,
     device: str,
+    note: Note,
     on_progress: Callable[[int, int], None] | None,
 ) -> Labelled:
     """The images of FOLDER/CLASS, embedded by the store's encoder into a store of their own inside of it.
+
+    Of those that are under audit too, or copies of such, `image_ids` has the id, so that none is its own reference.
 
     Raises:
         UsageError: there is no such folder, or one inside of it is not a class.
@@ -46,7 +49,7 @@ def from_folder(
         raise UsageError(f"--from {printable(str(folder))} is no folder; give one with a folder of images a class")
     inner = store.root / "labelled" / hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
     encoder = store.encoder
-    embed(
+    done = embed(
         [place],
         store=inner,
         model=encoder.model,
@@ -63,34 +66,47 @@ def from_folder(
             f"--from {printable(str(folder))}: {_some(strange)} {'is' if len(strange) == 1 else 'are'} not in the "
             "vocabulary; add the class to the labels file, or take the folder away"
         )
+    if unreadable := done.counts["unreadable"]:
+        note(f"warning: {unreadable} of the labelled images can't be read, and are left out")
     found = _collect(apart, lambda _, folder: vocabulary.class_of(folder))
-    return Labelled(found.features, found.labels, [""] * len(found.labels), found.held_out)
+    contents = "SELECT image_id, content_hash FROM images WHERE status = 'ok' ORDER BY image_id"
+    audited = {content: image_id for image_id, content in store.query(contents).rows}
+    same = {image_id: audited.get(content, "") for image_id, content in apart.query(contents).rows}
+    return Labelled(found.features, found.labels, [same[image_id] for image_id in found.image_ids], found.held_out)
 
 
 def from_annotations(store: Store, vocabulary: Vocabulary, path: str | Path) -> Labelled:
     """The images under audit that a file names: CSV or Parquet, with the columns path and label.
 
     Raises:
-        UsageError: it can't be read, lacks a column, or names an image that is not in the store or a label that is not
-            in the vocabulary.
+        UsageError: it can't be read, lacks a column, gives an image two labels, or names an image that is not in the
+            store or a label that is not in the vocabulary.
 
     """
     shown = printable(str(path))
     rows = read_annotations(path)
-    by_name = {}
+    by_name: dict[str, set[str]] = {}
     for image_id, inside, uri in store.query("SELECT image_id, path, uri FROM images WHERE status = 'ok'").rows:
-        by_name[inside] = by_name[uri] = image_id
+        by_name.setdefault(inside, set()).add(image_id)
+        by_name.setdefault(uri, set()).add(image_id)
     wanted: dict[str, int] = {}
     missing, unknown = [], Counter[str]()
     for name, label in rows:
-        image_id = by_name.get(storable(name)) or (by_name.get(Path(name).as_uri()) if os.path.isabs(name) else None)
+        images = by_name.get(storable(name)) or by_name.get(
+            file_uri(os.path.normpath(name)) if os.path.isabs(name) else "", set()
+        )
         k = vocabulary.position(label)
         if k is None:
             unknown[label] += 1
-        elif image_id is None:
+        elif not images:
             missing.append(name)
-        else:
-            wanted[image_id] = k
+        elif len(images) > 1:
+            raise UsageError(
+                f"the annotations {shown}: {printable(name)} is {len(images)} images of the store; write absolute paths"
+            )
+        elif wanted.setdefault(image_id := min(images), k) != k:
+            labels = " and ".join(repr(vocabulary.names[i]) for i in (wanted[image_id], k))
+            raise UsageError(f"the annotations {shown} label {printable(name)} as {printable(labels)}; remove one")
     if unknown:
         names = [f"{label!r}" for label, _ in unknown.most_common()]
         raise UsageError(
@@ -113,15 +129,17 @@ def read_annotations(path: str | Path) -> list[tuple[str, str]]:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
 
-            rows: Sequence[dict[str, Any]] = pq.read_table(path).to_pylist()
+            table = pq.read_table(path)
+            columns, rows = table.column_names, table.to_pylist()
         else:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file))
+                reader = csv.DictReader(file)
+                columns, rows = list(reader.fieldnames or ()), list(reader)
     except (OSError, ValueError, csv.Error) as error:  # Arrow's and Unicode's are ValueErrors
         raise UsageError(
             f"cannot read the annotations {shown}: {printable(str(getattr(error, 'strerror', None) or error))}"
         ) from error
-    if missing := {"path", "label"} - set(rows[0] if rows else ()):
+    if missing := {"path", "label"} - set(columns):
         raise UsageError(
             f"the annotations {shown} need the columns path and label (missing: {', '.join(sorted(missing))})"
         )

@@ -72,6 +72,8 @@ def prepare(
     if count < max(1, given):
         hint = f"the words {printable(words)!r} need {given}" if given else "1 or more are needed"
         raise UsageError(f"--context-vectors {count}: {hint}")
+    if count >= len(empty):
+        raise UsageError(f"{count} context vectors are more than the model reads ({len(empty)} tokens); use fewer")
     stand_ins = _stand_ins(encoder, words, count - given)
     texts = [f"{stand_ins} {name}." for names in classes for name in names]
     tokens = encoder.tokenize(texts)

@@ -155,7 +155,8 @@ def fit(
         The prompts of the epoch that `choose` takes; after a Ctrl-C, of those so far.
 
     Raises:
-        UsageError: a setting makes no sense, a name is too long, or there are fewer than two classes with images.
+        UsageError: a setting makes no sense or the training diverges by it, a name is too long, or there are fewer than
+            two classes with images.
 
     """
     check(settings)
@@ -217,7 +218,7 @@ def check(settings: Settings) -> None:
     positive = ("lr", "batch_size", "ebm_temperature")
     at_least_one = ("shots", "context_vectors")
     for name in positive:
-        if not getattr(settings, name) > 0:
+        if not 0 < getattr(settings, name) < float("inf"):
             raise UsageError(f"--{name.replace('_', '-')} {getattr(settings, name)}: choose more than 0")
     for name in at_least_one:
         if (value := getattr(settings, name)) is not None and value < 1:
@@ -304,7 +305,7 @@ class _Run:
         self.images, self.labels = images[train], own[targets[train]]
         self.held_out, self.held_out_labels = images[held_out], own[targets[held_out]]
         self.context = torch.tensor(start, device=encoder.device, requires_grad=True)
-        self.batch_size = settings.batch_size
+        self.batch_size, self.lr = settings.batch_size, settings.lr
         self.generator = torch.Generator().manual_seed(settings.seed)
         steps = settings.epochs * -(-len(self.labels) // settings.batch_size)
         self.optimizer = torch.optim.SGD([self.context], lr=settings.lr, momentum=_MOMENTUM)
@@ -335,6 +336,8 @@ class _Run:
             if classes is None:
                 classes = class_features(self.encoder, self.prompts, self.context)
             cosines = self.held_out @ classes.T
+        if not cosines.isfinite().all():
+            raise UsageError(f"--lr {self.lr}: the training diverged; choose a smaller one")
         defaults = self.encoder.score_defaults
         change = delta_energy(
             cosines, temperature=defaults.temperature, top_c=defaults.top_c, reset_to=defaults.reset_to

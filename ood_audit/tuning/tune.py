@@ -71,7 +71,7 @@ def tune(
         prototypes: whether reports may take the labelled images as pictures of the classes.
         name: of the prompts; None for one from the loss and the time.
         device: where the text tower runs.
-        note: told what was left out.
+        note: told what was chosen or left out where the caller did not say.
         on_embed: called with the number of labelled images embedded and to embed.
         on_epoch: called after every epoch with its figures and the number of epochs at most.
 
@@ -91,7 +91,7 @@ def tune(
         store = open_store(store)
     vocabulary = vocabularies.choose(store, labels, None, note)
     if folder is not None:
-        own = subset.from_folder(store, vocabulary, folder, device, on_embed)
+        own = subset.from_folder(store, vocabulary, folder, device, note, on_embed)
     elif annotations is not None:
         own = subset.from_annotations(store, vocabulary, annotations)
     else:
@@ -100,8 +100,8 @@ def tune(
     with writing(store.root, "scores"):
         encoder = load_same_encoder(store.encoder, device=device)
         found = fit(own.features, own.labels, vocabulary.classes, encoder, settings, on_epoch)
+        text = vocabularies.cached_features(store, vocabulary, lambda: encoder)  # later commands read its classes there
         if found.settings.epochs == 0:  # the text as it is, and all images for references and calibration
-            text = vocabularies.cached_features(store, vocabulary, lambda: encoder)
             found = replace(found, class_features=text, held_out=np.arange(len(own.labels)), after=found.before)
         improved = _improved(found)
         path = _save(store, name, vocabulary, own, found, improved, prototypes, encoder)

@@ -126,7 +126,13 @@ def test_the_forecast_is_about_right(made):
 
 def test_what_is_given_is_kept_and_the_rest_chosen(made):
     store = made(8, 100)
-    given: dict[str, Any] = {"temperature": 0.37, "top_c": 3, "reset_to": 0.05, "background": False, "prototypes": False}
+    given: dict[str, Any] = {
+        "temperature": 0.37,
+        "top_c": 3,
+        "reset_to": 0.05,
+        "background": False,
+        "prototypes": False,
+    }
     for name, value in given.items():
         done = ood_audit.score(store, **{name: value})
         assert done.parameters[name] == value
@@ -458,7 +464,10 @@ def test_a_report_on_scored_images_needs_no_torch(made, monkeypatch):
     store = made(8, 100)
     save_prompts(store, "mine")
     assert report(store, "--background", "on").returncode == 0
-    (store.root / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    (store.root / "sitecustomize.py").write_text(
+        "import sys\nclass NoTorch:\n    def find_spec(self, name, *rest):\n"
+        "        if name == 'torch': raise ImportError('no torch')\nsys.meta_path.insert(0, NoTorch())\n"
+    )
     path = f"{store.root}:{ood_audit.__path__[0]}/.."
     options = ["--top", 2, "--background", "on"]
     done = run_cli("report", "--store", store.root, *options, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")

@@ -126,7 +126,13 @@ def test_the_forecast_is_about_right(made):
 
 def test_what_is_given_is_kept_and_the_rest_chosen(made):
     store = made(8, 100)
-    given: dict[str, Any] = {"temperature": 0.37, "top_c": 3, "reset_to": 0.05, "background": False, "prototypes": False}
+    given: dict[str, Any] = {
+        "temperature": 0.37,
+        "top_c": 3,
+        "reset_to": 0.05,
+        "background": False,
+        "prototypes": False,
+    }
     for name, value in given.items():
         done = ood_audit.score(store, **{name: value})
         assert done.parameters[name] == value

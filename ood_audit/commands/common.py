@@ -65,6 +65,23 @@ class AutoNumber(click.ParamType[Any]):
             self.fail(f"{value!r} is neither {kind} nor 'auto'", param, ctx)
 
 
+class Share(click.ParamType[float]):
+    """A share of the images: 1% or 0.01."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """As a number from 0 to 1."""
+        try:
+            text = str(value).strip()
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"{value!r} is no share: write 1% or 0.01", param, ctx)
+        return share
+
+
 def comparison_options(command: F) -> F:
     """How settings are chosen, and prompts."""
     options = [

@@ -6,6 +6,7 @@ import click
 
 from ood_audit.commands.common import (
     AutoNumber,
+    Share,
     comparison_options,
     device_option,
     format_option,
@@ -14,7 +15,7 @@ from ood_audit.commands.common import (
     progress,
     store_option,
 )
-from ood_audit.errors import UsageError
+from ood_audit.errors import OodAuditError, UsageError
 
 COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "margin", "max_cosine")
 
@@ -64,12 +65,28 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
     default=None,
     help="Compare with pictures of the classes too.  [default: chosen]",
 )
+@click.option("--fdr", type=float, metavar="Q", help="Flag images, of which about Q are false alarms.")
+@click.option(
+    "--false-alarms",
+    type=float,
+    metavar="A",
+    help="Flag about A of the images in distribution, and what is more OOD.  [default: 0.01]",
+)
+@click.option(
+    "--fail-over", type=Share(), metavar="SHARE", help="Exit with 3 where more is flagged: 1% or 0.01 of the images."
+)
 @comparison_options
 @device_option
 @format_option
 def command(
-    format: str, template: tuple[str, ...], template_set: str | None, score: str, background: str, **options: Any
-) -> None:
+    format: str,
+    template: tuple[str, ...],
+    template_set: str | None,
+    score: str,
+    background: str,
+    fail_over: float | None,
+    **options: Any,
+) -> int:
     """Score every image, rank them, and write the report.
 
     Prints the most out-of-distribution images, and writes all formats to reports/NAME in the store: report.html,
@@ -102,4 +119,17 @@ def command(
         note(f"pictures of the classes: {scores.references['images']} images, {scores.references['source']}")
     if scores.forecast is not None:
         note(f"expected AUROC on this data about {scores.forecast:.2f} (classes left out in turn)")
+    for sentence in result.decisions.notes:
+        note(sentence)
+    found = result.decisions
+    if found.labels["found"] or found.duplicates["extra"]:
+        note(f"label issues: {found.labels['found']}; superfluous copies: {found.duplicates['extra']}")
     note(f"report: {result.html}")
+    if fail_over is None:
+        return 0
+    if found.flags is None:
+        raise OodAuditError("--fail-over needs labelled images; give some: `ood-audit tune --from FOLDER --epochs 0`")
+    if (share := found.flags["flagged"] / scores.images) > fail_over:
+        note(f"{share:.2%} of the images are flagged, more than --fail-over {fail_over:.2%}")
+        return 3
+    return 0

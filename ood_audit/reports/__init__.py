@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ood_audit import __version__
+from ood_audit.audit import copies, decisions, issues
+from ood_audit.audit.decisions import Decisions
 from ood_audit.errors import UsageError
 from ood_audit.reports import ranking, writers
 from ood_audit.scoring import Scores, score
@@ -29,6 +31,7 @@ class Report:
     folder: Path
     rows: list[dict[str, Any]]
     scores: Scores
+    decisions: Decisions
 
     @property
     def html(self) -> Path:
@@ -52,6 +55,8 @@ def report(
     prompts: str = "auto",
     auto: bool = True,
     seed: int = 0,
+    fdr: float | None = None,
+    false_alarms: float | None = None,
     device: str = "auto",
     note: Callable[[str], None] = lambda message: None,
     on_texts: Callable[[int, int], None] | None = None,
@@ -77,7 +82,9 @@ def report(
         prompts: likewise.
         auto: likewise.
         seed: likewise.
-        device: likewise.
+        fdr: see `ood_audit.audit.calibration.flag`, as for
+        false_alarms.
+        device: see `ood_audit.score`.
         note: likewise.
         on_texts: likewise.
         on_progress: likewise.
@@ -92,7 +99,13 @@ def report(
         raise UsageError(f"--name {printable(name)}: use at most 61 letters, digits, '-', '_' and '.'")
     if not isinstance(store, Store):
         store = open_store(store)
+    for option, level in (("--fdr", fdr), ("--false-alarms", false_alarms)):
+        if level is not None and not 0 < level < 1:
+            raise UsageError(f"{option} {level}: choose between 0 and 1, as 0.05")
+    if fdr is not None and false_alarms is not None:
+        raise UsageError("give --fdr or --false-alarms, not both")
     with writing(store.root, "scores"):  # one lock for both: what is reported is what was scored
+        generation = store.generation
         scores = score(
             store,
             labels=labels,
@@ -112,20 +125,26 @@ def report(
             on_texts=on_texts,
             on_progress=on_progress,
         )
+        duplicates, counts = copies.current(store)
         with connect(store) as db, replacing(store.reports / name) as folder:
             folder.mkdir()
+            recipe = decisions.read_recipe(scores.path)
+            decided = decisions.decide(db, recipe, counts, fdr=fdr, false_alarms=false_alarms)
+            decisions.save(db, folder)
+            issues.write(folder / issues.FILE, decisions.findings(db, duplicates, name), generation=generation)
             rows = ranking.top(db, top)
-            meta = _meta(store, scores, len(rows), ranking.counts(db))
+            meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
             ranking.write_all(db, folder / "report.parquet")
             writers.write_csv(folder / "report.csv", rows)
             writers.write_json(folder / "report.json", rows)
             writers.write_json(folder / "meta.json", meta)
             page = writers.html_page(name, meta, rows, _thumbnails(rows), ranking.histogram(db), ranking.unreadable(db))
             (folder / "report.html").write_text(page, encoding="utf-8")
-    return Report(store.reports / name, rows, scores)
+        store.set_current(report=name, decided=scores.path.stem)
+    return Report(store.reports / name, rows, scores, decided)
 
 
-def _meta(store: Store, scores: Scores, top: int, counts: dict[str, int]) -> dict[str, Any]:
+def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: dict[str, int]) -> dict[str, Any]:
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
@@ -134,6 +153,9 @@ def _meta(store: Store, scores: Scores, top: int, counts: dict[str, int]) -> dic
         "prompts": scores.prompts,
         "forecast": scores.forecast,
         "references": scores.references,
+        "flags": decided.flags,
+        "labels": decided.labels,
+        "duplicates": decided.duplicates,
         "classes": scores.vocabulary.names,
         "templates": scores.vocabulary.templates,
         "model": store.encoder.model,

@@ -43,9 +43,13 @@ CREATE TABLE _no_scores (
 _REPORT = """
 CREATE VIEW report AS
 SELECT row_number() OVER (ORDER BY ood_score DESC, s.path, s.image_id) AS rank,
-       s.*, i.* EXCLUDE (image_id, path)
-FROM scores AS s JOIN images AS i USING (image_id)
+       s.*, d.* EXCLUDE (image_id), i.* EXCLUDE (image_id, path)
+FROM scores AS s JOIN images AS i USING (image_id) LEFT JOIN _decisions AS d USING (image_id)
 """
+_DECISIONS = """
+CREATE TABLE _no_decisions (
+    image_id VARCHAR, flagged BOOLEAN, p_value DOUBLE, label_issue FLOAT, suggested_label VARCHAR
+)"""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,11 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: li
     current = store.current()
     scores = store.scores / f"{current.get('scores')}.parquet"
     _view(connection, "scores", [scores] if scores.exists() else [], "_no_scores")
+    connection.execute(_DECISIONS)
+    decided = store.reports / report / "decisions.parquet"
+    # What an older report decided is not about these scores.
+    is_current = current.get("decided") == current.get("scores") and decided.exists()
+    _view(connection, "_decisions", [decided] if is_current else [], "_no_decisions")
     connection.execute(_REPORT)
     columns = ", ".join(f"{name} {kind}" for name, kind in issues.COLUMNS.items())
     connection.execute(f"CREATE TABLE _no_issues ({columns})")

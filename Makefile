@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ood-audit report --labels examples/classes.txt --top 15 --store $(VENV)/demo
 
 test: $(VENV)/.installed-dev check
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

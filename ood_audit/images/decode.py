@@ -73,7 +73,7 @@ def decode(uri: str, prepare: Callable[[Image.Image], Pixels]) -> Decoded:
         return Decoded(**facts, error=_explain(error, facts))
 
 
-def thumbnail(uri: str, size: int) -> bytes | None:
+def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:
     """A WebP picture of at most `size` × `size` pixels; None where the file can't be read any more."""
     try:
         with Image.open(local_path(uri), formats=formats()) as image:
@@ -81,7 +81,7 @@ def thumbnail(uri: str, size: int) -> bytes | None:
             picture = to_rgb(image)
         picture.thumbnail((size, size), Image.Resampling.BICUBIC)
         out = io.BytesIO()
-        picture.save(out, "WEBP", quality=70)
+        picture.save(out, "WEBP", quality=quality)
         return out.getvalue()
     except Exception:  # as in `decode`: a picture that is gone or broken must not stop a report
         return None

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,6 +13,8 @@ from ood_audit.audit import copies, decisions, issues
 from ood_audit.audit.decisions import Decisions
 from ood_audit.errors import UsageError
 from ood_audit.reports import ranking, writers
+from ood_audit.reports.cards import LIMIT
+from ood_audit.reports.thumbnails import thumbnails
 from ood_audit.scoring import Scores, score
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.layout import replacing
@@ -21,7 +22,6 @@ from ood_audit.store.views import connect
 from ood_audit.text import printable
 
 DEFAULT_NAME = "latest"
-_THUMBNAIL = 160
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def report(
             writers.write_csv(folder / "report.csv", rows)
             writers.write_json(folder / "report.json", rows)
             writers.write_json(folder / "meta.json", meta)
-            page = writers.html_page(name, meta, rows, _thumbnails(rows), ranking.histogram(db), ranking.unreadable(db))
+            pictures = thumbnails([row["uri"] for row in rows[:LIMIT]])
+            page = writers.html_page(name, meta, rows, pictures, ranking.histogram(db), ranking.unreadable(db))
             (folder / "report.html").write_text(page, encoding="utf-8")
         store.set_current(report=name, decided=scores.path.stem)
     return Report(store.reports / name, rows, scores, decided)
@@ -162,10 +163,3 @@ def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: di
         "top": top,
         **counts,
     }
-
-
-def _thumbnails(rows: list[dict[str, Any]]) -> list[bytes | None]:
-    from ood_audit.images.decode import thumbnail
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda row: thumbnail(row["uri"], _THUMBNAIL), rows))

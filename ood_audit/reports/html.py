@@ -1,10 +1,14 @@
-"""The report as one HTML file: opens from disk, asks nothing of the network, readable without JavaScript."""
+"""The report as one HTML file: opens from disk, asks nothing of the network, readable without JavaScript.
+
+This module renders what it is given, and knows no store. What a card shows is in the document, so that it is there
+without JavaScript; what only the dialog and the map show is in a block of JSON.
+"""
 
 import base64
 import hashlib
-import math
+import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -13,9 +17,39 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from ood_audit import __version__
+from ood_audit.reports import cards, charts
+from ood_audit.reports.charts import number
 from ood_audit.text import printable
 
-_PLOT_TOP, _PLOT_BOTTOM = 24, 164  # pixels; the label of the cut stands above
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures at the top; None is not known, and not shown.
+
+    Attributes:
+        flagged: images flagged as OOD, of all that were scored.
+        semantic: how many of these show an unknown class.
+        covariate: how many show a known class in another style.
+        false_alarms: how many of those flagged are expected to be in distribution.
+        ood_share: the estimated share of OOD images among those scored, 0 … 1.
+        ood_share_range: its interval, if there is one.
+        label_issues: by default, counted in `Page.findings`.
+        duplicate_clusters: by default, counted in `Page.duplicates`.
+        superfluous_copies: likewise.
+
+    """
+
+    flagged: int | None = None
+    semantic: int | None = None
+    covariate: int | None = None
+    false_alarms: float | None = None
+    ood_share: float | None = None
+    ood_share_range: tuple[float, float] | None = None
+    label_issues: int | None = None
+    duplicate_clusters: int | None = None
+    superfluous_copies: int | None = None
 
 
 @dataclass(frozen=True)
@@ -26,53 +60,96 @@ class Page:
         title: the name of the report.
         created: ISO time.
         facts: (term, value), shown in the header.
-        rows: the listed images, most OOD first. Each: rank, path, folder, uri (`file:///…`), ood_score, delta_energy,
-            energy, max_cosine, label, label_2 (or None), margin (or None), width, height, and thumbnail: WebP bytes,
-            or None when the file is gone.
+        rows: the listed images, most OOD first, of which `cards.LIMIT` are shown. Each: rank, path, folder, uri (`file:///…`),
+            ood_score, delta_energy, energy, max_cosine, label, label_2 (or None), margin (or None), width, height, and
+            thumbnail: WebP bytes, or None when the file is gone. If known also: image_id, given_label, flagged (bool),
+            p_value, shift (in-distribution, covariate or semantic), cluster (what its group of OOD images looks like),
+            neighbours (numbers of rows, from 0, or {path, thumbnail}; the nearest first), top_classes ((label, score),
+            the best first), and xy (place on the map, 0 … 1).
         histogram: (low, high, count) of `ood_score`, over all images.
         cut: `ood_score` of the last listed image.
         scored: the number of all images that have a score.
         unreadable: (path, error), the first of them.
         unreadable_count: how many there are in all.
+        summary: figures that can't be counted here.
+        findings: as `ood_audit.audit.issues.Issue`, the worst first: image_id, path, kind, severity, evidence,
+            suggestion; those of kind `label` also with uri, given_label and thumbnail, if known. None: not looked for.
+        duplicates: clusters, each a list of copies: path, keep (bool), kind (exact or near), width, height,
+            size_bytes, and if known uri and thumbnail. None: not looked for.
+        map_points: (x, y, kind, row) of a sample of the images: x and y 0 … 1, kind in-distribution, flagged or that of
+            another finding, and the number of its row from 0, or -1. Rows with xy are added to it.
+        next_steps: (sentence, command).
 
     """
 
     title: str
     created: str
     facts: list[tuple[str, str]]
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     histogram: list[tuple[float, float, int]]
     cut: float | None
     scored: int
     unreadable: list[tuple[str, str]]
     unreadable_count: int
+    summary: Summary = field(default_factory=Summary)
+    findings: list[Row] | None = None
+    duplicates: list[list[Row]] | None = None
+    map_points: list[tuple[float, float, str, int]] = field(default_factory=list)
+    next_steps: list[tuple[str, str]] = field(default_factory=list)
 
 
 def render(page: Page) -> str:
-    """The page as HTML, to be written as UTF-8.
+    """The page as HTML, to be written as UTF-8; with thumbnails by `thumbnails.thumbnails`, below 25 MB.
 
     Names come from files and are hostile: everything that is shown is escaped, on one line, with its control and
     bidirectional characters made visible; only `data-path`, which is what gets copied, holds the exact path.
     """
-    counts = Counter(str(row["label"]) for row in page.rows)
-    order = {label: i for i, label in enumerate(sorted(counts, key=lambda label: (label.casefold(), label)))}
+    pictures = cards.Pictures()
+    listed = page.rows[: cards.LIMIT]
+    evidence = cards.evidence_by_image(page.findings or [])
+    labels = [finding for finding in page.findings or [] if finding["kind"] == "label"]
+    by_image = {cards.key(row): row for row in reversed(page.rows)}
+    places = {row["path"]: i for i, row in reversed(list(enumerate(listed)))}
+
+    rows = [cards.row_card(row, i, evidence, pictures) for i, row in enumerate(listed)]
+    mislabelled = [
+        cards.label_card(finding, len(rows) + i, by_image.get(cards.key(finding), {}), pictures)
+        for i, finding in enumerate(labels[: cards.LIMIT])
+    ]
+    clusters = cards.clusters(page.duplicates or [], len(rows) + len(mislabelled), pictures)
+    for card in rows:  # after the pictures of all cards, which come first where there is not room for all
+        near = card["row"].get("neighbours") or []
+        card["record"]["near"] = [cards.neighbour(one, page.rows, places, pictures) for one in near]
+    copies = [card for cluster in clusters for card in cluster["cards"]]
+    records = [card["record"] for card in [*rows, *mislabelled, *copies]]
+    points = charts.points(page.map_points, listed)
+    data = {
+        "records": [{name: value for name, value in record.items() if value} for record in records],
+        "pictures": pictures.extra,
+        "kinds": charts.MAP_KINDS,
+        "points": points,
+    }
     return _template().render(
         page=page,
-        order=order,
-        classes=[(order[label], label, count) for label, count in counts.most_common()],
-        chart=_chart(page) if page.histogram else None,
+        summary=_figures(page, labels),
+        rows=rows,
+        classes=_numbered(rows),
+        shifts=_counted(listed, "shift", cards.SHIFTS),
+        flagged=sum(bool(row.get("flagged")) for row in listed),
+        knows_flagged=any(row.get("flagged") is not None for row in listed),
+        groups=_numbered(rows, "group"),
+        labels=mislabelled,
+        label_count=len(labels),
+        label_classes=_numbered(mislabelled),
+        clusters=clusters,
+        chart=charts.histogram(page.histogram, page.cut) if page.histogram else None,
+        map=charts.scatter(points) if points else None,
+        left_out=pictures.left_out,
+        data=_json(data),
+        style=Markup(_resource("report.css")),  # noqa: S704
+        script=Markup(_resource("report.js")),  # noqa: S704
         version=__version__,
     )
-
-
-def number(value: float) -> str:
-    """Four significant digits, with a minus sign that is as wide as a digit: `−0.01235`, `1.235e−07`."""
-    if not math.isfinite(value) or value == 0:
-        return "0" if value == 0 else str(value)
-    mantissa, exponent = f"{value:.3e}".split("e")
-    decimals = 3 - int(exponent)
-    text = f"{value:.{max(decimals, 0)}f}" if -1 <= decimals <= 7 else f"{mantissa}e{int(exponent)}"
-    return text.replace("-", "−")
 
 
 @cache
@@ -85,8 +162,12 @@ def _template() -> Template:
         lstrip_blocks=True,
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
-    environment.filters |= {"number": number, "exact": _exact, "base64": _base64, "sha256": _sha256}
-    return environment.from_string(files("ood_audit.reports").joinpath("report.html.j2").read_text("utf-8"))
+    environment.filters |= {"number": number, "exact": _exact, "sha256": _sha256}
+    return environment.from_string(_resource("report.html.j2"))
+
+
+def _resource(name: str) -> str:
+    return files("ood_audit.reports").joinpath(name).read_text("utf-8")
 
 
 def _exact(text: str) -> Markup:
@@ -94,55 +175,54 @@ def _exact(text: str) -> Markup:
     return Markup(str(escape(text)).replace("\r", "&#13;").replace("\n", "&#10;"))  # noqa: S704
 
 
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
+def _json(value: Any) -> Markup:
+    """JSON for inside of a script element: ASCII, without the characters that could end it or begin a comment."""
+    text = json.dumps(value, separators=(",", ":"))
+    return Markup(text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"}))  # noqa: S704
 
 
 def _sha256(text: str) -> str:
-    return _base64(hashlib.sha256(text.encode()).digest())
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _chart(page: Page) -> dict[str, Any]:
-    """The geometry of the histogram: x in percent, so that only the bars grow with the page; y in pixels."""
-    low, high = page.histogram[0][0], page.histogram[-1][1]
-    pad = 0.0 if high > low else 0.05 * abs(low) or 0.05  # all scores are the same: a bar needs a width
-    low, high = low - pad, high + pad
-    most = max(1, *(count for _, _, count in page.histogram))
+def _numbered(shown: list[dict[str, Any]], name: str = "class") -> list[tuple[int, str, int]]:
+    """(number, value, count) of the values of the cards, the most frequent first; the cards get the number.
 
-    def x(score: float) -> float:
-        return min(max(100 * (score - low) / (high - low), 0.0), 100.0)
+    Numbers, since values that differ only invisibly look the same in an attribute.
+    """
+    counts = Counter(str(card[name]) for card in shown if card[name] is not None)
+    order = {value: i for i, value in enumerate(sorted(counts, key=lambda value: (value.casefold(), value)))}
+    for card in shown:
+        card[f"{name}_number"] = None if card[name] is None else order[str(card[name])]
+    return [(order[value], value, count) for value, count in counts.most_common()]
 
-    def y(count: float) -> float:
-        return _PLOT_BOTTOM - (_PLOT_BOTTOM - _PLOT_TOP) * count / most
 
-    bars = []
-    for start, end, count in page.histogram:
-        left, right = x(start - pad), x(end + pad)
-        top = min(y(count), _PLOT_BOTTOM - 2)  # one image of a million is still seen
-        if count:
-            title = f"{number(start)} to {number(end)}: {count:,} {'image' if count == 1 else 'images'}"
-            bars.append((f"{left:.3f}", f"{right - left:.3f}", f"{top:.1f}", f"{_PLOT_BOTTOM - top:.1f}", title))
-    cut = None if page.cut is None else x(page.cut)
+def _counted(rows: list[Row], name: str, names: dict[str, str]) -> list[tuple[str, str, int]]:
+    counts = Counter(row.get(name) for row in rows)
+    return [(value, text, counts[value]) for value, text in names.items() if counts[value]]
+
+
+def _figures(page: Page, labels: list[Row]) -> dict[str, Any]:
+    """The figures of the summary, with what can be counted here."""
+    given = page.summary
+    clusters, extra, issues = given.duplicate_clusters, given.superfluous_copies, given.label_issues
+    if clusters is None and page.duplicates is not None:
+        clusters = len(page.duplicates)
+    if extra is None and page.duplicates is not None:
+        extra = sum(not copy["keep"] for cluster in page.duplicates for copy in cluster)
+    if issues is None and page.findings is not None:
+        issues = len(labels)
+    share = given.ood_share
     return {
-        "bars": bars,
-        "x_ticks": [(f"{x(value):.3f}", label) for value, label in _ticks(low, high, 5)],
-        "y_ticks": [(f"{y(value):.1f}", label) for value, label in _ticks(0, most, 3, smallest=0)],
-        "top": _PLOT_TOP,
-        "bottom": _PLOT_BOTTOM,
-        "cut": None if cut is None else f"{cut:.3f}",
-        "listed_width": "0" if cut is None else f"{100 - cut:.3f}",
-        "cut_on_right": cut is not None and cut > 50,
-        "low": page.histogram[0][0],
-        "high": page.histogram[-1][1],
+        "found": page.scored + page.unreadable_count,
+        "flagged": given.flagged,
+        "semantic": given.semantic,
+        "covariate": given.covariate,
+        "false_alarms": None if given.false_alarms is None else f"{given.false_alarms:,.1f}",
+        "share": None if share is None else f"{100 * share:.1f}%",
+        "share_count": None if share is None else round(share * page.scored),
+        "share_range": given.ood_share_range and [f"{100 * end:.1f}%" for end in given.ood_share_range],
+        "label_issues": issues,
+        "clusters": clusters,
+        "extra": extra,
     }
-
-
-def _ticks(low: float, high: float, most: int, smallest: int = -300) -> list[tuple[float, str]]:
-    """At most about `most` round values from low to high; `smallest` is the least power of ten of their step."""
-    power = max(math.floor(math.log10((high - low) / most)), smallest)
-    factor = next((f for f in (1, 2, 5) if (high - low) / (f * 10.0**power) <= most), 10)
-    if factor == 10:
-        power, factor = power + 1, 1
-    step = factor * 10.0**power
-    values = [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-    return [(value, f"{value:,.{max(-power, 0)}f}".replace("-", "−")) for value in values]

@@ -1,6 +1,7 @@
 """The report's formats. To add one: a function of rows and a path here, and its call in `reports.report`."""
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,8 @@ def html_page(
     histogram: list[tuple[float, float, int]],
     unreadable: list[tuple[str, str]],
 ) -> str:
-    """The page that opens from disk."""
+    """The page that opens from disk; `thumbnails` of the first rows at least (`cards.LIMIT`), which are shown."""
     facts = [
-        ("Images", f"{meta['scored']:,}"),
-        ("Unreadable", f"{meta['unreadable']:,}"),
         ("Classes", f"{len(meta['classes']):,}"),
         ("Score", described(meta["method"], meta["parameters"])),
         ("Model", meta["model"]),
@@ -41,7 +40,7 @@ def html_page(
             title=f"ood-audit: {name}",
             created=meta["created"],
             facts=facts,
-            rows=[{**row, "thumbnail": thumbnail} for row, thumbnail in zip(rows, thumbnails, strict=True)],
+            rows=[{**row, "thumbnail": thumbnail} for row, thumbnail in zip_longest(rows, thumbnails)],
             histogram=histogram,
             cut=rows[-1]["ood_score"] if rows else None,
             scored=meta["scored"],

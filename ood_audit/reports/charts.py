@@ -1,0 +1,118 @@
+"""The geometry of the page's charts: the histogram of the scores, and the map of the images."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+_PLOT_TOP, _PLOT_BOTTOM = 24, 164  # pixels; the label of the cut stands above
+_MAP_WIDTH, _MAP_HEIGHT = 600, 400  # of the map's own units
+_MAP_MARGIN = 14
+_FLAGGED = ("flagged", "ood", "covariate-shift")
+MAP_KINDS = ("not flagged", "other finding", "flagged")  # drawn in this order
+
+Point = tuple[float, float, int, int]  # x, y, place of the kind in MAP_KINDS, number of the row or -1
+
+
+def number(value: float) -> str:
+    """Four significant digits, with a minus sign that is as wide as a digit: `−0.01235`, `1.235e−07`."""
+    if not math.isfinite(value) or value == 0:
+        return "0" if value == 0 else str(value)
+    mantissa, exponent = f"{value:.3e}".split("e")
+    decimals = 3 - int(exponent)
+    text = f"{value:.{max(decimals, 0)}f}" if -1 <= decimals <= 7 else f"{mantissa}e{int(exponent)}"
+    return text.replace("-", "−")
+
+
+def histogram(bins: list[tuple[float, float, int]], cut_at: float | None) -> dict[str, Any]:
+    """The histogram of (low, high, count): x in percent, so that only the bars grow with the page; y in pixels."""
+    low, high = bins[0][0], bins[-1][1]
+    pad = 0.0 if high > low else 0.05 * abs(low) or 0.05  # all scores are the same: a bar needs a width
+    low, high = low - pad, high + pad
+    most = max(1, *(count for _, _, count in bins))
+
+    def x(score: float) -> float:
+        return min(max(100 * (score - low) / (high - low), 0.0), 100.0)
+
+    def y(count: float) -> float:
+        return _PLOT_BOTTOM - (_PLOT_BOTTOM - _PLOT_TOP) * count / most
+
+    bars = []
+    for start, end, count in bins:
+        left, right = x(start - pad), x(end + pad)
+        top = min(y(count), _PLOT_BOTTOM - 2)  # one image of a million is still seen
+        if count:
+            title = f"{number(start)} to {number(end)}: {count:,} {'image' if count == 1 else 'images'}"
+            bars.append((f"{left:.3f}", f"{right - left:.3f}", f"{top:.1f}", f"{_PLOT_BOTTOM - top:.1f}", title))
+    cut = None if cut_at is None else x(cut_at)
+    return {
+        "bars": bars,
+        "x_ticks": [(f"{x(value):.3f}", label) for value, label in _ticks(low, high, 5)],
+        "y_ticks": [(f"{y(value):.1f}", label) for value, label in _ticks(0, most, 3, smallest=0)],
+        "top": _PLOT_TOP,
+        "bottom": _PLOT_BOTTOM,
+        "cut": None if cut is None else f"{cut:.3f}",
+        "listed_width": "0" if cut is None else f"{100 - cut:.3f}",
+        "cut_on_right": cut is not None and cut > 50,
+        "low": bins[0][0],
+        "high": bins[-1][1],
+    }
+
+
+def _ticks(low: float, high: float, most: int, smallest: int = -300) -> list[tuple[float, str]]:
+    """At most about `most` round values from low to high; `smallest` is the least power of ten of their step."""
+    power = max(math.floor(math.log10((high - low) / most)), smallest)
+    factor = next((f for f in (1, 2, 5) if (high - low) / (f * 10.0**power) <= most), 10)
+    if factor == 10:
+        power, factor = power + 1, 1
+    step = factor * 10.0**power
+    values = [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [(value, f"{value:,.{max(-power, 0)}f}".replace("-", "−")) for value in values]
+
+
+def points(sample: Iterable[tuple[float, float, str, int]], rows: Sequence[dict[str, Any]]) -> list[Point]:
+    """The points of the map in its own units; `rows` that have a place and are not in the sample are added."""
+    given = list(sample)
+    on_map = {row for *_, row in given}
+    given += [
+        (*row["xy"], "flagged" if row.get("flagged") else "in-distribution", i)
+        for i, row in enumerate(rows)
+        if row.get("xy") is not None and i not in on_map
+    ]
+
+    def place(value: float, length: int) -> float:
+        return round(_MAP_MARGIN + (length - 2 * _MAP_MARGIN) * min(max(float(value), 0.0), 1.0), 1)
+
+    return [
+        (
+            place(x, _MAP_WIDTH),
+            place(y, _MAP_HEIGHT),
+            2 if kind in _FLAGGED else 0 if kind == "in-distribution" else 1,
+            int(row) if 0 <= row < len(rows) else -1,
+        )
+        for x, y, kind, row in given
+        if math.isfinite(x) and math.isfinite(y)
+    ]
+
+
+def scatter(points: Sequence[Point]) -> dict[str, Any]:
+    """The map: one path a kind. Dots and squares are strokes of no length, with round and square ends."""
+    marks: list[Callable[[float, float], str]] = [
+        lambda x, y: f"M{x:g} {y:g}h0",
+        lambda x, y: f"M{x:g} {y:g}h0",
+        lambda x, y: f"M{x:g} {y - 5.5:g}l5 9h-10z",
+    ]
+    return {
+        "width": _MAP_WIDTH,
+        "height": _MAP_HEIGHT,
+        "count": len(points),
+        "listed": sum(row >= 0 for *_, row in points),
+        "kinds": [
+            {
+                "name": name,
+                "slug": name.replace(" ", "-"),
+                "count": sum(point[2] == i for point in points),
+                "path": "".join(marks[i](x, y) for x, y, kind, _ in points if kind == i),
+            }
+            for i, name in enumerate(MAP_KINDS)
+        ],
+    }

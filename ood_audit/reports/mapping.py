@@ -1,0 +1,76 @@
+"""A map of the images: features in two dimensions, for people to look at."""
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NEIGHBOURS = 15  # of UMAP; with fewer images than twice that, its picture says little
+_TAIL = 0.02  # on each side; these images do not set the scale
+_MARGIN = 0.5  # of the spread between the tails, beyond which images are drawn at the edge
+
+Features = NDArray[np.float32]
+
+
+def coordinates(features: Features) -> Features:
+    """Places on a map of which near ones show like images: UMAP where it is installed, else PCA.
+
+    The same features give the same map. Its axes mean nothing and are scaled each for itself.
+
+    Args:
+        features: (N, D) float32, of a sample of some thousand images: the cost is O(N D² + D³) for PCA.
+
+    Returns:
+        (N, 2) float32 in 0 … 1; what is far from all others lies at the edge.
+
+    Raises:
+        ValueError: the features are no table, or not all are finite.
+
+    """
+    if features.ndim != 2 or not np.isfinite(features).all():
+        raise ValueError("the features are to be (N, D), and finite")
+    if len(features) >= 2 * _NEIGHBOURS and importlib.util.find_spec("umap"):
+        return _to_unit_square(_umap(features))
+    return _to_unit_square(_pca(features))
+
+
+def _pca(features: Features) -> NDArray[np.float64]:
+    """Spherical PCA (Locantore et al., 1999): the directions come from the rows' directions, seen from the median.
+
+    So no row, however far away, has more weight than another.
+    """
+    centred = np.asarray(features, np.float64)
+    centred = centred - np.median(centred, axis=0) if len(centred) else centred
+    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
+    directions = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
+    _, axes = np.linalg.eigh(directions.T @ directions)  # ascending
+    axes = axes[:, ::-1][:, :2]
+    # An eigenvector's sign is arbitrary: its largest element shall be positive.
+    axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=0, keepdims=True), axis=0))
+    places = np.zeros((len(centred), 2))
+    places[:, : axes.shape[1]] = centred @ axes
+    return places
+
+
+def _umap(features: Features) -> NDArray[Any]:
+    import umap
+
+    # With a seed it runs in one thread and is deterministic.
+    model = umap.UMAP(n_neighbors=_NEIGHBOURS, metric="cosine", random_state=0, n_jobs=1)
+    places: NDArray[Any] = model.fit_transform(features)
+    return places
+
+
+def _to_unit_square(places: NDArray[Any]) -> Features:
+    """Each axis from the bulk of its values; what lies far outside of that is put at the edge."""
+    if not len(places):
+        return np.empty((0, 2), np.float32)
+    low, high = np.quantile(places, [_TAIL, 1 - _TAIL], axis=0)
+    spread = high - low
+    places = np.clip(places, low - _MARGIN * spread, high + _MARGIN * spread)
+    low, spread = places.min(axis=0), np.ptp(places, axis=0)
+    # Rounding differences of equal rows are no spread.
+    flat = spread <= 1e-9 * np.maximum(1.0, np.abs(places).max(axis=0))
+    unit = np.where(flat, 0.5, (places - low) / np.where(flat, 1.0, spread))
+    return np.clip(unit, 0.0, 1.0).astype(np.float32)

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-any-return"
 """The HTML report, parsed as a browser would parse it."""
 
 import base64

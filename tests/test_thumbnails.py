@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 """The pictures of a page, within its size."""
 
 import io

@@ -12,9 +12,8 @@ from ood_audit import __version__
 from ood_audit.audit import copies, decisions, issues
 from ood_audit.audit.decisions import Decisions
 from ood_audit.errors import UsageError
-from ood_audit.reports import ranking, writers
-from ood_audit.reports.cards import LIMIT
-from ood_audit.reports.thumbnails import thumbnails
+from ood_audit.reports import content, ranking, writers
+from ood_audit.reports.html import render
 from ood_audit.scoring import Scores, score
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.layout import replacing
@@ -138,9 +137,8 @@ def report(
             writers.write_csv(folder / "report.csv", rows)
             writers.write_json(folder / "report.json", rows)
             writers.write_json(folder / "meta.json", meta)
-            pictures = thumbnails([row["uri"] for row in rows[:LIMIT]])
-            page = writers.html_page(name, meta, rows, pictures, ranking.histogram(db), ranking.unreadable(db))
-            (folder / "report.html").write_text(page, encoding="utf-8")
+            shown = content.gather(store, db, name, meta, rows, duplicates)
+            (folder / "report.html").write_text(render(shown), encoding="utf-8")
         store.set_current(report=name, decided=scores.path.stem)
     return Report(store.reports / name, rows, scores, decided)
 

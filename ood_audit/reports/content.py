@@ -1,0 +1,132 @@
+"""What a report's page shows, gathered from the store and the findings; `html` renders it."""
+
+from pathlib import Path
+from typing import Any
+
+from duckdb import DuckDBPyConnection
+
+from ood_audit.audit import copies
+from ood_audit.reports import ranking
+from ood_audit.reports.cards import LIMIT
+from ood_audit.reports.html import Page, Summary
+from ood_audit.reports.surroundings import look_around
+from ood_audit.reports.thumbnails import thumbnails
+from ood_audit.scoring import described
+from ood_audit.store import Store
+
+_LABELS, _CLUSTERS = 500, 250  # shown at most
+Row = dict[str, Any]
+
+
+def gather(
+    store: Store, db: DuckDBPyConnection, name: str, meta: dict[str, Any], rows: list[Row], duplicates: Path
+) -> Page:
+    """The page of a report.
+
+    Args:
+        store: the store.
+        db: the connection on which `decisions.decide` was called.
+        name: the report's.
+        meta: as in meta.json.
+        rows: the listed images.
+        duplicates: the file of `copies.current`.
+
+    """
+    rows = rows[:LIMIT]
+    labels = _rows(
+        db,
+        "SELECT l.image_id, i.uri, i.path, 'label' AS kind, l.label_issue AS severity, l.given AS given_label, "
+        "l.suggested_label AS suggestion, printf('labelled %s, looks like %s: probability %.2f against %.2f', l.given, "
+        "l.suggested_label, l.p, l.p_given) AS evidence "
+        "FROM label_issues AS l JOIN images AS i USING (image_id) WHERE l.found "
+        f"ORDER BY severity DESC, path LIMIT {_LABELS}",
+    )
+    clusters = copies.clusters(db, duplicates, _CLUSTERS)
+    around = look_around(store, [row["image_id"] for row in rows], meta["scored"])
+    ids = sorted({near for several in around.neighbours.values() for near in several})
+    near = {
+        row["image_id"]: row
+        for row in _rows(db, "SELECT image_id, uri, path FROM images WHERE list_contains($ids, image_id)", {"ids": ids})
+    }
+    wanted = [*rows, *labels, *(copy for cluster in clusters for copy in cluster), *near.values()]
+    uris = list(dict.fromkeys(row["uri"] for row in wanted))
+    pictures = dict(zip(uris, thumbnails(uris), strict=True))
+    for row in wanted:
+        row["thumbnail"] = pictures[row["uri"]]
+    shown = [
+        {
+            **row,
+            "xy": around.places.get(row["image_id"]),
+            "neighbours": [near[i] for i in around.neighbours.get(row["image_id"], ()) if i in near],
+        }
+        for row in rows
+    ]
+    found = dict(
+        db.execute(
+            "SELECT image_id, CASE WHEN flagged THEN 'flagged' ELSE 'label' END FROM report "
+            "WHERE flagged OR suggested_label IS NOT NULL"
+        ).fetchall()
+    )
+    listed = {row["image_id"] for row in rows}
+    flags = meta["flags"]
+    return Page(
+        title=f"ood-audit: {name}",
+        created=meta["created"],
+        facts=[
+            ("Classes", f"{len(meta['classes']):,}"),
+            ("Score", described(meta["method"], meta["parameters"])),
+            ("Prompts", meta["prompts"]),
+            *([("Expected AUROC", f"{meta['forecast']:.2f}")] if meta["forecast"] is not None else []),
+            ("Model", meta["model"]),
+        ],
+        rows=shown,
+        histogram=ranking.histogram(db),
+        cut=rows[-1]["ood_score"] if rows else None,
+        scored=meta["scored"],
+        unreadable=ranking.unreadable(db),
+        unreadable_count=meta["unreadable"],
+        summary=Summary(
+            flagged=flags["flagged"] if flags else None,
+            false_alarms=flags["expected"] if flags else None,
+            label_issues=meta["labels"]["found"],
+            duplicate_clusters=meta["duplicates"]["clusters"],
+            superfluous_copies=meta["duplicates"]["extra"],
+        ),
+        findings=labels,
+        duplicates=clusters,
+        map_points=[
+            (x, y, found.get(image_id, "in-distribution"), -1)
+            for image_id, (x, y) in around.places.items()
+            if image_id not in listed
+        ],
+        next_steps=list(_steps(meta)),
+    )
+
+
+def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """What to do next, and the command for it."""
+    steps = []
+    if meta["flags"] is None:
+        steps.append(
+            (
+                "Register some labelled images, so that the report can flag:",
+                "ood-audit tune --from FOLDER --epochs 0",
+            )
+        )
+    elif meta["flags"]["flagged"]:
+        steps.append(("List what is flagged:", "ood-audit export --flagged --format csv"))
+    if meta["labels"]["found"]:
+        steps.append(("Check the labels:", "ood-audit export --label-issues --format csv"))
+    if meta["duplicates"]["extra"]:
+        steps.append(
+            ("See where the superfluous copies would go:", "ood-audit quarantine ../aside --duplicates --dry-run")
+        )
+    if meta["unreadable"]:
+        steps.append(("List what could not be read:", "ood-audit export --unreadable --format csv"))
+    return steps
+
+
+def _rows(db: DuckDBPyConnection, sql: str, values: dict[str, Any] | None = None) -> list[Row]:
+    answer = db.execute(sql, values) if values else db.execute(sql)
+    names = [column[0] for column in answer.description or []]
+    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]

@@ -55,7 +55,7 @@ class Chunk:
         """(N,) int64."""
         import torch
 
-        return torch.from_numpy(prototypes.fold_of(self.image_ids)).to(self.images.device)
+        return torch.from_numpy(prototypes.fold_of(self.paths)).to(self.images.device)
 
     @cached_property
     def to_text(self) -> "torch.Tensor":
@@ -124,12 +124,12 @@ def chunks(store: Store, target: Target, device: str) -> Iterator[Chunk]:
                 yield Chunk(ids, paths, folders, images, target, tensors)
 
 
-def chunk_of(image_ids: Sequence[str], features: NDArray[np.float32], target: Target) -> Chunk:
-    """Some images that are not in the store, on the CPU."""
+def chunk_of(names: Sequence[str], features: NDArray[np.float32], target: Target) -> Chunk:
+    """Some images that are not in the store, on the CPU; `names` stand for their paths."""
     import torch
 
-    names = [""] * len(image_ids)
-    return Chunk(image_ids, names, names, torch.from_numpy(features), target, _tensors(target, torch.device("cpu")))
+    tensors = _tensors(target, torch.device("cpu"))
+    return Chunk(names, names, [""] * len(names), torch.from_numpy(features), target, tensors)
 
 
 def _tensors(target: Target, where: "torch.device") -> "dict[str, torch.Tensor]":

@@ -15,6 +15,7 @@ sets of prototypes, each made without a part of them (`FOLDS`).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,9 +79,9 @@ class Prototypes:
         return torch.where(missing, self.slope * to_text + self.intercept, found) if missing.any() else found
 
 
-def fold_of(image_ids: Sequence[str]) -> NDArray[np.int64]:
-    """The fold of each image, from its id: the same in every run."""
-    return np.fromiter((int(image_id[:8], 16) % FOLDS for image_id in image_ids), np.int64, len(image_ids))
+def fold_of(names: Sequence[str]) -> NDArray[np.int64]:
+    """The fold of each image, from its path within its source: the same in every run, wherever the images lie."""
+    return np.fromiter((crc32(name.encode(errors="replace")) % FOLDS for name in names), np.int64, len(names))
 
 
 def fit(features: Floats, labels: NDArray[np.int64], text: Floats) -> Prototypes | None:

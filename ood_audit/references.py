@@ -29,14 +29,14 @@ class Calibration:
     """Labelled in-distribution images to hold a threshold to, and prototypes that have not seen them.
 
     Attributes:
-        ids: their own or made up, so that `prototypes.fold_of` gives the fold of each.
+        names: their paths or made up, so that `prototypes.fold_of` gives the fold of each.
         features: (M, D) float32 of length 1.
         labels: (M,) int.
         prototypes: one a fold.
 
     """
 
-    ids: list[str]
+    names: list[str]
     features: "NDArray[np.float32]"
     labels: "NDArray[np.int64]"
     prototypes: "Sequence[Prototypes | None]"
@@ -46,7 +46,9 @@ class Calibration:
         return replace(other, prototypes=self.prototypes)
 
 
-def apart(references: References, labelled: "Labelled", text: "NDArray[np.float32]") -> Calibration | None:
+def apart(
+    store: Store, references: References, labelled: "Labelled", text: "NDArray[np.float32]"
+) -> Calibration | None:
     """The labelled images that no prompt was tuned on, or 1,000 of them; None where there are none.
 
     They are references as well, so each is scored by prototypes made without a fifth of them, its own.
@@ -54,14 +56,16 @@ def apart(references: References, labelled: "Labelled", text: "NDArray[np.float3
     rows = labelled.held_out[prototypes.sample(len(labelled.held_out), most=MOST_IMAGES)]
     if len(rows) == 0:
         return None
-    ids = [f"{i:08x}" for i in range(len(rows))]
-    if references.source == "presumed":  # in the folds of their ids, where they are under audit
-        ids = [labelled.image_ids[row] or made_up for row, made_up in zip(rows, ids, strict=True)]
-        return Calibration(ids, labelled.features[rows], labelled.labels[rows], prototypes.fit_folds(references, text))
+    names = [f"{i:08x}" for i in range(len(rows))]
+    if references.source == "presumed":  # in the folds of their paths, where they are under audit
+        paths = _paths(store, labelled)
+        names = [paths[row] or made_up for row, made_up in zip(rows, names, strict=True)]
+        made = prototypes.fit_folds(references, text)
+        return Calibration(names, labelled.features[rows], labelled.labels[rows], made)
     folds = np.full(len(references.labels), -1)
-    folds[rows] = prototypes.fold_of(ids)  # the labelled images come first, see `collect`
+    folds[rows] = prototypes.fold_of(names)  # the labelled images come first, see `collect`
     made = prototypes.fit_folds(replace(references, folds=folds), text)
-    return Calibration(ids, labelled.features[rows], labelled.labels[rows], made)
+    return Calibration(names, labelled.features[rows], labelled.labels[rows], made)
 
 
 def sharpness(sample: Sample, text: "NDArray[np.float32]") -> float:
@@ -105,8 +109,8 @@ def collect(
     """
     import torch
 
-    ids, features, folders = _sampled(store, seed, most=max(MOST_IMAGES, _COSINES // len(text)))
-    folds = prototypes.fold_of(ids)
+    ids, paths, features, folders = _sampled(store, seed, most=max(MOST_IMAGES, _COSINES // len(text)))
+    folds = prototypes.fold_of(paths)
     labels = np.array([-1 if (k := vocabulary.class_of(folder)) is None else k for folder in folders], np.int64)
     images = torch.from_numpy(features)
     to_text = images @ torch.from_numpy(text).T
@@ -117,7 +121,8 @@ def collect(
     if labelled is not None:
         own = set(labelled.image_ids) - {""}
         apart = in_folders & ~np.fromiter((i in own for i in ids), bool, len(ids))
-        theirs = np.array([-1 if not i else int(prototypes.fold_of([i])[0]) for i in labelled.image_ids], np.int64)
+        named = _paths(store, labelled)
+        theirs = np.where(np.array(named, dtype=object) == "", -1, prototypes.fold_of(named)).astype(np.int64)
         references = References(
             np.concatenate([labelled.features, features[apart]]),
             np.concatenate([labelled.labels, labels[apart]]),
@@ -166,18 +171,27 @@ def _cosines(
     return found
 
 
-def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], NDArray[np.float32], list[str]]":
-    """Ids, features and folders of all readable images, or of as many as teach anything."""
+def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], list[str], NDArray[np.float32], list[str]]":
+    """Ids, paths, features and folders of all readable images, or of as many as teach anything."""
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
     wanted = prototypes.sample(total, seed, min(most, prototypes.MOST))
-    ids, features, folders, start = [], [], [], 0
+    ids, paths, features, folders, start = [], [], [], [], 0
     for batch in iter_features(store):
         rows = wanted[(wanted >= start) & (wanted < start + len(batch.features))] - start
         start += len(batch.features)
         ids += batch.image_ids.take(rows).to_pylist()
+        paths += batch.paths.take(rows).to_pylist()
         folders += batch.folders.take(rows).to_pylist()
         features.append(batch.features[rows])
-    return ids, np.concatenate(features), folders
+    return ids, paths, np.concatenate(features), folders
+
+
+def _paths(store: Store, labelled: "Labelled") -> list[str]:
+    """The paths of labelled images that are under audit; "" for others."""
+    if not any(labelled.image_ids):
+        return [""] * len(labelled.image_ids)
+    by_id = dict(store.query("SELECT image_id, path FROM images WHERE status = 'ok'").rows)
+    return [by_id.get(image_id, "") for image_id in labelled.image_ids]
 
 
 def _fewer(sample: Sample, seed: int) -> Sample:

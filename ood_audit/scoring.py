@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Note = Callable[[str], None]
 Progress = Callable[[int, int], None]
 _CHOSEN = ("delta-energy", "best")  # methods whose settings are chosen on the data
-_FORMAT = 2  # of the file: scores with other columns are not taken up
+_FORMAT = 3  # of the file: scores with other columns are not taken up
 _DEFAULT_WEIGHT = 0.2  # as in `prototypes`, which this module must not import
 
 
@@ -200,9 +200,11 @@ def prepare(
     import torch
 
     from ood_audit import pools, prototypes, references, selection
+    from ood_audit.encoders.device import choose_device
     from ood_audit.matching import Target
 
     torch.manual_seed(seed)
+    choose_device(device)
     encoders: list[ClipEncoder] = []
 
     def encoder() -> "ClipEncoder":
@@ -254,7 +256,7 @@ def prepare(
         delta=settings_of("delta-energy", None, defaults),
         forecasts=forecasts,
         sharpness=references.sharpness(sample, text),
-        calibration=references.apart(found, labelled, text) if labelled else None,
+        calibration=references.apart(store, found, labelled, text) if labelled else None,
         given={i: int(k) for i, k in zip(labelled.image_ids, labelled.labels, strict=True) if i} if labelled else {},
     )
 
@@ -427,7 +429,7 @@ def _calibration(plan: Plan, method: str) -> dict[str, Any] | None:
     from ood_audit.matching import chunk_of
 
     own = plan.calibration
-    chunk = chunk_of(own.ids, own.features, own.target(plan.target))
+    chunk = chunk_of(own.names, own.features, own.target(plan.target))
     function, settings = plan.runs[method]
     nearest = chunk.similarities(settings["prototypes"]).argmax(dim=1)
     distance = 1 - chunk.to_prototypes.gather(1, nearest[:, None])[:, 0]

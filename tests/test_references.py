@@ -57,7 +57,9 @@ def test_labels_given_count_beside_folders_and_once(tmp_path):
     assert found.source == "labelled and folders"
     assert len(found.labels) == 80
     np.testing.assert_array_equal(found.labels[:16], (labels[:16] + 1) % 8)  # what the person says, not the folder
-    np.testing.assert_array_equal(found.folds[:16], prototypes.fold_of(by_hand.image_ids))
+    np.testing.assert_array_equal(
+        found.folds[:16], prototypes.fold_of([f"{EIGHT.names[labels[i]]}/{i}.png" for i in range(16)])
+    )
     assert sample.trusted[:16].all()
 
 
@@ -93,11 +95,11 @@ def test_few_labels_are_for_calibration_even_where_references_are_presumed(tmp_p
     given = labelled(other, theirs)
     found, _ = collect(store, EIGHT, text, given, DEFAULTS)
     assert found.source == "presumed"
-    own = apart(found, given, text)
+    own = apart(store, found, given, text)
     assert own is not None
     np.testing.assert_array_equal(own.labels, theirs)
     assert len(own.prototypes) == prototypes.FOLDS
-    assert set(prototypes.fold_of(own.ids)) <= set(range(prototypes.FOLDS))
+    assert set(prototypes.fold_of(own.names)) <= set(range(prototypes.FOLDS))
 
 
 def test_calibration_images_are_not_their_own_references(tmp_path):
@@ -109,9 +111,9 @@ def test_calibration_images_are_not_their_own_references(tmp_path):
     def made(pictures):
         given = labelled(pictures, theirs)
         found, _ = collect(store, EIGHT, text, given, DEFAULTS)
-        own = apart(found, given, text)
+        own = apart(store, found, given, text)
         assert own is not None
-        return own, [own.prototypes[fold] for fold in prototypes.fold_of(own.ids)]
+        return own, [own.prototypes[fold] for fold in prototypes.fold_of(own.names)]
 
     changed = other.copy()
     changed[5] = -changed[5]
@@ -127,11 +129,11 @@ def test_calibration_takes_a_thousand_images_at_most(tmp_path):
     other, theirs, _ = problem(8, 3000)
     given = labelled(other, theirs)
     found, _ = collect(store, EIGHT, text, given, DEFAULTS)
-    own = apart(found, given, text)
+    own = apart(store, found, given, text)
     assert own is not None
-    assert len(own.ids) == len(own.features) == 1000
+    assert len(own.names) == len(own.features) == 1000
     none = Labelled(other, theirs, given.image_ids, np.arange(0))
-    assert apart(found, none, text) is None
+    assert apart(store, found, none, text) is None
 
 
 def test_very_many_classes_are_compared_with_fewer_images(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Writes the parts of the README that are generated: the CLI reference and the outputs shown.
+# Writes what is generated: docs/cli.md, and the outputs that the README shows.
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.readme
 

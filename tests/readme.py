@@ -1,4 +1,4 @@
-"""The generated parts of the README: what the commands print. `make docs` writes them, test_readme.py compares them.
+"""The generated parts of the documents: what the commands print. `make docs` writes them, test_readme.py compares them.
 
 A part lies between `<!-- begin: NAME -->` and `<!-- end: NAME -->`.
 """
@@ -11,14 +11,10 @@ from ood_audit.cli import COMMANDS
 from tests.conftest import ROOT, run_cli
 
 README = ROOT / "README.md"
+CLI = ROOT / "docs" / "cli.md"
 QUERY = (
     "SELECT label, count(*) AS images, max(ood_score) AS worst FROM report GROUP BY label ORDER BY worst DESC LIMIT 3"
 )
-
-
-def parts() -> dict[str, str]:
-    """The parts by name, as they should be."""
-    return {**audit(), "help": reference()}
 
 
 def audit() -> dict[str, str]:
@@ -57,10 +53,11 @@ def replaced(text: str, new: dict[str, str]) -> str:
     for name, content in new.items():
         pattern = rf"(<!-- begin: {name} -->\n).*?(\n<!-- end: {name} -->)"
         parts = re.split(pattern, text, flags=re.DOTALL)
-        assert len(parts) == 4, f"the README has no part {name}"
+        assert len(parts) == 4, f"there is no part {name}"
         text = "".join([parts[0], parts[1], content, parts[2], parts[3]])
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(replaced(README.read_text(), parts()))
+    README.write_text(replaced(README.read_text(), audit()))
+    CLI.write_text(replaced(CLI.read_text(), {"help": reference()}))

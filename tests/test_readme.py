@@ -1,10 +1,10 @@
-"""The README shows what the commands print."""
+"""The README and the command reference show what the commands print."""
 
 import re
 
 import pytest
 
-from tests.readme import README, audit, reference, replaced
+from tests.readme import CLI, README, audit, reference, replaced
 
 NUMBER = r"-?\d+\.\d+"
 
@@ -15,7 +15,7 @@ def alike(text: str) -> list[str]:
 
 
 def test_command_reference():
-    text = README.read_text()
+    text = CLI.read_text()
     assert replaced(text, {"help": reference()}) == text, "run `make docs`"
 
 

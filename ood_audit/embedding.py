@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 OUTCOMES = ("added", "unchanged", "changed", "removed", "unreadable")
 _SCAN_BATCH = 50_000
+_SAMPLE = 32  # images on which a precision is tried
 _SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
 
 
@@ -35,12 +36,14 @@ class EmbedResult:
 
     `counts` has every outcome; each image that was looked at, or is gone, is counted once. `skipped` counts files
     that are no images, by extension. `unreadable_folders` gives the reason by folder; their images are left alone.
+    `notes` are sentences on what went otherwise than planned: memory that ran out, a process that died.
     """
 
     store: Store
     counts: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     unreadable_folders: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     interrupted: bool = False
 
@@ -56,6 +59,7 @@ def embed(
     batch_size: int | None = None,
     on_start: Callable[["ClipEncoder"], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> EmbedResult:
     """Find, decode and embed images, and bring the store into step with them.
 
@@ -67,11 +71,13 @@ def embed(
         store: the store's folder; made where there is none.
         model: see `ood_audit.encoders.clip.load_encoder`; `auto` takes the store's own encoder where there is a store.
         weights: a checkpoint file for `model`.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
-        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        device: `auto`, `cpu`, `cuda` (all GPUs, with a process for each), `cuda:N` or `mps`.
+        precision: `auto`, `fp32`, `bf16` or `fp16`. `auto` is the store's own; for a new one bf16 with CUDA, and on
+            a CPU that has it in hardware where some of the images have the same features sooner; else fp32.
         batch_size: images a forward pass; by default what suits the device.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
         on_progress: called with the number of images done and to do.
+        on_note: called with each of the result's `notes`, as soon as there is one.
 
     Raises:
         UsageError: a source does not exist, or an argument makes no sense.
@@ -98,9 +104,11 @@ def embed(
             from ood_audit.encoders.clip import load_encoder
 
             encoder = load_encoder(model, weights=weights, device=device, precision=precision)
+            if precision == "auto":
+                encoder.try_bf16(_some_pixels(found, encoder, root))
             existing = create_store(root, encoder.identity)
         result = EmbedResult(existing)
-        run = _Run(result, found, on_progress)
+        run = _Run(result, found, on_progress, on_note)
         try:
             with connect(existing) as run.db:
                 run.bring_into_step(encoder, device, batch_size, on_start)
@@ -121,13 +129,20 @@ def embed(
 class _Run:
     """One run of `embed` on an open, locked store."""
 
-    def __init__(self, result: EmbedResult, sources: list[str], on_progress: Callable[[int, int], None] | None) -> None:
+    def __init__(
+        self,
+        result: EmbedResult,
+        sources: list[str],
+        on_progress: Callable[[int, int], None] | None,
+        on_note: Callable[[str], None] | None,
+    ) -> None:
         self.id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.result = result
         self.store = result.store
         self.sources = sources
         self.first_unreadable = ""
         self.on_progress = on_progress or (lambda done, total: None)
+        self.on_note = on_note or (lambda note: None)
         self.db: duckdb.DuckDBPyConnection
 
     def bring_into_step(
@@ -157,13 +172,17 @@ class _Run:
                 encoder = encoder or load_same_encoder(self.store.encoder, device=device)
                 if on_start is not None:
                     on_start(encoder)
-                images = embed_images(self._work(), encoder, writer, batch_size=batch_size)
+                images = embed_images(self._work(), encoder, writer, batch_size=batch_size, on_note=self._note)
                 for done, (outcome, image, error) in enumerate(images, start=1):
                     counts[outcome] += 1
                     if error is not None and not self.first_unreadable:
                         self.first_unreadable = f"{printable(image.path)}: {error}"
                     self.on_progress(done, total)
         build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
+
+    def _note(self, note: str) -> None:
+        self.result.notes.append(note)
+        self.on_note(note)
 
     def record(self) -> None:
         """Write what the run did to `runs/`."""
@@ -176,6 +195,7 @@ class _Run:
             "counts": {outcome: self.result.counts[outcome] for outcome in OUTCOMES},
             "skipped": dict(self.result.skipped),
             "unreadable_folders": {storable(k): v for k, v in self.result.unreadable_folders.items()},
+            "notes": self.result.notes,
             "interrupted": self.result.interrupted,
         }
         write_json(self.store.runs / f"{self.id}.json", values)
@@ -286,6 +306,19 @@ def _check_encoder(store: Store, model: str, weights: str | None, device: str, p
     if differences := mine.differences(encoder.identity):
         raise StoreError(f"--model {printable(model)} is another encoder ({differences[0]}); {remedy}")
     return encoder
+
+
+def _some_pixels(sources: Sequence[str], encoder: "ClipEncoder", root: os.PathLike[str]) -> list[Any]:
+    """Some of the first images of each source, as the model wants them; of those that can be read."""
+    from ood_audit.images.decode import decode
+
+    pixels = []
+    for source in sources if encoder.may_use_bf16 else ():
+        for image in islice(scan(source, ScanNotes(), exclude=os.path.realpath(root)), _SAMPLE):
+            found = decode(image.uri, encoder.prepare, at_least=encoder.decode_size).pixels
+            if found is not None:
+                pixels.append(found)
+    return pixels[:: max(1, len(pixels) // _SAMPLE)]
 
 
 def _nothing_found(source: str, notes: ScanNotes) -> str:

@@ -29,7 +29,7 @@ from ood_audit.text import printable
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
-    help="auto: the store's own; for a new store bf16 with CUDA, else fp32.",
+    help="auto: the store's own; for a new store bf16 with CUDA or a CPU that has it, else fp32.",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass.  [default: by device]")
 def command(sources: tuple[str, ...], **options: Any) -> None:
@@ -42,7 +42,7 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
     from ood_audit.embedding import OUTCOMES, embed
 
     with progress("embedding") as update:
-        result = embed(sources, on_start=lambda encoder: _announce(encoder), on_progress=update, **options)
+        result = embed(sources, on_start=_announce, on_progress=update, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():
         note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images are left as they were")
     counts = ", ".join(f"{result.counts[outcome]} {outcome}" for outcome in OUTCOMES)
@@ -59,3 +59,7 @@ def _announce(encoder: Any) -> None:
         f"model: {identity.model} ({identity.architecture}, {identity.activation}, {identity.dimension} dimensions), "
         f"{identity.precision} on {encoder.device}"
     )
+
+
+def _warn(text: str) -> None:
+    note(f"warning: {text}")

@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import pickle
+import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,17 @@ from torch import nn
 from torch.func import functional_call
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from ood_audit.encoders.device import autocast, choose_device, choose_precision, reuse_freed_memory, to_device
+from ood_audit.encoders.device import (
+    autocast,
+    bf16_in_hardware,
+    choose_device,
+    choose_precision,
+    is_out_of_memory,
+    release_memory,
+    reuse_freed_memory,
+    stack,
+    to_device,
+)
 from ood_audit.encoders.folding import fold_batch_norm
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.encoders.registry import ModelSource, find_model, score_defaults
@@ -29,6 +41,8 @@ from ood_audit.text import printable
 
 Features = NDArray[np.float32]
 _TEXT_BATCH = 256
+AGREEMENT = 0.999  # the least cosine between features that count as the same
+_REDUCED = 2  # how many times the model's input size a JPEG keeps at least, for that agreement
 
 
 class ClipEncoder:
@@ -39,6 +53,8 @@ class ClipEncoder:
         score_defaults: the ΔEnergy settings that suit it.
         device: where it runs.
         batch_size: images a forward pass that suits the device. On a CPU a small batch stays in the caches.
+        batch_limit: None, or what a forward pass was cut down to when memory ran out.
+        decode_size: a picture whose shorter side keeps this many pixels has the features of the whole one.
         logit_scale: what the model was trained to multiply its cosines by.
 
     """
@@ -50,12 +66,14 @@ class ClipEncoder:
         self.device = device
         self.precision = precision
         self.batch_size = 8 if device.type == "cpu" else 256
+        self.batch_limit: int | None = None
         config: dict[str, Any] = dict(model.visual.preprocess_cfg)
         self._to_pil, mean, std = _split(image_transform_v2(PreprocessCfg(**config), is_train=False))
         self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
         self._crops = config.get("resize_mode") == "shortest"
         self._tokenize = _tokenizer(source)
         height, width = (config["size"],) * 2 if isinstance(config["size"], int) else config["size"]
+        self.decode_size: int | None = _REDUCED * max(height, width)
         activation = "quickgelu" if any(isinstance(m, QuickGELU) for m in model.modules()) else "gelu"
         weights_sha256 = _hash(model)
         self._layout = torch.contiguous_format
@@ -85,10 +103,77 @@ class ClipEncoder:
         return np.asarray(self._to_pil(image), dtype=np.uint8)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> Features:
-        """`prepare`d pixels → (N, D) float32 features of length 1."""
-        batch = torch.from_numpy(np.stack(pixels))
-        with torch.inference_mode():
-            return self._images(batch).cpu().numpy()
+        """`prepare`d pixels → (N, D) float32 features of length 1. Safe to call from threads.
+
+        Where memory runs out, the batch is halved until it fits, now and from then on (`batch_limit`).
+
+        Raises:
+            EncoderError: there is no memory for a single image.
+
+        """
+        found: list[Features] = []
+        done = 0
+        while done < len(pixels):
+            size = min(len(pixels) - done, self.batch_limit or len(pixels))
+            try:
+                with torch.inference_mode():
+                    batch = stack(pixels[done : done + size], self.device)
+                    found.append(self._images(batch).cpu().numpy())
+                done += size
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise EncoderError(
+                        f"no memory on {self.device} for a single image; free some, "
+                        f"or choose another --device or a smaller model than {self.identity.model}"
+                    ) from error
+            # Outside of `except`: the error holds the frames, and they the memory.
+            self.batch_limit = min(size // 2, self.batch_limit or size)
+            release_memory(self.device)
+        return np.concatenate(found)
+
+    @property
+    def may_use_bf16(self) -> bool:
+        """Whether `try_bf16` has anything to try."""
+        return self.device.type == "cpu" and self.precision == "fp32" and bf16_in_hardware()
+
+    def try_bf16(self, pixels: Sequence[Pixels]) -> bool:
+        """Go over from float32 to bfloat16, if on these pictures it gives the same features, sooner.
+
+        For a new store on a CPU that has it in hardware; others are left as they are.
+
+        Args:
+            pixels: some of the pictures to come, `prepare`d.
+
+        Returns:
+            Whether the encoder has changed, and its identity with it.
+
+        """
+        if not pixels or not self.may_use_bf16:
+            return False
+        plain, seconds = self._timed(pixels)
+        self.precision = "bf16"
+        half, half_seconds = self._timed(pixels)
+        agree = float((plain * half).sum(axis=1).min()) >= AGREEMENT
+        if not agree or half_seconds >= seconds:
+            self.precision = "fp32"
+            return False
+        self.identity = replace(self.identity, precision="bf16")
+        return True
+
+    def _timed(self, pixels: Sequence[Pixels]) -> tuple[Features, float]:
+        """Features, and the seconds of the fastest of three passes over the first batch, after one to warm up."""
+        features = np.concatenate(
+            [self.encode_images(pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
+        )
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            self.encode_images(pixels[: self.batch_size])
+            seconds.append(time.perf_counter() - started)
+        return features, min(seconds)
 
     def encode_texts(self, texts: Sequence[str]) -> Features:
         """Texts → (N, D) float32 features of length 1. Texts beyond the context length are cut, as in training.
@@ -163,7 +248,7 @@ def load_encoder(
     Args:
         model: `auto`, `starter`, `ARCH/TAG`, `hf-hub:ORG/NAME`, `local-dir:DIR`, or `ARCH` with `weights`.
         weights: a checkpoint file: safetensors, or a state dict that loads without unpickling code.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Encoding uses one GPU; `engines/` shares work among all.
         precision: `auto`, `fp32`, `bf16` or `fp16`.
 
     Raises:

@@ -1,14 +1,19 @@
 """Everything that depends on the device: choosing it, its precision, and moving data to it."""
 
 import ctypes
-import os
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ood_audit.errors import UsageError
 
+_CPU_FACTS = Path("/proc/cpuinfo")
+_FORWARD_THREADS = 8  # beyond it, Python's lock is what they wait for
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -35,7 +40,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 (else fp16) on CUDA, where it is free, and fp32 elsewhere."""
+    """`auto` is bf16 (else fp16) on CUDA, where it is free, and fp32 elsewhere; see `ClipEncoder.try_bf16`."""
     if name != "auto":
         if name == "fp16" and device.type == "cpu":
             raise UsageError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
@@ -52,16 +57,84 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
+def bf16_in_hardware() -> bool:
+    """Whether the processor multiplies bfloat16 itself: AVX512-BF16, AMX, or Arm's. Known on Linux only.
+
+    Others emulate it, several times as slow as float32.
+    """
+    try:
+        lines = _CPU_FACTS.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.partition(":")[2].split())
+
+
 def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a CPU tensor over; to CUDA through pinned memory, without waiting."""
     if device.type == "cuda":
-        return batch.pin_memory().to(device, non_blocking=True)
+        pinned = batch if batch.is_pinned() else batch.pin_memory()
+        return pinned.to(device, non_blocking=True)
     return batch.to(device)
 
 
+def stack(pixels: Sequence[NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
+    """(H, W, 3) arrays → one (N, H, W, 3) uint8 tensor on the device; for CUDA written into pinned memory at once."""
+    batch = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.stack(pixels, out=batch.numpy())
+    return to_device(batch, device)
+
+
+def all_devices(device: torch.device) -> list[str]:
+    """The devices that share the images: every visible GPU for `cuda`, else the one that is named."""
+    if device.type == "cuda" and device.index is None:
+        return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [str(device)]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a forward pass failed for lack of memory, on the device or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()  # the CPU's allocator, cuDNN and MPS raise plain RuntimeErrors
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give unused GPU memory back, before a smaller batch is tried."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def worker_count() -> int:
-    """How many threads decode images: one a core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many threads decode images: one a core that this process may use, by its affinity and its container."""
+    import joblib
+
+    return int(joblib.cpu_count())
+
+
+def forward_threads(device: torch.device, cores: int) -> tuple[int, int]:
+    """How many forward passes run side by side, and how many threads each of them has.
+
+    On a CPU one a core, as far as `cores` and torch's own setting (OMP_NUM_THREADS) allow. Threads that share a
+    pass wait for each other at every layer, for as long as a decoding thread has taken a core from one of them, and
+    wait actively. Passes side by side never wait. On a GPU there are two, so that one batch is copied while the
+    model runs on the other.
+    """
+    if device.type != "cpu":
+        return 2, torch.get_num_threads()
+    budget = max(1, min(cores, torch.get_num_threads()))
+    each = -(-budget // _FORWARD_THREADS)
+    return budget // each, each
+
+
+def enter_forward_thread(device: torch.device, threads: int) -> None:
+    """Make the calling thread one of `forward_threads`: its own share of the cores, its own CUDA stream."""
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    elif device.type == "cuda":
+        torch.cuda.synchronize(device)  # the stream does not wait for the one that the weights were copied on
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def reuse_freed_memory() -> None:

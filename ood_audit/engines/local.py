@@ -1,16 +1,18 @@
-"""The embedding job on one machine: threads read, decode and resize while the model runs."""
+"""The embedding job on one machine: in this process, or in one process a GPU where there are several."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
-from ood_audit.encoders.clip import ClipEncoder
-from ood_audit.encoders.device import worker_count
-from ood_audit.images.decode import Decoded, decode
+from ood_audit.encoders.clip import ClipEncoder, Features
+from ood_audit.encoders.device import all_devices
+from ood_audit.engines.pipeline import Pipeline
+from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
 from ood_audit.store.parts import PartWriter
+
+_WORTH_PROCESSES = 4096  # images: starting them takes as long as one GPU takes for these
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,44 +24,81 @@ class Work:
     known_error: str | None = None
 
 
+Results = Iterator[tuple[list[Work], list[Decoded], Features | None]]
+
+
 def embed_images(
-    work: Iterable[Work], encoder: ClipEncoder, writer: PartWriter, *, batch_size: int | None = None
+    work: Iterable[Work],
+    encoder: ClipEncoder,
+    writer: PartWriter,
+    *,
+    batch_size: int | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Iterator[tuple[str, ImageRef, str | None]]:
-    """Decode and embed images in order, and write their rows.
+    """Decode and embed images, and write their rows.
 
     An unreadable image becomes a row with its error, unless the store holds that very row already.
+
+    Args:
+        work: the images.
+        encoder: runs where it was loaded. Where that is `cuda` and there are several GPUs, each gets a process.
+        writer: is written to by this process alone, whoever embeds.
+        batch_size: images a forward pass; by default what suits the device.
+        on_note: called with what the user should know of: a batch that was halved, a process that died.
 
     Yields:
         For each image its outcome (`added`, `changed` or `unreadable`), the image, and its error.
 
+    Raises:
+        EncoderError: there is no memory for a single image.
+        OodAuditError: every process died.
+
     """
-    batch_size = batch_size or encoder.batch_size
-    decoded = _decode_ahead(work, encoder, ahead=batch_size + 4 * worker_count())
-    while batch := list(islice(decoded, batch_size)):
-        pixels = [result.pixels for _, result in batch if result.pixels is not None]
-        features = iter(encoder.encode_images(pixels) if pixels else ())
-        for item, result in batch:
-            if result.pixels is not None:
-                writer.add(item.image, result, next(features), supersedes=not item.is_new)
+    size = batch_size or encoder.batch_size
+    work = iter(work)
+    devices = all_devices(encoder.device)
+    first = list(islice(work, _WORTH_PROCESSES)) if len(devices) > 1 else []
+    batches = _batches(chain(first, work), size)
+    if len(first) == _WORTH_PROCESSES:
+        from ood_audit.engines.processes import embed_in_processes
+
+        results = embed_in_processes(batches, encoder.identity, devices, on_note)
+    else:
+        results = _embed_here(batches, encoder, on_note)
+    for batch, decoded, features in results:
+        rows = iter(() if features is None else features)
+        for item, facts in zip(batch, decoded, strict=True):
+            if facts.error is None:
+                writer.add(item.image, facts, next(rows), supersedes=not item.is_new)
                 yield "added" if item.is_new else "changed", item.image, None
             else:
-                if result.error != item.known_error:
-                    writer.add(item.image, result, None, supersedes=not item.is_new)
-                yield "unreadable", item.image, result.error
+                if facts.error != item.known_error:
+                    writer.add(item.image, facts, None, supersedes=not item.is_new)
+                yield "unreadable", item.image, facts.error
 
 
-def _decode_ahead(work: Iterable[Work], encoder: ClipEncoder, ahead: int) -> Iterator[tuple[Work, Decoded]]:
-    """In order, with at most `ahead` decoded images waiting."""
-    pool = ThreadPoolExecutor(worker_count(), thread_name_prefix="decode")
-    pending: deque[tuple[Work, Future[Decoded]]] = deque()
-    try:
-        for item in work:
-            pending.append((item, pool.submit(decode, item.image.uri, encoder.prepare)))
-            if len(pending) >= ahead:
-                oldest, future = pending.popleft()
-                yield oldest, future.result()
+def halved(encoder: ClipEncoder) -> str:
+    """What to say of an encoder that has a `batch_limit`."""
+    return f"out of memory on {encoder.device}: going on with {encoder.batch_limit} images a forward pass"
+
+
+def _embed_here(batches: Iterator[list[Work]], encoder: ClipEncoder, on_note: Callable[[str], None]) -> Results:
+    limit = encoder.batch_limit
+    with Pipeline(encoder) as pipeline:
+        pending = deque(
+            (batch, pipeline.submit([item.image.uri for item in batch])) for batch in islice(batches, pipeline.depth)
+        )
         while pending:
-            oldest, future = pending.popleft()
-            yield oldest, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+            batch, future = pending.popleft()
+            decoded, features = future.result()
+            for following in islice(batches, 1):
+                pending.append((following, pipeline.submit([item.image.uri for item in following])))
+            if encoder.batch_limit != limit:
+                limit = encoder.batch_limit
+                on_note(halved(encoder))
+            yield batch, decoded, features
+
+
+def _batches(work: Iterator[Work], size: int) -> Iterator[list[Work]]:
+    while batch := list(islice(work, size)):
+        yield batch

@@ -21,6 +21,12 @@ from ood_audit.text import printable
 
 Pixels = NDArray[np.uint8]
 PIXEL_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own; half a gigabyte as RGB
+_ON_ITS_SIDE = (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 # Odd metadata, large pictures below the limit: what matters is whether the pixels decode. (Not `catch_warnings` around
 # each image: it is not safe in threads.)
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -44,15 +50,18 @@ class Decoded:
     error: str | None = None
 
 
-def decode(uri: str, prepare: Callable[[Image.Image], Pixels]) -> Decoded:
+def decode(uri: str, prepare: Callable[[Image.Image], Pixels], *, at_least: int | None = None) -> Decoded:
     """Read, decode and `prepare` one image.
 
     Args:
         uri: `file:///…`, as `sources` names it.
         prepare: from an upright RGB image to the pixels that the model wants; (H, W, 3) uint8.
+        at_least: None, or how many pixels of the shorter side are enough. A JPEG is then decoded at a half, a quarter
+            or an eighth of its size, in a fraction of the time.
 
     Returns:
-        The facts with `pixels`, or with `error`. The size and time are those of the bytes that were read.
+        The facts with `pixels`, or with `error`. The size and time are those of the bytes that were read; width and
+        height are those of the whole picture.
 
     """
     facts: dict[str, Any] = {}
@@ -65,9 +74,17 @@ def decode(uri: str, prepare: Callable[[Image.Image], Pixels]) -> Decoded:
         if not data:
             return Decoded(**facts, error="empty file")
         with Image.open(io.BytesIO(data), formats=formats()) as image:
+            whole = image.size
             facts.update(format=image.format, width=image.width, height=image.height)
+            if at_least is not None:
+                image.draft(None, (at_least, at_least))
+            reduced = image.size != whole
             upright = to_rgb(image)
-        facts.update(width=upright.width, height=upright.height)
+            if not reduced:
+                whole = upright.size
+            elif _orientation(image) in _ON_ITS_SIDE:
+                whole = whole[::-1]
+        facts.update(width=whole[0], height=whole[1])
         return Decoded(**facts, pixels=prepare(upright))
     except Exception as error:  # Pillow's readers raise anything at all on hostile bytes
         return Decoded(**facts, error=_explain(error, facts))

@@ -1,0 +1,61 @@
+"""Decoding and the forward pass side by side, in threads of one process: file names in, facts and features out."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+
+import torch
+
+from ood_audit.encoders.clip import ClipEncoder, Features
+from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
+from ood_audit.images.decode import Decoded, decode
+
+
+class Pipeline:
+    """Takes batches of URIs and gives their features, several batches at once; a context manager.
+
+    One thread a core reads, decodes and resizes; of the forward passes, see `device.forward_threads`. Everything
+    waits for something most of the time, so that the cores, and the GPU, never do.
+
+    Attributes:
+        depth: how many batches to keep submitted, for nothing to run dry.
+
+    """
+
+    def __init__(self, encoder: ClipEncoder, *, cores: int | None = None) -> None:
+        self._encoder = encoder
+        cores = cores or worker_count()
+        passes, threads = forward_threads(encoder.device, cores)
+        self.depth = passes + 2
+        self._threads_before = torch.get_num_threads()
+        self._decoders = ThreadPoolExecutor(cores, thread_name_prefix="decode")
+        self._passes = ThreadPoolExecutor(
+            passes, "forward", initializer=enter_forward_thread, initargs=(encoder.device, threads)
+        )
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._decoders.shutdown(cancel_futures=True)
+        self._passes.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads_before)  # what a thread sets is also the default of new ones
+
+    def submit(self, uris: Sequence[str]) -> "Future[tuple[list[Decoded], Features | None]]":
+        """One batch → the facts of each image, without its pixels, and the (N, D) features of those without an error.
+
+        There is nothing but facts where no image of the batch can be read.
+        """
+        encoder = self._encoder
+        pending = [self._decoders.submit(decode, uri, encoder.prepare, at_least=encoder.decode_size) for uri in uris]
+        return self._passes.submit(_encode, encoder, pending)
+
+
+def _encode(encoder: ClipEncoder, pending: list[Future[Decoded]]) -> tuple[list[Decoded], Features | None]:
+    decoded = [future.result() for future in pending]
+    pixels = [image.pixels for image in decoded if image.pixels is not None]
+    features = encoder.encode_images(pixels) if pixels else None
+    return [replace(image, pixels=None) for image in decoded], features

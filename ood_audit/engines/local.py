@@ -3,23 +3,14 @@
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 
 from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.encoders.device import worker_count
+from ood_audit.engines.work import Work, write_row
 from ood_audit.images.decode import Decoded, decode
 from ood_audit.images.sources import ImageRef
 from ood_audit.store.parts import PartWriter
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """An image to embed: new, changed, or unreadable so far (with the `known_error` in the store)."""
-
-    image: ImageRef
-    is_new: bool
-    known_error: str | None = None
 
 
 def embed_images(
@@ -39,13 +30,7 @@ def embed_images(
         pixels = [result.pixels for _, result in batch if result.pixels is not None]
         features = iter(encoder.encode_images(pixels) if pixels else ())
         for item, result in batch:
-            if result.pixels is not None:
-                writer.add(item.image, result, next(features), supersedes=not item.is_new)
-                yield "added" if item.is_new else "changed", item.image, None
-            else:
-                if result.error != item.known_error:
-                    writer.add(item.image, result, None, supersedes=not item.is_new)
-                yield "unreadable", item.image, result.error
+            yield write_row(writer, item, result, next(features) if result.pixels is not None else None)
 
 
 def _decode_ahead(work: Iterable[Work], encoder: ClipEncoder, ahead: int) -> Iterator[tuple[Work, Decoded]]:

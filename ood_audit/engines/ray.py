@@ -206,9 +206,9 @@ def _dataset(path: Path, pieces: Sequence[_Piece], encoder: Workers, batch_size:
                 for number, piece in enumerate(pieces)
             ]
 
-    tries = ray.remote(_Tries).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    tries = ray.remote(_Tries).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(_TRIES)
     with _quiet(ray.data.DataContext.get_current()):
-        work = ray.data.read_datasource(WorkFile(), num_cpus=0, override_num_blocks=len(pieces))
+        work = ray.data.read_datasource(WorkFile(), num_cpus=0, concurrency=1, override_num_blocks=len(pieces))
         return work.map_batches(
             _Encoder,
             fn_constructor_args=(encoder, batch_size, tries, __version__),
@@ -223,13 +223,14 @@ def _dataset(path: Path, pieces: Sequence[_Piece], encoder: Workers, batch_size:
 class _Tries:
     """Counts how often each piece was begun, in a process of its own: what no worker survives to tell."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._begun: Counter[int] = Counter()
 
     def begin(self, pieces: list[int]) -> bool:
         """Whether to go on with them."""
         self._begun.update(pieces)
-        return max(self._begun[piece] for piece in pieces) <= _TRIES
+        return max(self._begun[piece] for piece in pieces) <= self._limit
 
     def end(self, pieces: list[int]) -> None:
         """They are done."""

@@ -14,21 +14,24 @@ import argparse
 import csv
 import io
 import json
+import operator
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import imagehash
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+
+from benchmarks.memory import Watch
 
 TRUNCATED = 10
 APART = 12  # bits of a 64-bit perceptual hash; tools call pictures near duplicates at 0 to 10
@@ -40,8 +43,8 @@ import pandas as pd
 import fastdup
 
 images, work, out = sys.argv[1:]
-names = sorted(str(p.relative_to(images)) for p in Path(images).rglob("*.jpg"))
-annotations = pd.DataFrame({"filename": names, "label": [n.split("/")[0] for n in names]})
+paths = sorted(Path(images).rglob("*.jpg"))
+annotations = pd.DataFrame({"filename": [str(p) for p in paths], "label": [p.parent.name for p in paths]})
 fd = fastdup.create(work_dir=work, input_dir=images)
 fd.run(annotations=annotations)
 name = lambda path: os.path.relpath(path, images) if os.path.isabs(str(path)) else str(path)
@@ -146,34 +149,8 @@ def build(data: Path, into: Path, count: int, seed: int) -> dict[str, set[str]]:
     return planted
 
 
-class Watch(threading.Thread):
-    """The most memory that a process and its children held together, in bytes."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.pid, self.peak, self.done = pid, 0, threading.Event()
-
-    def run(self) -> None:
-        while not self.done.wait(0.2):
-            parents = {}
-            for entry in os.listdir("/proc"):
-                try:
-                    if entry.isdigit():
-                        parents[int(entry)] = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-                except OSError:
-                    pass
-            family, more = {self.pid}, True
-            while more:
-                more = bool(new := {p for p, parent in parents.items() if parent in family} - family)
-                family |= new
-            total = 0
-            for pid in family:
-                try:
-                    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                    total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
-                except OSError:
-                    pass
-            self.peak = max(self.peak, total)
+class ToolError(Exception):
+    """A tool gave up; its last line."""
 
 
 def timed(command: Sequence[object], log: Path, **environment: str) -> dict[str, float]:
@@ -193,25 +170,32 @@ def timed(command: Sequence[object], log: Path, **environment: str) -> dict[str,
     watch.join()
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise SystemExit(f"{command[0]} failed ({child.returncode}):\n{log.read_text(errors='replace')[-3000:]}")
+        raise ToolError(log.read_text(errors="replace").strip().splitlines()[-1][-200:])
     return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "memory": watch.peak / 1e6}
 
 
-def ood_audit(data: Path, images: Path, work: Path, labelled: bool) -> dict[str, Any]:
-    """`embed` and `report`; with `labelled`, the pictures there are prototypes and calibrate the flags."""
-    tool, store = [sys.executable, "-m", "ood_audit"], work / ("store-labelled" if labelled else "store")
-    log = work / "ood-audit.log"
+def ood_audit(data: Path, images: Path, work: Path) -> Iterator[dict[str, Any]]:
+    """`embed` and `report`; then also with the labelled pictures, which are prototypes and calibrate the flags."""
+    store, log = work / "store", work / "ood-audit.log"
+    shutil.rmtree(store, ignore_errors=True)
+    tune = ["tune", "--labels", data / "classes.txt", "--from", data / "labelled", "--epochs", 0]
+    report = ["report", "--labels", data / "classes.txt", "--top", 100]
     path = {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    steps = [["embed", images]]
-    steps += [["tune", "--labels", data / "classes.txt", "--from", data / "labelled", "--epochs", 0]] * labelled
-    steps += [["report", "--labels", data / "classes.txt", "--top", 100]]
     cost: dict[str, float] = defaultdict(float)
-    for step in steps:
-        figures = timed([*tool, *step, "--store", store], log, **path)
-        cost["wall"] += figures["wall"]
-        cost["cpu"] += figures["cpu"]
-        cost["memory"] = max(cost["memory"], figures["memory"])
 
+    def run(*step: object) -> dict[str, float]:
+        figures = timed([sys.executable, "-m", "ood_audit", *step, "--store", store], log, **path)
+        return {name: (max if name == "memory" else operator.add)(cost[name], figures[name]) for name in figures}
+
+    cost |= run("embed", images)
+    without = cost | run(*report)
+    yield findings(store, labelled=False) | {"cost": without}
+    cost |= run(*tune)
+    yield findings(store, labelled=True) | {"cost": cost | run(*report)}
+
+
+def findings(store: Path, labelled: bool) -> dict[str, Any]:
+    """What the last report says."""
     import ood_audit as package
 
     opened = package.open_store(store)
@@ -231,7 +215,6 @@ def ood_audit(data: Path, images: Path, work: Path, labelled: bool) -> dict[str,
         "exact": sets("exact-duplicate"),
         "near": sets("near-duplicate"),
         "unreadable": [path for (path,) in found("SELECT path FROM images WHERE status = 'error'")],
-        "cost": dict(cost),
         "version": package.__version__,
     }
 
@@ -251,6 +234,7 @@ def peer(name: str, script: str, images: Path, work: Path) -> dict[str, Any]:
     (work / f"run_{name}.py").write_text(script)
     out = work / f"{name}.json"
     (work / f"home-{name}").mkdir(exist_ok=True)
+    shutil.rmtree(work / f"work-{name}", ignore_errors=True)
     cost = timed(
         [python, work / f"run_{name}.py", images, work / f"work-{name}", out],
         work / f"{name}.log",
@@ -323,11 +307,21 @@ def main() -> None:
         )
         table = []
         if "ood-audit" in options.tools:
-            table.append(row("ood-audit", ood_audit(data, images, work, labelled=False), planted))
-            table.append(row("ood-audit, labelled pictures", ood_audit(data, images, work, labelled=True), planted))
+            names = ["ood-audit", "ood-audit with labelled pictures"]
+            for name, found in zip(names, ood_audit(data, images, work), strict=True):
+                table.append(row(name, found, planted))
         for name, script in (("fastdup", FASTDUP), ("cleanvision", CLEANVISION)):
             if name in options.tools:
-                found = peer(name, script, images, work)
+                try:
+                    found = peer(name, script, images, work)
+                except ToolError as error:
+                    print(f"{name} gave up ({error}); again without the truncated files")
+                    readable = work / "readable"
+                    shutil.rmtree(readable, ignore_errors=True)
+                    shutil.copytree(images, readable, copy_function=os.link)
+                    for path in planted["truncated"]:
+                        (readable / path).unlink()
+                    found = peer(name, script, readable, work) | {"unreadable": None}
                 table.append(row(name, found, planted))
                 if "other" in found:
                     print(f"{name} also says: {found['other']}")

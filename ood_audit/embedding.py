@@ -1,5 +1,6 @@
 """`embed`: bring a store into step with folders of images."""
 
+import importlib.util
 import os
 import secrets
 import time
@@ -14,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from ood_audit import __version__
-from ood_audit.errors import OodAuditError, StoreError
+from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.images.sources import ImageRef, ScanNotes, file_uri, local_path, resolve, scan
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
 from ood_audit.store.layout import store_root, write_json
@@ -23,8 +24,10 @@ from ood_audit.text import printable, storable
 
 if TYPE_CHECKING:
     from ood_audit.encoders.clip import ClipEncoder
+    from ood_audit.engines.ray import Workers
 
 OUTCOMES = ("added", "unchanged", "changed", "removed", "unreadable")
+ENGINES = ("local", "ray")
 _SCAN_BATCH = 50_000
 _SAMPLE = 32  # images on which a precision is tried
 _SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
@@ -57,7 +60,8 @@ def embed(
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | None = None,
-    on_start: Callable[["ClipEncoder"], None] | None = None,
+    engine: str = "local",
+    on_start: Callable[["ClipEncoder | Workers"], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> EmbedResult:
@@ -75,6 +79,8 @@ def embed(
         precision: `auto`, `fp32`, `bf16` or `fp16`. `auto` is the store's own; for a new one bf16 with CUDA, and on
             a CPU that has it in hardware where some of the images have the same features sooner; else fp32.
         batch_size: images a forward pass; by default what suits the device.
+        engine: `local`, or `ray`: the workers of a Ray cluster read and embed. Each must see the images at the same
+            paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
         on_progress: called with the number of images done and to do.
         on_note: called with each of the result's `notes`, as soon as there is one.
@@ -87,6 +93,10 @@ def embed(
 
     """
     started = time.monotonic()
+    if engine not in ENGINES:
+        raise UsageError(f"no engine {printable(engine)}; choose {' or '.join(ENGINES)}")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise UsageError("--engine ray needs Ray: pip install 'ood-audit[ray]'")
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     root = store_root(store)
@@ -97,21 +107,19 @@ def embed(
     with writing(root, "images"):
         if (root / "store.json").exists():
             existing = open_store(root)
-            encoder = _check_encoder(existing, model, weights, device, precision)
+            encoder = _check_encoder(existing, model, weights, device, precision, engine)
             if encoder is not None:  # the same, from another place: remember that one
                 existing = create_store(root, encoder.identity)
         else:
-            from ood_audit.encoders.clip import load_encoder
-
-            encoder = load_encoder(model, weights=weights, device=device, precision=precision)
-            if precision == "auto":
+            encoder = _loaders(engine).load_encoder(model, weights=weights, device=device, precision=precision)
+            if precision == "auto" and engine == "local":
                 encoder.try_bf16(_some_pixels(found, encoder, root))
             existing = create_store(root, encoder.identity)
         result = EmbedResult(existing)
         run = _Run(result, found, on_progress, on_note)
         try:
             with connect(existing) as run.db:
-                run.bring_into_step(encoder, device, batch_size, on_start)
+                run.bring_into_step(encoder, device, batch_size, engine, on_start)
         except KeyboardInterrupt:
             result.interrupted = True
             raise
@@ -147,10 +155,11 @@ class _Run:
 
     def bring_into_step(
         self,
-        encoder: "ClipEncoder | None",
+        encoder: "ClipEncoder | Workers | None",
         device: str,
         batch_size: int | None,
-        on_start: Callable[["ClipEncoder"], None] | None,
+        engine: str,
+        on_start: Callable[["ClipEncoder | Workers"], None] | None,
     ) -> None:
         from ood_audit.store.index import BUILD_NOW_BYTES, build_index
         from ood_audit.store.parts import PartWriter
@@ -166,10 +175,8 @@ class _Run:
                 writer.remove(image)
                 counts["removed"] += 1
             if total:
-                from ood_audit.encoders.clip import load_same_encoder
-                from ood_audit.engines.local import embed_images
-
-                encoder = encoder or load_same_encoder(self.store.encoder, device=device)
+                embed_images = importlib.import_module(f"ood_audit.engines.{engine}").embed_images
+                encoder = encoder or _loaders(engine).load_same_encoder(self.store.encoder, device=device)
                 if on_start is not None:
                     on_start(encoder)
                 images = embed_images(self._work(), encoder, writer, batch_size=batch_size, on_note=self._note)
@@ -245,7 +252,7 @@ class _Run:
         return (int(row[0]), int(row[1])) if row else (0, 0)
 
     def _work(self) -> Iterator[Any]:
-        from ood_audit.engines.local import Work
+        from ood_audit.engines.work import Work
 
         sql = (
             "SELECT uri, source, path, size_bytes, mtime_ns, state, known_error FROM found "
@@ -285,7 +292,14 @@ def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[tuple[Any, ...]
         yield from rows
 
 
-def _check_encoder(store: Store, model: str, weights: str | None, device: str, precision: str) -> "ClipEncoder | None":
+def _loaders(engine: str) -> Any:
+    """The module that has `load_encoder` and `load_same_encoder` for an engine."""
+    return importlib.import_module("ood_audit.engines.ray" if engine == "ray" else "ood_audit.encoders.clip")
+
+
+def _check_encoder(
+    store: Store, model: str, weights: str | None, device: str, precision: str, engine: str
+) -> "ClipEncoder | Workers | None":
     """Refuse (StoreError) an encoder that is not the store's. One that had to be loaded to know is returned."""
     mine = store.encoder
     remedy = (
@@ -300,9 +314,9 @@ def _check_encoder(store: Store, model: str, weights: str | None, device: str, p
         return None
     if weights is None and model != "starter" and not model.startswith("local-dir:"):  # not worth a download
         raise StoreError(f"--model {printable(model)} is another encoder; {remedy}")
-    from ood_audit.encoders.clip import load_encoder
-
-    encoder = load_encoder(model, weights=weights, device=device, precision=mine.precision)
+    encoder: ClipEncoder | Workers = _loaders(engine).load_encoder(
+        model, weights=weights, device=device, precision=mine.precision
+    )
     if differences := mine.differences(encoder.identity):
         raise StoreError(f"--model {printable(model)} is another encoder ({differences[0]}); {remedy}")
     return encoder

@@ -31,6 +31,14 @@ from ood_audit.text import printable
     show_default=True,
     help="auto: the store's own; for a new store bf16 with CUDA or a CPU that has it, else fp32.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: on the Ray cluster of RAY_ADDRESS or of this machine, else on one started here. Every node needs "
+    "ood-audit, and must see the images at the same paths, and the model's weights.",
+)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass.  [default: by device]")
 def command(sources: tuple[str, ...], **options: Any) -> None:
     """Find, decode and embed images into the store.

@@ -2,29 +2,16 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, islice
 
-from ood_audit.encoders.clip import ClipEncoder, Features
+from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.encoders.device import all_devices
 from ood_audit.engines.pipeline import Pipeline
-from ood_audit.images.decode import Decoded
+from ood_audit.engines.work import Results, Work, write_batch
 from ood_audit.images.sources import ImageRef
 from ood_audit.store.parts import PartWriter
 
 _WORTH_PROCESSES = 4096  # images: starting them takes as long as one GPU takes for these
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """An image to embed: new, changed, or unreadable so far (with the `known_error` in the store)."""
-
-    image: ImageRef
-    is_new: bool
-    known_error: str | None = None
-
-
-Results = Iterator[tuple[list[Work], list[Decoded], Features | None]]
 
 
 def embed_images(
@@ -66,15 +53,7 @@ def embed_images(
     else:
         results = _embed_here(batches, encoder, on_note)
     for batch, decoded, features in results:
-        rows = iter(() if features is None else features)
-        for item, facts in zip(batch, decoded, strict=True):
-            if facts.error is None:
-                writer.add(item.image, facts, next(rows), supersedes=not item.is_new)
-                yield "added" if item.is_new else "changed", item.image, None
-            else:
-                if facts.error != item.known_error:
-                    writer.add(item.image, facts, None, supersedes=not item.is_new)
-                yield "unreadable", item.image, facts.error
+        yield from write_batch(writer, batch, decoded, features)
 
 
 def halved(encoder: ClipEncoder) -> str:

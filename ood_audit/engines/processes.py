@@ -23,7 +23,7 @@ from ood_audit.text import printable
 
 if TYPE_CHECKING:
     from ood_audit.encoders.clip import Features
-    from ood_audit.engines.local import Results, Work
+    from ood_audit.engines.work import Results, Work
     from ood_audit.images.decode import Decoded
 
 _DEPTH = 4  # batches that a process has at hand: two that are computed, two that are decoded

@@ -62,6 +62,11 @@ class PartWriter:
         self._features: list[NDArray[np.float16]] = []
         self._started = time.monotonic()
 
+    @property
+    def store(self) -> Store:
+        """The store that it writes to."""
+        return self._store
+
     def __enter__(self) -> "PartWriter":
         return self
 

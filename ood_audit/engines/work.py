@@ -1,0 +1,54 @@
+"""What every engine is handed, and what becomes of it in the store."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_audit.images.decode import Decoded
+from ood_audit.images.sources import ImageRef
+from ood_audit.store.parts import PartWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An image to embed: new, changed, or unreadable so far (with the `known_error` in the store)."""
+
+    image: ImageRef
+    is_new: bool
+    known_error: str | None = None
+
+
+# Batches with the facts of their images, and the (N, D) features of those without an error.
+Results: TypeAlias = "Iterator[tuple[list[Work], list[Decoded], NDArray[np.float32] | None]]"
+Outcome: TypeAlias = "tuple[str, ImageRef, str | None]"
+
+
+def write_batch(
+    writer: PartWriter, batch: Sequence[Work], decoded: Sequence[Decoded], features: NDArray[np.float32] | None
+) -> Iterator[Outcome]:
+    """Write the rows of some images.
+
+    The row of an image that the store knows to be unreadable, for the same reason, is there already.
+
+    Args:
+        writer: of the store.
+        batch: the images.
+        decoded: the facts of each, with its error if it has one.
+        features: (N, D) of those without an error, in order; None where there is none.
+
+    Yields:
+        For each its outcome (`added`, `changed` or `unreadable`), the image, and its error.
+
+    """
+    rows = iter(() if features is None else features)
+    for item, facts in zip(batch, decoded, strict=True):
+        if facts.error is None:
+            writer.add(item.image, facts, next(rows), supersedes=not item.is_new)
+            yield "added" if item.is_new else "changed", item.image, None
+        else:
+            if facts.error != item.known_error:
+                writer.add(item.image, facts, None, supersedes=not item.is_new)
+            yield "unreadable", item.image, facts.error

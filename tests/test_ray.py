@@ -1,0 +1,217 @@
+"""`embed --engine ray` on a cluster of two nodes: as on one machine, also where workers, nodes and drivers die."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ood_audit
+from ood_audit.engines import ray as engine
+from ood_audit.errors import EncoderError, OodAuditError, UsageError
+from ood_audit.images.sources import file_uri
+from ood_audit.store.parts import iter_features
+from tests import test_crash
+from tests.cli import invoke
+from tests.conftest import run_cli
+from tests.test_crash import check_complete, check_whole, has_parts, many, server, warm  # noqa: F401
+
+ray = pytest.importorskip("ray")
+pytest.importorskip("ray.data")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes of one core each."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    small = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    cluster.second = cluster.add_node(**small)
+    ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    """A folder in which workers leave their process ids; an image named "fatal" ends them."""
+    notes = tmp_path / "notes"
+    notes.mkdir()
+
+    class Watched(engine._Encoder):
+        def _embed(self, uris):
+            (notes / str(os.getpid())).touch()
+            if any("fatal" in uri for uri in uris):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super()._embed(uris)
+
+    monkeypatch.setattr(engine, "_Encoder", Watched)
+    return notes
+
+
+def run(sources: Path, store: Path, **options: Any) -> dict[str, int]:
+    """One `embed` on the cluster; its counts without zeros."""
+    return dict(+ood_audit.embed(sources, store=store, engine="ray", **options).counts)
+
+
+def features(store: Path) -> dict[str, np.ndarray]:
+    return {
+        image_id: feature
+        for batch in iter_features(ood_audit.open_store(store))
+        for image_id, feature in zip(batch.image_ids.to_pylist(), batch.features, strict=True)
+    }
+
+
+def rows(store: Path) -> list[tuple[Any, ...]]:
+    columns = "uri, source, path, folder, width, height, format, size_bytes, mtime_ns, content_hash, status, error"
+    return ood_audit.open_store(store).query(f"SELECT {columns} FROM images ORDER BY uri").rows
+
+
+def test_the_same_rows_as_on_one_machine(cluster, many, tmp_path, warm):  # noqa: F811
+    assert run(many, tmp_path / "ray", batch_size=2, model="starter") == {"added": 64, "unreadable": 2}
+    ood_audit.embed(many, store=tmp_path / "local", device="cpu")
+    assert rows(tmp_path / "ray") == rows(tmp_path / "local")
+    ours, theirs = features(tmp_path / "ray"), features(tmp_path / "local")
+    assert ours.keys() == theirs.keys()
+    assert min(ours[key] @ theirs[key] for key in theirs) >= 0.9999
+    check_complete(tmp_path / "ray", many)
+    # Nothing new: no worker is asked for
+    for path in many.rglob("*.*"):
+        if path.stem in ("broken", "empty"):
+            path.unlink()
+    assert run(many, tmp_path / "ray", on_start=pytest.fail) == {"unchanged": 64, "removed": 2}
+
+
+def test_interrupted_then_a_worker_is_killed(cluster, notes, many, tmp_path):  # noqa: F811
+    store = tmp_path / "store"
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(many, store, batch_size=1, on_progress=interrupt)
+    kept = check_whole(store)
+    assert 18 <= kept <= 20  # two may be the unreadable ones
+    before = set(notes.iterdir())
+    killed: list[int] = []
+
+    def kill(done: int, total: int) -> None:
+        if not killed and (workers := set(notes.iterdir()) - before):
+            killed.append(int(workers.pop().name))
+            os.kill(killed[0], signal.SIGKILL)
+
+    counts = run(many, store, batch_size=1, on_progress=kill)
+    assert killed
+    assert counts == {"added": 64 - kept, "unchanged": kept, "unreadable": 2}
+    check_complete(store, many)
+
+
+def test_an_image_that_ends_every_worker_is_a_row(cluster, notes, many, tmp_path, monkeypatch):  # noqa: F811
+    store = tmp_path / "store"
+    images = sorted(many.glob("*.jpg"))[:6]
+    for path in many.rglob("*.*"):
+        if path not in images:
+            path.unlink()
+    images[3].rename(many / "fatal.jpg")
+    monkeypatch.setattr(engine, "_TRIES", 1)
+    assert run(many, store, batch_size=1) == {"added": 5, "unreadable": 1}
+    assert len(list(notes.iterdir())) >= 3  # one with the others, one alone, and one for the others
+    errors = ood_audit.open_store(store).query("SELECT path, error FROM images WHERE status = 'error'").rows
+    assert errors == [("fatal.jpg", "ends the process that reads it")]
+
+
+def test_a_worker_of_another_version(cluster, many, tmp_path, monkeypatch):  # noqa: F811
+    """As where it can't load the encoder: one line, and nothing of it in the store."""
+    monkeypatch.setattr(engine, "__version__", "0.0.1")
+    with pytest.raises(EncoderError, match=r"a Ray worker on \S+ cannot embed: it has ood-audit .*, not 0\.0\.1"):
+        run(many, tmp_path / "store")
+    assert check_whole(tmp_path / "store") == 0
+
+
+def on_cluster(address: str, arguments: list[str], out: str) -> None:
+    """The command line in a child, on the test's cluster."""
+    os.environ["RAY_ADDRESS"] = address
+    engine._PIECE_BATCHES = 1
+    test_crash.command(arguments, out, None)
+
+
+def test_the_driver_is_killed_then_a_node_is_lost(cluster, server, many, tmp_path):  # noqa: F811
+    """The last test: the node stays away."""
+    store, out = tmp_path / "store", tmp_path / "out"
+    arguments = ["embed", str(many), "--store", str(store), "--engine", "ray", "--batch-size", "2"]
+    child = server.Process(target=on_cluster, args=(cluster.address, arguments, str(out)))
+    child.start()
+    while child.is_alive() and not has_parts(store, 2):
+        time.sleep(0.01)
+    child.kill()
+    child.join()
+    kept = check_whole(store)
+    assert 0 < kept < 64, out.read_text()
+    assert (store / "images" / ".work.arrow.tmp").exists()
+    lost: list[Any] = []
+
+    def lose(done: int, total: int) -> None:
+        if not lost:
+            lost.append(cluster.second)
+            cluster.remove_node(cluster.second, allow_graceful=False)
+
+    counts = run(many, store, batch_size=1, on_progress=lose)
+    assert lost
+    assert counts == {"added": 64 - kept, "unchanged": kept, "unreadable": 2}
+    check_complete(store, many)
+
+
+def test_errors_have_a_remedy(many, tmp_path, monkeypatch):  # noqa: F811
+    def fails(match: str, error: type[OodAuditError] = UsageError, **options: Any) -> None:
+        with pytest.raises(error, match=match):
+            run(many, tmp_path / "store", **options)
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = invoke("embed", many, "--store", tmp_path / "store", "--engine", "ray")
+    assert (done.returncode, done.stderr) == (2, "error: --engine ray needs Ray: pip install 'ood-audit[ray]'\n")
+    monkeypatch.undo()
+    with pytest.raises(UsageError, match="no engine dask; choose local or ray"):
+        ood_audit.embed(many, store=tmp_path / "store", engine="dask")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    fails(r"RAY_ADDRESS=ray://head:10001 .*ray job submit")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    fails("cannot reach the Ray cluster at RAY_ADDRESS=127.0.0.1:1: .* refused.* unset RAY_ADDRESS", OodAuditError)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"GPU": 8.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    fails("--device mps with --engine ray", device="mps")
+    fails("the Ray cluster has no GPU", device="cuda")
+
+
+def test_workers_take_the_gpus_with_their_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    resources = [{"CPU": 64.0, "GPU": 4.0}, {"CPU": 12.0, "GPU": 1.0}, {"CPU": 32.0}]
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": values} for values in resources])
+    assert engine._plan("auto") == engine._plan("cuda") == ("cuda", 5, 12)
+    assert engine._plan("cpu") == ("cpu", 108, 1)
+    resources[:2] = []
+    assert engine._plan("auto") == ("cpu", 32, 1)
+
+
+def test_ray_is_silent(many, tmp_path):  # noqa: F811
+    """A cluster started for the run, in a process of its own: nothing of Ray's reaches the terminal."""
+    image, store = sorted(many.glob("*.jpg"))[0], tmp_path / "store"
+    done = run_cli("embed", image, "--store", store, "--engine", "ray", RAY_ADDRESS="local")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 added, 0 unchanged, 0 changed, 0 removed, 0 unreadable; ")
+    assert done.stdout.count("\n") == 1
+    assert done.stderr.startswith("model: starter (CLIP (EfficientNet), gelu, 384 dimensions), fp32 on ")
+    assert done.stderr.endswith(" of a Ray cluster\n")
+    assert done.stderr.count("\n") == 1
+    assert file_uri(str(image)) == rows(store)[0][0]

@@ -1,6 +1,6 @@
 """Whether flags keep to the false alarms that were asked for, over random splits; and what they catch.
 
-    python -m benchmarks.flags DATA [--splits 20] [--shots 8 16] [--model starter]
+    python -m benchmarks.flags DATA [--splits 20] [--shots 8 16] [--model starter] [--keep DIR]
 
 DATA is objects/: images/, labelled/CLASS/, classes.txt, truth.csv (path, truth, kind, is_ood). All images of known
 classes, of both folders, are put together. Each split draws which of them are labelled, some of each class, and audits
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--shots", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--model", default="starter")
+    parser.add_argument("--keep", type=Path, help="Where to keep what is embedded, for the next time.")
     options = parser.parse_args()
     labels = options.data / "classes.txt"
     with (options.data / "truth.csv").open(newline="") as file:
@@ -44,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         both = [options.data / "images", options.data / "labelled"]
-        embedded = Embedded.of(both, root / "all", options.model)
+        embedded = Embedded.of(both, options.keep or root / "all", options.model)
         for shots in options.shots:
             for flat in (True, False):
                 found: list[list[Figures]] = []

@@ -78,6 +78,11 @@ class Chunk:
         """(N, B) cosines to the background vocabulary."""
         return self.images @ self.tensors["background"].T
 
+    @cached_property
+    def lead(self) -> "torch.Tensor":
+        """(N,) cosine to the nearest name of a class, less that to the nearest name of another thing (background)."""
+        return self.to_text.amax(dim=1) - self.to_background.amax(dim=1)
+
     def similarities(self, weight: float) -> "torch.Tensor":
         """(N, K): text and prototypes joined, with this weight of the prototypes."""
         return (1 - weight) * self.to_text + weight * self.to_prototypes if weight else self.to_text

@@ -118,6 +118,13 @@ class Pool:
         """(M', D): the features of the names that name no class."""
         return self.features[self.outside()].astype(np.float32)
 
+    def thinned(self, most: int) -> "Pool":
+        """At most `most` of the names that name no class, evenly from all of them."""
+        rows = np.flatnonzero(self.outside())
+        rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
+        names = [self.names[row] for row in rows]
+        return replace(self, names=names, features=self.features[rows], pairs=np.empty((0, 2), np.int32))
+
 
 def load(
     store: Store,

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 Note = Callable[[str], None]
 Progress = Callable[[int, int], None]
 _CHOSEN = ("delta-energy", "best")  # methods whose settings are chosen on the data
-_FORMAT = 3  # of the file: scores with other columns are not taken up
+_FORMAT = 4  # of the file: scores with other columns are not taken up
+_OTHERS = 8192  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
+_MOST_KNOWN = 1000
 _DEFAULT_WEIGHT = 0.2  # as in `prototypes`, which this module must not import
 
 
@@ -247,8 +249,8 @@ def prepare(
             pool(name)
     if any(settings.get("background") for _, settings in runs.values()):
         pool("background")
-    else:
-        loaded.pop("background", None)
+    elif others := loaded.pop("background", None):
+        loaded["background"] = others.thinned(_OTHERS)  # for the column `lead`
     target = Target(text, found, prototypes.fit_folds(found, text), loaded)
     return Plan(
         target=target,
@@ -305,6 +307,7 @@ def _found(plan: Plan, method: str) -> dict[str, Any]:
         "forecast": plan.forecasts.get(method),
         "references": {"source": used.source, "images": len(used.labels)} if used else None,
         "calibration": _calibration(plan, method),
+        "lead_of_unknown": _lead_of_unknown(plan),
     }
 
 
@@ -348,7 +351,7 @@ def _write(
         + [(name, pa.float32()) for name in ("ood_score", "delta_energy", "energy", "max_cosine")]
         + [(name, pa.dictionary(pa.int32(), pa.string())) for name in ("label", "label_2")]
         + [("margin", pa.float32()), ("given_label", pa.dictionary(pa.int32(), pa.string()))]
-        + [(name, pa.float32()) for name in ("confidence", "given_confidence", "distance")]
+        + [(name, pa.float32()) for name in ("confidence", "given_confidence", "distance", "lead")]
     )
     names = vocabulary.names
     labels = pa.array(names)
@@ -397,12 +400,13 @@ def _numbers(chunk: "Chunk", plan: Plan, method: str) -> tuple[list[Any], Any, A
 
 def _beside(
     chunk: "Chunk", plan: Plan, weight: float, nearest: Any, class_of: Callable[[str], int | None]
-) -> tuple[Any, Any, Any, Any]:
+) -> tuple[Any, Any, Any, Any, Any]:
     """What tells label issues and covariate shift, NaN where it is not known.
 
     Returns:
         (N,) int: the class that each image is labelled with, by its folder or by hand, −1 for none; (N,) the
-        probabilities of the nearest class and of that one; (N,) 1 − cosine to the prototype of the nearest class.
+        probabilities of the nearest class and of that one; (N,) 1 − cosine to the prototype of the nearest class; (N,)
+        see `Chunk.lead`.
 
     """
     import numpy as np
@@ -419,11 +423,17 @@ def _beside(
     distance = 1 - chunk.to_prototypes.float().cpu().numpy()[rows, nearest]
     if not any(plan.target.prototypes):
         distance = np.full(len(given), np.nan)
-    return given, shares[rows, nearest], np.where(given < 0, np.nan, shares[rows, given]), distance
+    lead = chunk.lead.float().cpu().numpy() if _leads(plan.target) else np.full(len(given), np.nan)
+    return given, shares[rows, nearest], np.where(given < 0, np.nan, shares[rows, given]), distance, lead
+
+
+def _leads(target: "Target") -> bool:
+    """Whether the lead of the class names is known, and something to hold it against."""
+    return "background" in target.pools and len(target.text) > 1
 
 
 def _calibration(plan: Plan, method: str) -> dict[str, Any] | None:
-    """How the calibration images score: ood_score and distance, the latter also to the class they are of."""
+    """How the calibration images score: ood_score, and distance beside the class they are of."""
     if plan.calibration is None:
         return None
     from ood_audit.matching import chunk_of
@@ -439,6 +449,27 @@ def _calibration(plan: Plan, method: str) -> dict[str, Any] | None:
         "label": own.labels.tolist(),
         "predicted": nearest.tolist(),
     }
+
+
+def _lead_of_unknown(plan: Plan) -> list[float] | None:
+    """The lead of known images were their class unknown: left out of the classes, and its name one of the others.
+
+    These are the calibration images, or up to 1,000 of the references where there are none.
+    """
+    import torch
+
+    from ood_audit.matching import chunk_of
+    from ood_audit.prototypes import sample
+
+    known = plan.calibration or plan.target.references
+    if not _leads(plan.target) or known is None or not len(known.labels):
+        return None
+    rows = sample(len(known.labels), most=_MOST_KNOWN)
+    chunk, labels = chunk_of([""] * len(rows), known.features[rows], plan.target), known.labels[rows]
+    own = torch.from_numpy(labels)[:, None].to(chunk.images.device)
+    others = chunk.to_text.scatter(1, own, -torch.inf).amax(dim=1)
+    lead = others - torch.maximum(chunk.to_background.amax(dim=1), chunk.to_text.gather(1, own)[:, 0])
+    return [float(number) for number in lead]
 
 
 def _drop_outdated(store: Store, generation: int) -> None:

@@ -95,17 +95,26 @@ def test_a_report_flags_and_lists_its_findings(audited):
     assert done.returncode == 3, done.stderr
     store = ood_audit.open_store(audited)
     meta = json.loads((store.reports / "latest" / "meta.json").read_text())
+    told = dict(store.query("SELECT shift, count(*) FROM report GROUP BY 1").rows)
+    assert sum(told.values()) == meta["scored"]
+    assert told == {
+        name.replace("_", "-"): meta["shift"][name]
+        for name in ("semantic", "covariate", "in_distribution")
+        if meta["shift"][name]
+    }
     rows = store.query("SELECT flagged, p_value FROM report ORDER BY rank").rows
     assert sum(flagged for flagged, _ in rows) == meta["flags"]["flagged"] > 0
     assert all(flagged == (p <= 0.1) for flagged, p in rows)
     assert [p for _, p in rows] == sorted(p for _, p in rows)
     assert meta["flags"]["expected"] == pytest.approx(0.1 * len(rows))
     kinds = dict(store.query("SELECT kind, count(*) FROM issues GROUP BY 1").rows)
-    assert kinds["ood"] == meta["flags"]["flagged"]
+    shift = meta["shift"]
+    assert kinds["ood"] == shift["semantic"] == meta["flags"]["flagged"] - shift["flagged_covariate"]
+    assert kinds.get("covariate-shift", 0) == shift["covariate"]
     assert kinds["exact-duplicate"] == 1
     assert kinds["unreadable"] == store.query("SELECT count(*) FROM images WHERE status = 'error'").rows[0][0] >= 1
     listed = run_cli("export", "--flagged", "--store", audited)
-    assert len(listed.stdout.splitlines()) == meta["flags"]["flagged"]
+    assert len(listed.stdout.splitlines()) == kinds["ood"] + kinds.get("covariate-shift", 0)
     calm = run_cli("report", "--store", audited, "--top", "5", "--false-alarms", "0.1", "--fail-over", "1")
     assert calm.returncode == 0
 

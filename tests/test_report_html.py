@@ -162,7 +162,13 @@ def whole(**changes) -> Page:
     values: dict[str, Any] = {
         "rows": [known(1), known(2, flagged=False, shift="in-distribution", cluster=None), row(3, image_id="id3")],
         "summary": Summary(
-            flagged=41, semantic=30, covariate=11, false_alarms=2.06, ood_share=0.124, ood_share_range=(0.1, 0.15)
+            flagged=41,
+            semantic=30,
+            covariate=17,
+            flagged_covariate=11,
+            false_alarms=2.06,
+            ood_share=0.124,
+            ood_share_range=(0.1, 0.15),
         ),
         "findings": [
             label_issue(),
@@ -469,6 +475,7 @@ def test_the_figures_of_the_summary_add_up():
         "Images scored": ["707", "of 708 files found"],  # with the one below
         "Unreadable": ["1", "not scored", "Show"],
         "Flagged": ["41", "30 semantic + 11 covariate shift", "Show"],
+        "Covariate shift": ["17", "known classes in another style, 11 of them flagged"],
         "Expected false alarms": ["2.1", "estimate", "of the 41 flagged"],
         "OOD share": ["12.4%", "estimate", "about 88 of 707 images, between 10.0% and 15.0%"],
         "Label issues": ["1", "in another class than they look like", "Show"],

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,8 @@ def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: di
         "forecast": scores.forecast,
         "references": scores.references,
         "flags": decided.flags,
+        "shift": decided.shift,
+        "ood_share": asdict(decided.ood_share) if decided.ood_share else None,
         "labels": decided.labels,
         "duplicates": decided.duplicates,
         "classes": scores.vocabulary.names,

@@ -64,6 +64,7 @@ def row_card(row: Row, place: int, evidence: dict[str, list[str]], pictures: Pic
     facts = [
         ("OOD score", number(row["ood_score"])),
         ("p-value", None if row.get("p_value") is None else number(row["p_value"])),
+        ("p-value of its distance", None if row.get("p_distance") is None else number(row["p_distance"])),
         ("Shift", SHIFTS.get(shift or "", shift)),
         ("Looks like", row.get("cluster")),
         ("Given label", given),

@@ -7,7 +7,7 @@ from typing import Any
 _PLOT_TOP, _PLOT_BOTTOM = 24, 164  # pixels; the label of the cut stands above
 _MAP_WIDTH, _MAP_HEIGHT = 600, 400  # of the map's own units
 _MAP_MARGIN = 14
-_FLAGGED = ("flagged", "ood", "covariate-shift")
+_FLAGGED = ("flagged", "ood")
 MAP_KINDS = ("not flagged", "other finding", "flagged")  # drawn in this order
 
 Point = tuple[float, float, int, int]  # x, y, place of the kind in MAP_KINDS, number of the row or -1

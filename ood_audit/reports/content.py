@@ -63,12 +63,12 @@ def gather(
     ]
     found = dict(
         db.execute(
-            "SELECT image_id, CASE WHEN flagged THEN 'flagged' ELSE 'label' END FROM report "
-            "WHERE flagged OR suggested_label IS NOT NULL"
+            "SELECT image_id, CASE WHEN flagged THEN 'flagged' WHEN shift = 'covariate' THEN 'covariate-shift' "
+            "ELSE 'label' END FROM report WHERE flagged OR shift = 'covariate' OR suggested_label IS NOT NULL"
         ).fetchall()
     )
     listed = {row["image_id"] for row in rows}
-    flags = meta["flags"]
+    flags, shift, share = meta["flags"], meta["shift"], meta["ood_share"]
     return Page(
         title=f"ood-audit: {name}",
         created=meta["created"],
@@ -87,7 +87,12 @@ def gather(
         unreadable_count=meta["unreadable"],
         summary=Summary(
             flagged=flags["flagged"] if flags else None,
+            semantic=shift["semantic"] if shift else None,
+            covariate=shift["covariate"] if shift else None,
+            flagged_covariate=shift["flagged_covariate"] if shift else None,
             false_alarms=flags["expected"] if flags else None,
+            ood_share=share["share"] if share else None,
+            ood_share_range=(share["low"], share["high"]) if share else None,
             label_issues=meta["labels"]["found"],
             duplicate_clusters=meta["duplicates"]["clusters"],
             superfluous_copies=meta["duplicates"]["extra"],
@@ -114,7 +119,15 @@ def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
             )
         )
     elif meta["flags"]["flagged"]:
-        steps.append(("List what is flagged:", "ood-audit export --flagged --format csv"))
+        steps.append(("List what is out of distribution:", "ood-audit export --kind ood --format csv"))
+    if meta["shift"] and meta["shift"]["covariate"]:
+        steps.append(
+            (
+                "Look at the known classes in another style. Where the style belongs to your data, add some of these "
+                "images to the labelled ones and run tune again; where it does not, take them out:",
+                "ood-audit export --kind covariate-shift --format csv",
+            )
+        )
     if meta["labels"]["found"]:
         steps.append(("Check the labels:", "ood-audit export --label-issues --format csv"))
     if meta["duplicates"]["extra"]:

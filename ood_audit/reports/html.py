@@ -31,7 +31,8 @@ class Summary:
     Attributes:
         flagged: images flagged as OOD, of all that were scored.
         semantic: how many of these show an unknown class.
-        covariate: how many show a known class in another style.
+        covariate: how many of all that were scored show a known class in another style.
+        flagged_covariate: how many of these are flagged.
         false_alarms: how many of those flagged are expected to be in distribution.
         ood_share: the estimated share of OOD images among those scored, 0 … 1.
         ood_share_range: its interval, if there is one.
@@ -44,6 +45,7 @@ class Summary:
     flagged: int | None = None
     semantic: int | None = None
     covariate: int | None = None
+    flagged_covariate: int | None = None
     false_alarms: float | None = None
     ood_share: float | None = None
     ood_share_range: tuple[float, float] | None = None
@@ -218,6 +220,7 @@ def _figures(page: Page, labels: list[Row]) -> dict[str, Any]:
         "flagged": given.flagged,
         "semantic": given.semantic,
         "covariate": given.covariate,
+        "flagged_covariate": given.flagged_covariate,
         "false_alarms": None if given.false_alarms is None else f"{given.false_alarms:,.1f}",
         "share": None if share is None else f"{100 * share:.1f}%",
         "share_count": None if share is None else round(share * page.scored),

@@ -38,7 +38,7 @@ _SCORES = """
 CREATE TABLE _no_scores (
     image_id VARCHAR, path VARCHAR, ood_score FLOAT, delta_energy FLOAT, energy FLOAT, max_cosine FLOAT,
     label VARCHAR, label_2 VARCHAR, margin FLOAT, given_label VARCHAR, confidence FLOAT, given_confidence FLOAT,
-    distance FLOAT
+    distance FLOAT, lead FLOAT
 )"""
 _REPORT = """
 CREATE VIEW report AS
@@ -48,7 +48,8 @@ FROM scores AS s JOIN images AS i USING (image_id) LEFT JOIN _decisions AS d USI
 """
 _DECISIONS = """
 CREATE TABLE _no_decisions (
-    image_id VARCHAR, flagged BOOLEAN, p_value DOUBLE, label_issue FLOAT, suggested_label VARCHAR
+    image_id VARCHAR, flagged BOOLEAN, p_value DOUBLE, shift VARCHAR, p_distance DOUBLE,
+    label_issue FLOAT, suggested_label VARCHAR
 )"""
 
 

@@ -45,6 +45,8 @@ def decide(
 ) -> Decisions:
     """Decide about every scored image; from then on the view `report` of the connection shows it.
 
+    The column `cluster` is left to `naming.group`.
+
     Args:
         db: a connection of `store.views.connect`.
         recipe: of the scores, with their `calibration`.
@@ -82,7 +84,7 @@ def decide(
     db.register("_flags", flagged)
     db.execute(
         "CREATE OR REPLACE TABLE _decided AS SELECT s.image_id, f.flagged, f.p_value::DOUBLE AS p_value, "
-        "l.label_issue, CASE WHEN l.found THEN l.suggested_label END AS suggested_label "
+        "l.label_issue, CASE WHEN l.found THEN l.suggested_label END AS suggested_label, NULL::VARCHAR AS cluster "
         "FROM scores AS s LEFT JOIN _flags AS f USING (image_id) LEFT JOIN label_issues AS l USING (image_id)"
     )
     db.execute("CREATE OR REPLACE VIEW _decisions AS FROM _decided")
@@ -112,10 +114,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _flagged(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
     rows = db.execute(
-        "SELECT image_id, uri, path, p_value, label FROM report WHERE flagged ORDER BY ood_score DESC, path, image_id"
+        "SELECT image_id, uri, path, p_value, label, cluster FROM report WHERE flagged ORDER BY ood_score DESC, path, image_id"
     ).fetchall()
-    for image_id, uri, path, p_value, label in rows:
+    for image_id, uri, path, p_value, label, cluster in rows:
         evidence = f"p = {p_value:.3g}: so unlike the classes are few of the labelled images; nearest class {label}"
+        evidence += f"; looks like: {cluster}" if cluster else ""
         yield Issue(image_id, uri, path, "ood", 1 - p_value, evidence, "look at it; take it out or add a class", report)
 
 

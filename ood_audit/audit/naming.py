@@ -19,6 +19,7 @@ import heapq
 import importlib.util
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +36,7 @@ from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.parts import iter_features
 
 if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
     from scipy.sparse import csr_matrix
 
     from ood_audit.encoders.clip import ClipEncoder
@@ -53,6 +55,7 @@ _COMMON = 6.0  # log ranks below are all common
 _UNKNOWN = 2 * 49_152  # the rank of a word that CLIP's tokenizer takes apart
 _CLUSTERS = 2.5  # √N times this
 _CHUNK = 64  # clusters at a time
+_SAID = 5  # of the clusters in a report's notes
 
 
 @dataclass(frozen=True)
@@ -260,7 +263,7 @@ def _taxonomy(names: tuple[str, ...]) -> "tuple[csr_matrix, NDArray[np.int64], F
     ranks = _ranks()
     words = [re.split("[ -]", name) for name in names]
     rare = np.log([1 + max(ranks.get(word, _UNKNOWN) for word in several) for several in words])
-    penalty = _RARE * np.maximum(rare - _COMMON, 0) + _WORDS * np.array([name.count(" ") for name in names])
+    penalty = _RARE * np.maximum(rare - _COMMON, 0) + _WORDS * np.array([len(several) - 1 for several in words])
     # Nothing below: people and places that are so by name.
     common = np.zeros(len(names), bool)
     common[own] = True
@@ -327,3 +330,37 @@ def as_labels(suggestions: Suggestions) -> str:
         images = "1 image" if row.images == 1 else f"{row.images} images"
         lines.append(f"{row.name}  # {images}, e.g. {printable(row.examples[0])}")
     return "\n".join(lines) + "\n"
+
+
+def group(db: "DuckDBPyConnection", store: Store, total: int, listed: int) -> list[str]:
+    """Name what the flagged images look like, or where there are no flags the first `listed` of the ranking.
+
+    It fills the column `cluster` of the table `_decided`, see `decisions.decide`; only where the store has the text
+    features of the nouns.
+
+    Returns:
+        what a person should know, a sentence each.
+
+    """
+    import pyarrow as pa
+
+    rows = db.execute(
+        "WITH any_flag AS (SELECT count(flagged) > 0 AS known FROM report) "
+        "SELECT image_id FROM report, any_flag WHERE CASE WHEN known THEN flagged ELSE rank <= $listed END "
+        "ORDER BY rank LIMIT $most",
+        {"listed": listed, "most": MOST},
+    ).fetchall()
+    wanted = [image_id for (image_id,) in rows]
+    if not wanted:
+        return []
+    if (nouns := pools.nouns(store)) is None:
+        return ["to see what these images look like, run `ood-audit labels suggest` once, and report again"]
+    names = name_images(store, wanted, total, nouns)
+    columns = pa.schema([("image_id", pa.string()), ("cluster", pa.string())])
+    named = pa.table({"image_id": list(names), "cluster": list(names.values())}, schema=columns)
+    db.register("_named", named)
+    db.execute("UPDATE _decided SET cluster = n.cluster FROM _named AS n WHERE n.image_id = _decided.image_id")
+    several = [(name, n) for name, n in Counter(names.values()).most_common(_SAID) if n > 1]
+    if not several:
+        return []
+    return [f"what they look like: {', '.join(f'{name} ({n} images)' for name, n in several)}"]

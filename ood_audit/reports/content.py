@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from duckdb import DuckDBPyConnection
+from numpy.typing import NDArray
 
 from ood_audit.audit import copies
 from ood_audit.reports import ranking
 from ood_audit.reports.cards import LIMIT
 from ood_audit.reports.html import Page, Summary
-from ood_audit.reports.surroundings import look_around
+from ood_audit.reports.surroundings import LISTED, look_around
 from ood_audit.reports.thumbnails import thumbnails
 from ood_audit.scoring import described
 from ood_audit.store import Store
@@ -19,7 +21,13 @@ Row = dict[str, Any]
 
 
 def gather(
-    store: Store, db: DuckDBPyConnection, name: str, meta: dict[str, Any], rows: list[Row], duplicates: Path
+    store: Store,
+    db: DuckDBPyConnection,
+    name: str,
+    meta: dict[str, Any],
+    rows: list[Row],
+    duplicates: Path,
+    text: NDArray[np.float32],
 ) -> Page:
     """The page of a report.
 
@@ -30,6 +38,7 @@ def gather(
         meta: as in meta.json.
         rows: the listed images.
         duplicates: the file of `copies.current`.
+        text: (K, D) the text features of the classes, those of the tuned prompts if there are.
 
     """
     rows = rows[:LIMIT]
@@ -42,13 +51,17 @@ def gather(
         f"ORDER BY severity DESC, path LIMIT {_LABELS}",
     )
     clusters = copies.clusters(db, duplicates, _CLUSTERS)
-    around = look_around(store, [row["image_id"] for row in rows], meta["scored"])
+    around = look_around(store, [row["image_id"] for row in rows], meta["scored"], text)
+    listed = {row["image_id"] for row in rows}
     ids = sorted({near for several in around.neighbours.values() for near in several})
     near = {
         row["image_id"]: row
         for row in _rows(db, "SELECT image_id, uri, path FROM images WHERE list_contains($ids, image_id)", {"ids": ids})
     }
-    wanted = [*rows, *labels, *(copy for cluster in clusters for copy in cluster), *near.values()]
+    # The pictures of all neighbours of thousands of images would take minutes to make, and more room than there is.
+    first = {near for row in rows[:LISTED] for near in around.neighbours.get(row["image_id"], ())}
+    beside = [row for image_id, row in near.items() if image_id in first or image_id in listed]
+    wanted = [*rows, *labels, *(copy for cluster in clusters for copy in cluster), *beside]
     uris = list(dict.fromkeys(row["uri"] for row in wanted))
     pictures = dict(zip(uris, thumbnails(uris), strict=True))
     for row in wanted:
@@ -56,6 +69,7 @@ def gather(
     shown = [
         {
             **row,
+            "top_classes": [(meta["classes"][k], cosine) for k, cosine in around.classes[row["image_id"]]],
             "xy": around.places.get(row["image_id"]),
             "neighbours": [near[i] for i in around.neighbours.get(row["image_id"], ()) if i in near],
         }
@@ -67,7 +81,6 @@ def gather(
             "WHERE flagged OR suggested_label IS NOT NULL"
         ).fetchall()
     )
-    listed = {row["image_id"] for row in rows}
     flags = meta["flags"]
     return Page(
         title=f"ood-audit: {name}",

@@ -118,25 +118,53 @@ def gather(
 
 def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
     """What to do next, and the command for it."""
+    flags, labels, extra = meta["flags"], meta["labels"]["found"], meta["duplicates"]["extra"]
     steps = []
-    if meta["flags"] is None:
+    if flags is None:
         steps.append(
             (
-                "Register some labelled images, so that the report can flag:",
+                "Look at the first images below. To have them flagged, with a known rate of false alarms, give some "
+                "labelled images, in FOLDER/CLASS/, and report again:",
                 "ood-audit tune --from FOLDER --epochs 0",
             )
         )
-    elif meta["flags"]["flagged"]:
-        steps.append(("List what is flagged:", "ood-audit export --flagged --format csv"))
-    if meta["labels"]["found"]:
-        steps.append(("Check the labels:", "ood-audit export --label-issues --format csv"))
-    if meta["duplicates"]["extra"]:
+    elif flags["flagged"]:
         steps.append(
-            ("See where the superfluous copies would go:", "ood-audit quarantine ../aside --duplicates --dry-run")
+            (
+                f"Look at the {_plural(flags['flagged'], 'flagged image')} below. What belongs here after all is a "
+                "class to add to the list. See where the others would be moved (leave out --dry-run to do it, --undo "
+                "takes it back):",
+                "ood-audit quarantine ../aside --flagged --dry-run",
+            )
+        )
+    if labels:
+        steps.append(
+            (
+                f"Compare the {_plural(labels, 'label')} that may be wrong with the pictures, under Label issues. "
+                "Correct them from a list:",
+                "ood-audit export --label-issues --format csv",
+            )
+        )
+    if extra:
+        steps.append(
+            (
+                f"See where {_plural(extra, 'superfluous copy', 'superfluous copies')} would be moved (leave out "
+                "--dry-run to do it):",
+                "ood-audit quarantine ../aside --duplicates --dry-run",
+            )
         )
     if meta["unreadable"]:
-        steps.append(("List what could not be read:", "ood-audit export --unreadable --format csv"))
+        steps.append(
+            (
+                f"Replace or remove {_plural(meta['unreadable'], 'unreadable file')}, and run `ood-audit embed` again:",
+                "ood-audit export --unreadable --format csv",
+            )
+        )
     return steps
+
+
+def _plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _rows(db: DuckDBPyConnection, sql: str, values: dict[str, Any] | None = None) -> list[Row]:

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ood_audit.audit.export import export as export
+    from ood_audit.audit.naming import suggest as suggest
     from ood_audit.audit.quarantine import quarantine as quarantine
     from ood_audit.audit.quarantine import restore as restore
     from ood_audit.embedding import embed as embed
@@ -36,6 +37,7 @@ _API = {
     "report": "ood_audit.reports",
     "restore": "ood_audit.audit.quarantine",
     "score": "ood_audit.scoring",
+    "suggest": "ood_audit.audit.naming",
     "tune": "ood_audit.tuning.tune",
 }
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "report",
     "restore",
     "score",
+    "suggest",
     "tune",
 ]
 

@@ -15,6 +15,7 @@ from ood_audit.text import printable
 
 COMMANDS = {
     "embed": "Embed images into the store.",
+    "labels": "Suggest a list of classes.",
     "tune": "Fit prompts to labelled images.",
     "report": "Score, rank and report what is out of distribution.",
     "query": "Run SQL over the store.",

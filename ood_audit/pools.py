@@ -44,19 +44,7 @@ _SHARE, _QUANTILE = 0.15, 0.95
 _CHUNK_BYTES = 32 << 20  # of float32 cosines at a time
 _BLOCK = 4096  # texts encoded at a time
 _PART = 8192  # names in a file of features
-_PHYSICAL = (
-    "animal",
-    "artifact",
-    "body",
-    "food",
-    "location",
-    "object",
-    "person",
-    "phenomenon",
-    "plant",
-    "shape",
-    "substance",
-)
+_PHYSICAL = wordnet.PHYSICAL
 # In the order of the published code, which draws from them.
 _THINGS = (
     "environment",
@@ -162,6 +150,31 @@ def load(
     return Pool(names, features, found["classes"], found["pairs"])
 
 
+def nouns(
+    store: Store, encoder: "Callable[[], ClipEncoder] | None" = None, on_progress: Progress | None = None
+) -> tuple[list[str], NDArray[np.float16]] | None:
+    """The names of `background`, those of classes too, and their (M, D) text features.
+
+    From the store; else they are encoded and kept there, or None without an `encoder`. With one, the caller holds the
+    lock of the scores.
+
+    Raises:
+        OodAuditError: a file of them in the store is damaged.
+
+    """
+    corpus = _CORPORA["background"]()
+    if encoder is None:
+        parts = range(-(-len(corpus.nouns) // _PART))
+        if not all((store.vocabularies / f"wordnet-{corpus.key}-{i:02}.safetensors").exists() for i in parts):
+            return None
+        encoder = _refuse
+    return corpus.nouns, _features(store, corpus, encoder, on_progress)
+
+
+def _refuse() -> "ClipEncoder":
+    raise OodAuditError("the text features of the nouns are of another corpus; run `ood-audit labels suggest`")
+
+
 def naming(
     names: Sequence[str], features: NDArray[np.floating[Any]], vocabulary: Vocabulary, classes: NDArray[np.float32]
 ) -> NDArray[np.int32]:
@@ -237,7 +250,7 @@ class _Corpus:
 
 
 def _background() -> _Corpus:
-    nouns = wordnet.names(*(f"noun.{file}" for file in _PHYSICAL))
+    nouns = wordnet.names(*_PHYSICAL)
     return _Corpus([name for name in nouns if name.count(" ") <= 2], [], (DEFAULT_TEMPLATE,))
 
 

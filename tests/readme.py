@@ -33,7 +33,7 @@ def audit() -> dict[str, str]:
 def reference() -> str:
     """`--help` of every command."""
     texts = []
-    for command in ([], *([name] for name in COMMANDS)):
+    for command in ([], *([name] for name in COMMANDS), ["labels", "suggest"]):
         done = run_cli(*command, "--help", COLUMNS="100")
         texts.append(f"```text\n$ {' '.join(['ood-audit', *command, '--help'])}\n{done.stdout.strip()}\n```")
     return "\n\n".join(texts)

@@ -41,7 +41,7 @@ class WordSums:
 @pytest.fixture
 def small(monkeypatch):
     """Corpora of a few hundred words, in several parts."""
-    monkeypatch.setattr(pools, "_PHYSICAL", ("shape", "phenomenon"))
+    monkeypatch.setattr(pools, "_PHYSICAL", ("noun.shape", "noun.phenomenon"))
     monkeypatch.setattr(pools, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.shape")))
     monkeypatch.setattr(pools, "_PART", 100)
     monkeypatch.setattr(pools, "_BLOCK", 64)

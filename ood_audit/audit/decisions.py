@@ -50,6 +50,8 @@ def decide(
 ) -> Decisions:
     """Decide about every scored image; from then on the view `report` of the connection shows it.
 
+    The column `cluster` is left to `naming.group`.
+
     Args:
         db: a connection of `store.views.connect`.
         recipe: of the scores, with their `calibration`.
@@ -109,7 +111,7 @@ def decide(
     db.execute(
         "CREATE OR REPLACE TABLE _decided AS SELECT s.image_id, f.flagged, f.p_value::DOUBLE AS p_value, "
         "f.shift::VARCHAR AS shift, f.p_distance::DOUBLE AS p_distance, l.label_issue, "
-        "CASE WHEN l.found THEN l.suggested_label END AS suggested_label "
+        "CASE WHEN l.found THEN l.suggested_label END AS suggested_label, NULL::VARCHAR AS cluster "
         "FROM scores AS s LEFT JOIN _flags AS f USING (image_id) LEFT JOIN label_issues AS l USING (image_id)"
     )
     db.execute("CREATE OR REPLACE VIEW _decisions AS FROM _decided")
@@ -157,10 +159,10 @@ def _counted(told: shift.Shifts, flagged: Any) -> dict[str, Any]:
 
 def _flagged(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
     rows = db.execute(
-        "SELECT image_id, uri, path, p_value, label, shift, p_distance, flagged FROM report "
+        "SELECT image_id, uri, path, p_value, label, shift, p_distance, flagged, cluster FROM report "
         "WHERE flagged OR shift = 'covariate' ORDER BY ood_score DESC, path, image_id"
     ).fetchall()
-    for image_id, uri, path, p_value, label, kind, p_distance, flagged in rows:
+    for image_id, uri, path, p_value, label, kind, p_distance, flagged, cluster in rows:
         if kind == "covariate":
             evidence = f"looks like {label}, but unlike its labelled pictures: p = {p_distance:.3g}"
             evidence += f"; out of distribution by the score as well: p = {p_value:.3g}" if flagged else ""
@@ -169,6 +171,7 @@ def _flagged(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
             yield Issue(image_id, uri, path, "covariate-shift", (1 - p_distance) / 2, evidence, todo, report)
             continue
         evidence = f"p = {p_value:.3g}: so unlike the classes are few of the labelled images; nearest class {label}"
+        evidence += f"; looks like: {cluster}" if cluster else ""
         yield Issue(image_id, uri, path, "ood", 1 - p_value, evidence, "look at it; take it out or add a class", report)
 
 

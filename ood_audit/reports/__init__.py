@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ood_audit import __version__
-from ood_audit.audit import copies, decisions, issues
+from ood_audit import prompts as tuned
+from ood_audit.audit import copies, decisions, issues, naming
 from ood_audit.audit.decisions import Decisions
 from ood_audit.errors import UsageError
 from ood_audit.reports import content, ranking, writers
@@ -19,6 +20,13 @@ from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.layout import replacing
 from ood_audit.store.views import connect
 from ood_audit.text import printable
+from ood_audit.vocabulary import cached_features
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ood_audit.encoders.clip import ClipEncoder
 
 DEFAULT_NAME = "latest"
 
@@ -129,6 +137,7 @@ def report(
             folder.mkdir()
             recipe = decisions.read_recipe(scores.path)
             decided = decisions.decide(db, recipe, counts, fdr=fdr, false_alarms=false_alarms)
+            decided.notes.extend(naming.group(db, store, scores.images, top))
             decisions.save(db, folder)
             issues.write(folder / issues.FILE, decisions.findings(db, duplicates, name), generation=generation)
             rows = ranking.top(db, top)
@@ -137,10 +146,22 @@ def report(
             writers.write_csv(folder / "report.csv", rows)
             writers.write_json(folder / "report.json", rows)
             writers.write_json(folder / "meta.json", meta)
-            shown = content.gather(store, db, name, meta, rows, duplicates)
+            shown = content.gather(store, db, name, meta, rows, duplicates, _text(scores, device))
             (folder / "report.html").write_text(render(shown), encoding="utf-8")
         store.set_current(report=name, decided=scores.path.stem)
     return Report(store.reports / name, rows, scores, decided)
+
+
+def _text(scores: Scores, device: str) -> "NDArray[np.float32]":
+    """(K, D): what the classes were compared by; in the store since they were scored."""
+
+    def encoder() -> "ClipEncoder":
+        from ood_audit.encoders.clip import load_same_encoder
+
+        return load_same_encoder(scores.store.encoder, device=device)
+
+    found = tuned.choose(scores.store, scores.vocabulary, scores.prompts, lambda message: None)
+    return found.class_features if found else cached_features(scores.store, scores.vocabulary, encoder)
 
 
 def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: dict[str, int]) -> dict[str, Any]:

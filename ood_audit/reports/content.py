@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from duckdb import DuckDBPyConnection
+from numpy.typing import NDArray
 
 from ood_audit.audit import copies
 from ood_audit.reports import ranking
 from ood_audit.reports.cards import LIMIT
 from ood_audit.reports.html import Page, Summary
-from ood_audit.reports.surroundings import look_around
+from ood_audit.reports.surroundings import LISTED, look_around
 from ood_audit.reports.thumbnails import thumbnails
 from ood_audit.scoring import described
 from ood_audit.store import Store
@@ -19,7 +21,13 @@ Row = dict[str, Any]
 
 
 def gather(
-    store: Store, db: DuckDBPyConnection, name: str, meta: dict[str, Any], rows: list[Row], duplicates: Path
+    store: Store,
+    db: DuckDBPyConnection,
+    name: str,
+    meta: dict[str, Any],
+    rows: list[Row],
+    duplicates: Path,
+    text: NDArray[np.float32],
 ) -> Page:
     """The page of a report.
 
@@ -30,6 +38,7 @@ def gather(
         meta: as in meta.json.
         rows: the listed images.
         duplicates: the file of `copies.current`.
+        text: (K, D) the text features of the classes, those of the tuned prompts if there are.
 
     """
     rows = rows[:LIMIT]
@@ -42,13 +51,17 @@ def gather(
         f"ORDER BY severity DESC, path LIMIT {_LABELS}",
     )
     clusters = copies.clusters(db, duplicates, _CLUSTERS)
-    around = look_around(store, [row["image_id"] for row in rows], meta["scored"])
+    around = look_around(store, [row["image_id"] for row in rows], meta["scored"], text)
+    listed = {row["image_id"] for row in rows}
     ids = sorted({near for several in around.neighbours.values() for near in several})
     near = {
         row["image_id"]: row
         for row in _rows(db, "SELECT image_id, uri, path FROM images WHERE list_contains($ids, image_id)", {"ids": ids})
     }
-    wanted = [*rows, *labels, *(copy for cluster in clusters for copy in cluster), *near.values()]
+    # The pictures of all neighbours of thousands of images would take minutes to make, and more room than there is.
+    first = {near for row in rows[:LISTED] for near in around.neighbours.get(row["image_id"], ())}
+    beside = [row for image_id, row in near.items() if image_id in first or image_id in listed]
+    wanted = [*rows, *labels, *(copy for cluster in clusters for copy in cluster), *beside]
     uris = list(dict.fromkeys(row["uri"] for row in wanted))
     pictures = dict(zip(uris, thumbnails(uris), strict=True))
     for row in wanted:
@@ -56,6 +69,7 @@ def gather(
     shown = [
         {
             **row,
+            "top_classes": [(meta["classes"][k], cosine) for k, cosine in around.classes[row["image_id"]]],
             "xy": around.places.get(row["image_id"]),
             "neighbours": [near[i] for i in around.neighbours.get(row["image_id"], ()) if i in near],
         }
@@ -67,7 +81,6 @@ def gather(
             "ELSE 'label' END FROM report WHERE flagged OR shift = 'covariate' OR suggested_label IS NOT NULL"
         ).fetchall()
     )
-    listed = {row["image_id"] for row in rows}
     flags, shift, share = meta["flags"], meta["shift"], meta["ood_share"]
     return Page(
         title=f"ood-audit: {name}",
@@ -110,16 +123,25 @@ def gather(
 
 def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
     """What to do next, and the command for it."""
+    flags, labels, extra = meta["flags"], meta["labels"]["found"], meta["duplicates"]["extra"]
     steps = []
-    if meta["flags"] is None:
+    if flags is None:
         steps.append(
             (
-                "Register some labelled images, so that the report can flag:",
+                "Look at the first images below. To have them flagged, with a known rate of false alarms, give some "
+                "labelled images, in FOLDER/CLASS/, and report again:",
                 "ood-audit tune --from FOLDER --epochs 0",
             )
         )
-    elif meta["flags"]["flagged"]:
-        steps.append(("List what is out of distribution:", "ood-audit export --kind ood --format csv"))
+    elif flags["flagged"]:
+        steps.append(
+            (
+                f"Look at the {_plural(flags['flagged'], 'flagged image')} below. What belongs here after all is a "
+                "class to add to the list. See where the others would be moved (leave out --dry-run to do it, --undo "
+                "takes it back):",
+                "ood-audit quarantine ../aside --flagged --dry-run",
+            )
+        )
     if meta["shift"] and meta["shift"]["covariate"]:
         steps.append(
             (
@@ -128,15 +150,34 @@ def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
                 "ood-audit export --kind covariate-shift --format csv",
             )
         )
-    if meta["labels"]["found"]:
-        steps.append(("Check the labels:", "ood-audit export --label-issues --format csv"))
-    if meta["duplicates"]["extra"]:
+    if labels:
         steps.append(
-            ("See where the superfluous copies would go:", "ood-audit quarantine ../aside --duplicates --dry-run")
+            (
+                f"Compare the {_plural(labels, 'label')} that may be wrong with the pictures, under Label issues. "
+                "Correct them from a list:",
+                "ood-audit export --label-issues --format csv",
+            )
+        )
+    if extra:
+        steps.append(
+            (
+                f"See where {_plural(extra, 'superfluous copy', 'superfluous copies')} would be moved (leave out "
+                "--dry-run to do it):",
+                "ood-audit quarantine ../aside --duplicates --dry-run",
+            )
         )
     if meta["unreadable"]:
-        steps.append(("List what could not be read:", "ood-audit export --unreadable --format csv"))
+        steps.append(
+            (
+                f"Replace or remove {_plural(meta['unreadable'], 'unreadable file')}, and run `ood-audit embed` again:",
+                "ood-audit export --unreadable --format csv",
+            )
+        )
     return steps
+
+
+def _plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def _rows(db: DuckDBPyConnection, sql: str, values: dict[str, Any] | None = None) -> list[Row]:

@@ -1,4 +1,4 @@
-"""What stands around the listed images: their nearest neighbours, and a map of a sample of the store."""
+"""What stands around the listed images: classes, their nearest neighbours, and a map of a sample of the store."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,13 @@ from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 
 NEIGHBOURS = 6
-LISTED = 500  # images whose neighbours are looked for
+CLASSES = 5
+LISTED = 500  # images whose neighbours are looked for in any store; in a small one it is more
 MAPPED = 3000
+_PAIRS = 1 << 27  # of listed images and all images, compared at most beyond those
+_BLOCK = 512  # listed images at a time
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -22,23 +27,26 @@ class Surroundings:
     Attributes:
         neighbours: by image id, the ids of the nearest images, the nearest first.
         places: by image id, x and y in 0 … 1.
+        classes: by image id, the numbers of the nearest classes and the cosines to their text features, the best first.
 
     """
 
     neighbours: dict[str, list[str]]
     places: dict[str, tuple[float, float]]
+    classes: dict[str, list[tuple[int, float]]]
 
 
-def look_around(store: Store, listed: list[str], total: int) -> Surroundings:
+def look_around(store: Store, listed: list[str], total: int, text: Floats) -> Surroundings:
     """Two passes over the features: for those of the listed images and of the sample, then for the neighbours.
 
     Args:
         store: the store.
-        listed: ids of the listed images, of which the first 500 are looked around.
+        listed: ids of the listed images.
         total: how many readable images there are.
+        text: (K, D) the text features of the classes.
 
     """
-    wanted = {image_id: row for row, image_id in enumerate(listed[:LISTED])}
+    wanted = {image_id: row for row, image_id in enumerate(listed)}
     chosen = sample(total, most=MAPPED)
     own = np.zeros((len(wanted), store.encoder.dimension), np.float32)
     sampled, ids, start = [own[:0]], [], 0
@@ -56,23 +64,46 @@ def look_around(store: Store, listed: list[str], total: int) -> Surroundings:
     apart = [image_id for image_id in wanted if image_id not in there]
     features = np.concatenate([*sampled, own[[wanted[image_id] for image_id in apart]]])
     places = coordinates(features) if len(features) else features
+    most = max(LISTED, _PAIRS // max(total, 1))
     return Surroundings(
-        neighbours=_nearest(store, list(wanted), own),
+        neighbours=_nearest(store, listed[:most], own[:most]),
         places={i: (float(x), float(y)) for i, (x, y) in zip([*ids, *apart], places.tolist(), strict=True)},
+        classes=dict(zip(listed, _classes(own, text), strict=True)),
     )
 
 
-def _nearest(store: Store, listed: list[str], own: NDArray[np.float32]) -> dict[str, list[str]]:
+def _classes(own: Floats, text: Floats) -> list[list[tuple[int, float]]]:
+    """For each row the nearest classes, with their cosines."""
+    found = []
+    for start in range(0, len(own), _BLOCK):
+        cosines = own[start : start + _BLOCK] @ text.T
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :CLASSES]
+        values = np.take_along_axis(cosines, best, axis=1)
+        found += [list(zip(*row, strict=True)) for row in zip(best.tolist(), values.tolist(), strict=True)]
+    return found
+
+
+def _nearest(store: Store, listed: list[str], own: Floats) -> dict[str, list[str]]:
     best = np.full((len(listed), NEIGHBOURS), -np.inf, np.float32)
     names = np.full((len(listed), NEIGHBOURS), "", dtype=object)
+    row_of = {image_id: row for row, image_id in enumerate(listed)}
     for batch in iter_features(store, batch_rows=16_384):
         ids = np.array(batch.image_ids.to_pylist(), dtype=object)
-        cosines = own @ batch.features.T
-        cosines[np.array(listed, dtype=object)[:, None] == ids[None, :]] = -np.inf  # not its own neighbour
-        both = np.concatenate([best, cosines], axis=1)
-        order = np.argsort(-both, axis=1, kind="stable")[:, :NEIGHBOURS]
-        labels = np.concatenate([names, np.broadcast_to(ids, cosines.shape)], axis=1)
-        best, names = np.take_along_axis(both, order, axis=1), np.take_along_axis(labels, order, axis=1)
+        itself = [(row_of[name], column) for column, name in enumerate(ids) if name in row_of]
+        for start in range(0, len(listed), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            cosines = own[block] @ batch.features.T
+            for row, column in itself:
+                if start <= row < start + _BLOCK:
+                    cosines[row - start, column] = -np.inf  # not its own neighbour
+            # The nearest of the batch, in its order, then of both.
+            few = min(NEIGHBOURS, cosines.shape[1])
+            near = np.sort(np.argpartition(-cosines, few - 1, axis=1)[:, :few], axis=1)
+            both = np.concatenate([best[block], np.take_along_axis(cosines, near, axis=1)], axis=1)
+            labels = np.concatenate([names[block], ids[near]], axis=1)
+            order = np.argsort(-both, axis=1, kind="stable")[:, :NEIGHBOURS]
+            best[block] = np.take_along_axis(both, order, axis=1)
+            names[block] = np.take_along_axis(labels, order, axis=1)
     found = zip(listed, names.tolist(), best.tolist(), strict=True)
     return {
         image_id: [name for name, cosine in zip(near, values, strict=True) if cosine > -1]

@@ -49,7 +49,7 @@ FROM scores AS s JOIN images AS i USING (image_id) LEFT JOIN _decisions AS d USI
 _DECISIONS = """
 CREATE TABLE _no_decisions (
     image_id VARCHAR, flagged BOOLEAN, p_value DOUBLE, shift VARCHAR, p_distance DOUBLE,
-    label_issue FLOAT, suggested_label VARCHAR
+    label_issue FLOAT, suggested_label VARCHAR, cluster VARCHAR
 )"""
 
 
@@ -138,7 +138,9 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: li
     decided = store.reports / report / "decisions.parquet"
     # What an older report decided is not about these scores.
     is_current = current.get("decided") == current.get("scores") and decided.exists()
-    _view(connection, "_decisions", [decided] if is_current else [], "_no_decisions")
+    # By name, as those of an older ood-audit lack columns.
+    found = f"UNION ALL BY NAME FROM read_parquet({_quoted(os.path.abspath(decided))})" if is_current else ""
+    connection.execute(f"CREATE VIEW _decisions AS FROM _no_decisions {found}")
     connection.execute(_REPORT)
     columns = ", ".join(f"{name} {kind}" for name, kind in issues.COLUMNS.items())
     connection.execute(f"CREATE TABLE _no_issues ({columns})")

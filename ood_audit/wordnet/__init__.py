@@ -5,12 +5,21 @@ package wordnet-base: all names of each noun synset with its hypernyms, and the 
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 SYNSETS = Path(__file__).with_name("synsets.parquet")
 PLURALS = Path(__file__).with_name("plurals.parquet")
+# The lexicographer files of what can be seen in a picture.
+PHYSICAL = tuple(
+    f"noun.{file}"
+    for file in (
+        *("animal", "artifact", "body", "food", "location", "object", "person", "phenomenon", "plant", "shape"),
+        "substance",
+    )
+)
 
 # morphy(7WN): the endings of regular plurals, and what they stand for.
 _ENDINGS = (
@@ -29,6 +38,7 @@ _ENDINGS = (
 class _Nouns:
     """A synset is its row: its names, and the rows above and below it."""
 
+    files: list[str]
     names: list[list[str]]
     hypernyms: list[list[int]]
     hyponyms: list[list[int]]
@@ -45,6 +55,7 @@ def _nouns() -> _Nouns:
     # Nouns are the first rows, so what is left is numbered as before.
     table = table.filter(pc.starts_with(table["file"].cast("string"), "noun."))
     names, hypernyms = table["names"].to_pylist(), table["hypernyms"].to_pylist()
+    files = table["file"].cast("string").to_pylist()
     hyponyms: list[list[int]] = [[] for _ in hypernyms]
     synsets: dict[str, list[int]] = {}
     for row, (own, above) in enumerate(zip(names, hypernyms, strict=True)):
@@ -55,7 +66,7 @@ def _nouns() -> _Nouns:
     singulars: dict[str, list[str]] = {}
     for pair in pq.read_table(PLURALS).to_pylist():
         singulars.setdefault(pair["plural"], []).append(pair["singular"])
-    return _Nouns(names, hypernyms, hyponyms, synsets, singulars)
+    return _Nouns(files, names, hypernyms, hyponyms, synsets, singulars)
 
 
 def files() -> list[str]:
@@ -87,6 +98,41 @@ def same_thing(name: str) -> set[str]:
     senses = {row for form in _forms(name) for row in nouns.synsets.get(form, [])}
     rows = _reachable(senses, nouns.hypernyms) | _reachable(senses, nouns.hyponyms)
     return {found for row in rows for found in nouns.names[row]}
+
+
+def kinds_above(name: str) -> set[str]:
+    """The first name of all that `name` is a kind of, all the way, over its senses as a first name."""
+    nouns = _nouns()
+    senses = {row for row in nouns.synsets.get(name, []) if nouns.names[row][0] == name}
+    return {nouns.names[row][0] for row in _reachable(senses, nouns.hypernyms) - senses}
+
+
+def senses(names: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """The senses that some names are the first name of, each with its kinds.
+
+    People and places that nothing is a kind of are left out, since almost all are known by name: `lincoln`, `paris`.
+
+    Returns:
+        for each sense the row of its name in `names`, and the rows of all kinds of it, its own among them.
+
+    """
+    nouns = _nouns()
+    rows = {name: row for row, name in enumerate(names)}
+    named = [
+        row
+        for row, own in enumerate(nouns.names)
+        if own[0] in rows
+        and nouns.files[row] in PHYSICAL
+        and (nouns.hyponyms[row] or nouns.files[row] not in ("noun.person", "noun.location"))
+    ]
+    number = {row: i for i, row in enumerate(named)}
+    below: list[list[int]] = [[] for _ in named]
+    for row in named:
+        own = rows[nouns.names[row][0]]
+        for above in _reachable({row}, nouns.hypernyms):
+            if above in number:
+                below[number[above]].append(own)
+    return [rows[nouns.names[row][0]] for row in named], [sorted(set(kinds)) for kinds in below]
 
 
 def _reachable(rows: set[int], neighbours: list[list[int]]) -> set[int]:

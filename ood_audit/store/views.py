@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -16,6 +16,9 @@ from ood_audit.audit import issues
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store.layout import Store, read_json
 from ood_audit.text import printable, storable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 VIEWS = ("images", "scores", "labels", "report", "issues")
 
@@ -169,10 +172,20 @@ def query(store: Store, sql: str) -> Rows:
             raise UsageError(_explain(connection, error)) from error
 
 
-def superseded(store: Store, parts: list[Path]) -> dict[str, int]:
-    """Images of which an older row no longer counts, with the part of the row that does."""
+def outdated_rows(store: Store, parts: list[Path]) -> dict[int, "pa.Array"]:
+    """By the number of a part, the ids of the images of which it has a row that no longer counts."""
+    import numpy as np
+
     with connect(store, parts) as connection:
-        return dict(connection.execute("SELECT image_id, part FROM _superseded").fetchall())
+        rows = connection.sql(
+            "SELECT r.part, r.image_id FROM _rows AS r JOIN _superseded AS s USING (image_id) "
+            "WHERE s.part > r.part ORDER BY r.part"
+        ).to_arrow_table()
+    found = np.unique(rows["part"].to_numpy(), return_index=True, return_counts=True)
+    return {
+        number: rows["image_id"].slice(start, count).combine_chunks()
+        for number, start, count in zip(*(values.tolist() for values in found), strict=True)
+    }
 
 
 def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], empty: str) -> None:

@@ -46,7 +46,8 @@ def seconds(work: Callable[[], object]) -> Times:
     """Of the clock, and of all threads of the process."""
     started = np.array([time.perf_counter(), time.process_time()])
     work()
-    return np.array([time.perf_counter(), time.process_time()]) - started
+    took: Times = np.array([time.perf_counter(), time.process_time()]) - started
+    return took
 
 
 def limit(root: str, images: int, classes: int, dimension: int) -> dict[str, Any]:
@@ -73,7 +74,9 @@ def limit(root: str, images: int, classes: int, dimension: int) -> dict[str, Any
             other = torch.randn(width, dimension)
             rows[0] @ other.T
             blocks = max(1, round(times))
-            return seconds(lambda: [part @ other.T for _ in range(blocks) for part in rows]) * times / blocks
+            took = seconds(lambda: [part @ other.T for _ in range(blocks) for part in rows])
+            scaled: Times = took * times / blocks
+            return scaled
 
     found = {"read": seconds(read), "text": product(classes), "whitening": product(dimension)}
     return {name: times.tolist() for name, times in found.items()}
@@ -137,8 +140,8 @@ def child(what: str, *arguments: object) -> dict[str, Any]:
 
 def main() -> None:
     if "--child" in sys.argv:
-        what, root, *rest = sys.argv[sys.argv.index("--child") + 1 :]
-        print(json.dumps(limit(root, *map(int, rest)) if what == "limit" else run(root, what)))
+        what, where, *rest = sys.argv[sys.argv.index("--child") + 1 :]
+        print(json.dumps(limit(where, *map(int, rest)) if what == "limit" else run(where, what)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2_000_000)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ood_audit.pools import Pool
 
+_Value = TypeVar("_Value")
 _CHUNK_BYTES = 4 << 20  # of float32 cosines at a time: what the caches of a processor hold
 _GPU_CHUNK_BYTES = 256 << 20
 _WIDEST = 4096  # of more classes, a product of few images would be slow
@@ -94,10 +95,9 @@ class Chunk:
 
     def similarities(self, weight: float) -> "torch.Tensor":
         """(N, K): text and prototypes joined, with this weight of the prototypes."""
-        return self._once(
-            ("similarities", weight),
-            lambda: (1 - weight) * self.to_text + weight * self.to_prototypes if weight else self.to_text,
-        )
+        if not weight:
+            return self.to_text
+        return self._once(("similarities", weight), lambda: (1 - weight) * self.to_text + weight * self.to_prototypes)
 
     def largest(self, weight: float, count: int) -> "tuple[torch.Tensor, torch.Tensor]":
         """The `count` largest similarities of each image and their classes, (N, count) each; fewer of fewer classes."""
@@ -109,17 +109,14 @@ class Chunk:
 
     def log_sum(self, weight: float, temperature: float) -> "torch.Tensor":
         """(N,) log Σ exp(s/τ) of the similarities."""
-        return self._once(
-            ("log_sum", weight, temperature),
-            lambda: _log_sum(self.similarities(weight), temperature),
-        )
+        return self._once(("log_sum", weight, temperature), lambda: _log_sum(self.similarities(weight), temperature))
 
     def energies(self, settings: dict[str, Any]) -> "tuple[torch.Tensor, torch.Tensor]":
         """ΔE and E_0, (N,) each, by these settings of ΔEnergy."""
         return self._once(("energies", *sorted(settings.items())), lambda: self._energies(**settings))
 
     def _energies(
-        self, *, temperature: float, top_c: int, reset_to: float, background: bool, prototypes: float
+        self, *, temperature: float, top_c: int, reset_to: float, background: bool = False, prototypes: float = 0.0
     ) -> "tuple[torch.Tensor, torch.Tensor]":
         import torch
 
@@ -136,10 +133,11 @@ class Chunk:
         changes, energy = changes_of(top, rest, temperature, reset_to)
         return changes.sum(dim=1), energy
 
-    def _once(self, key: Any, value: Callable[[], Any]) -> Any:
+    def _once(self, key: Any, value: Callable[[], _Value]) -> _Value:
         if key not in self._known:
             self._known[key] = value()
-        return self._known[key]
+        found: _Value = self._known[key]
+        return found
 
     def raw(self, function: Callable[..., Any], settings: dict[str, Any]) -> "torch.Tensor":
         """(N,) the raw values of a score.

@@ -25,7 +25,7 @@ PART_SECONDS = 15.0  # whichever is reached first: what a kill can cost
 _FACTS = pa.schema(
     [
         ("image_id", pa.string()),
-        ("part", pa.int32()),  # the number in the part's name
+        ("part", pa.int32()),  # the number in the name of the part that it was written to
         ("uri", pa.string()),
         ("source", pa.string()),
         ("path", pa.string()),
@@ -168,8 +168,8 @@ class FeatureBatch:
 
     def slice(self, start: int, rows: int) -> "FeatureBatch":
         """Some of them, without a copy."""
-        columns = (column.slice(start, rows) for column in (self.image_ids, self.paths, self.folders))
-        return FeatureBatch(*columns, self.codes[start : start + rows])
+        ids, paths, folders = (column.slice(start, rows) for column in (self.image_ids, self.paths, self.folders))
+        return FeatureBatch(ids, paths, folders, self.codes[start : start + rows])
 
 
 def unit(codes: NDArray[Any]) -> NDArray[np.float32]:
@@ -193,13 +193,13 @@ def iter_features(store: Store, *, batch_rows: int = 65_536) -> Iterator[Feature
 
 
 def _features_of(
-    parts: list[Path], outdated: dict[int, pa.Array], dimension: int, batch_rows: int
+    parts: list[Path], outdated: dict[Path, pa.Array], dimension: int, batch_rows: int
 ) -> Iterator[FeatureBatch]:
-    from ood_audit.store.views import damaged
+    from ood_audit.store.views import damaged, merged
 
     columns = ["image_id", "path", "folder", "status", "embedding"]
     for part in parts:
-        gone = outdated.get(int(part.stem.removeprefix("part-")))
+        gone = outdated.get(part)
         try:
             with pq.ParquetFile(part) as file:
                 for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
@@ -213,5 +213,7 @@ def _features_of(
                         yield FeatureBatch(
                             batch["image_id"], batch["path"], batch["folder"], values.reshape(-1, dimension)
                         )
+        except FileNotFoundError as error:
+            raise merged() from error
         except pa.ArrowInvalid as error:
             raise damaged(f"{part}: {error}") from error

@@ -14,7 +14,7 @@ import duckdb
 
 from ood_audit.audit import issues
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store.layout import Store, read_json
+from ood_audit.store.layout import Store, read_json, span
 from ood_audit.text import printable, storable
 
 if TYPE_CHECKING:
@@ -78,15 +78,18 @@ def connect(
 
     """
     connection = duckdb.connect(config={"preserve_insertion_order": False})
+    parts = store.parts if parts is None else parts
     try:
         with _interruptible(connection):
-            _create_views(connection, store, store.parts if parts is None else parts, report or store.current_report)
+            _create_views(connection, store, parts, report or store.current_report)
             yield connection
     except (RuntimeError, duckdb.InterruptException) as error:  # how DuckDB passes a Ctrl-C on
         if "interrupt" in str(error).lower():
             raise KeyboardInterrupt from error
         raise
     except duckdb.Error as error:
+        if not all(part.exists() for part in parts):
+            raise merged() from error
         if os.path.abspath(store.root) in str(error) and not isinstance(error, duckdb.PermissionException):
             raise damaged(str(error)) from error
         raise
@@ -126,6 +129,11 @@ def damaged(what: str) -> StoreError:
     """The error for a file of the store that can't be read."""
     first = printable(what.splitlines()[0])
     return StoreError(f"the store is damaged: {first}; delete that file and run `ood-audit embed` again")
+
+
+def merged() -> StoreError:
+    """The error for a part that is no longer there."""
+    return StoreError("parts of the store were merged meanwhile by `ood-audit compact`; run the command again")
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path], report: str) -> None:
@@ -172,8 +180,8 @@ def query(store: Store, sql: str) -> Rows:
             raise UsageError(_explain(connection, error)) from error
 
 
-def outdated_rows(store: Store, parts: list[Path]) -> dict[int, "pa.Array"]:
-    """By the number of a part, the ids of the images of which it has a row that no longer counts."""
+def outdated_rows(store: Store, parts: list[Path]) -> dict[Path, "pa.Array"]:
+    """By part, the ids of the images of which it has a row that no longer counts."""
     import numpy as np
 
     with connect(store, parts) as connection:
@@ -181,10 +189,12 @@ def outdated_rows(store: Store, parts: list[Path]) -> dict[int, "pa.Array"]:
             "SELECT r.part, r.image_id FROM _rows AS r JOIN _superseded AS s USING (image_id) "
             "WHERE s.part > r.part ORDER BY r.part"
         ).to_arrow_table()
-    found = np.unique(rows["part"].to_numpy(), return_index=True, return_counts=True)
+    # A merged part holds the rows of all numbers up to its own, from that of the part before it on.
+    ends = np.searchsorted(rows["part"].to_numpy(), [span(part)[1] for part in parts], side="right").tolist()
     return {
-        number: rows["image_id"].slice(start, count).combine_chunks()
-        for number, start, count in zip(*(values.tolist() for values in found), strict=True)
+        part: rows["image_id"].slice(start, end - start).combine_chunks()
+        for part, start, end in zip(parts, [0, *ends], ends, strict=False)
+        if end > start
     }
 
 

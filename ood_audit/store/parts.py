@@ -179,11 +179,18 @@ def unit(codes: NDArray[Any]) -> NDArray[np.float32]:
     return features
 
 
-def iter_features(store: Store, *, batch_rows: int = 65_536) -> Iterator[FeatureBatch]:
-    """Stream the features of all readable images, part after part; memory holds two batches, one being read."""
+def iter_features(store: Store, *, batch_rows: int = 65_536, parts: list[Path] | None = None) -> Iterator[FeatureBatch]:
+    """Stream the features of all readable images, part after part; memory holds two batches, one being read.
+
+    Args:
+        store: the store.
+        batch_rows: how many images a batch has, at most.
+        parts: as `store.parts` gave them; by default those of now, whatever a writer adds meanwhile.
+
+    """
     from ood_audit.store.views import outdated_rows
 
-    parts = store.parts  # as of now, whatever a writer adds meanwhile
+    parts = store.parts if parts is None else parts
     batches = _features_of(parts, outdated_rows(store, parts), store.encoder.dimension, batch_rows)
     with ThreadPoolExecutor(1, thread_name_prefix="features") as reader:
         coming = reader.submit(next, batches, None)

@@ -97,6 +97,12 @@ def connect(
         connection.close()
 
 
+def limit_memory(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+    """Have DuckDB sort and join in a gigabyte, and then on disk; for who holds the lock of the scores."""
+    connection.execute("SET memory_limit = '1GB'")
+    connection.execute("SET temp_directory = ?", [str(store.root / ".spill.tmp")])
+
+
 @contextmanager
 def _interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     """Let a Ctrl-C stop what `connection` is doing.

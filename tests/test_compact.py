@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from click.testing import CliRunner
 
 import ood_audit
+from ood_audit import matching, prototypes, references, scoring
 from ood_audit.audit import issues
 from ood_audit.cli import cli
 from ood_audit.errors import StoreError
@@ -20,6 +24,7 @@ from ood_audit.store.compaction import compact
 from ood_audit.store.index import neighbours
 from ood_audit.store.parts import PartWriter, iter_features
 from ood_audit.vocabulary import Vocabulary
+from tests.conftest import ROOT
 from tests.made import make_store, problem, unit
 
 CLASSES = 6
@@ -316,3 +321,70 @@ def test_a_file_that_is_no_part_is_named(store):
     (store.images / "part-of-it.parquet").write_bytes(b"")
     with pytest.raises(StoreError, match="part-of-it"):
         store.query("SELECT 1")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+@pytest.mark.parametrize("what", ["compact", "score"])
+def test_files_that_can_not_grow(store, what):
+    """As on a full disk, in a process of its own: what was there stays in force."""
+    ood_audit.score(store, auto=False, prototypes=False)
+    before, parts, scores = seen(store), store.parts, store.query("SELECT * FROM scores ORDER BY image_id").rows
+    code = (
+        "import resource, signal, sys\n"
+        "import ood_audit, torch\n"
+        "from ood_audit.store.compaction import compact\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))\n"
+        "store = ood_audit.open_store(sys.argv[1])\n"
+        "compact(store) if sys.argv[2] == 'compact' else ood_audit.score(store, auto=False, prototypes=False, top_c=3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, store.root, what], capture_output=True, text=True, cwd=ROOT)
+    assert "StoreError: cannot write to the store" in done.stderr, done.stderr
+    assert "make room and run the same command again" in done.stderr
+    assert (seen(store), store.parts) == (before, parts)
+    assert store.query("SELECT * FROM scores ORDER BY image_id").rows == scores
+    assert [path for path in store.root.rglob("*") if ".tmp" in path.name] == []
+    assert len(list(store.scores.glob("*.parquet"))) == 1
+
+
+def test_a_full_disk_while_scores_are_written_in_their_thread(store, monkeypatch):
+    ood_audit.score(store, auto=False)
+    before = store.query("SELECT * FROM scores ORDER BY image_id").rows
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scoring, "_GROUP_ROWS", 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(matching, "_CHUNK_BYTES", 7 * 4 * CLASSES)
+        patch.setattr(pq.ParquetWriter, "write_table", full)
+        with pytest.raises(StoreError, match="make room and run the same command again"):
+            ood_audit.score(store, auto=False, top_c=3)
+    assert store.query("SELECT * FROM scores ORDER BY image_id").rows == before
+    whole = ood_audit.score(store, auto=False, top_c=3)
+    rows = store.query("SELECT image_id, ood_score FROM scores ORDER BY 1").rows
+    whole.path.unlink()
+    monkeypatch.setattr(matching, "_CHUNK_BYTES", 7 * 4 * CLASSES)  # in chunks and groups of other sizes
+    ood_audit.score(store, auto=False, top_c=3)
+    again = store.query("SELECT image_id, ood_score FROM scores ORDER BY 1").rows
+    assert [row[0] for row in again] == [row[0] for row in rows]
+    np.testing.assert_allclose([row[1] for row in again], [row[1] for row in rows], rtol=1e-4, atol=1e-6)
+
+
+def test_without_prototypes_there_is_no_product_with_them(store, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(prototypes.Prototypes, "cosines", _never)
+        patch.setattr(references, "_cosines", lambda features, folds, those, text: features_to_text(features, text))
+        ood_audit.score(store, auto=False, prototypes=False)
+    assert store.query("SELECT count(*), count(distance) FROM scores").rows[0][1] == 0
+    ood_audit.score(store, auto=False)
+    total, distances = store.query("SELECT count(*), count(distance) FROM scores").rows[0]
+    assert total == distances
+
+
+def _never(*arguments):
+    raise AssertionError("a product with prototypes")
+
+
+def features_to_text(features, text):
+    return torch.from_numpy(features) @ torch.from_numpy(text).T

@@ -137,10 +137,10 @@ def report(
                     "duplicates: only exact ones were looked for; ask for near ones: --near-duplicates"
                 )
             decisions.save(db, folder)
+            ranking.write_all(db, folder / "report.parquet")
             issues.write(folder / issues.FILE, decisions.findings(db, duplicates, name), generation=generation)
             rows = ranking.top(db, top)
             meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
-            ranking.write_all(db, folder / "report.parquet")
             writers.write_csv(folder / "report.csv", rows)
             writers.write_json(folder / "report.json", rows)
             writers.write_json(folder / "meta.json", meta)

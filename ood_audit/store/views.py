@@ -165,6 +165,13 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: li
 
 def query(store: Store, sql: str) -> Rows:
     """Run one read-only SELECT that can read the store's files and nothing else; see `Store.query`."""
+    with streaming(store, sql) as (columns, rows):
+        return Rows(columns, list(rows))
+
+
+@contextmanager
+def streaming(store: Store, sql: str) -> Iterator[tuple[list[str], Iterator[tuple[Any, ...]]]]:
+    """`query`, for answers of any length: the columns, and the rows one after another."""
     if not storable(sql) == sql:
         raise UsageError("the query is not valid UTF-8")
     with connect(store) as connection:
@@ -177,13 +184,18 @@ def query(store: Store, sql: str) -> Rows:
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
                 raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
             result = connection.execute(statements[0])
-            return Rows([column[0] for column in result.description or []], result.fetchall())
         except duckdb.InterruptException:
             raise
         except duckdb.Error as error:
             if root in str(error) and root not in sql and not isinstance(error, duckdb.PermissionException):
                 raise  # a file of the store that can't be read
             raise UsageError(_explain(connection, error)) from error
+        yield [column[0] for column in result.description or []], _rows(result)
+
+
+def _rows(result: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+    while rows := result.fetchmany(8192):
+        yield from rows
 
 
 def outdated_rows(store: Store, parts: list[Path]) -> dict[Path, "pa.Array"]:

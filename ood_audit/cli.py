@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "Compare every score with known answers.",
     "export": "List what was found, or what to keep.",
     "quarantine": "Move what was found out of the way, and back.",
+    "compact": "Merge small parts of the store.",
     "status": "Show what the store holds.",
 }
 

@@ -1,9 +1,10 @@
 """What images are compared with, and the comparison: features → similarities to the classes and to other things."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +12,17 @@ from numpy.typing import NDArray
 from ood_audit import prototypes, scores
 from ood_audit.prototypes import Prototypes, References
 from ood_audit.store import Store
-from ood_audit.store.parts import iter_features
+from ood_audit.store.parts import FeatureBatch, iter_features
 
 if TYPE_CHECKING:
     import torch
 
     from ood_audit.pools import Pool
 
-_CHUNK_BYTES = 32 << 20  # of float32 cosines at a time, whatever the number of classes
+_Value = TypeVar("_Value")
+_CHUNK_BYTES = 4 << 20  # of float32 cosines at a time: what the caches of a processor hold
+_GPU_CHUNK_BYTES = 256 << 20
+_WIDEST = 4096  # of more classes, a product of few images would be slow
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,23 @@ class Target:
 class Chunk:
     """Some images, on a device, beside a target; what is derived is computed once, when it is asked for."""
 
-    image_ids: Sequence[str]
-    paths: Sequence[str]
-    folders: Sequence[str]
+    batch: FeatureBatch
     images: "torch.Tensor"
     target: Target
     tensors: "dict[str, torch.Tensor]"
+    _known: "dict[Any, Any]" = field(default_factory=dict)
+
+    @property
+    def image_ids(self) -> list[str]:
+        """(N,)."""
+        ids: list[str] = self.batch.image_ids.to_pylist()
+        return ids
+
+    @property
+    def paths(self) -> list[str]:
+        """(N,) within the sources."""
+        paths: list[str] = self.batch.paths.to_pylist()
+        return paths
 
     @cached_property
     def folds(self) -> "torch.Tensor":
@@ -85,7 +100,49 @@ class Chunk:
 
     def similarities(self, weight: float) -> "torch.Tensor":
         """(N, K): text and prototypes joined, with this weight of the prototypes."""
-        return (1 - weight) * self.to_text + weight * self.to_prototypes if weight else self.to_text
+        if not weight:
+            return self.to_text
+        return self._once(("similarities", weight), lambda: (1 - weight) * self.to_text + weight * self.to_prototypes)
+
+    def largest(self, weight: float, count: int) -> "tuple[torch.Tensor, torch.Tensor]":
+        """The `count` largest similarities of each image and their classes, (N, count) each; fewer of fewer classes."""
+        from ood_audit.scores.delta_energy import largest
+
+        found = min(max(count, 2), len(self.target.text))  # two are always asked for
+        top, where = self._once(("largest", weight, found), lambda: largest(self.similarities(weight), found))
+        return top[:, :count], where[:, :count]
+
+    def log_sum(self, weight: float, temperature: float) -> "torch.Tensor":
+        """(N,) log Σ exp(s/τ) of the similarities."""
+        return self._once(("log_sum", weight, temperature), lambda: _log_sum(self.similarities(weight), temperature))
+
+    def energies(self, settings: dict[str, Any]) -> "tuple[torch.Tensor, torch.Tensor]":
+        """ΔE and E_0, (N,) each, by these settings of ΔEnergy."""
+        return self._once(("energies", *sorted(settings.items())), lambda: self._energies(**settings))
+
+    def _energies(
+        self, *, temperature: float, top_c: int, reset_to: float, background: bool = False, prototypes: float = 0.0
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        import torch
+
+        from ood_audit.scores.delta_energy import changes_of
+
+        similarities = self.similarities(prototypes)
+        top, where = self.largest(prototypes, top_c)
+        # No copy of them: it would cost as much as all else here.
+        similarities.scatter_(1, where, -math.inf)
+        rest = _log_sum(similarities, temperature)
+        similarities.scatter_(1, where, top)
+        if background:
+            rest = torch.logaddexp(rest, _log_sum(self.to_background, temperature / (1 - prototypes)))
+        changes, energy = changes_of(top, rest, temperature, reset_to)
+        return changes.sum(dim=1), energy
+
+    def _once(self, key: Any, value: Callable[[], _Value]) -> _Value:
+        if key not in self._known:
+            self._known[key] = value()
+        found: _Value = self._known[key]
+        return found
 
     def raw(self, function: Callable[..., Any], settings: dict[str, Any]) -> "torch.Tensor":
         """(N,) the raw values of a score.
@@ -95,6 +152,8 @@ class Chunk:
             settings: its options; and, for all scores, `prototypes`, their weight, and `background`, whether to use it.
 
         """
+        if function is scores.load("delta-energy"):
+            return self.energies(settings)[0]
         own = dict(settings)
         weight = own.pop("prototypes", 0.0)
         background = own.pop("background", False)
@@ -119,22 +178,31 @@ def chunks(store: Store, target: Target, device: str) -> Iterator[Chunk]:
     where = choose_device(device)
     tensors = _tensors(target, where)
     widest = max([len(target.text), *(len(pool.names) for name, pool in target.pools.items() if name == "background")])
-    rows = max(1, _CHUNK_BYTES // (4 * widest))
+    room = _CHUNK_BYTES if where.type == "cpu" else _GPU_CHUNK_BYTES
+    rows = max(1, room // (4 * min(widest, _WIDEST)))
     with torch.inference_mode():
         for batch in iter_features(store):
-            for start in range(0, len(batch.features), rows):
-                part = slice(start, start + rows)
-                images = torch.from_numpy(batch.features[part]).to(where)
-                ids, paths, folders = (c[part].to_pylist() for c in (batch.image_ids, batch.paths, batch.folders))
-                yield Chunk(ids, paths, folders, images, target, tensors)
+            for start in range(0, len(batch.codes), rows):
+                part = batch.slice(start, rows)
+                images = torch.tensor(part.codes, device=where).float()
+                images /= images.norm(dim=1, keepdim=True)  # float16 rounding
+                yield Chunk(part, images, target, tensors)
 
 
 def chunk_of(names: Sequence[str], features: NDArray[np.float32], target: Target) -> Chunk:
     """Some images that are not in the store, on the CPU; `names` stand for their paths."""
+    import pyarrow as pa
     import torch
 
     tensors = _tensors(target, torch.device("cpu"))
-    return Chunk(names, names, [""] * len(names), torch.from_numpy(features), target, tensors)
+    own = pa.array(names, pa.string())
+    return Chunk(
+        FeatureBatch(own, own, pa.array([""] * len(names)), features), torch.from_numpy(features), target, tensors
+    )
+
+
+def _log_sum(values: "torch.Tensor", temperature: float) -> "torch.Tensor":
+    return (values if temperature == 1 else values / temperature).logsumexp(dim=1)
 
 
 def _tensors(target: Target, where: "torch.device") -> "dict[str, torch.Tensor]":

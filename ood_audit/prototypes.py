@@ -14,6 +14,7 @@ sets of prototypes, each made without a part of them (`FOLDS`).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 from zlib import crc32
 
@@ -70,13 +71,20 @@ class Prototypes:
         """(N, D) image features and their (N, K) cosines to the text features → (N, K); torch tensors on one device."""
         import torch
 
-        center, whiten, means = (
-            torch.as_tensor(a, device=images.device) for a in (self.center, self.whiten, self.means)
+        center, whiten, means, missing = (
+            torch.as_tensor(a, device=images.device) for a in (self.center, self.whiten, self.means, self.missing)
         )
         whitened = torch.nn.functional.normalize((images - center) @ whiten, dim=1)
         found = whitened @ means.T
-        missing = (means == 0).all(dim=1)
-        return torch.where(missing, self.slope * to_text + self.intercept, found) if missing.any() else found
+        if not self.missing.any():
+            return found
+        return torch.where(missing, self.slope * to_text + self.intercept, found)
+
+    @cached_property
+    def missing(self) -> NDArray[np.bool_]:
+        """(K,): the classes without a mean."""
+        missing: NDArray[np.bool_] = (self.means == 0).all(axis=1)
+        return missing
 
 
 def fold_of(names: Sequence[str]) -> NDArray[np.int64]:

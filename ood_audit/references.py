@@ -10,7 +10,7 @@ from ood_audit import prototypes
 from ood_audit.prototypes import DEFAULT_WEIGHT, FOLDS, Prototypes, References
 from ood_audit.selection import FEWEST_CLASSES, FEWEST_IMAGES, MOST_IMAGES, Sample, presume
 from ood_audit.store import Store
-from ood_audit.store.parts import iter_features
+from ood_audit.store.parts import iter_features, unit
 from ood_audit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -177,12 +177,12 @@ def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], list[str],
     wanted = prototypes.sample(total, seed, min(most, prototypes.MOST))
     ids, paths, features, folders, start = [], [], [], [], 0
     for batch in iter_features(store):
-        rows = wanted[(wanted >= start) & (wanted < start + len(batch.features))] - start
-        start += len(batch.features)
+        rows = wanted[(wanted >= start) & (wanted < start + len(batch.codes))] - start
+        start += len(batch.codes)
         ids += batch.image_ids.take(rows).to_pylist()
         paths += batch.paths.take(rows).to_pylist()
         folders += batch.folders.take(rows).to_pylist()
-        features.append(batch.features[rows])
+        features.append(unit(batch.codes[rows]))
     return ids, paths, np.concatenate(features), folders
 
 

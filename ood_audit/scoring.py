@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,6 +31,7 @@ _CHOSEN = ("delta-energy", "best")  # methods whose settings are chosen on the d
 _FORMAT = 4  # of the file: scores with other columns are not taken up
 _OTHERS = 8192  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 _MOST_KNOWN = 1000
+_GROUP_ROWS = 131_072  # of the file: fewer are slow to query
 _DEFAULT_WEIGHT = 0.2  # as in `prototypes`, which this module must not import
 
 
@@ -251,7 +253,9 @@ def prepare(
         pool("background")
     elif others := loaded.pop("background", None):
         loaded["background"] = others.thinned(_OTHERS)  # for the column `lead`
-    target = Target(text, found, prototypes.fit_folds(found, text), loaded)
+    # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
+    unwanted = given.get("prototypes") == 0
+    target = Target(text, found, [] if unwanted else prototypes.fit_folds(found, text), loaded)
     return Plan(
         target=target,
         runs=runs,
@@ -353,49 +357,59 @@ def _write(
         + [("margin", pa.float32()), ("given_label", pa.dictionary(pa.int32(), pa.string()))]
         + [(name, pa.float32()) for name in ("confidence", "given_confidence", "distance", "lead")]
     )
-    names = vocabulary.names
-    labels = pa.array(names)
+    labels = pa.array(vocabulary.names)
     given_by_folder = lru_cache(maxsize=65_536)(vocabulary.class_of)
-    done = 0
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    done, waiting, rows = 0, [], 0
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(
+            temporary, schema, compression="zstd", use_dictionary=["label", "label_2", "given_label"]
+        ) as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="scores") as thread,
+    ):
+        writing_of = thread.submit(lambda: None)
         for chunk in chunks(store, plan.target, device):
-            numbers, best, index = _numbers(chunk, plan, method)
-            columns = [chunk.image_ids, chunk.paths, *(pa.array(n.float().cpu().numpy()) for n in numbers)]
-            if len(names) > 1:
-                columns += [pa.DictionaryArray.from_arrays(pa.array(i, pa.int32()), labels) for i in index.T]
-                columns.append(pa.array(best[:, 0] - best[:, 1]))
-            else:  # no runner-up
-                columns.append(pa.DictionaryArray.from_arrays(pa.array(index[:, 0], pa.int32()), labels))
-                columns += [pa.nulls(len(best), schema.field(name).type) for name in ("label_2", "margin")]
-            given, *more = _beside(chunk, plan, plan.runs[method][1]["prototypes"], index[:, 0], given_by_folder)
-            columns.append(pa.DictionaryArray.from_arrays(pa.array(given, pa.int32(), mask=given < 0), labels))
-            columns += [pa.array(values, pa.float32(), from_pandas=True) for values in more]
-            writer.write_table(
-                pa.Table.from_arrays([pa.array(c) if isinstance(c, list) else c for c in columns], schema=schema)
+            waiting.append(
+                pa.RecordBatch.from_arrays(_columns(chunk, plan, method, labels, given_by_folder), schema=schema)
             )
-            done += len(best)
+            rows += len(chunk.images)
+            if rows >= _GROUP_ROWS:
+                writing_of.result()
+                writing_of = thread.submit(writer.write_table, pa.Table.from_batches(waiting), rows)
+                waiting, rows = [], 0
+            done += len(chunk.images)
             if on_progress is not None:
                 on_progress(done, total)
+        writing_of.result()
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting), rows)
+
+
+def _columns(chunk: "Chunk", plan: Plan, method: str, labels: Any, class_of: Callable[[str], int | None]) -> list[Any]:
+    """The columns of a chunk's scores, as Arrow arrays."""
+    import pyarrow as pa
+
+    numbers, best, index = _numbers(chunk, plan, method)
+    columns = [chunk.batch.image_ids, chunk.batch.paths, *(pa.array(n.float().cpu().numpy()) for n in numbers)]
+    columns += [pa.DictionaryArray.from_arrays(pa.array(i, pa.int32()), labels) for i in index.T]
+    if len(labels) > 1:
+        columns.append(pa.array(best[:, 0] - best[:, 1]))
+    else:  # no runner-up
+        columns += [pa.nulls(len(best), pa.dictionary(pa.int32(), pa.string())), pa.nulls(len(best), pa.float32())]
+    given, *more = _beside(chunk, plan, plan.runs[method][1]["prototypes"], index[:, 0], class_of)
+    columns.append(pa.DictionaryArray.from_arrays(pa.array(given, pa.int32(), mask=given < 0), labels))
+    return columns + [pa.array(values, pa.float32(), from_pandas=True) for values in more]
 
 
 def _numbers(chunk: "Chunk", plan: Plan, method: str) -> tuple[list[Any], Any, Any]:
     """ood_score, delta_energy, energy and max_cosine of a chunk; its two largest similarities and their classes."""
-    import torch
-
     from ood_audit.scores.delta_energy import delta_energy
 
     function, settings = plan.runs[method]
-    delta = settings if function is delta_energy else plan.delta
     raw = chunk.raw(function, settings)
-    change = raw if function is delta_energy else chunk.raw(delta_energy, delta)
-    similarities = chunk.similarities(delta["prototypes"])
-    energy = -(similarities / delta["temperature"]).logsumexp(dim=1)
-    if delta["background"]:
-        outside = ((1 - delta["prototypes"]) * chunk.to_background / delta["temperature"]).logsumexp(dim=1)
-        energy = -torch.logaddexp(-energy, outside)
-    joined = chunk.similarities(settings["prototypes"])
-    best, index = (found.cpu().numpy() for found in joined.topk(min(2, joined.shape[1]), dim=1))
-    return [-raw, change, energy, chunk.to_text.amax(dim=1)], best, index
+    change, energy = chunk.energies(settings if function is delta_energy else plan.delta)
+    best, index = (found.cpu().numpy() for found in chunk.largest(settings["prototypes"], 2))
+    return [-raw, change, energy, chunk.largest(0.0, 1)[0][:, 0]], best, index
 
 
 def _beside(
@@ -410,26 +424,36 @@ def _beside(
 
     """
     import numpy as np
+    import torch
 
-    given = np.array(
-        [
-            plan.given[i] if i in plan.given else -1 if (k := class_of(folder)) is None else k
-            for i, folder in zip(chunk.image_ids, chunk.folders, strict=True)
-        ],
-        np.int64,
-    )
-    rows = np.arange(len(given))
-    shares = (chunk.similarities(weight) / plan.sharpness).softmax(dim=1).float().cpu().numpy()
-    distance = 1 - chunk.to_prototypes.float().cpu().numpy()[rows, nearest]
-    if not any(plan.target.prototypes):
-        distance = np.full(len(given), np.nan)
+    given = _given(chunk, plan, class_of)
+    similarities = chunk.similarities(weight)
+    normalizer = chunk.log_sum(weight, plan.sharpness)
+    both = torch.from_numpy(np.stack([nearest, given.clip(0)], axis=1)).to(similarities.device)
+    shares = (similarities.gather(1, both) / plan.sharpness - normalizer[:, None]).exp().float().cpu().numpy()
+    distance = np.full(len(given), np.nan)
+    if any(plan.target.prototypes):
+        distance = 1 - chunk.to_prototypes.gather(1, both[:, :1])[:, 0].float().cpu().numpy()
     lead = chunk.lead.float().cpu().numpy() if _leads(plan.target) else np.full(len(given), np.nan)
-    return given, shares[rows, nearest], np.where(given < 0, np.nan, shares[rows, given]), distance, lead
+    return given, shares[:, 0], np.where(given < 0, np.nan, shares[:, 1]), distance, lead
 
 
 def _leads(target: "Target") -> bool:
     """Whether the lead of the class names is known, and something to hold it against."""
     return "background" in target.pools and len(target.text) > 1
+
+
+def _given(chunk: "Chunk", plan: Plan, class_of: Callable[[str], int | None]) -> Any:
+    """(N,) int64: the class that each image is labelled with, −1 for none."""
+    import numpy as np
+
+    folders = chunk.batch.folders.dictionary_encode()
+    classes = [-1 if (k := class_of(folder)) is None else k for folder in folders.dictionary.to_pylist()]
+    given = np.array(classes, np.int64)[folders.indices.to_numpy()]
+    if plan.given:
+        by_hand = [plan.given.get(image_id, -1) for image_id in chunk.image_ids]
+        given = np.where(np.array(by_hand) < 0, given, by_hand)
+    return given
 
 
 def _calibration(plan: Plan, method: str) -> dict[str, Any] | None:
@@ -441,7 +465,7 @@ def _calibration(plan: Plan, method: str) -> dict[str, Any] | None:
     own = plan.calibration
     chunk = chunk_of(own.names, own.features, own.target(plan.target))
     function, settings = plan.runs[method]
-    nearest = chunk.similarities(settings["prototypes"]).argmax(dim=1)
+    nearest = chunk.largest(settings["prototypes"], 1)[1][:, 0]
     distance = 1 - chunk.to_prototypes.gather(1, nearest[:, None])[:, 0]
     return {
         "ood_score": (-chunk.raw(function, settings)).tolist(),

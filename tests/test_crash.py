@@ -142,7 +142,7 @@ def check_complete(store: Path, folder: Path) -> None:
     assert rows == {uri: "error" if path.stem in ("broken", "empty") else "ok" for uri, path in files.items()}
     assert [path for path in store.rglob("*") if ".tmp" in path.name or path.name.endswith("writer.json")] == []
     meta = json.loads((store / "index" / "index.json").read_text())
-    assert meta == {"generation": ood_audit.open_store(store).generation, "images": len(rows) - 2}
+    assert meta == {"generation": ood_audit.open_store(store).generation, "images": len(rows) - 2, "kind": "flat"}
     assert len((store / "index" / "image_ids.txt").read_text().split()) == len(set(rows)) - 2
 
 

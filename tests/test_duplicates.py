@@ -19,7 +19,7 @@ from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import UsageError
 from ood_audit.images.decode import decode
 from ood_audit.images.sources import ScanNotes, scan
-from ood_audit.store import Store, create_store
+from ood_audit.store import Store, create_store, search
 from ood_audit.store.parts import PartWriter
 from ood_audit.text import storable
 from tests.conftest import EXAMPLES
@@ -108,8 +108,7 @@ def test_the_way_of_searching_does_not_change_the_answer(altered, monkeypatch):
     seen: list[tuple[int, int]] = []
     assert find(store, on_progress=lambda done, total: seen.append((done, total))) == expected
     assert seen == [(min(done, 59), 59) for done in range(7, 66, 7)]
-    monkeypatch.setattr(duplicates, "_EXACT_SEARCH", 10)  # inverted lists
-    monkeypatch.setattr(duplicates, "_PROBES", 8)  # of 30
+    monkeypatch.setattr(search, "EXACT", 10)  # inverted lists
     listed = find(store)
     assert [(row.path, row.cluster, row.kind) for row in listed.rows] == [
         (row.path, row.cluster, row.kind) for row in expected.rows

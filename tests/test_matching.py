@@ -140,7 +140,7 @@ def test_chunks_do_not_matter(monkeypatch, images, target, rows, batches):
     pieces = list(chunks(store, target, "cpu"))
     assert max(len(piece.image_ids) for piece in pieces) == min(rows, -(-IMAGES // batches))
     assert [i for piece in pieces for i in piece.image_ids] == ids
-    assert [i for piece in pieces for i in piece.folders] == ids
+    assert [i for piece in pieces for i in piece.batch.folders.to_pylist()] == ids
     for function, own in (
         (delta_energy, {**SETTINGS, "background": True, "prototypes": 0.2}),
         (scores.load("knn"), {"prototypes": 0.0}),

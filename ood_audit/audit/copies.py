@@ -22,16 +22,26 @@ _COLUMNS = {
     **{"kept_path": "string", "cosine": "float32", "hash_distance": "int32"},
     **{"width": "int32", "height": "int32", "size_bytes": "int64"},
 }
+MOST = 200_000  # images: beyond, a report would take minutes for the near duplicates alone
 _COUNTS = ("clusters", "images", "extra", "unreadable", "flat")
 
 
-def current(store: Store, on_progress: Callable[[int, int], None] | None = None) -> tuple[Path, dict[str, int]]:
+def current(
+    store: Store, near: bool | None = None, on_progress: Callable[[int, int], None] | None = None
+) -> tuple[Path, dict[str, int]]:
     """The file of the store's duplicates, a row for each `duplicates.Duplicate`; found anew if images have changed.
 
     The caller holds the lock of the scores.
 
+    Args:
+        store: the store.
+        near: look for near duplicates too, or only for exact ones; by default for near ones of at most `MOST` images,
+            or where they have been found.
+        on_progress: called with the number of images done and to do.
+
     Returns:
-        The path, and the counts of `duplicates.Duplicates`: clusters, images, extra, unreadable, flat.
+        The path, and the counts of `duplicates.Duplicates`: clusters, images, extra, unreadable, flat; and `near`,
+        whether near duplicates were looked for.
 
     Raises:
         StoreError: the file is damaged.
@@ -46,13 +56,16 @@ def current(store: Store, on_progress: Callable[[int, int], None] | None = None)
             metadata = pq.read_schema(path).metadata or {}
         except (OSError, pa.ArrowInvalid) as error:
             raise StoreError(f"{printable(str(path))} is damaged; delete it and run the command again") from error
-        if metadata.get(b"generation") == str(store.generation).encode():
-            return path, {name: int(metadata[name.encode()]) for name in _COUNTS}
+        done = int(metadata.get(b"near", b"1"))  # older ones always did
+        if metadata.get(b"generation") == str(store.generation).encode() and (near is None or near == bool(done)):
+            return path, {**{name: int(metadata[name.encode()]) for name in _COUNTS}, "near": done}
     from ood_audit.audit.duplicates import find
 
     generation = store.generation
-    found = find(store, on_progress=on_progress or (lambda done, total: None))
-    counts = {name: int(getattr(found, name)) for name in _COUNTS}
+    if near is None:
+        near = store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0] <= MOST
+    found = find(store, near=near, on_progress=on_progress or (lambda done, total: None))
+    counts = {**{name: int(getattr(found, name)) for name in _COUNTS}, "near": int(near)}
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
     table = pa.Table.from_pylist([asdict(row) for row in found.rows], schema=schema)
     values = {"generation": generation, **counts}

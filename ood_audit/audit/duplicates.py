@@ -4,15 +4,14 @@ Near duplicates are neighbours by cosine whose `fingerprints` agree. The cosine 
 different motorcycles), and fingerprints alone would mean to decode and compare all images.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
@@ -32,7 +31,8 @@ from ood_audit.images.decode import decode
 from ood_audit.images.sources import local_path
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
-from ood_audit.store.views import connect
+from ood_audit.store.search import build
+from ood_audit.store.views import connect, limit_memory
 
 # Chosen on one half of 707 pictures of Caltech-101 and of altered copies of them, and measured on the other half: 98%
 # of the copies that `find` promises are within all three; no two different pictures are within 44 bits.
@@ -41,8 +41,6 @@ BITS = 32
 _CORRELATION = 0.9
 _NEIGHBOURS = 64
 _BLOCK = 1024  # images at a time
-_EXACT_SEARCH = 100_000  # images; beyond, comparing each with each takes hours
-_PROBES = 16  # of 4√N inverted lists
 
 _UNKNOWN, _COMPARABLE, _IS_FLAT, _UNREADABLE = range(4)  # states of a fingerprint
 
@@ -106,6 +104,7 @@ def find(
     *,
     cosine: float = COSINE,
     bits: int = BITS,
+    near: bool = True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Duplicates:
     """Find exact duplicates (the same bytes) and near ones (the same picture in other bytes).
@@ -124,6 +123,7 @@ def find(
         store: the store.
         cosine: the least cosine.
         bits: how many of the 256 bits of the hashes may differ.
+        near: look for near duplicates too: minutes where exact ones take seconds, for hundreds of thousands of images.
         on_progress: called with the number of images done and to do.
 
     Raises:
@@ -134,9 +134,11 @@ def find(
         raise UsageError(f"cosine {cosine}: choose between -1 and 1")
     if not 0 <= bits <= HASH_BITS:
         raise UsageError(f"bits {bits}: choose between 0 and {HASH_BITS}")
-    with connect(store) as db:
+    parts = store.parts
+    with connect(store, parts) as db:
+        limit_memory(db, store)
         db.execute(_PICTURES)
-        search = _Search(store, db, cosine, bits)
+        search = _Search(store, parts if near else None, db, cosine, bits)
         pairs = search.pairs(on_progress)
         clusters = _clusters(db, search, pairs)
     rows = [Duplicate(cluster=number, **row) for number, cluster in enumerate(clusters, start=1) for row in cluster]
@@ -153,11 +155,16 @@ def find(
 class _Search:
     """The different images of a store, as rows 0 … N − 1: their features, and fingerprints once they are asked for."""
 
-    def __init__(self, store: Store, db: duckdb.DuckDBPyConnection, cosine: float, bits: int) -> None:
+    def __init__(
+        self, store: Store, parts: list[Path] | None, db: duckdb.DuckDBPyConnection, cosine: float, bits: int
+    ) -> None:
         self._db = db
         self.cosine = cosine
         self.bits = bits
-        self._index, self.image_ids = _index(store, db)
+        self._index: Any = None
+        self.image_ids: list[str] = []
+        if parts is not None:
+            self._index, self.image_ids = _index(store, parts, db)
         self.state = np.full(len(self.image_ids), _UNKNOWN, np.uint8)
         self.missing: set[str] = set()  # ids of images whose file is not what was embedded
         # The system gives memory for what is written to.
@@ -231,36 +238,29 @@ class _Search:
         return None
 
 
-def _index(store: Store, db: duckdb.DuckDBPyConnection) -> tuple[faiss.Index, list[str]]:
+def _index(store: Store, parts: list[Path], db: duckdb.DuckDBPyConnection) -> tuple[Any, list[str]]:
     """An index of the different images by inner product, and their ids in its order.
 
     Images with the same bytes are one here: a hundred copies would take each other's place among the neighbours.
     """
     copies = {row[0] for row in db.execute("SELECT image_id FROM pictures WHERE first <> image_id").fetchall()}
     (images,) = db.execute("SELECT count(*) FROM pictures").fetchone() or (0,)
-    total = images - len(copies)
-    dimension = store.encoder.dimension
-    if total <= _EXACT_SEARCH:
-        index: Any = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-    else:
-        lists = int(4 * math.sqrt(total))
-        index = faiss.IndexIVFScalarQuantizer(
-            faiss.IndexFlatIP(dimension), dimension, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-        )
-        step = max(1, total // (40 * lists))
-        index.train(np.concatenate([features[::step] for _, features in _features(store, copies)]))
-        index.nprobe = _PROBES
     image_ids: list[str] = []
-    for ids, features in _features(store, copies):
-        index.add(features)
-        image_ids += ids
-    if total > _EXACT_SEARCH:
+
+    def batches() -> Iterator[NDArray[np.float32]]:
+        image_ids.clear()
+        for ids, features in _features(store, parts, copies):
+            image_ids.extend(ids)
+            yield features
+
+    index, kind = build(batches, images - len(copies), store.encoder.dimension, bits=16)
+    if kind.kind == "ivf":
         index.make_direct_map()  # so that its features can be read again
     return index, image_ids
 
 
-def _features(store: Store, leave_out: set[str]) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-    for batch in iter_features(store):
+def _features(store: Store, parts: list[Path], leave_out: set[str]) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    for batch in iter_features(store, parts=parts):
         image_ids = batch.image_ids.to_pylist()
         keep = [image_id not in leave_out for image_id in image_ids]
         yield [image_id for image_id, kept in zip(image_ids, keep, strict=True) if kept], batch.features[keep]

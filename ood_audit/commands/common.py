@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -138,11 +138,15 @@ def note_outdated(findings: int) -> None:
         note(f"findings left out, as their image has changed or gone since: {findings}; run `ood-audit report` again")
 
 
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], format: str) -> None:
-    """Rows to stdout. Tables show control characters as escapes; the other formats hold the exact values."""
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], format: str) -> None:
+    """Rows to stdout. Tables show control characters as escapes; the other formats hold the exact values.
+
+    `csv` and `jsonl` are printed row by row, so that there may be any number of them.
+    """
     if format == "table":
         from tabulate import tabulate
 
+        rows = list(rows)
         cells = [[_cell(value) for value in row] for row in rows]
         numbers = [
             bool(rows) and all(isinstance(row[i], (int, float, type(None))) for row in rows)
@@ -161,10 +165,10 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], format: st
     elif format == "csv":
         write_csv(sys.stdout, columns, rows)
     else:
-        records = [{name: _json(value) for name, value in zip(columns, row, strict=True)} for row in rows]
+        records = ({name: _json(value) for name, value in zip(columns, row, strict=True)} for row in rows)
         escape = "utf" not in (sys.stdout.encoding or "").lower()
         if format == "json":
-            click.echo(json.dumps(records, indent=2, ensure_ascii=escape, default=str))
+            click.echo(json.dumps(list(records), indent=2, ensure_ascii=escape, default=str))
         else:
             for record in records:
                 click.echo(json.dumps(record, ensure_ascii=escape, default=str))

@@ -17,9 +17,10 @@ from ood_audit.commands.common import format_option, note, print_rows, store_opt
 def command(sql: str, store: str, format: str) -> None:
     """Run one read-only SELECT over the views images, scores, labels, report and issues."""
     from ood_audit.store import open_store
+    from ood_audit.store.views import streaming
 
     opened = open_store(store)
-    answer = opened.query(sql)
-    if re.search(r"\b(scores|report)\b", sql, re.IGNORECASE) and "scores" not in opened.current():
-        note("nothing is scored yet: run `ood-audit report --labels FILE`")
-    print_rows(answer.columns, answer.rows, format)
+    with streaming(opened, sql) as (columns, rows):
+        if re.search(r"\b(scores|report)\b", sql, re.IGNORECASE) and "scores" not in opened.current():
+            note("nothing is scored yet: run `ood-audit report --labels FILE`")
+        print_rows(columns, rows, format)

@@ -73,6 +73,11 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
     help="Flag about A of the images in distribution, and what is more OOD.  [default: 0.01]",
 )
 @click.option(
+    "--near-duplicates/--exact-duplicates",
+    default=None,
+    help="Which copies to look for.  [default: both, of at most 200,000 images; exact ones of more]",
+)
+@click.option(
     "--fail-over", type=Share(), metavar="SHARE", help="Exit with 3 where more is flagged: 1% or 0.01 of the images."
 )
 @comparison_options

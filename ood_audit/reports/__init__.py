@@ -18,7 +18,7 @@ from ood_audit.reports.html import render
 from ood_audit.scoring import Scores, score
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.layout import replacing
-from ood_audit.store.views import connect
+from ood_audit.store.views import connect, limit_memory
 from ood_audit.text import printable
 from ood_audit.vocabulary import cached_features
 
@@ -64,6 +64,7 @@ def report(
     seed: int = 0,
     fdr: float | None = None,
     false_alarms: float | None = None,
+    near_duplicates: bool | None = None,
     device: str = "auto",
     note: Callable[[str], None] = lambda message: None,
     on_texts: Callable[[int, int], None] | None = None,
@@ -91,6 +92,7 @@ def report(
         seed: likewise.
         fdr: see `ood_audit.audit.calibration.flag`, as for
         false_alarms.
+        near_duplicates: see `ood_audit.audit.copies.current`.
         device: see `ood_audit.score`.
         note: likewise.
         on_texts: likewise.
@@ -132,17 +134,22 @@ def report(
             on_texts=on_texts,
             on_progress=on_progress,
         )
-        duplicates, counts = copies.current(store)
+        duplicates, counts = copies.current(store, near_duplicates)
         with connect(store) as db, replacing(store.reports / name) as folder:
+            limit_memory(db, store)
             folder.mkdir()
             recipe = decisions.read_recipe(scores.path)
             decided = decisions.decide(db, recipe, counts, fdr=fdr, false_alarms=false_alarms)
             decided.notes.extend(naming.group(db, store, scores.images, top))
+            if not counts["near"]:
+                decided.notes.append(
+                    "duplicates: only exact ones were looked for; ask for near ones: --near-duplicates"
+                )
             decisions.save(db, folder)
+            ranking.write_all(db, folder / "report.parquet")
             issues.write(folder / issues.FILE, decisions.findings(db, duplicates, name), generation=generation)
             rows = ranking.top(db, top)
             meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
-            ranking.write_all(db, folder / "report.parquet")
             writers.write_csv(folder / "report.csv", rows)
             writers.write_json(folder / "report.json", rows)
             writers.write_json(folder / "meta.json", meta)

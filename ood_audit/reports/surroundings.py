@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ood_audit.prototypes import sample
 from ood_audit.reports.mapping import coordinates
 from ood_audit.store import Store
-from ood_audit.store.parts import iter_features
+from ood_audit.store.parts import iter_features, unit
 
 NEIGHBOURS = 6
 CLASSES = 5
@@ -46,27 +48,26 @@ def look_around(store: Store, listed: list[str], total: int, text: Floats) -> Su
         text: (K, D) the text features of the classes.
 
     """
-    wanted = {image_id: row for row, image_id in enumerate(listed)}
+    looked_at = pa.array(listed, pa.string())
     chosen = sample(total, most=MAPPED)
-    own = np.zeros((len(wanted), store.encoder.dimension), np.float32)
+    own = np.zeros((len(looked_at), store.encoder.dimension), np.float32)
     sampled, ids, start = [own[:0]], [], 0
     for batch in iter_features(store):
-        names = batch.image_ids.to_pylist()
-        rows = chosen[(chosen >= start) & (chosen < start + len(names))] - start
-        start += len(names)
-        sampled.append(batch.features[rows])
-        ids += [names[row] for row in rows]
-        for row, name in enumerate(names):
-            if name in wanted:
-                own[wanted[name]] = batch.features[row]
+        rows = chosen[(chosen >= start) & (chosen < start + len(batch.codes))] - start
+        start += len(batch.codes)
+        sampled.append(unit(batch.codes[rows]))
+        ids += batch.image_ids.take(rows).to_pylist()
+        there, which = _places(batch.image_ids, looked_at)
+        own[which] = unit(batch.codes[there])
+    wanted = {image_id: row for row, image_id in enumerate(looked_at.to_pylist())}
     # The listed images are on the map too, whether they are in the sample or not.
-    there = set(ids)
-    apart = [image_id for image_id in wanted if image_id not in there]
+    on_map = set(ids)
+    apart = [image_id for image_id in wanted if image_id not in on_map]
     features = np.concatenate([*sampled, own[[wanted[image_id] for image_id in apart]]])
     places = coordinates(features) if len(features) else features
     most = max(LISTED, _PAIRS // max(total, 1))
     return Surroundings(
-        neighbours=_nearest(store, listed[:most], own[:most]),
+        neighbours=_nearest(store, looked_at[:most], own[:most]),
         places={i: (float(x), float(y)) for i, (x, y) in zip([*ids, *apart], places.tolist(), strict=True)},
         classes=dict(zip(listed, _classes(own, text), strict=True)),
     )
@@ -83,28 +84,33 @@ def _classes(own: Floats, text: Floats) -> list[list[tuple[int, float]]]:
     return found
 
 
-def _nearest(store: Store, listed: list[str], own: Floats) -> dict[str, list[str]]:
-    best = np.full((len(listed), NEIGHBOURS), -np.inf, np.float32)
-    names = np.full((len(listed), NEIGHBOURS), "", dtype=object)
-    row_of = {image_id: row for row, image_id in enumerate(listed)}
+def _places(ids: pa.Array, looked_at: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where images are that are looked for: their rows, and their numbers among those looked for."""
+    found = pc.index_in(ids, value_set=looked_at)
+    rows = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+    return rows, found.take(rows).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _nearest(store: Store, looked_at: pa.Array, own: Floats) -> dict[str, list[str]]:
+    best = np.full((len(own), NEIGHBOURS), -np.inf, np.float32)
+    names = np.full((len(own), NEIGHBOURS), "", dtype=object)
     for batch in iter_features(store, batch_rows=16_384):
-        ids = np.array(batch.image_ids.to_pylist(), dtype=object)
-        itself = [(row_of[name], column) for column, name in enumerate(ids) if name in row_of]
-        for start in range(0, len(listed), _BLOCK):
+        rows, which = _places(batch.image_ids, looked_at)
+        for start in range(0, len(own), _BLOCK):
             block = slice(start, start + _BLOCK)
             cosines = own[block] @ batch.features.T
-            for row, column in itself:
-                if start <= row < start + _BLOCK:
-                    cosines[row - start, column] = -np.inf  # not its own neighbour
+            itself = (which >= start) & (which < start + _BLOCK)
+            cosines[which[itself] - start, rows[itself]] = -np.inf  # not its own neighbour
             # The nearest of the batch, in its order, then of both.
             few = min(NEIGHBOURS, cosines.shape[1])
             near = np.sort(np.argpartition(-cosines, few - 1, axis=1)[:, :few], axis=1)
+            ids = np.array(batch.image_ids.take(near.ravel()).to_pylist(), dtype=object).reshape(near.shape)
             both = np.concatenate([best[block], np.take_along_axis(cosines, near, axis=1)], axis=1)
-            labels = np.concatenate([names[block], ids[near]], axis=1)
+            labels = np.concatenate([names[block], ids], axis=1)
             order = np.argsort(-both, axis=1, kind="stable")[:, :NEIGHBOURS]
             best[block] = np.take_along_axis(both, order, axis=1)
             names[block] = np.take_along_axis(labels, order, axis=1)
-    found = zip(listed, names.tolist(), best.tolist(), strict=True)
+    found = zip(looked_at.to_pylist(), names.tolist(), best.tolist(), strict=True)
     return {
         image_id: [name for name, cosine in zip(near, values, strict=True) if cosine > -1]
         for image_id, near, values in found

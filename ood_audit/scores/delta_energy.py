@@ -16,8 +16,11 @@ c are ours to choose. `ood_score` is −ΔE.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_FEW = 4  # of the largest that are looked for one after another
 
 
 def delta_energy(
@@ -60,18 +63,50 @@ def energy_changes(
         (N, min(c, K)), in the dtype of `cosines`.
 
     """
-    logits = cosines / temperature
-    low = reset_to / temperature
-    top_c = min(top_c, logits.shape[1])
-    top, where = logits.topk(top_c, dim=1)
+    top, where = largest(cosines, min(top_c, cosines.shape[1]))
     # Everything but the top c; for K <= c and no background that is nothing, and its log is -inf.
-    rest = logits.scatter(1, where, -math.inf).logsumexp(dim=1)
+    rest = (cosines.scatter(1, where, -math.inf) / temperature).logsumexp(dim=1)
     if outside is not None:
         rest = torch.logaddexp(rest, outside)
+    return changes_of(top, rest, temperature, reset_to)[0]
+
+
+def largest(cosines: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest of each row, and where they are; (N, count) each, the largest first."""
+    if count > _FEW or cosines.requires_grad or cosines.device.type != "cpu":
+        return cosines.topk(count, dim=1)
+    # NumPy finds one maximum eight times as fast as torch finds the largest two of a thousand.
+    values = cosines.numpy()
+    rows = np.arange(len(values))
+    top, where = np.empty((len(values), count), values.dtype), np.empty((len(values), count), np.int64)
+    for k in range(count):
+        where[:, k] = values.argmax(axis=1)
+        top[:, k] = values[rows, where[:, k]]
+        if k + 1 < count:
+            values[rows, where[:, k]] = -math.inf
+    for k in range(count - 1):
+        values[rows, where[:, k]] = top[:, k]
+    return torch.from_numpy(top), torch.from_numpy(where)
+
+
+def changes_of(top: Tensor, rest: Tensor, temperature: float, reset_to: float) -> tuple[Tensor, Tensor]:
+    """E_k − E_0 for the k-th largest, and E_0.
+
+    Args:
+        top: (N, c) float, the largest cosines.
+        rest: (N,) float, the log-sum-exp at this temperature of all else that the energies run over.
+        temperature: τ > 0.
+        reset_to: v.
+
+    Returns:
+        (N, c) and (N,), in the dtype of `top`.
+
+    """
+    top, low = top / temperature, reset_to / temperature
     energy = -torch.cat([rest[:, None], top], dim=1).logsumexp(dim=1)
     changes = []
-    for k in range(top_c):
-        kept = [top[:, j] for j in range(top_c) if j != k]
+    for k in range(top.shape[1]):
+        kept = [top[:, j] for j in range(top.shape[1]) if j != k]
         reset = torch.stack([rest, torch.full_like(rest, low), *kept], dim=1).logsumexp(dim=1)
         gap = top[:, k] - low
         # p_(k) (1 − exp(−gap)); for gap < 0 as −exp(v/τ + E_0) (1 − exp(gap)), so that no exponential overflows.
@@ -82,4 +117,4 @@ def energy_changes(
         )
         exact = (share <= 0.5) & (low + energy <= 0)
         changes.append(torch.where(exact, -torch.log1p(-share.clamp(max=0.5)), -reset - energy))
-    return torch.stack(changes, dim=1)
+    return torch.stack(changes, dim=1), energy

@@ -1,15 +1,18 @@
-"""The FAISS index of the image features: exact inner products over float16 codes."""
+"""The FAISS index of the image features, by inner product; see `search` for its kinds."""
 
 import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.store.layout import Store, replacing, write_json
+from ood_audit.store.layout import Store, replacing, span, write_json
 from ood_audit.store.parts import iter_features
+from ood_audit.store.search import EXACT, build
+from ood_audit.store.views import connect
 
 # What `embed` builds right away: an index is held in memory, and the memory of `embed` must not grow with the images.
 # Larger ones are built when a command first needs them.
@@ -21,24 +24,29 @@ def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
 
     Args:
         store: the store.
-        limit_bytes: give up beyond this size of the codes.
+        limit_bytes: give up beyond this size of the codes, and where the index would have to be trained.
 
     Returns:
         Whether the index is in step now.
 
     """
     meta = store.index.with_name("index.json")
-    generation = store.generation
+    parts = store.parts
+    generation = span(parts[-1])[1] if parts else 0
     if _generation(meta) == generation:
         return True
-    dimension = store.encoder.dimension
-    index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    total, dimension = count(store, parts), store.encoder.dimension
+    if limit_bytes is not None and (2 * dimension * total > limit_bytes or total > EXACT):
+        return False
     image_ids: list[str] = []
-    for batch in iter_features(store):
-        if limit_bytes is not None and 2 * dimension * (index.ntotal + len(batch.features)) > limit_bytes:
-            return False
-        index.add(batch.features)
-        image_ids += batch.image_ids.to_pylist()
+
+    def batches() -> Iterator[NDArray[np.float32]]:
+        image_ids.clear()
+        for batch in iter_features(store, parts=parts):
+            image_ids.extend(batch.image_ids.to_pylist())
+            yield batch.features
+
+    index, kind = build(batches, total, dimension)
     meta.unlink(missing_ok=True)
     with replacing(store.index) as temporary:
         try:
@@ -47,7 +55,7 @@ def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
             raise OSError(errno.ENOSPC, "no room for the index", str(store.index)) from error
     with replacing(store.index.with_name("image_ids.txt")) as temporary:
         temporary.write_text("".join(f"{image_id}\n" for image_id in image_ids))
-    write_json(meta, {"generation": generation, "images": len(image_ids)})
+    write_json(meta, {"generation": generation, "images": len(image_ids), **kind.as_json()})
     return True
 
 
@@ -69,7 +77,14 @@ def neighbours(store: Store, features: NDArray[np.float32], k: int) -> tuple[lis
     if index.ntotal == 0:
         return [[] for _ in features], np.empty((len(features), 0), np.float32)
     cosines, rows = index.search(np.ascontiguousarray(features, np.float32), min(k, index.ntotal))
-    return [[image_ids[i] for i in row] for row in rows.tolist()], cosines
+    return [[image_ids[i] for i in row if i >= 0] for row in rows.tolist()], cosines
+
+
+def count(store: Store, parts: list[Path]) -> int:
+    """How many readable images some parts hold."""
+    with connect(store, parts) as db:
+        row = db.execute("SELECT count(*) FROM images WHERE status = 'ok'").fetchone()
+    return int(row[0]) if row else 0
 
 
 def _generation(meta: Path) -> int | None:

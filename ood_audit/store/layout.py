@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -19,13 +20,14 @@ from ood_audit.text import printable, storable
 if TYPE_CHECKING:
     from ood_audit.store.views import Rows
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE = (1, 2)  # 1 is 2 without merged parts; `raise_version` is all that it takes
 DEFAULT_STORE = ".ood-audit"
 _WRITES = {  # the temporary files of each kind of writer
     "images": ("images/.*", "index/.*", "runs/.*", ".store.json.*", ".images.writer.json.*"),
     "scores": (
         *("vocabularies/.*", "prompts/.*", "scores/.*", "reports/.*"),
-        *(".current.json.*", ".score_defaults.json.*", ".duplicates.parquet.*", ".scores.writer.json.*"),
+        *(".current.json.*", ".score_defaults.json.*", ".duplicates.parquet.*", ".spill", ".scores.writer.json.*"),
     ),
 }
 
@@ -74,14 +76,21 @@ class Store:
 
     @property
     def parts(self) -> list[Path]:
-        """The complete parts, oldest first."""
-        return sorted(self.images.glob("part-*.parquet"))
+        """The complete parts in force, oldest first: those that `compact` has merged into another are not."""
+        found: list[Path] = []
+        covered = 0
+        files = ((span(path), path) for path in self.images.glob("part-*.parquet"))
+        for (_, last), path in sorted(files, key=lambda file: (file[0][0], -file[0][1], -len(file[1].name))):
+            if last > covered:
+                found.append(path)
+                covered = last
+        return found
 
     @property
     def generation(self) -> int:
         """The number of the newest part, 0 for none; it grows with every change of the images."""
         parts = self.parts
-        return int(parts[-1].stem.removeprefix("part-")) if parts else 0
+        return span(parts[-1])[1] if parts else 0
 
     @property
     def next_part(self) -> int:
@@ -133,16 +142,38 @@ def open_store(path: str | os.PathLike[str] = DEFAULT_STORE) -> Store:
     try:
         values = json.loads(manifest.read_text())
         version = values["version"]
-        if version == FORMAT_VERSION:
+        if version in _READABLE:
             return Store(root, EncoderIdentity.from_json(values["encoder"]))
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{printable(str(manifest))} is damaged ({error}); restore it, or start another store"
         ) from error
     raise StoreError(
-        f"the store at {printable(str(root))} has format version {version}, this is ood-audit {__version__} with "
-        f"version {FORMAT_VERSION}; use the ood-audit that made it, or start another store with --store DIR"
+        f"the store at {printable(str(root))} has format version {printable(str(version))}, ood-audit {__version__} "
+        f"reads up to version {FORMAT_VERSION}; use the ood-audit that made it, or start another store with --store DIR"
     )
+
+
+def raise_version(store: Store) -> None:
+    """Note that a store has what an older ood-audit would misread; to be done before it has. The caller holds the lock.
+
+    Version 2 has merged parts. A store of version 1 is read, and added to, as it is.
+    """
+    values = read_json(store.root / "store.json")
+    if values["version"] != FORMAT_VERSION:
+        write_json(store.root / "store.json", {**values, "version": FORMAT_VERSION})
+
+
+def span(part: Path) -> tuple[int, int]:
+    """The numbers of the parts that a file holds: of `part-00000003.parquet` 3 and 3, of `part-00000001-00000007` 1, 7.
+
+    Raises:
+        StoreError: the file has another name.
+
+    """
+    if (match := re.fullmatch(r"part-(\d{8,})(?:-(\d{8,}))?\.parquet", part.name)) is None:
+        raise StoreError(f"{printable(str(part))} is no part of a store; take it away")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def store_root(path: str | os.PathLike[str]) -> Path:

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +25,7 @@ PART_SECONDS = 15.0  # whichever is reached first: what a kill can cost
 _FACTS = pa.schema(
     [
         ("image_id", pa.string()),
-        ("part", pa.int32()),  # the number in the part's name
+        ("part", pa.int32()),  # the number in the name of the part that it was written to
         ("uri", pa.string()),
         ("source", pa.string()),
         ("path", pa.string()),
@@ -40,6 +42,12 @@ _FACTS = pa.schema(
         ("run_id", pa.string()),
     ]
 )
+
+# As parts are written. Features don't compress, and plain ones read ten times as fast.
+PARQUET = {
+    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id"],
+    "compression": dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none"},
+}
 
 
 def schema(dimension: int) -> pa.Schema:
@@ -141,49 +149,83 @@ class PartWriter:
         lists = pa.FixedSizeListArray.from_arrays(values, self._dimension)
         table = table.append_column(schema(self._dimension).field("embedding"), lists.take(rows))
         with replacing(path) as temporary:
-            pq.write_table(
-                table,
-                temporary,
-                use_dictionary=["source", "folder", "format", "status", "error", "run_id"],
-                # Features don't compress, and plain ones read ten times as fast.
-                compression=dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none"},
-            )
+            write_part(table, temporary)
 
 
-@dataclass(frozen=True, slots=True)
+def write_part(table: pa.Table, path: Path) -> None:
+    """Write the rows of a part, as they are stored."""
+    pq.write_table(table, path, **PARQUET)
+
+
+@dataclass(frozen=True)
 class FeatureBatch:
-    """Some readable images of the current view: ids, paths, folders, and (N, D) float32 features of length 1."""
+    """Some readable images of the current view: ids, paths, folders, and (N, D) features as they are stored."""
 
     image_ids: pa.Array
     paths: pa.Array
     folders: pa.Array
-    features: NDArray[np.float32]
+    codes: NDArray[Any]
+
+    @cached_property
+    def features(self) -> NDArray[np.float32]:
+        """(N, D) float32 of length 1."""
+        return unit(self.codes)
+
+    def slice(self, start: int, rows: int) -> "FeatureBatch":
+        """Some of them, without a copy."""
+        ids, paths, folders = (column.slice(start, rows) for column in (self.image_ids, self.paths, self.folders))
+        return FeatureBatch(ids, paths, folders, self.codes[start : start + rows])
 
 
-def iter_features(store: Store, *, batch_rows: int = 65_536) -> Iterator[FeatureBatch]:
-    """Stream the features of all readable images, part after part; memory holds one batch."""
-    from ood_audit.store.views import damaged, superseded
+def unit(codes: NDArray[Any]) -> NDArray[np.float32]:
+    """(N, D) features as they are stored → float32 of length 1, which float16 has rounded."""
+    features = codes.astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    return features
 
-    parts = store.parts  # as of now, whatever a writer adds meanwhile
-    newest = superseded(store, parts)
+
+def iter_features(store: Store, *, batch_rows: int = 65_536, parts: list[Path] | None = None) -> Iterator[FeatureBatch]:
+    """Stream the features of all readable images, part after part; memory holds two batches, one being read.
+
+    Args:
+        store: the store.
+        batch_rows: how many images a batch has, at most.
+        parts: as `store.parts` gave them; by default those of now, whatever a writer adds meanwhile.
+
+    """
+    from ood_audit.store.views import outdated_rows
+
+    parts = store.parts if parts is None else parts
+    batches = _features_of(parts, outdated_rows(store, parts), store.encoder.dimension, batch_rows)
+    with ThreadPoolExecutor(1, thread_name_prefix="features") as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
+
+
+def _features_of(
+    parts: list[Path], outdated: dict[Path, pa.Array], dimension: int, batch_rows: int
+) -> Iterator[FeatureBatch]:
+    from ood_audit.store.views import damaged, merged
+
+    columns = ["image_id", "path", "folder", "status", "embedding"]
     for part in parts:
+        gone = outdated.get(part)
         try:
-            yield from _part_features(part, newest, store.encoder.dimension, batch_rows)
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
+                    keep = pc.equal(batch["status"], "ok")
+                    if gone is not None:
+                        keep = pc.and_not(keep, pc.is_in(batch["image_id"], value_set=gone))
+                    if not pc.all(keep).as_py():
+                        batch = batch.filter(keep)
+                    if batch.num_rows:
+                        values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
+                        yield FeatureBatch(
+                            batch["image_id"], batch["path"], batch["folder"], values.reshape(-1, dimension)
+                        )
+        except FileNotFoundError as error:
+            raise merged() from error
         except pa.ArrowInvalid as error:
             raise damaged(f"{part}: {error}") from error
-
-
-def _part_features(part: Path, newest: dict[str, int], dimension: int, batch_rows: int) -> Iterator[FeatureBatch]:
-    number = int(part.stem.removeprefix("part-"))
-    columns = ["image_id", "path", "folder", "status", "embedding"]
-    for batch in pq.ParquetFile(part).iter_batches(batch_size=batch_rows, columns=columns):
-        keep = pc.equal(batch["status"], "ok")
-        if newest:
-            outdated = [newest.get(image_id, 0) > number for image_id in batch["image_id"].to_pylist()]
-            keep = pc.and_not(keep, pa.array(outdated))
-        batch = batch.filter(keep)
-        if batch.num_rows:
-            values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-            features = values.reshape(-1, dimension).astype(np.float32)
-            features /= np.linalg.norm(features, axis=1, keepdims=True)  # float16 rounding
-            yield FeatureBatch(batch["image_id"], batch["path"], batch["folder"], features)

@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 
 from ood_audit.audit import issues
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store.layout import Store, read_json
+from ood_audit.store.layout import Store, read_json, span
 from ood_audit.text import printable, storable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 VIEWS = ("images", "scores", "labels", "report", "issues")
 
@@ -76,20 +79,29 @@ def connect(
 
     """
     connection = duckdb.connect(config={"preserve_insertion_order": False})
+    parts = store.parts if parts is None else parts
     try:
         with _interruptible(connection):
-            _create_views(connection, store, store.parts if parts is None else parts, report or store.current_report)
+            _create_views(connection, store, parts, report or store.current_report)
             yield connection
     except (RuntimeError, duckdb.InterruptException) as error:  # how DuckDB passes a Ctrl-C on
         if "interrupt" in str(error).lower():
             raise KeyboardInterrupt from error
         raise
     except duckdb.Error as error:
+        if not all(part.exists() for part in parts):
+            raise merged() from error
         if os.path.abspath(store.root) in str(error) and not isinstance(error, duckdb.PermissionException):
             raise damaged(str(error)) from error
         raise
     finally:
         connection.close()
+
+
+def limit_memory(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+    """Have DuckDB sort and join in a gigabyte, and then on disk; for who holds the lock of the scores."""
+    connection.execute("SET memory_limit = '1GB'")
+    connection.execute("SET temp_directory = ?", [str(store.root / ".spill.tmp")])
 
 
 @contextmanager
@@ -126,6 +138,11 @@ def damaged(what: str) -> StoreError:
     return StoreError(f"the store is damaged: {first}; delete that file and run `ood-audit embed` again")
 
 
+def merged() -> StoreError:
+    """The error for a part that is no longer there."""
+    return StoreError("parts of the store were merged meanwhile by `ood-audit compact`; run the command again")
+
+
 def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path], report: str) -> None:
     connection.execute(_ROWS)
     _view(connection, "_rows", parts, "_no_rows")
@@ -151,6 +168,13 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: li
 
 def query(store: Store, sql: str) -> Rows:
     """Run one read-only SELECT that can read the store's files and nothing else; see `Store.query`."""
+    with streaming(store, sql) as (columns, rows):
+        return Rows(columns, list(rows))
+
+
+@contextmanager
+def streaming(store: Store, sql: str) -> Iterator[tuple[list[str], Iterator[tuple[Any, ...]]]]:
+    """`query`, for answers of any length: the columns, and the rows one after another."""
     if not storable(sql) == sql:
         raise UsageError("the query is not valid UTF-8")
     with connect(store) as connection:
@@ -163,19 +187,36 @@ def query(store: Store, sql: str) -> Rows:
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
                 raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
             result = connection.execute(statements[0])
-            return Rows([column[0] for column in result.description or []], result.fetchall())
         except duckdb.InterruptException:
             raise
         except duckdb.Error as error:
             if root in str(error) and root not in sql and not isinstance(error, duckdb.PermissionException):
                 raise  # a file of the store that can't be read
             raise UsageError(_explain(connection, error)) from error
+        yield [column[0] for column in result.description or []], _rows(result)
 
 
-def superseded(store: Store, parts: list[Path]) -> dict[str, int]:
-    """Images of which an older row no longer counts, with the part of the row that does."""
+def _rows(result: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+    while rows := result.fetchmany(8192):
+        yield from rows
+
+
+def outdated_rows(store: Store, parts: list[Path]) -> dict[Path, "pa.Array"]:
+    """By part, the ids of the images of which it has a row that no longer counts."""
+    import numpy as np
+
     with connect(store, parts) as connection:
-        return dict(connection.execute("SELECT image_id, part FROM _superseded").fetchall())
+        rows = connection.sql(
+            "SELECT r.part, r.image_id FROM _rows AS r JOIN _superseded AS s USING (image_id) "
+            "WHERE s.part > r.part ORDER BY r.part"
+        ).to_arrow_table()
+    # A merged part holds the rows of all numbers up to its own, from that of the part before it on.
+    ends = np.searchsorted(rows["part"].to_numpy(), [span(part)[1] for part in parts], side="right").tolist()
+    return {
+        part: rows["image_id"].slice(start, end - start).combine_chunks()
+        for part, start, end in zip(parts, [0, *ends], ends, strict=False)
+        if end > start
+    }
 
 
 def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], empty: str) -> None:

@@ -1,0 +1,130 @@
+"""FAISS indexes by size: what searches exactly while that is quick, and what finds nearly all neighbours beyond it."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+EXACT = 100_000  # images; beyond, comparing each with each takes hours
+RECALL = 0.95  # of the ten nearest, at least, over `_QUERIES` images
+_NEAREST = 10
+_MARGIN = 0.01  # above it, where the number of lists to look through is chosen: others are asked for later
+_QUERIES = 256
+_PER_LIST = 40  # vectors to train each list with: FAISS asks for 39
+_PROBES = (8, 16, 32, 64, 128, 256, 512, 1024)
+_TRAIN_ROUNDS = 10
+_CODES = {8: faiss.ScalarQuantizer.QT_8bit, 16: faiss.ScalarQuantizer.QT_fp16}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an index is.
+
+    Attributes:
+        kind: `flat` (exact, float16) or `ivf` (inverted lists).
+        lists: how many lists there are, and
+        probes: how many of them a search looks through; None for a flat index, as is
+        recall: the share of the ten nearest that it finds, measured against exact search over images of the index that
+            were not searched for while `probes` was chosen.
+
+    """
+
+    kind: str
+    lists: int | None = None
+    probes: int | None = None
+    recall: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """What is known, for index.json."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def build(
+    batches: Callable[[], Iterable[Floats]], total: int, dimension: int, *, bits: int = 8
+) -> tuple[faiss.Index, Kind]:
+    """An index by inner product of vectors of length 1; row i of it is the i-th vector.
+
+    On a GPU, where there is one, the lists are trained and filled on it. The index itself is for the CPU.
+
+    Args:
+        batches: gives the (N, D) float32 vectors, again and again: to train with, to measure with, and to add.
+        total: how many vectors there are.
+        dimension: D.
+        bits: of a dimension in the lists, 8 or 16; a flat index has 16.
+
+    """
+    if total <= EXACT:
+        index: Any = faiss.IndexScalarQuantizer(dimension, _CODES[16], faiss.METRIC_INNER_PRODUCT)
+        for features in batches():
+            index.add(features)
+        return index, Kind("flat")
+    lists = max(1, min(int(4 * math.sqrt(total)), total // _PER_LIST))
+    index = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(dimension), dimension, lists, _CODES[bits], faiss.METRIC_INNER_PRODUCT
+    )
+    index.cp.niter = _TRAIN_ROUNDS
+    rows = np.sort(np.random.default_rng(0).choice(total, min(total, _PER_LIST * lists), replace=False))
+    queries = np.sort(np.random.default_rng(1).choice(total, min(total, 2 * _QUERIES), replace=False))
+    filled = _on_gpus(index)
+    filled.train(np.concatenate(list(_chosen(batches(), rows))))
+    asked = np.concatenate(list(_chosen(batches(), queries)))
+    nearest = _Nearest(asked)
+    for features in batches():
+        filled.add(features)
+        nearest.see(features)
+    index = faiss.index_gpu_to_cpu(filled) if filled is not index else index
+    return index, _probes(index, asked, nearest.rows)
+
+
+def _chosen(batches: Iterable[Floats], rows: NDArray[np.int64]) -> Iterator[Floats]:
+    """The vectors with these numbers, which are in order."""
+    start = 0
+    for features in batches:
+        low, high = np.searchsorted(rows, (start, start + len(features)))
+        yield features[rows[low:high] - start]
+        start += len(features)
+
+
+def _on_gpus(index: Any) -> Any:
+    """The index on all GPUs, where there are some."""
+    return faiss.index_cpu_to_all_gpus(index) if faiss.get_num_gpus() else index
+
+
+class _Nearest:
+    """The nearest of some vectors, found exactly while all pass by."""
+
+    def __init__(self, asked: Floats) -> None:
+        self._asked = asked
+        self._best = np.empty((len(asked), 0), np.float32)
+        self.rows = np.empty((len(asked), 0), np.int64)
+        self._seen = 0
+
+    def see(self, features: Floats) -> None:
+        cosines = np.concatenate([self._best, self._asked @ features.T], axis=1)
+        coming = np.broadcast_to(np.arange(self._seen, self._seen + len(features)), (len(self._asked), len(features)))
+        rows = np.concatenate([self.rows, coming], axis=1)
+        keep = np.argsort(-cosines, axis=1)[:, : _NEAREST + 1]
+        self._best, self.rows = np.take_along_axis(cosines, keep, axis=1), np.take_along_axis(rows, keep, axis=1)
+        self._seen += len(features)
+
+
+def _probes(index: Any, asked: Floats, nearest: NDArray[np.int64]) -> Kind:
+    """Set how many lists are looked through: the fewest that find enough for every other vector asked for."""
+    probes = 1
+    for probes in (p for p in (*_PROBES, index.nlist) if p <= index.nlist):
+        index.nprobe = probes
+        if _recall(index, asked[::2], nearest[::2]) >= RECALL + _MARGIN:
+            break
+    return Kind("ivf", index.nlist, probes, round(_recall(index, asked[1::2], nearest[1::2]), 4))
+
+
+def _recall(index: Any, asked: Floats, nearest: NDArray[np.int64]) -> float:
+    """The share of the nearest found, but for the vector itself, which both find first."""
+    found = index.search(asked, nearest.shape[1])[1]
+    there = [len(np.intersect1d(one[1:], other)) for one, other in zip(nearest, found, strict=True)]
+    return float(np.mean(there)) / max(1, nearest.shape[1] - 1)

@@ -1,0 +1,115 @@
+"""The index by its size: exact, or inverted lists that find enough; and what is written when the disk is full."""
+
+import json
+
+import faiss
+import numpy as np
+import pytest
+
+from ood_audit.errors import StoreError
+from ood_audit.store import search, writing
+from ood_audit.store.index import build_index, neighbours
+from ood_audit.store.parts import iter_features
+from ood_audit.vocabulary import Vocabulary
+from tests.made import make_store, problem, unit
+
+IMAGES = 3000
+
+
+@pytest.fixture(scope="module")
+def features():
+    """Clustered, as those of pictures are."""
+    rng = np.random.default_rng(0)
+    centres = unit(rng.normal(size=(60, 24)))
+    return unit(centres[rng.integers(0, 60, IMAGES)] + 0.15 * rng.normal(size=(IMAGES, 24)))
+
+
+def batches(features):
+    return lambda: iter(np.array_split(features, 7))
+
+
+def exact(features, asked, k):
+    return np.argsort(-(asked @ features.T), axis=1)[:, :k]
+
+
+def test_few_are_compared_one_by_one(features):
+    index, kind = search.build(batches(features), IMAGES, 24)
+    assert kind.as_json() == {"kind": "flat"}
+    found = index.search(features[:50], 5)[1]
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(found, exact(features, features[:50], 5), strict=True)]) > 4.9
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_many_are_found_in_lists(features, monkeypatch, bits):
+    monkeypatch.setattr(search, "EXACT", 1000)
+    index, kind = search.build(batches(features), IMAGES, 24, bits=bits)
+    assert (kind.kind, kind.lists) == ("ivf", IMAGES // 40)
+    assert index.ntotal == IMAGES
+    assert index.code_size == 24 * bits // 8
+    assert kind.probes is not None and kind.recall is not None
+    assert kind.probes < kind.lists  # it was not all that there is
+    assert kind.recall >= 0.95
+    # Measured once more, with vectors that the index has never seen.
+    rng = np.random.default_rng(5)
+    asked = unit(features[rng.integers(0, IMAGES, 300)] + 0.05 * rng.normal(size=(300, 24)))
+    found, best = index.search(asked, 10)[1], exact(features, asked, 10)
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, best, strict=True)]) >= 0.93
+
+
+def test_what_is_not_found_shows_in_the_recall(features, monkeypatch):
+    """One list of 75 looked through: the figure is what it is, not what was asked for."""
+    monkeypatch.setattr(search, "EXACT", 1000)
+    monkeypatch.setattr(search, "RECALL", 0.0)
+    monkeypatch.setattr(search, "_PROBES", (1,))
+    scattered = unit(np.random.default_rng(1).normal(size=(IMAGES, 24)))
+    _, kind = search.build(batches(scattered), IMAGES, 24)
+    assert kind.probes == 1
+    assert kind.recall is not None
+    assert 0 < kind.recall < 0.6
+
+
+@pytest.fixture
+def store(features, tmp_path):
+    vocabulary = Vocabulary(tuple((f"class {k}",) for k in range(4)))
+    _, _, text = problem(4, 1, dimension=24)
+    return make_store(tmp_path / "store", features[:2500], [f"{i}.png" for i in range(2500)], vocabulary, text)
+
+
+def test_the_store_keeps_what_its_index_is(store, monkeypatch):
+    monkeypatch.setattr(search, "EXACT", 1000)
+    assert build_index(store)
+    meta = json.loads(store.index.with_name("index.json").read_text())
+    assert meta["kind"] == "ivf"
+    assert meta["recall"] >= 0.95
+    assert meta["images"] == 2500
+    batch = next(iter_features(store))
+    nearest, cosines = neighbours(store, batch.features[:200], 3)
+    ids = batch.image_ids.to_pylist()
+    assert np.mean([row[0] == image_id for row, image_id in zip(nearest, ids, strict=False)]) > 0.97
+    np.testing.assert_allclose(cosines[:, 0], 1, atol=0.02)
+
+
+def test_embed_does_not_train_one(store, monkeypatch):
+    from ood_audit.store import index
+
+    monkeypatch.setattr(index, "EXACT", 1000)
+    assert not build_index(store, limit_bytes=1 << 30)
+    assert not store.index.exists()
+
+
+def test_a_full_disk_leaves_the_old_index_or_none(store, monkeypatch):
+    build_index(store)
+    before = store.index.read_bytes()
+    store.index.with_name("index.json").unlink()
+
+    def full(*arguments):
+        raise RuntimeError("Error in fwrite: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss, "write_index", full)
+        with pytest.raises(StoreError, match="make room"), writing(store.root, "images"):
+            build_index(store)
+    assert store.index.read_bytes() == before
+    assert not store.index.with_name("index.json").exists()  # so that it is built again
+    assert [path for path in store.root.rglob("*") if ".tmp" in path.name] == []
+    assert len(neighbours(store, next(iter_features(store)).features[:1], 3)[0][0]) == 3

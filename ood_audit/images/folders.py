@@ -1,0 +1,171 @@
+"""Finding the images of a folder.
+
+A million files that have not changed must cost little more than their stat calls: so there is no object, no path and no
+hash for each of them here, but columns of names, sizes and times, and what depends on the folder once for each folder.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from itertools import islice
+from urllib.parse import quote_from_bytes
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ood_audit.images.formats import extensions, looks_like_image
+from ood_audit.images.found import BATCH, COLUMNS, ScanNotes
+from ood_audit.images.storage import file_uri
+from ood_audit.text import storable
+
+_CHUNK = 16_384  # entries of a folder that are looked at together
+_PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*")  # what a URI shows as it is
+
+
+def walk(root: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[pa.Table]:
+    """The images below a folder, with the columns `found.COLUMNS`; the first ones as soon as they are found.
+
+    Nothing here keeps a list of all files: a flat folder of ten million images is one pass of `os.scandir`.
+
+    Args:
+        root: the folder, an absolute path.
+        notes: filled in along the way.
+        exclude: a folder that is never entered (the store).
+
+    """
+    seen: set[tuple[int, int]] = set()  # real folders, so that links that loop or meet are entered once
+    pending = [root]
+    rows = _Rows(root)
+    chunk, most = 1, 1
+    while pending:
+        folder = pending.pop()
+        try:
+            key = _key(folder)
+            if key in seen or (exclude is not None and _is(exclude, key)):
+                continue
+            seen.add(key)
+            with os.scandir(folder) as entries:
+                while some := list(islice(entries, chunk)):
+                    chunk = min(2 * chunk, _CHUNK)
+                    pending += rows.add(folder, some, notes)
+                    if rows.count >= most:
+                        yield rows.take()
+                        most = BATCH
+        except OSError as error:
+            notes.unreadable[folder] = error.strerror or str(error)
+    if rows.count:
+        yield rows.take()
+
+
+class _Rows:
+    """Collects images, folder by folder."""
+
+    def __init__(self, root: str) -> None:
+        self._below = len(root.rstrip(os.sep)) + 1
+        self.take()
+
+    def take(self) -> pa.Table:
+        """What has been collected, and start anew."""
+        table = None
+        if getattr(self, "count", 0):
+            at = pa.array(np.repeat(np.arange(len(self._counts)), self._counts))
+            uris = pc.binary_join_element_wise(pa.array(self._uri_of).take(at), pa.array(self._uris), "")
+            paths = pc.binary_join_element_wise(pa.array(self._path_of).take(at), pa.array(self._paths), "")
+            columns = [uris, paths, pa.array(self._sizes, pa.int64()), pa.array(self._times, pa.int64())]
+            table = pa.table(columns, COLUMNS)
+        self.count = 0
+        self._uri_of: list[str] = []  # of the folders,
+        self._path_of: list[str] = []
+        self._counts: list[int] = []  # and how many images of each there are
+        self._uris: list[str] = []
+        self._paths: list[str] = []
+        self._sizes: list[int] = []
+        self._times: list[int] = []
+        return table
+
+    def add(self, folder: str, entries: list[os.DirEntry[str]], notes: ScanNotes) -> list[str]:
+        """Take up the images among some entries of a folder; returns the folders among them."""
+        known = extensions()
+        names, sizes, times = [], self._sizes, self._times
+        folders = []
+        for entry in entries:
+            name = entry.name
+            if name[0] != "." and name[name.rfind(".") :].lower() in known:
+                try:
+                    info = entry.stat()
+                except OSError:  # a dangling link: decoding reports it as an unreadable image
+                    names.append(name)
+                    sizes.append(0)
+                    times.append(0)
+                    continue
+                if stat.S_ISREG(info.st_mode):
+                    names.append(name)
+                    sizes.append(info.st_size)
+                    times.append(info.st_mtime_ns)
+                elif stat.S_ISDIR(info.st_mode):
+                    folders.append(entry.path)
+                else:  # a pipe or a socket would block its reader
+                    notes.skipped["not a regular file"] += 1
+            elif _is_folder(entry):
+                if name[0] != ".":
+                    folders.append(entry.path)
+            elif (info := _odd_image(entry, notes)) is not None:
+                names.append(name)
+                sizes.append(info.st_size)
+                times.append(info.st_mtime_ns)
+        if names:
+            self._add_names(folder, names)
+        return folders
+
+    def _add_names(self, folder: str, names: list[str]) -> None:
+        self.count += len(names)
+        self._counts.append(len(names))
+        self._uri_of.append(file_uri(folder).rstrip("/") + "/")
+        path = folder[self._below :]
+        self._path_of.append(storable(path.replace(os.sep, "/")) + "/" if path else "")
+        if _PLAIN.fullmatch("/".join(names)):
+            self._uris += names
+            self._paths += names
+        else:
+            self._uris += [quote_from_bytes(os.fsencode(name)) for name in names]
+            self._paths += [storable(name) for name in names]
+
+
+def _odd_image(entry: os.DirEntry[str], notes: ScanNotes) -> os.stat_result | None:
+    """The facts of a file whose name does not end as an image's, if it is one; else it is noted."""
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if entry.name.startswith(".") or suffix:
+        notes.skipped[storable(suffix or entry.name)] += 1
+        return None
+    try:
+        info = entry.stat()
+    except OSError:
+        info = None
+    if info is not None and not stat.S_ISREG(info.st_mode):
+        notes.skipped["not a regular file"] += 1
+        return None
+    if info is None or not looks_like_image(entry.path):
+        notes.skipped["no extension"] += 1
+        return None
+    return info
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that points at itself
+        return False
+
+
+def _key(folder: str) -> tuple[int, int]:
+    info = os.stat(folder)
+    return info.st_dev, info.st_ino
+
+
+def _is(folder: str, key: tuple[int, int]) -> bool:
+    try:
+        return _key(folder) == key
+    except OSError:  # not made yet
+        return False

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ood_audit import __version__
 from ood_audit.errors import OodAuditError, StoreError
@@ -180,7 +181,9 @@ class _Run:
                     if error is not None and not self.first_unreadable:
                         self.first_unreadable = f"{printable(image.path)}: {error}"
                     self.on_progress(done, total)
-        build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
+        images = sum(pq.read_metadata(part).num_rows for part in self.store.parts)
+        if 2 * self.store.encoder.dimension * images <= BUILD_NOW_BYTES:  # else it would read so much, and give up
+            build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
 
     def record(self) -> None:
         """Write what the run did to `runs/`."""

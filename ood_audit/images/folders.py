@@ -87,34 +87,9 @@ class _Rows:
 
     def add(self, folder: str, entries: list[os.DirEntry[str]], notes: ScanNotes) -> list[str]:
         """Take up the images among some entries of a folder; returns the folders among them."""
-        known = extensions()
-        names, sizes, times = [], self._sizes, self._times
-        folders = []
-        for entry in entries:
-            name = entry.name
-            if name[0] != "." and name[name.rfind(".") :].lower() in known:
-                try:
-                    info = entry.stat()
-                except OSError:  # a dangling link: decoding reports it as an unreadable image
-                    names.append(name)
-                    sizes.append(0)
-                    times.append(0)
-                    continue
-                if stat.S_ISREG(info.st_mode):
-                    names.append(name)
-                    sizes.append(info.st_size)
-                    times.append(info.st_mtime_ns)
-                elif stat.S_ISDIR(info.st_mode):
-                    folders.append(entry.path)
-                else:  # a pipe or a socket would block its reader
-                    notes.skipped["not a regular file"] += 1
-            elif _is_folder(entry):
-                if name[0] != ".":
-                    folders.append(entry.path)
-            elif (info := _odd_image(entry, notes)) is not None:
-                names.append(name)
-                sizes.append(info.st_size)
-                times.append(info.st_mtime_ns)
+        names, infos, folders = _plain(entries) or _one_by_one(entries, notes)
+        self._sizes += [info.st_size if info else 0 for info in infos]
+        self._times += [info.st_mtime_ns if info else 0 for info in infos]
         if names:
             self._add_names(folder, names)
         return folders
@@ -133,23 +108,50 @@ class _Rows:
             self._paths += [storable(name) for name in names]
 
 
-def _odd_image(entry: os.DirEntry[str], notes: ScanNotes) -> os.stat_result | None:
-    """The facts of a file whose name does not end as an image's, if it is one; else it is noted."""
-    suffix = os.path.splitext(entry.name)[1].lower()
-    if entry.name.startswith(".") or suffix:
-        notes.skipped[storable(suffix or entry.name)] += 1
+_Found = tuple[list[str], "list[os.stat_result] | list[os.stat_result | None]", list[str]]
+
+
+def _plain(entries: list[os.DirEntry[str]]) -> _Found | None:
+    """The names and facts of the entries, if all of them are files that are named as images: the quick way."""
+    names = [entry.name for entry in entries]
+    suffixes = {name[name.rfind(".") :] for name in names}
+    if not {suffix.lower() for suffix in suffixes} <= extensions() or any(name[0] == "." for name in names):
         return None
     try:
-        info = entry.stat()
+        infos = [entry.stat() for entry in entries]
     except OSError:
-        info = None
-    if info is not None and not stat.S_ISREG(info.st_mode):
-        notes.skipped["not a regular file"] += 1
         return None
-    if info is None or not looks_like_image(entry.path):
-        notes.skipped["no extension"] += 1
+    if not all(stat.S_ISREG(mode) for mode in {info.st_mode for info in infos}):
         return None
-    return info
+    return names, infos, []
+
+
+def _one_by_one(entries: list[os.DirEntry[str]], notes: ScanNotes) -> _Found:
+    """The names and facts (None: a link to nothing) of the images among the entries, and the folders among them."""
+    names: list[str] = []
+    infos: list[os.stat_result | None] = []
+    folders = []
+    for entry in entries:
+        if _is_folder(entry):
+            if not entry.name.startswith("."):
+                folders.append(entry.path)
+            continue
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if entry.name.startswith(".") or (suffix and suffix not in extensions()):
+            notes.skipped[storable(suffix or entry.name)] += 1
+            continue
+        try:
+            info = entry.stat()
+        except OSError:  # decoding reports it as an unreadable image
+            info = None
+        if info is not None and not stat.S_ISREG(info.st_mode):  # a pipe or a socket would block its reader
+            notes.skipped["not a regular file"] += 1
+        elif not suffix and not looks_like_image(entry.path):
+            notes.skipped["no extension"] += 1
+        else:
+            names.append(entry.name)
+            infos.append(info)
+    return names, infos, folders
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -11,9 +11,7 @@ import pyarrow as pa
 BATCH = 50_000  # rows of a table
 
 # What a scan says of an image; see `ImageRef`, of which these are the fields but for `source`.
-COLUMNS = pa.schema(
-    [("uri", pa.string()), ("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())]
-)
+COLUMNS = pa.schema([("uri", pa.string()), ("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
 
 
 @dataclass(frozen=True, slots=True)

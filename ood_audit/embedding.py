@@ -20,7 +20,7 @@ from ood_audit.errors import OodAuditError, StoreError
 from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve
 from ood_audit.images.storage import file_uri, is_gone, is_remote
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
-from ood_audit.store.layout import store_root, write_json
+from ood_audit.store.layout import shown, store_root, write_json
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
 
@@ -130,7 +130,7 @@ class _Scan:
 def _begun(source: str, root: Path) -> _Scan:
     """Begin a scan; OodAuditError where the source holds no image."""
     notes = ScanNotes()
-    tables = listing(source, notes, exclude=str(root) if is_remote(source) else os.path.realpath(root))
+    tables = listing(source, notes, exclude=shown(root) if is_remote(source) else os.path.realpath(root))
     first = next(tables, None)
     if first is None:
         raise OodAuditError(_nothing_found(source, notes))

@@ -12,7 +12,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 BUCKET = "bucket"
 
 
-class _Quiet(WSGIRequestHandler):
+class _Quiet(WSGIRequestHandler):  # type: ignore[misc]
     protocol_version = "HTTP/1.1"
 
     def log(self, type: str, message: str, *args: Any) -> None:
@@ -23,7 +23,7 @@ class Server:
     """Moto, with `requests` by method, and `fail`: from (method, path) to a status to answer with, or None."""
 
     def __init__(self) -> None:
-        from moto.server import DomainDispatcherApplication, create_backend_app
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
         self._moto = DomainDispatcherApplication(create_backend_app)
         self.requests: Counter[str] = Counter()
@@ -39,8 +39,8 @@ class Server:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.requests[method] += 1
         if status := self.fail(method, path):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start(f"{status} failed", [("Content-Length", "0")])
-            environ["wsgi.input"].read()
             return [b""]
         return self._moto(environ, start)
 

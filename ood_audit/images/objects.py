@@ -76,7 +76,7 @@ def _filesystem(scheme: str, netloc: str, query: str) -> Any:
         return fs.FileSystem.from_uri(f"{scheme}://{netloc}/?{query}")[0]
     except (OSError, ValueError, NotImplementedError) as error:
         remedy = "; it needs libhdfs: set HADOOP_HOME, JAVA_HOME and CLASSPATH" if scheme == "hdfs" else ""
-        raise UnreadableError(f"{_reason(error)}{remedy}") from error
+        raise UnreadableError(f"{reason(error)}{remedy}") from error
 
 
 def _s3(bucket: str, options: dict[str, str]) -> Any:
@@ -184,10 +184,13 @@ def _told(call: Any, *arguments: Any) -> Any:
     try:
         return call(*arguments)
     except OSError as error:
-        raise UnreadableError(_reason(error)) from error
+        raise UnreadableError(reason(error)) from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What is wrong, in few words."""
+    if isinstance(error, UnreadableError):
+        return str(error.strerror)
     text = str(error)
     reasons = {
         "ACCESS_DENIED": "access denied; check the credentials",

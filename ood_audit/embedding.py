@@ -8,17 +8,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from itertools import islice
+from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ood_audit import __version__
 from ood_audit.errors import OodAuditError, StoreError, UsageError
-from ood_audit.images.sources import ImageRef, ScanNotes, file_uri, local_path, resolve, scan
+from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve, scan
+from ood_audit.images.storage import file_uri, is_gone, is_remote
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
-from ood_audit.store.layout import store_root, write_json
+from ood_audit.store.layout import shown, store_root, write_json
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
 
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
 
 OUTCOMES = ("added", "unchanged", "changed", "removed", "unreadable")
 ENGINES = ("local", "ray")
-_SCAN_BATCH = 50_000
 _SAMPLE = 32  # images on which a precision is tried
 _SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
 
@@ -101,9 +103,7 @@ def embed(
         sources = [sources]
     root = store_root(store)
     found = list(dict.fromkeys(resolve(source) for source in sources))
-    for source in found:
-        if next(scan(source, notes := ScanNotes(), exclude=os.path.realpath(root)), None) is None:
-            raise OodAuditError(_nothing_found(source, notes))
+    scans = [_begun(source, root) for source in found]
     with writing(root, "images"):
         if (root / "store.json").exists():
             existing = open_store(root)
@@ -116,7 +116,7 @@ def embed(
                 encoder.try_bf16(_some_pixels(found, encoder, root))
             existing = create_store(root, encoder.identity)
         result = EmbedResult(existing)
-        run = _Run(result, found, on_progress, on_note)
+        run = _Run(result, scans, on_progress, on_note)
         try:
             with connect(existing) as run.db:
                 run.bring_into_step(encoder, device, batch_size, engine, on_start)
@@ -134,20 +134,44 @@ def embed(
     return result
 
 
+@dataclass
+class _Scan:
+    """A source that has been looked into as far as its first image, and goes on from there."""
+
+    source: str
+    tables: Iterator[pa.Table]
+    notes: ScanNotes
+
+
+def _begun(source: str, root: Path) -> _Scan:
+    """Begin a scan; OodAuditError where the source holds no image."""
+    notes = ScanNotes()
+    tables = listing(source, notes, exclude=_store_in(source, root))
+    first = next(tables, None)
+    if first is None:
+        raise OodAuditError(_nothing_found(source, notes))
+    return _Scan(source, chain([first], tables), notes)
+
+
+def _store_in(source: str, root: Path) -> str:
+    """What names the store where the source is, not to be searched for images."""
+    return shown(root) if is_remote(source) else os.path.realpath(root)
+
+
 class _Run:
     """One run of `embed` on an open, locked store."""
 
     def __init__(
         self,
         result: EmbedResult,
-        sources: list[str],
+        scans: list[_Scan],
         on_progress: Callable[[int, int], None] | None,
         on_note: Callable[[str], None] | None,
     ) -> None:
         self.id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.result = result
         self.store = result.store
-        self.sources = sources
+        self.scans = scans
         self.first_unreadable = ""
         self.on_progress = on_progress or (lambda done, total: None)
         self.on_note = on_note or (lambda note: None)
@@ -185,7 +209,9 @@ class _Run:
                     if error is not None and not self.first_unreadable:
                         self.first_unreadable = f"{printable(image.path)}: {error}"
                     self.on_progress(done, total)
-        build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
+        images = sum(pq.read_metadata(part).num_rows for part in self.store.parts)
+        if 2 * self.store.encoder.dimension * images <= BUILD_NOW_BYTES:  # else it would read so much, and give up
+            build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
 
     def _note(self, note: str) -> None:
         self.result.notes.append(note)
@@ -198,7 +224,7 @@ class _Run:
             "version": __version__,
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": self.result.seconds,
-            "sources": [storable(source) for source in self.sources],
+            "sources": [storable(scan.source) for scan in self.scans],
             "counts": {outcome: self.result.counts[outcome] for outcome in OUTCOMES},
             "skipped": dict(self.result.skipped),
             "unreadable_folders": {storable(k): v for k, v in self.result.unreadable_folders.items()},
@@ -208,80 +234,75 @@ class _Run:
         write_json(self.store.runs / f"{self.id}.json", values)
 
     def _scan(self) -> None:
-        """List the sources into the table `found`, each image once."""
+        """List the sources, and compare them with the store: the table `difference` has what is not unchanged."""
         self.db.execute(
-            "CREATE TABLE listing (ordinal BIGINT, image_id VARCHAR, uri VARCHAR, source VARCHAR, path VARCHAR, "
-            "size_bytes BIGINT, mtime_ns BIGINT)"
+            "CREATE TABLE listing (source INTEGER, uri VARCHAR, path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)"
         )
-        notes = ScanNotes()
-        ordinal = 0
-        for source in self.sources:
-            images = scan(source, notes, exclude=os.path.realpath(self.store.root))
-            while batch := list(islice(images, _SCAN_BATCH)):
-                rows = [
-                    {
-                        "ordinal": ordinal + i,
-                        "image_id": image.image_id,
-                        "uri": image.uri,
-                        "source": image.source,
-                        "path": image.path,
-                        "size_bytes": image.size_bytes,
-                        "mtime_ns": image.mtime_ns,
-                    }
-                    for i, image in enumerate(batch)
-                ]
-                ordinal += len(batch)
-                self.db.register("batch", pa.Table.from_pylist(rows))
-                self.db.execute("INSERT INTO listing FROM batch")
+        self.db.execute("CREATE TABLE sources (id INTEGER, source VARCHAR, prefix VARCHAR)")
+        for number, one in enumerate(self.scans):
+            # A folder also answers for what other sources found inside of it.
+            uri = one.source.partition("?")[0] if is_remote(one.source) else file_uri(one.source)
+            prefix = uri.rstrip("/") + "/"
+            self.db.execute("INSERT INTO sources VALUES (?, ?, ?)", [number, storable(one.source), prefix])
+            for batch in one.tables:
+                self.db.register("batch", batch)
+                self.db.execute("INSERT INTO listing SELECT ?, * FROM batch", [number])
                 self.db.unregister("batch")
+            self.result.skipped.update(one.notes.skipped)
+            self.result.unreadable_folders.update(one.notes.unreadable)
+        if len(self.scans) > 1 or not os.path.isdir(self.scans[0].source):  # else no image is found twice
+            self.db.execute(
+                "CREATE OR REPLACE TABLE listing AS SELECT DISTINCT ON (uri) * FROM listing ORDER BY uri, source, path"
+            )
         self.db.execute(
-            "CREATE TABLE found AS SELECT f.* EXCLUDE (ordinal), i.error AS known_error, "
-            "CASE WHEN i.image_id IS NULL THEN 'new' WHEN i.status = 'error' THEN 'retry' "
-            "WHEN i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns THEN 'changed' "
+            "CREATE TABLE difference AS SELECT coalesce(f.uri, i.uri) AS uri, f.source, i.source AS old_source, "
+            "coalesce(f.path, i.path) AS path, coalesce(f.size_bytes, i.size_bytes) AS size_bytes, "
+            "coalesce(f.mtime_ns, i.mtime_ns) AS mtime_ns, i.error AS known_error, "
+            "CASE WHEN f.uri IS NULL THEN 'not found' WHEN i.uri IS NULL THEN 'new' "
+            "WHEN i.status = 'error' THEN 'retry' "
+            "WHEN f.size_bytes >= 0 AND (i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns) THEN 'changed' "
             "ELSE 'unchanged' END AS state "
-            "FROM (SELECT DISTINCT ON (image_id) * FROM listing ORDER BY image_id, ordinal) AS f "
-            "LEFT JOIN images AS i USING (image_id)"
+            "FROM listing AS f FULL JOIN images AS i USING (uri) WHERE state <> 'unchanged'"
         )
-        self.result.skipped = notes.skipped
-        self.result.unreadable_folders = notes.unreadable
 
     def _count(self) -> tuple[int, int]:
-        row = self.db.execute(
-            "SELECT count(*) FILTER (state = 'unchanged'), count(*) FILTER (state <> 'unchanged') FROM found"
-        ).fetchone()
-        return (int(row[0]), int(row[1])) if row else (0, 0)
+        """How many images are unchanged, and how many are to be embedded."""
+        found = self._number("SELECT count(*) FROM listing")
+        to_do = self._number("SELECT count(*) FROM difference WHERE state <> 'not found'")
+        return found - to_do, to_do
+
+    def _number(self, sql: str) -> int:
+        row = self.db.execute(sql).fetchone()
+        return int(row[0]) if row else 0
 
     def _work(self) -> Iterator[Any]:
         from ood_audit.engines.work import Work
 
         sql = (
-            "SELECT uri, source, path, size_bytes, mtime_ns, state, known_error FROM found "
-            "WHERE state <> 'unchanged' ORDER BY source, path, uri"
+            "SELECT d.uri, s.source, d.path, d.size_bytes, d.mtime_ns, d.state, d.known_error "
+            "FROM difference AS d JOIN sources AS s ON d.source = s.id ORDER BY s.source, d.path, d.uri"
         )
         for *image, state, known_error in _stream(self.db, sql):
             yield Work(ImageRef(*image), state == "new", known_error)
 
     def _removed(self) -> Iterator[ImageRef]:
         """Images of the sources that are no longer there. Those in folders that can't be read now are kept."""
-        self.db.execute("CREATE TABLE sources (source VARCHAR, prefix VARCHAR)")
         self.db.execute("CREATE TABLE kept (prefix VARCHAR)")
-        for source in self.sources:
-            # A folder also answers for what other sources found inside of it.
-            self.db.execute("INSERT INTO sources VALUES (?, ?)", [storable(source), file_uri(source) + "/"])
         for folder in self.result.unreadable_folders:
-            self.db.execute("INSERT INTO kept VALUES (?)", [file_uri(folder) + "/"])
+            uri = folder if is_remote(folder) else file_uri(folder)
+            self.db.execute("INSERT INTO kept VALUES (?), (?)", [uri + "/", uri + "#"])
         sql = """
-            SELECT i.uri, i.source, i.path, i.size_bytes, i.mtime_ns, i.source IN (SELECT source FROM sources)
-            FROM images AS i
-            WHERE i.image_id NOT IN (SELECT image_id FROM found)
-              AND EXISTS (FROM sources AS s WHERE s.source = i.source OR starts_with(i.uri, s.prefix))
-              AND NOT EXISTS (FROM kept AS k WHERE starts_with(i.uri, k.prefix))
-            ORDER BY i.uri
+            SELECT d.uri, d.old_source, d.path, d.size_bytes, d.mtime_ns, d.old_source IN (SELECT source FROM sources)
+            FROM difference AS d
+            WHERE d.state = 'not found'
+              AND EXISTS (FROM sources AS s WHERE s.source = d.old_source OR starts_with(d.uri, s.prefix))
+              AND NOT EXISTS (FROM kept AS k WHERE starts_with(d.uri, k.prefix))
+            ORDER BY d.uri
         """
         for *row, is_own in _stream(self.db, sql):
             image = ImageRef(*row)
             # What another source named (a hidden folder, a file of any name) this one passes over: it may be there.
-            if is_own or not os.path.lexists(local_path(image.uri)):
+            if is_own or is_gone(image.uri):
                 yield image
 
 
@@ -322,13 +343,13 @@ def _check_encoder(
     return encoder
 
 
-def _some_pixels(sources: Sequence[str], encoder: "ClipEncoder", root: os.PathLike[str]) -> list[Any]:
+def _some_pixels(sources: Sequence[str], encoder: "ClipEncoder", root: Path) -> list[Any]:
     """Some of the first images of each source, as the model wants them; of those that can be read."""
     from ood_audit.images.decode import decode
 
     pixels = []
     for source in sources if encoder.may_use_bf16 else ():
-        for image in islice(scan(source, ScanNotes(), exclude=os.path.realpath(root)), _SAMPLE):
+        for image in islice(scan(source, ScanNotes(), exclude=_store_in(source, root)), _SAMPLE):
             found = decode(image.uri, encoder.prepare, at_least=encoder.decode_size).pixels
             if found is not None:
                 pixels.append(found)

@@ -10,13 +10,14 @@ import torch
 from ood_audit.encoders.clip import ClipEncoder, Features
 from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
 from ood_audit.images.decode import Decoded, decode
+from ood_audit.images.storage import REMOTE_THREADS, is_remote
 
 
 class Pipeline:
     """Takes batches of URIs and gives their features, several batches at once; a context manager.
 
-    One thread a core reads, decodes and resizes; of the forward passes, see `device.forward_threads`. Everything
-    waits for something most of the time, so that the cores, and the GPU, never do.
+    One thread a core reads, decodes and resizes; more where images come over the network. Of the forward passes, see
+    `device.forward_threads`. Everything waits for something most of the time, so that the cores, and the GPU, never do.
 
     Attributes:
         depth: how many batches to keep submitted, for nothing to run dry.
@@ -30,6 +31,7 @@ class Pipeline:
         self.depth = passes + 2
         self._threads_before = torch.get_num_threads()
         self._decoders = ThreadPoolExecutor(cores, thread_name_prefix="decode")
+        self._remote = ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="remote")  # started as they are needed
         self._passes = ThreadPoolExecutor(
             passes, "forward", initializer=enter_forward_thread, initargs=(encoder.device, threads)
         )
@@ -41,6 +43,7 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._decoders.shutdown(cancel_futures=True)
+        self._remote.shutdown(cancel_futures=True)
         self._passes.shutdown(cancel_futures=True)
         torch.set_num_threads(self._threads_before)  # what a thread sets is also the default of new ones
 
@@ -50,7 +53,12 @@ class Pipeline:
         There is nothing but facts where no image of the batch can be read.
         """
         encoder = self._encoder
-        pending = [self._decoders.submit(decode, uri, encoder.prepare, at_least=encoder.decode_size) for uri in uris]
+        pending = [
+            (self._remote if is_remote(uri) else self._decoders).submit(
+                decode, uri, encoder.prepare, at_least=encoder.decode_size
+            )
+            for uri in uris
+        ]
         return self._passes.submit(_encode, encoder, pending)
 
 

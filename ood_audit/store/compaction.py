@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ood_audit.errors import StoreError
-from ood_audit.store.layout import Store, flush, raise_version, replacing, span, writing
+from ood_audit.store.layout import Store, flush, raise_version, remove, replacing, span, writing
 from ood_audit.store.parts import PARQUET, schema
 from ood_audit.store.views import connect, damaged, outdated_rows
 
@@ -152,7 +152,7 @@ def _sweep(store: Store) -> None:
         try:
             with writing(store.root, "scores"):
                 for part in replaced:
-                    part.unlink()
+                    remove(part)
                 flush(store.images)
         except StoreError:
             return

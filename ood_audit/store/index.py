@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.store.layout import Store, replacing, span, write_json
+from ood_audit.store.layout import Store, remove, replacing, span, write_json
 from ood_audit.store.parts import iter_features
 from ood_audit.store.search import EXACT, build
 from ood_audit.store.views import connect
@@ -47,7 +47,7 @@ def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
             yield batch.features
 
     index, kind = build(batches, total, dimension)
-    meta.unlink(missing_ok=True)
+    remove(meta)
     with replacing(store.index) as temporary:
         try:
             faiss.write_index(index, str(temporary))

@@ -212,7 +212,8 @@ def large_jpeg(path, photo, short, *, grain=0.0, **options):
 @pytest.mark.parametrize(("short", "grain"), [(1347, 0.0), (1347, 3.0), (2691, 3.0)])
 def test_reduced_jpegs_have_the_same_feature(tmp_path, encoder, short, grain):
     """Just large enough to be reduced, where the loss is greatest, and of sizes that don't divide."""
-    whole, reduced = [], []
+    whole: list[Any] = []
+    reduced: list[Any] = []
     for folder in ("airplane", "sunflower", "butterfly"):
         photo = Image.open(sorted((EXAMPLES / "images" / folder).iterdir())[1]).convert("RGB")
         uri, size = large_jpeg(tmp_path / "x.jpg", photo, short, grain=grain)

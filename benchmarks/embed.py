@@ -77,6 +77,11 @@ def measure(count: int, work: Callable[[], float | None]) -> tuple[float, float]
     return count / (time.perf_counter() - began), 1000 * (time.process_time() - cpu) / count
 
 
+def middle(rows: list[tuple[float, float]]) -> list[float]:
+    """The median of each column."""
+    return [statistics.median(column) for column in zip(*rows, strict=True)]
+
+
 def limits(pictures: Path, model: str, weights: str | None, rounds: int, seconds: float, reduced: bool) -> None:
     """Runs in a process of its own: prints the rates of decoding, of the forward pass, and of both in `embed`."""
     import torch
@@ -89,8 +94,8 @@ def limits(pictures: Path, model: str, weights: str | None, rounds: int, seconds
     encoder = clip.load_encoder(model, weights=weights)
     if not reduced:
         encoder.decode_size = None
-    clip.load_encoder = lambda *args, **options: encoder  # type: ignore[assignment]  # loading is not what is measured
-    clip.load_same_encoder = lambda *args, **options: encoder  # type: ignore[assignment]
+    clip.load_encoder = lambda *args, **options: encoder  # loading is not what is measured
+    clip.load_same_encoder = lambda *args, **options: encoder
     size, files = encoder.batch_size, found(pictures)
     uris = [path.absolute().as_uri() for path in files]
 
@@ -145,10 +150,8 @@ def limits(pictures: Path, model: str, weights: str | None, rounds: int, seconds
         forward = max(last["one at a time"], last["side by side"])
         limit = 1 / (1 / last["decode"] + 1 / forward) if encoder.device.type == "cpu" else min(last["decode"], forward)
         ratios.append((last["embed"] / limit, limit))
-    medians = {
-        name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in results.items()
-    }
-    ratio, limit = (statistics.median(column) for column in zip(*ratios, strict=True))
+    medians = {name: middle(rows) for name, rows in results.items()}
+    ratio, limit = middle(ratios)
     facts = {"device": str(encoder.device), "precision": encoder.precision, "images": len(uris)}
     print(json.dumps({"rates": medians, "ratio": ratio, "limit": limit, **facts}))
 
@@ -183,7 +186,8 @@ def show(title: str, result: dict[str, Any]) -> None:
 def main() -> None:
     if "--child" in sys.argv:
         what, pictures, *rest = json.loads(sys.argv[-1])
-        {"limits": limits, "peak": peak}[what](Path(pictures), *rest)
+        work: Callable[..., None] = limits if what == "limits" else peak
+        work(Path(pictures), *rest)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)

@@ -1,12 +1,20 @@
 """Images per second of `embed`, beside the limit on the same machine, and its peak memory.
 
-    python -m benchmarks.embed FOLDER [--images 1000 5000] [--model starter]
+    python -m benchmarks.embed FOLDER [--images 1000 5000] [--model starter] [--model ViT-B-32] [--rounds 5]
 
 FOLDER is searched for pictures, which are copied (with a byte appended, so that all are distinct) up to each of the
-counts. The limit is measured in the same run, on the same pictures: `decode` is the rate of reading, decoding and
-resizing alone, `forward` that of the model alone. On a CPU both share the cores, so the limit is
-1 / (1/decode + 1/forward); on a GPU it is the smaller of the two. The median of three rounds is shown, as the
-neighbours of a shared machine come and go.
+counts. A bare architecture, such as ViT-B-32, gets random weights: they are as fast as trained ones.
+
+The limit is measured in the same run, on the same pictures. `decode` is the rate of reading, decoding and resizing
+alone, on all cores; `forward` that of the model alone, the faster of one pass at a time on all cores and of passes
+side by side, as `embed` runs them. On a CPU both share the cores, so the limit is 1 / (1/decode + 1/forward); on a
+GPU it is the smaller of the two. In each round all are measured in turn, and the ratio is taken within the round, so
+that the neighbours of a shared machine slow both sides alike; medians are shown. `cpu ms` is the processor time of an
+image, which neighbours hardly touch: what `embed` takes above the sum of the two is its own work.
+
+A model that is slow gets fewer of the pictures for its rates, so that a round takes about `--seconds`. Peak memory is
+of the first model, at each of the counts. The last table is of large JPEGs, FOLDER's pictures enlarged to 2000 × 1500
+with grain: decoded in full, and at the reduced scale that `embed` uses.
 """
 
 import argparse
@@ -22,11 +30,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-LIMIT = 0.85
+LIMIT = 0.9
+LARGE = (2000, 1500)
+
+
+def found(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
 
 
 def copies(folder: Path, into: Path, count: int) -> None:
-    sources = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    sources = found(folder)
     for number in range(count):
         source = sources[number % len(sources)]
         target = into / f"{number // 1000:03d}" / f"{number:07d}{source.suffix}"
@@ -34,97 +47,180 @@ def copies(folder: Path, into: Path, count: int) -> None:
         target.write_bytes(source.read_bytes() + bytes([number % 256]))
 
 
-def rate(count: int, work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return count / (time.perf_counter() - started)
+def large(folder: Path, into: Path, count: int) -> None:
+    import numpy as np
+    from PIL import Image
+
+    dice = np.random.default_rng(0)
+    sources = found(folder)
+    for number in range(count):
+        with Image.open(sources[number * 17 % len(sources)]) as image:
+            pixels = np.asarray(image.convert("RGB").resize(LARGE, Image.Resampling.BICUBIC), np.float32)
+        grain = dice.normal(0, 3, (*pixels.shape[:2], 1))
+        Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8)).save(into / f"{number:05}.jpg", quality=92)
 
 
-def limits(pictures: Path, model: str, rounds: int) -> None:
+def random_weights(architecture: str, into: Path) -> Path:
+    import open_clip
+    from safetensors.torch import save_file
+
+    model = open_clip.create_model(architecture, pretrained=None)
+    path = into / f"{architecture}.safetensors"
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path)
+    return path
+
+
+def measure(count: int, work: Callable[[], float | None]) -> tuple[float, float]:
+    """Images a second, and processor milliseconds an image; `work` may return when it began."""
+    began, cpu = time.perf_counter(), time.process_time()
+    began = work() or began
+    return count / (time.perf_counter() - began), 1000 * (time.process_time() - cpu) / count
+
+
+def middle(rows: list[tuple[float, float]]) -> list[float]:
+    """The median of each column."""
+    return [statistics.median(column) for column in zip(*rows, strict=True)]
+
+
+def limits(pictures: Path, model: str, weights: str | None, rounds: int, seconds: float, reduced: bool) -> None:
     """Runs in a process of its own: prints the rates of decoding, of the forward pass, and of both in `embed`."""
-    from ood_audit.embedding import embed
-    from ood_audit.encoders.clip import load_encoder
-    from ood_audit.encoders.device import worker_count
-    from ood_audit.images.decode import decode
-    from ood_audit.images.sources import ScanNotes, scan
+    import torch
 
-    encoder = load_encoder(model)
-    images = [image.uri for image in scan(str(pictures), ScanNotes())]
-    some = images[: 20 * encoder.batch_size]
-    pixels = [p for uri in some if (p := decode(uri, encoder.prepare).pixels) is not None]
+    import ood_audit.encoders.clip as clip
+    from ood_audit.embedding import embed
+    from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
+    from ood_audit.images.decode import decode
+
+    encoder = clip.load_encoder(model, weights=weights)
+    if not reduced:
+        encoder.decode_size = None
+    clip.load_encoder = lambda *args, **options: encoder  # loading is not what is measured
+    clip.load_same_encoder = lambda *args, **options: encoder
+    size, files = encoder.batch_size, found(pictures)
+    uris = [path.absolute().as_uri() for path in files]
+
+    def decoded(uri: str) -> Any:
+        return decode(uri, encoder.prepare, at_least=encoder.decode_size).pixels
 
     def decoding() -> None:
         with ThreadPoolExecutor(worker_count()) as pool:
-            for _ in pool.map(lambda uri: decode(uri, encoder.prepare).error, images):
+            for _ in pool.map(lambda uri: decoded(uri) is None, uris):
                 pass
 
-    def forward() -> None:
-        for start in range(0, len(pixels), encoder.batch_size):
-            encoder.encode_images(pixels[start : start + encoder.batch_size])
+    def one_at_a_time() -> None:
+        for start in range(0, len(pixels), size):
+            encoder.encode_images(pixels[start : start + size])
 
-    forward()
-    results: dict[str, list[float]] = {"decode": [], "forward": [], "embed": [], "ratio": []}
-    for _ in range(rounds):
-        before = rate(len(pixels), forward)
-        results["decode"].append(rate(len(images), decoding))
+    def side_by_side() -> None:
+        passes, threads = forward_threads(encoder.device, worker_count())
+        before = torch.get_num_threads()
+        with ThreadPoolExecutor(passes, initializer=enter_forward_thread, initargs=(encoder.device, threads)) as pool:
+            list(pool.map(lambda i: encoder.encode_images(pixels[i : i + size]), range(0, len(pixels), size)))
+        torch.set_num_threads(before)
+
+    def embedding() -> float:
+        began = [0.0]
+
+        def start(_: object) -> None:
+            began[0] = time.perf_counter()
+
         with tempfile.TemporaryDirectory() as store:
-            started = [0.0]
+            lists = Path(store) / "pictures.txt"
+            lists.write_text("\n".join(str(path.absolute()) for path in files))
+            embed(lists, store=Path(store) / "store", model=model, weights=weights, on_start=start)
+        return began[0]
 
-            def start(_: object, started: list[float] = started) -> None:
-                started[0] = time.perf_counter()  # loading the model is not what is measured
+    pixels = [p for uri in uris[: 4 * size] if (p := decoded(uri)) is not None]
+    side_by_side()
+    speed = measure(len(pixels), side_by_side)[0]
+    files = files[: max(8 * size, int(speed * seconds))]
+    uris = uris[: len(files)]
+    pixels = [p for uri in uris if (p := decoded(uri)) is not None]
+    results: dict[str, list[tuple[float, float]]] = {}
+    ratios = []
+    for _ in range(rounds):
+        for name, count, work in (
+            ("decode", len(uris), decoding),
+            ("one at a time", len(pixels), one_at_a_time),
+            ("side by side", len(pixels), side_by_side),
+            ("embed", len(uris), embedding),
+        ):
+            results.setdefault(name, []).append(measure(count, work))
+        last = {name: values[-1][0] for name, values in results.items()}
+        forward = max(last["one at a time"], last["side by side"])
+        limit = 1 / (1 / last["decode"] + 1 / forward) if encoder.device.type == "cpu" else min(last["decode"], forward)
+        ratios.append((last["embed"] / limit, limit))
+    medians = {name: middle(rows) for name, rows in results.items()}
+    ratio, limit = middle(ratios)
+    facts = {"device": str(encoder.device), "precision": encoder.precision, "images": len(uris)}
+    print(json.dumps({"rates": medians, "ratio": ratio, "limit": limit, **facts}))
 
-            embed(pictures, store=store, model=model, on_start=start)
-            results["embed"].append(len(images) / (time.perf_counter() - started[0]))
-        results["forward"].append((before + rate(len(pixels), forward)) / 2)
-        slowest = (results["decode"][-1], results["forward"][-1])
-        limit = min(slowest) if encoder.device.type != "cpu" else 1 / sum(1 / r for r in slowest)
-        results["ratio"].append(results["embed"][-1] / limit)
-    print(
-        json.dumps(
-            {name: statistics.median(values) for name, values in results.items()} | {"device": str(encoder.device)}
-        )
-    )
 
-
-def peak(pictures: Path, model: str) -> None:
+def peak(pictures: Path, model: str, weights: str | None) -> None:
     """Runs in a process of its own: prints the peak memory of one `embed`, in MB."""
     from ood_audit.embedding import embed
 
     with tempfile.TemporaryDirectory() as store:
-        embed(pictures, store=store, model=model)
+        embed(pictures, store=store, model=model, weights=weights)
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 def child(what: str, pictures: Path, *rest: object) -> Any:
-    command = [sys.executable, "-m", "benchmarks.embed", "--child", what, str(pictures), *map(str, rest)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.embed", "--child", json.dumps([what, str(pictures), *rest])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(f"benchmarks.embed: measuring {rest[0]} failed")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(title: str, result: dict[str, Any]) -> None:
+    print(f"\n{title}: {result['precision']} on {result['device']}, {result['images']} images")
+    print(f"{'':24} {'images/s':>9} {'cpu ms':>8}")
+    names = {"one at a time": "forward, one at a time", "side by side": "forward, side by side"}
+    for name, (speed, cpu) in result["rates"].items():
+        print(f"{names.get(name, name):24} {speed:9.1f} {cpu:8.2f}")
+    print(f"{'limit':24} {result['limit']:9.1f}")
+    print(f"embed reaches {result['ratio']:.2f} of the limit (held to {LIMIT})", flush=True)
 
 
 def main() -> None:
     if "--child" in sys.argv:
-        what, pictures, model, *rest = sys.argv[2:]
-        limits(Path(pictures), model, int(rest[0])) if what == "limits" else peak(Path(pictures), model)
+        what, pictures, *rest = json.loads(sys.argv[-1])
+        work: Callable[..., None] = limits if what == "limits" else peak
+        work(Path(pictures), *rest)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 5000])
-    parser.add_argument("--model", default="starter")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--large", type=int, default=100, help="large JPEGs; 0 for none")
+    parser.add_argument("--model", action="append", help="repeatable  [default: starter and ViT-B-32]")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
-    memory = {}
-    for count in options.images:
-        with tempfile.TemporaryDirectory() as pictures:
-            copies(options.folder, Path(pictures), count)
-            memory[count] = child("peak", Path(pictures), options.model)
-            if count == options.images[0]:
-                rates = child("limits", Path(pictures), options.model, options.rounds)
-    print(f"model {options.model} on {rates['device']}, {options.images[0]} images, median of {options.rounds} rounds")
-    for name in ("decode", "forward", "embed"):
-        print(f"{name:8} {rates[name]:8.1f} images/s")
-    print(f"embed reaches {rates['ratio']:.2f} of the limit (held to {LIMIT})")
-    for count, megabytes in memory.items():
-        print(f"peak memory at {count:6} images: {megabytes:6.0f} MB")
+    with tempfile.TemporaryDirectory() as folder:
+        models: list[tuple[str, str | None]] = []
+        for model in options.model or ["starter", "ViT-B-32"]:
+            bare = model != "starter" and not set(model) & {"/", ":"}
+            models.append((model, str(random_weights(model, Path(folder))) if bare else None))
+        memory = {}
+        for count in sorted(options.images):
+            pictures = Path(folder) / str(count)
+            copies(options.folder, pictures, count)
+            memory[count] = child("peak", pictures, *models[0])
+        few = Path(folder) / str(min(options.images))
+        for model, weights in models:
+            title = f"{model} (random weights)" if weights else model
+            show(title, child("limits", few, model, weights, options.rounds, options.seconds, True))
+        print()
+        for count, megabytes in memory.items():
+            print(f"peak memory of {models[0][0]} at {count:6} images: {megabytes:6.0f} MB")
+        if options.large:
+            pictures = Path(folder) / "large"
+            pictures.mkdir()
+            large(options.folder, pictures, options.large)
+            for reduced in (False, True):
+                title = f"JPEGs of {LARGE[0]} × {LARGE[1]}, {'reduced scale' if reduced else 'in full'}, {models[0][0]}"
+                show(title, child("limits", pictures, *models[0], options.rounds, options.seconds, reduced))
 
 
 if __name__ == "__main__":

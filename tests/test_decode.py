@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ood_audit.encoders.clip import AGREEMENT
 from ood_audit.images.decode import decode, thumbnail, to_rgb
 from ood_audit.images.sources import file_uri
 from tests.conftest import EXAMPLES
@@ -192,3 +193,89 @@ def test_thumbnails_are_small_webp(tmp_path, photo):
     photo.resize((900, 300)).save(tmp_path / "x.jpg")
     with Image.open(io.BytesIO(thumbnail(file_uri(str(tmp_path / "x.jpg")), 160) or b"")) as small:
         assert (small.format, small.size) == ("WEBP", (160, 53))
+
+
+# Reduced scale
+
+GREY = np.full((2, 2, 3), 128, np.uint8)
+
+
+def large_jpeg(path, photo, short, *, grain=0.0, **options):
+    """A photo as a JPEG whose shorter side has `short` pixels, with grain, as of a camera."""
+    scale = short / min(photo.size)
+    image = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
+    if grain:
+        noise = np.random.default_rng(0).normal(0, grain, (image.height, image.width, 1))
+        image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
+    image.save(path, quality=92, **options)
+    return file_uri(str(path)), image.size
+
+
+@pytest.mark.parametrize(("short", "grain"), [(1347, 0.0), (1347, 3.0), (2691, 3.0)])
+def test_reduced_jpegs_have_the_same_feature(tmp_path, encoder, short, grain):
+    """Just large enough to be reduced, where the loss is greatest, and of sizes that don't divide."""
+    whole: list[Any] = []
+    reduced: list[Any] = []
+    for folder in ("airplane", "sunflower", "butterfly"):
+        photo = Image.open(sorted((EXAMPLES / "images" / folder).iterdir())[1]).convert("RGB")
+        uri, size = large_jpeg(tmp_path / "x.jpg", photo, short, grain=grain)
+        first, second = decode(uri, encoder.prepare), decode(uri, encoder.prepare, at_least=encoder.decode_size)
+        assert (second.width, second.height) == (first.width, first.height) == size
+        assert (second.error, second.content_hash) == (None, first.content_hash)
+        whole.append(first.pixels)
+        reduced.append(second.pixels)
+    assert not all(np.array_equal(one, two) for one, two in zip(whole, reduced, strict=True))  # it was reduced
+    cosines = (encoder.encode_images(whole) * encoder.encode_images(reduced)).sum(axis=1)
+    assert cosines.min() >= AGREEMENT
+
+
+def test_grain_on_white_is_decoded_in_full(tmp_path, encoder):
+    """A drawing on paper: what is averaged before it is clipped moves the feature of an empty picture."""
+    drawing = Image.new("RGB", (300, 300), "white")
+    drawing.paste("black", (100, 140, 200, 150))
+    uri, _ = large_jpeg(tmp_path / "x.jpg", drawing, 2688, grain=6.0)
+    whole, reduced = decode(uri, encoder.prepare), decode(uri, encoder.prepare, at_least=encoder.decode_size)
+    np.testing.assert_array_equal(whole.pixels, reduced.pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_reduced_and_turned(tmp_path, photo, orientation):
+    """The size is that of the whole, upright; and the rectangle is the same, whichever side was rounded up."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    uri, size = large_jpeg(tmp_path / "x.jpg", photo, 301, exif=exif)
+    seen = []
+
+    def prepare(image, whole=None):
+        seen.append((image.size, whole))
+        return GREY
+
+    result = decode(uri, prepare, at_least=100)
+    upright = size if orientation <= 4 else size[::-1]
+    assert (result.width, result.height) == upright
+    assert seen == [((-(-upright[0] // 2), -(-upright[1] // 2)), upright)]
+    whole = decode(uri, prepare)
+    assert (whole.width, whole.height) == upright
+    assert seen[1] == (upright, None)
+
+
+def test_only_what_is_large_enough_is_reduced(tmp_path, photo):
+    sizes = []
+
+    def prepare(image, whole=None):
+        sizes.append(min(image.size))
+        return GREY
+
+    for short in (99, 199, 200, 400, 399, 801):
+        uri, _ = large_jpeg(tmp_path / "x.jpg", photo, short)
+        decode(uri, prepare, at_least=100)
+    assert sizes == [99, 199, 100, 100, 200, 101]
+
+
+def test_a_truncated_large_jpeg_is_still_an_error(tmp_path, photo, encoder):
+    uri, size = large_jpeg(tmp_path / "x.jpg", photo, 1400)
+    content = (tmp_path / "x.jpg").read_bytes()
+    (tmp_path / "x.jpg").write_bytes(content[: len(content) // 2])
+    result = decode(uri, encoder.prepare, at_least=encoder.decode_size)
+    assert result.error is not None and "truncated" in result.error
+    assert (result.width, result.height) == size

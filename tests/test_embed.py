@@ -481,3 +481,28 @@ def test_another_encoder_is_refused(pictures, store, options, monkeypatch):
     with pytest.raises(StoreError, match="another store with --store"):
         run(pictures, store, **options)
     assert run(pictures, store) == {"unchanged": 6}
+
+
+# Faults
+
+
+def test_files_that_vanish_between_the_scan_and_their_turn(pictures, store, monkeypatch):
+    """Each is a row with its error, nothing else is lost, and once they are back they are embedded."""
+    gone = sorted(pictures.rglob("*.jpg"))[1::3]
+    kept = {path: path.read_bytes() for path in gone}
+
+    def vanish(uri, prepare, **options):
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return decode(uri, prepare, **options)
+
+    monkeypatch.setattr("ood_audit.engines.pipeline.decode", vanish)
+    assert run(pictures, store, batch_size=2) == {"added": 4, "unreadable": 2}
+    errors = rows(store, "path, error", "status = 'error'")
+    assert errors == [(str(path.relative_to(pictures)), "no such file, or a link to nothing") for path in gone]
+    monkeypatch.setattr("ood_audit.engines.pipeline.decode", decode)
+    for path, content in kept.items():
+        path.write_bytes(content)
+    assert run(pictures, store) == {"unchanged": 4, "changed": 2}
+    assert {status for _, status in rows(store)} == {"ok"}
+    assert len(features(store)) == 6

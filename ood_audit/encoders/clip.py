@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from torch.func import functional_call
-from torchvision.transforms import Compose, Normalize, ToTensor
+from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from ood_audit.encoders.device import (
     autocast,
@@ -42,7 +42,7 @@ from ood_audit.text import printable
 Features = NDArray[np.float32]
 _TEXT_BATCH = 256
 AGREEMENT = 0.999  # the least cosine between features that count as the same
-_REDUCED = 2  # how many times the model's input size a JPEG keeps at least, for that agreement
+_REDUCED = 3  # how many times the model's input size a JPEG keeps at least, for that agreement
 
 
 class ClipEncoder:
@@ -54,7 +54,8 @@ class ClipEncoder:
         device: where it runs.
         batch_size: images a forward pass that suits the device. On a CPU a small batch stays in the caches.
         batch_limit: None, or what a forward pass was cut down to when memory ran out.
-        decode_size: a picture whose shorter side keeps this many pixels has the features of the whole one.
+        decode_size: a JPEG decoded to no fewer pixels than this on its shorter side has the features of the whole
+            one (cosine ≥ `AGREEMENT`); None where the model's resizing is of an unknown kind.
         logit_scale: what the model was trained to multiply its cosines by.
 
     """
@@ -73,7 +74,9 @@ class ClipEncoder:
         self._crops = config.get("resize_mode") == "shortest"
         self._tokenize = _tokenizer(source)
         height, width = (config["size"],) * 2 if isinstance(config["size"], int) else config["size"]
-        self.decode_size: int | None = _REDUCED * max(height, width)
+        resize = self._to_pil.transforms[0]
+        self._resize = resize if isinstance(resize, Resize) else None
+        self.decode_size = _REDUCED * max(height, width) if self._resize else None
         activation = "quickgelu" if any(isinstance(m, QuickGELU) for m in model.modules()) else "gelu"
         weights_sha256 = _hash(model)
         self._layout = torch.contiguous_format
@@ -96,8 +99,14 @@ class ClipEncoder:
             dimension=probe.shape[1],
         )
 
-    def prepare(self, image: Image.Image) -> Pixels:
-        """An upright RGB image → the model's own resize and crop, as (H, W, 3) uint8. Safe to call from threads."""
+    def prepare(self, image: Image.Image, whole: tuple[int, int] | None = None) -> Pixels:
+        """An upright RGB image → the model's own resize and crop, as (H, W, 3) uint8. Safe to call from threads.
+
+        Where the image was decoded at reduced scale, `whole` is its size in full: the result is of the same
+        rectangle, to a sixth of a pixel.
+        """
+        if whole is not None and self._resize is not None:
+            image = _resize_reduced(image, whole, self._resize)
         if self._crops:
             image = _trim(image)
         return np.asarray(self._to_pil(image), dtype=np.uint8)
@@ -346,6 +355,23 @@ def _trim(image: Image.Image) -> Image.Image:
         return image
     left, top = max(0, (width - keep) // 2), max(0, (height - keep) // 2)
     return image.crop((left, top, width - left, height - top))
+
+
+def _resize_reduced(image: Image.Image, whole: tuple[int, int], resize: Resize) -> Image.Image:
+    """As `resize` would resize the whole: its sizes, rounded, differ from those of the reduced one.
+
+    A reduced picture that has been rounded up ends in a part of a pixel, at either side, as it has been turned.
+    """
+    width, height = whole
+    if isinstance(resize.size, int):
+        short = min(whole)
+        size = (int(resize.size * width / short), int(resize.size * height / short))
+    else:
+        size = (resize.size[1], resize.size[0])
+    scale = round(max(whole) / max(image.size))
+    left, top = (image.width - width / scale) / 2, (image.height - height / scale) / 2
+    box = (left, top, image.width - left, image.height - top)
+    return image.resize(size, Image.Resampling[resize.interpolation.name], box=box)
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,213 @@
+"""Devices, threads and precision: what is chosen, with the hardware made up, and what happens when memory runs out."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ood_audit
+from ood_audit.encoders import clip, device
+from ood_audit.encoders.clip import load_encoder
+from ood_audit.errors import EncoderError
+from ood_audit.store.parts import iter_features
+from tests.conftest import EXAMPLES
+from tests.test_encoder import MODELS, save
+
+PHOTOS = sorted((EXAMPLES / "images" / "butterfly").iterdir())[:6]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A small model of its own for each test, as it is changed."""
+    return load_encoder(save(tmp_path / "model", MODELS["vit"]), device="cpu")
+
+
+@pytest.fixture
+def pixels(small):
+    return [small.prepare(Image.open(path).convert("RGB")) for path in PHOTOS]
+
+
+# Threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "torch_threads", "expected"),
+    [
+        (1, 1, (1, 1)),
+        (2, 2, (2, 1)),
+        (2, 8, (2, 1)),  # a container's share of a large machine
+        (8, 1, (1, 1)),  # OMP_NUM_THREADS=1
+        (8, 8, (8, 1)),
+        (12, 12, (6, 2)),
+        (64, 64, (8, 8)),
+    ],
+)
+def test_passes_side_by_side_use_the_cores_once(monkeypatch, cores, torch_threads, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: torch_threads)
+    assert device.forward_threads(CPU, cores) == expected
+    assert device.forward_threads(torch.device("cuda"), cores)[0] == 2
+
+
+def test_a_container_s_share_is_respected(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert device.worker_count() == 1
+
+
+def test_the_threads_of_the_caller_are_left_as_they_were(small, pictures):
+    from ood_audit.engines.pipeline import Pipeline
+    from ood_audit.images.sources import file_uri
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with Pipeline(small, cores=2) as pipeline:
+            futures = [pipeline.submit([file_uri(str(path))]) for path in sorted(pictures.rglob("*.jpg"))]
+            assert all(future.result()[1] is not None for future in futures)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_cuda_is_every_gpu_and_a_number_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert device.all_devices(torch.device("cuda")) == ["cuda:0", "cuda:1", "cuda:2"]
+    assert device.all_devices(torch.device("cuda:1")) == ["cuda:1"]
+    assert device.all_devices(CPU) == ["cpu"]
+
+
+# bfloat16
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_bf16\n", True),
+        ("flags : fpu amx_bf16 amx_tile\n", True),
+        ("Features : fp asimd bf16 i8mm\n", True),  # Arm
+        ("flags : fpu avx2 avx512f avx512_vnni\n", False),  # it would be emulated
+        ("processor : 0\n", False),
+        (None, False),  # no such file: another system
+    ],
+)
+def test_whether_the_processor_has_bf16(tmp_path, monkeypatch, text, expected):
+    monkeypatch.setattr(device, "_CPU_FACTS", tmp_path / "cpuinfo")
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    assert device.bf16_in_hardware() is expected
+
+
+def bf16_machine(monkeypatch, encoder, *, seconds=0.5, error=0.0):
+    """A processor with bfloat16, where a pass takes `seconds` instead of 1 and moves features by `error`."""
+    monkeypatch.setattr(clip, "bf16_in_hardware", lambda: True)
+    encode, clock = encoder.encode_images, [0.0]
+
+    def encode_images(pixels):
+        clock[0] += 1.0 if encoder.precision == "fp32" else seconds
+        features = encode(pixels)
+        if encoder.precision == "bf16" and error:
+            features = features + error * np.random.default_rng(0).normal(size=features.shape).astype(np.float32)
+            features /= np.linalg.norm(features, axis=1, keepdims=True)
+        return features
+
+    monkeypatch.setattr(encoder, "encode_images", encode_images)
+    monkeypatch.setattr("ood_audit.encoders.clip.time.perf_counter", lambda: clock[0])
+
+
+@pytest.mark.parametrize(
+    ("machine", "chosen"),
+    [({}, "bf16"), ({"seconds": 1.5}, "fp32"), ({"error": 0.05}, "fp32")],
+    ids=["pays", "slower", "other features"],
+)
+def test_bf16_is_chosen_where_it_pays_and_agrees(small, pixels, monkeypatch, machine, chosen):
+    before = small.identity
+    bf16_machine(monkeypatch, small, **machine)
+    assert small.try_bf16(pixels) is (chosen == "bf16")
+    assert small.precision == small.identity.precision == chosen
+    assert [text.partition(" ")[0] for text in before.differences(small.identity)] == ["precision"] * (chosen == "bf16")
+    assert small.try_bf16([]) is False
+
+
+def test_bf16_is_not_tried_without_the_hardware(small, pixels, monkeypatch):
+    monkeypatch.setattr(clip, "bf16_in_hardware", lambda: False)
+    monkeypatch.setattr(small, "encode_images", lambda pixels: pytest.fail("there is nothing to try"))
+    assert small.try_bf16(pixels) is False
+    assert small.identity.precision == "fp32"
+
+
+def test_a_store_keeps_its_precision(small, pictures, tmp_path, monkeypatch):
+    """A new store is of what was found to pay on its own pictures, one that is there of what it was made with."""
+    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: small)
+    ood_audit.embed(pictures, store=tmp_path / "old", device="cpu")
+    bf16_machine(monkeypatch, small)
+    ood_audit.embed(pictures / "airplane", store=tmp_path / "asked", device="cpu", precision="fp32")
+    assert ood_audit.open_store(tmp_path / "asked").encoder.precision == "fp32"
+    assert not ood_audit.embed(pictures, store=tmp_path / "old", device="cpu").counts["added"]
+    assert ood_audit.open_store(tmp_path / "old").encoder.precision == "fp32"
+    ood_audit.embed(pictures, store=tmp_path / "new", device="cpu")
+    assert ood_audit.open_store(tmp_path / "new").encoder.precision == "bf16"
+
+
+# Memory
+
+
+def short_of_memory(encoder, monkeypatch, fits, error=None):
+    """The model's forward pass fails on more than `fits` images, as allocators do."""
+    error = error or RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+    encode, sizes = encoder._model.encode_image, []
+
+    def encode_image(images):
+        sizes.append(len(images))
+        if len(images) > fits:
+            raise error
+        return encode(images)
+
+    monkeypatch.setattr(encoder._model, "encode_image", encode_image)
+    return sizes
+
+
+@pytest.mark.parametrize("fits", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    "error", [None, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError()]
+)
+def test_a_batch_halves_itself(small, pixels, monkeypatch, fits, error):
+    expected = small.encode_images(pixels)
+    sizes = short_of_memory(small, monkeypatch, fits, error)
+    np.testing.assert_allclose(small.encode_images(pixels), expected, atol=1e-6)
+    assert small.batch_limit is not None and small.batch_limit <= fits
+    sizes.clear()
+    np.testing.assert_allclose(small.encode_images(pixels), expected, atol=1e-6)
+    assert max(sizes) <= fits  # it has learnt
+
+
+def test_no_memory_for_a_single_image(small, pixels, monkeypatch):
+    short_of_memory(small, monkeypatch, 0)
+    with pytest.raises(EncoderError, match="no memory on cpu for a single image; free some"):
+        small.encode_images(pixels)
+
+
+def test_other_failures_are_no_lack_of_memory(small, pixels, monkeypatch):
+    short_of_memory(small, monkeypatch, 1, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        small.encode_images(pixels)
+    assert small.batch_limit is None
+
+
+def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: small)
+    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: small)
+    plenty = ood_audit.embed(pictures, store=tmp_path / "plenty", device="cpu").store
+    short_of_memory(small, monkeypatch, 2)
+    told: list[str] = []
+    result = ood_audit.embed(pictures, store=tmp_path / "short", device="cpu", on_note=told.append)
+    assert dict(+result.counts) == {"added": 6}
+    assert result.notes == told
+    assert len(told) == 1
+    assert told[0].startswith("out of memory on cpu: going on with ")
+    (expected,), (got,) = iter_features(plenty), iter_features(result.store)
+    assert got.paths == expected.paths
+    np.testing.assert_allclose(got.features, expected.features, atol=1e-3)
+    short_of_memory(small, monkeypatch, 0)
+    with pytest.raises(EncoderError, match="no memory on cpu for a single image"):
+        ood_audit.embed(pictures, store=tmp_path / "none", device="cpu")
+    assert ood_audit.open_store(tmp_path / "none").query("SELECT count(*) FROM images").rows == [(0,)]

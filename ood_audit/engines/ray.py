@@ -249,7 +249,7 @@ class _Encoder:
         try:
             if version != __version__:
                 raise OodAuditError(f"it has ood-audit {__version__}, not {version}; install the same on every node")
-            self._encoder = _load_on_worker(workers)
+            self._encoder = self._load(workers)
         except OodAuditError as error:
             self._failure = f"a Ray worker on {socket.gethostname()} cannot embed: {error}"
 
@@ -277,6 +277,16 @@ class _Encoder:
             [row | {"piece": number} for number, row in zip(numbers, rows, strict=True)], schema=_RESULT
         )
 
+    def _load(self, workers: Workers) -> Any:
+        """The encoder, with as many threads as the worker was given cores."""
+        import torch
+
+        from ood_audit.encoders.clip import load_same_encoder as load
+
+        if workers.kind == "cpu":
+            torch.set_num_threads(workers.cpus)
+        return load(workers.identity, device=workers.kind)
+
     def _embed(self, uris: list[str]) -> Iterator[dict[str, Any]]:
         decoded = self._pool.map(partial(decode, prepare=self._encoder.prepare), uris)
         while batch := list(islice(decoded, self._batch_size)):
@@ -285,17 +295,6 @@ class _Encoder:
             for result in batch:
                 row = {name: getattr(result, name) for name in _FACTS}
                 yield row | {"embedding": next(features).tobytes() if result.pixels is not None else None}
-
-
-def _load_on_worker(workers: Workers) -> Any:
-    """The encoder, with as many threads as the worker was given cores."""
-    import torch
-
-    from ood_audit.encoders.clip import load_same_encoder as load
-
-    if workers.kind == "cpu":
-        torch.set_num_threads(workers.cpus)
-    return load(workers.identity, device=workers.kind)
 
 
 def _identify(model: str, weights: str | None, device: str, precision: str) -> dict[str, Any]:

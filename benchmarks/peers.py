@@ -6,8 +6,9 @@ DATA has `images/CLASS/`, `classes.txt`, `truth.csv` (path, folder, truth, kind)
 is taken as it is. It is filled up with altered copies of its faultless pictures: crops of 60 to 70% of each side, half
 of them mirrored, turned by up to 12 degrees, with other brightness, contrast and colour; a copy whose perceptual hash
 is within 12 of 64 bits of any other picture's is made again, so that the filling plants no near duplicates. Ten more
-copies are cut off in the middle of the file. fastdup and CleanVision are installed from PyPI, each in a virtual
-environment of its own; every tool runs with its defaults, alone. Memory is the sum of all processes of a tool (PSS).
+copies are cut off in the middle of the file. With --images 717 only those ten are added. fastdup and CleanVision are
+installed from PyPI, each in a virtual environment of its own; every tool runs with its defaults, alone. Memory is the
+sum of all processes of a tool (PSS).
 """
 
 import argparse
@@ -81,7 +82,7 @@ json.dump({
     "label": None,
     "exact": sets("exact_duplicates"),
     "near": sets("near_duplicates"),
-    "unreadable": None,
+    "unreadable": [],
     "other": {kind: int(n) for kind, n in zip(lab.issue_summary["issue_type"], lab.issue_summary["num_images"])},
 }, open(out, "w"))
 """
@@ -265,7 +266,9 @@ def row(name: str, found: dict[str, Any], planted: dict[str, set[str]]) -> list[
         others = {name for group in groups if not group & both for name in group}
         return f"{len(wanted & set().union(*groups))} of {len(wanted)}, {len(others)} others"
 
-    cost = found["cost"]
+    cost, unreadable = found["cost"], found["unreadable"]
+    if not isinstance(unreadable, str):
+        unreadable = f"{len(planted['truncated'] & set(unreadable))} of {len(planted['truncated'])}"
     return [
         f"{name} {found['version']}",
         f"{cost['wall']:.0f} s",
@@ -277,9 +280,7 @@ def row(name: str, found: dict[str, Any], planted: dict[str, set[str]]) -> list[
         flagged(found["label"], label),
         copies("exact"),
         copies("near"),
-        "–"
-        if found["unreadable"] is None
-        else f"{len(planted['truncated'] & set(found['unreadable']))} of {len(planted['truncated'])}",
+        unreadable,
     ]
 
 
@@ -321,7 +322,7 @@ def main() -> None:
                     shutil.copytree(images, readable, copy_function=os.link)
                     for path in planted["truncated"]:
                         (readable / path).unlink()
-                    found = peer(name, script, readable, work) | {"unreadable": None}
+                    found = peer(name, script, readable, work) | {"unreadable": "gave up"}
                 table.append(row(name, found, planted))
                 if "other" in found:
                     print(f"{name} also says: {found['other']}")

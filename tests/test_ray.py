@@ -10,15 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import ood_audit
+from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.engines import ray as engine
 from ood_audit.errors import EncoderError, OodAuditError, UsageError
 from ood_audit.images.sources import file_uri
+from ood_audit.store import create_store
 from ood_audit.store.parts import iter_features
 from tests import test_crash
 from tests.cli import invoke
 from tests.conftest import run_cli
+from tests.made import unit
 from tests.test_crash import check_complete, check_whole, has_parts, many, server, warm  # noqa: F401
 
 ray = pytest.importorskip("ray")
@@ -41,21 +46,46 @@ def cluster():
     cluster.shutdown()
 
 
-@pytest.fixture
-def notes(tmp_path, monkeypatch):
-    """A folder in which workers leave their process ids; an image named "fatal" ends them."""
-    notes = tmp_path / "notes"
-    notes.mkdir()
+def stand_in(notes: Path) -> type:
+    """Workers that leave their process ids in a folder, have no model to load, and die of images named "fatal"."""
 
-    class Watched(engine._Encoder):
+    class Pixels:
+        device = torch.device("cpu")
+        batch_limit = None
+        decode_size = None
+
+        def prepare(self, image: Image.Image) -> np.ndarray:
+            return np.asarray(image.resize((8, 8)))
+
+        def encode_images(self, pixels: list[np.ndarray]) -> Any:
+            return unit(np.stack(pixels).reshape(len(pixels), -1) + 1.0)
+
+    class StandIn(engine._Encoder):  # a local class, so that it travels by value
+        def _load(self, workers: Any) -> Pixels:
+            return Pixels()
+
         def _embed(self, uris):
             (notes / str(os.getpid())).touch()
             if any("fatal" in uri for uri in uris):
                 os.kill(os.getpid(), signal.SIGKILL)
             return super()._embed(uris)
 
-    monkeypatch.setattr(engine, "_Encoder", Watched)
+    return StandIn
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    monkeypatch.setattr(engine, "_Encoder", stand_in(notes))
     return notes
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty store of the stand-in's features."""
+    identity = EncoderIdentity("stand-in", None, "none", "0" * 64, {}, "none", "fp32", 8 * 8 * 3)
+    return create_store(tmp_path / "store", identity).root
 
 
 def run(sources: Path, store: Path, **options: Any) -> dict[str, int]:
@@ -91,9 +121,7 @@ def test_the_same_rows_as_on_one_machine(cluster, many, tmp_path, warm):  # noqa
     assert run(many, tmp_path / "ray", on_start=pytest.fail) == {"unchanged": 64, "removed": 2}
 
 
-def test_interrupted_then_a_worker_is_killed(cluster, notes, many, tmp_path):  # noqa: F811
-    store = tmp_path / "store"
-
+def test_interrupted_then_a_worker_is_killed(cluster, notes, many, store):  # noqa: F811
     def interrupt(done: int, total: int) -> None:
         if done == 20:
             raise KeyboardInterrupt
@@ -116,8 +144,7 @@ def test_interrupted_then_a_worker_is_killed(cluster, notes, many, tmp_path):  #
     check_complete(store, many)
 
 
-def test_an_image_that_ends_every_worker_is_a_row(cluster, notes, many, tmp_path, monkeypatch):  # noqa: F811
-    store = tmp_path / "store"
+def test_an_image_that_ends_every_worker_is_a_row(cluster, notes, many, store, monkeypatch):  # noqa: F811
     images = sorted(many.glob("*.jpg"))[:6]
     for path in many.rglob("*.*"):
         if path not in images:
@@ -130,26 +157,27 @@ def test_an_image_that_ends_every_worker_is_a_row(cluster, notes, many, tmp_path
     assert errors == [("fatal.jpg", "ends the process that reads it")]
 
 
-def test_a_worker_of_another_version(cluster, many, tmp_path, monkeypatch):  # noqa: F811
+def test_a_worker_of_another_version(cluster, many, store, monkeypatch):  # noqa: F811
     """As where it can't load the encoder: one line, and nothing of it in the store."""
     monkeypatch.setattr(engine, "__version__", "0.0.1")
     with pytest.raises(EncoderError, match=r"a Ray worker on \S+ cannot embed: it has ood-audit .*, not 0\.0\.1"):
-        run(many, tmp_path / "store")
-    assert check_whole(tmp_path / "store") == 0
+        run(many, store)
+    assert check_whole(store) == 0
 
 
-def on_cluster(address: str, arguments: list[str], out: str) -> None:
+def on_cluster(address: str, notes: str, arguments: list[str], out: str) -> None:
     """The command line in a child, on the test's cluster."""
     os.environ["RAY_ADDRESS"] = address
     engine._PIECE_BATCHES = 1
+    setattr(engine, "_Encoder", stand_in(Path(notes)))  # noqa: B010
     test_crash.command(arguments, out, None)
 
 
-def test_the_driver_is_killed_then_a_node_is_lost(cluster, server, many, tmp_path):  # noqa: F811
-    """The last test: the node stays away."""
-    store, out = tmp_path / "store", tmp_path / "out"
+def test_the_driver_is_killed_then_a_node_is_lost(cluster, notes, server, many, store, tmp_path):  # noqa: F811
+    """The last of the cluster: the node stays away."""
+    out = tmp_path / "out"
     arguments = ["embed", str(many), "--store", str(store), "--engine", "ray", "--batch-size", "2"]
-    child = server.Process(target=on_cluster, args=(cluster.address, arguments, str(out)))
+    child = server.Process(target=on_cluster, args=(cluster.address, str(notes), arguments, str(out)))
     child.start()
     while child.is_alive() and not has_parts(store, 2):
         time.sleep(0.01)

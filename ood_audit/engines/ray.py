@@ -269,13 +269,16 @@ class _Encoder:
     """A worker: holds the encoder, and embeds pieces."""
 
     def __init__(self, workers: Workers, batch_size: int, tries: Any, version: str) -> None:
+        from ood_audit.engines.pipeline import Pipeline
+
         self._batch_size = batch_size
         self._tries = tries
         self._failure = None
         try:
             if version != __version__:
                 raise OodAuditError(f"it has ood-audit {__version__}, not {version}; install the same on every node")
-            self._encoder, self._pipeline = _load_on_worker(workers)
+            self._encoder = self._load(workers)
+            self._pipeline = Pipeline(self._encoder, cores=workers.cpus)
         except OodAuditError as error:
             self._failure = f"a Ray worker on {socket.gethostname()} cannot embed: {error}"
 
@@ -303,6 +306,16 @@ class _Encoder:
             [row | {"piece": number} for number, row in zip(numbers, rows, strict=True)], schema=_RESULT
         )
 
+    def _load(self, workers: Workers) -> Any:
+        """The encoder, with as many threads as the worker was given cores."""
+        import torch
+
+        from ood_audit.encoders.clip import load_same_encoder as load
+
+        if workers.kind == "cpu":
+            torch.set_num_threads(workers.cpus)
+        return load(workers.identity, device=workers.kind)
+
     def _embed(self, uris: list[str]) -> Iterator[dict[str, Any]]:
         starts = range(0, len(uris), self._batch_size)
         for future in [self._pipeline.submit(uris[start : start + self._batch_size]) for start in starts]:
@@ -311,19 +324,6 @@ class _Encoder:
             for facts in decoded:
                 row = {name: getattr(facts, name) for name in _FACTS} | {"batch_limit": self._encoder.batch_limit}
                 yield row | {"embedding": next(rows).tobytes() if facts.error is None else None}
-
-
-def _load_on_worker(workers: Workers) -> Any:
-    """The encoder, and its pipeline on as many cores as the worker was given."""
-    import torch
-
-    from ood_audit.encoders.clip import load_same_encoder as load
-    from ood_audit.engines.pipeline import Pipeline
-
-    if workers.kind == "cpu":
-        torch.set_num_threads(workers.cpus)
-    encoder = load(workers.identity, device=workers.kind)
-    return encoder, Pipeline(encoder, cores=workers.cpus)
 
 
 def _identify(model: str, weights: str | None, device: str, precision: str) -> dict[str, Any]:

@@ -114,7 +114,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _flagged(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
     rows = db.execute(
-        "SELECT image_id, uri, path, p_value, label, cluster FROM report WHERE flagged ORDER BY ood_score DESC, path, image_id"
+        "SELECT image_id, uri, path, p_value, label, cluster FROM report WHERE flagged "
+        "ORDER BY ood_score DESC, path, image_id"
     ).fetchall()
     for image_id, uri, path, p_value, label, cluster in rows:
         evidence = f"p = {p_value:.3g}: so unlike the classes are few of the labelled images; nearest class {label}"

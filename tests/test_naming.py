@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ DIMENSION = 48
 NAMES = ["dog", "dalmatian", "dachshund", "guitar", "acoustic guitar", "hedgehog", "cup", "davys", "rushdie", "saxhorn"]
 
 
-def text_features() -> np.ndarray:
+def text_features():
     """Names at right angles, but that kinds are near what they are kinds of."""
     features = np.eye(len(NAMES), DIMENSION)
     for kind, general in (("dalmatian", "dog"), ("dachshund", "dog"), ("acoustic guitar", "guitar")):
@@ -33,7 +34,7 @@ def text_features() -> np.ndarray:
 
 
 @pytest.fixture
-def nouns(monkeypatch):
+def nouns(monkeypatch) -> tuple[list[str], Any]:
     """Ten nouns in place of 45,000; what `pools.nouns` would encode."""
     monkeypatch.setitem(pools._CORPORA, "background", lambda: pools._Corpus(sorted(NAMES), [], ("{}",)))
     order = np.argsort(NAMES)
@@ -94,21 +95,21 @@ def test_the_largest_come_first_where_few_names_are_asked_for(tmp_path, nouns):
 
 def test_a_mixture_gets_no_name(nouns):
     features, _ = images_of({"hedgehog": 30, "cup": 30})
-    likeness = naming._likeness(*nouns, features)
+    likeness = naming._likeness(nouns[0], nouns[1], features)
     centers = np.stack([features.mean(axis=0), features[:30].mean(axis=0)])
     assert naming.name_clusters(centers, np.array([60, 30]), likeness, 9) == [None, "hedgehog"]
 
 
 def test_a_noun_stands_for_a_mixture_of_its_kinds(nouns):
     features, _ = images_of({"dalmatian": 20, "dachshund": 20, "cup": 40})
-    likeness = naming._likeness(*nouns, features)
+    likeness = naming._likeness(nouns[0], nouns[1], features)
     dogs = features[:40].mean(axis=0)
     assert naming.name_clusters(np.stack([dogs]), np.array([40]), likeness, 9) == ["dog"]
 
 
 def test_people_and_places_by_name_are_no_names(nouns):
     features, _ = images_of({"rushdie": 20, "cup": 20})
-    likeness = naming._likeness(*nouns, features)
+    likeness = naming._likeness(nouns[0], nouns[1], features)
     (name,) = naming.name_clusters(features[:20].mean(axis=0)[None], np.array([20]), likeness, 9)
     assert name != "rushdie"
 
@@ -133,7 +134,7 @@ def test_any_number_of_images_can_be_clustered(count):
 
 def test_the_scale_is_that_of_all_pairs(nouns):
     features, _ = images_of({"hedgehog": 7, "cup": 5})
-    likeness = naming._likeness(*nouns, features)
+    likeness = naming._likeness(nouns[0], nouns[1], features)
     pairs = (features - features.mean(axis=0)) @ nouns[1].astype(np.float32).T
     assert likeness.scale == pytest.approx(float(np.sqrt((pairs**2).mean())), rel=1e-4)
 

@@ -98,7 +98,7 @@ def page(visit):
     return visit()
 
 
-def shown(page, panel="ood") -> list[str]:
+def shown(page, panel="ood"):
     """The paths of the cards that can be seen, in their order."""
     return page.evaluate(
         "panel => [...document.querySelectorAll(`#${panel} .card`)].filter(c => c.checkVisibility())"

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -308,18 +308,18 @@ def _counted(store: Store, centers: Floats, names: list[str | None], total: int)
         for i in range(len(order)):
             rows = np.flatnonzero(own == i)
             rows = rows[np.argsort(-typical[rows], kind="stable")[:EXAMPLES]]
-            found = zip(typical[rows].tolist(), batch.paths.take(rows).to_pylist(), strict=True)
-            best[i] = heapq.nlargest(EXAMPLES, [*best[i], *found])
-    rows = [Suggestion(name, int(counts[i]), [path for _, path in best[i]]) for name, i in order.items()]
-    rows = sorted((row for row in rows if row.images), key=lambda row: (-row.images, row.name))
-    return Suggestions(rows, total, total - sum(row.images for row in rows))
+            near = zip(typical[rows].tolist(), batch.paths.take(rows).to_pylist(), strict=True)
+            best[i] = heapq.nlargest(EXAMPLES, [*best[i], *near])
+    found = [Suggestion(name, int(counts[i]), [path for _, path in best[i]]) for name, i in order.items()]
+    found = sorted((row for row in found if row.images), key=lambda row: (-row.images, row.name))
+    return Suggestions(found, total, total - sum(row.images for row in found))
 
 
 def as_labels(suggestions: Suggestions) -> str:
     """A labels file: a name a line, with a comment that says how many images look like it."""
     from ood_audit.text import printable
 
-    lines: list[Any] = ["# Suggested by `ood-audit labels suggest`: keep what should be there, correct the names."]
+    lines = ["# Suggested by `ood-audit labels suggest`: keep what should be there, correct the names."]
     for row in suggestions.rows:
         images = "1 image" if row.images == 1 else f"{row.images} images"
         lines.append(f"{row.name}  # {images}, e.g. {printable(row.examples[0])}")

@@ -47,7 +47,7 @@ def picture(seed: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory):
-    """Forty listed images, eighteen of them flagged, and the names of HOSTILE among them; by file:// as a person would."""
+    """Forty listed images, eighteen of them flagged, and the names of HOSTILE among them; opened from disk."""
     rows = []
     for i in range(40):
         name = HOSTILE[i] if i < len(HOSTILE) else f"folder {i % 3}/a picture with quite a long name {i:03}.jpg"
@@ -59,7 +59,7 @@ def report(tmp_path_factory):
         rows.append(known(i + 1, **given, **more, neighbours=near, xy=(i / 40, (i * 7 % 40) / 40)))
     wrong = [label_issue(image_id=f"l{i}", path=f"label {i}.jpg", thumbnail=picture(i)) for i in range(3)]
     wrong.append(label_issue(image_id="l9", path=HOSTILE[2], evidence=HOSTILE[3], suggestion=HOSTILE[0]))
-    double = [[copy(f"d{i}/large.jpg", True, thumbnail=picture(i)), copy(f"d{i}/{HOSTILE[1]}")] for i in range(4)]
+    double = [[copy(f"d{i}/large.jpg", True, thumbnail=picture(i)), copy(f"d{i}/{HOSTILE[1]}")] for i in range(15)]
     page = whole(rows=rows, findings=wrong, duplicates=double, unreadable=[(HOSTILE[4], HOSTILE[0])])
     page = replace(page, title=HOSTILE[2], next_steps=[(HOSTILE[0], f"ood-audit export '{HOSTILE[1]}'")])
     path = tmp_path_factory.mktemp("page") / "report #1.html"
@@ -98,7 +98,7 @@ def page(visit):
     return visit()
 
 
-def shown(page, panel="ood") -> list[str]:
+def shown(page, panel="ood"):
     """The paths of the cards that can be seen, in their order."""
     return page.evaluate(
         "panel => [...document.querySelectorAll(`#${panel} .card`)].filter(c => c.checkVisibility())"
@@ -147,7 +147,7 @@ def test_every_section_fits_the_window(visit, width, height, scheme):
     page.click("#tab-ood")
     page.locator("#cards .thumb").first.click()
     box = page.locator("#details").bounding_box()
-    assert 0 <= box["x"] and box["x"] + box["width"] <= width and box["y"] + box["height"] <= height
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= height
 
 
 def contrast(page, selector: str) -> float:
@@ -157,8 +157,9 @@ def contrast(page, selector: str) -> float:
             const element = [...document.querySelectorAll(selector)].find(e => e.checkVisibility());
             let ground = element;
             while (getComputedStyle(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
+            const hex = (n) => Number(n).toString(16).padStart(2, "0");
             return [getComputedStyle(element).color, getComputedStyle(ground).backgroundColor]
-                .map(c => "#" + c.match(/\\d+/g).slice(0, 3).map(n => Number(n).toString(16).padStart(2, "0")).join(""));
+                .map((colour) => "#" + colour.match(/\\d+/g).slice(0, 3).map(hex).join(""));
         }""",
         selector,
     )
@@ -285,7 +286,7 @@ def test_shown_paths_commands_and_copies_are_copied(page):
     page.click("#tab-duplicates")
     with copied(page) as texts:
         page.click("#duplicates-copy")
-    assert texts == ["\n".join(f"d{i}/{HOSTILE[1]}" for i in range(4))]  # never the ones to keep
+    assert texts == ["\n".join(f"d{i}/{HOSTILE[1]}" for i in range(15))]  # never the ones to keep
 
 
 def test_tabs_by_keyboard(page):
@@ -313,7 +314,7 @@ def test_the_map_opens_what_is_pointed_at(page):
     page.keyboard.press("Escape")
     page.locator("#map").scroll_into_view_if_needed()
     x, y = page.evaluate(
-        "(() => { const p = data.points.find(p => p[3] === 30), b = document.getElementById('map').getBoundingClientRect();"
+        "(() => { const p = data.points.find(p => p[3] === 30); const b = byId('map').getBoundingClientRect();"
         " const s = b.width / 600; return [b.x + p[0] * s, b.y + p[1] * s]; })()"
     )
     page.mouse.click(x, y)

@@ -11,7 +11,8 @@ one does not win, and `dog` may stand for a mixture of breeds. r(n) is how rare 
 of its rank among the words of CLIP's tokenizer, which are ordered by how frequent they are in captions.
 
 A greedy set cover then takes the noun that explains most images, those of the clusters where it is as good as the best
-one but for a margin, and goes on with the clusters that are left.
+one but for a margin, and goes on with the clusters that are left. So `dog` takes the clusters of breeds where it is as
+good a name, and leaves alone those of dalmatians where it is not.
 """
 
 import gzip
@@ -24,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,6 @@ EXAMPLES = 3
 _SHARPNESS, _SIZE = 2.0, 0.7  # a and δ
 _RARE, _WORDS = 0.2, 0.9  # β and γ
 _MARGIN = 0.1  # of S, within which one noun explains a cluster as well as another
-_NESTED = 0.4  # the same for a noun that the other is a kind of
 _LIKE = 2.2  # the least z of the best noun: a cluster below is a mixture, and gets no name
 _COMMON = 6.0  # log ranks below are all common
 _UNKNOWN = 2 * 49_152  # the rank of a word that CLIP's tokenizer takes apart
@@ -208,12 +208,6 @@ def name_clusters(centers: Floats, sizes: NDArray[np.int64], likeness: Likeness,
         chosen.append(pick)
         names[fits[:, pick] & (left > 0)] = pick
         left = np.where(fits[:, pick], 0, left)
-    general = {pick: wordnet.kinds_above(likeness.names[pick]) for pick in chosen}
-    for row in np.flatnonzero(names >= 0):
-        above = [n for n in chosen if likeness.names[n] in general[names[row]] and n != names[row]]
-        near = [n for n in above if scores[row, n] >= scores[row, names[row]] - _NESTED]
-        if near:
-            names[row] = max(near, key=lambda n: scores[row, n])
     return [None if n < 0 else likeness.names[n] for n in names]
 
 
@@ -314,18 +308,18 @@ def _counted(store: Store, centers: Floats, names: list[str | None], total: int)
         for i in range(len(order)):
             rows = np.flatnonzero(own == i)
             rows = rows[np.argsort(-typical[rows], kind="stable")[:EXAMPLES]]
-            found = zip(typical[rows].tolist(), batch.paths.take(rows).to_pylist(), strict=True)
-            best[i] = heapq.nlargest(EXAMPLES, [*best[i], *found])
-    rows = [Suggestion(name, int(counts[i]), [path for _, path in best[i]]) for name, i in order.items()]
-    rows = sorted((row for row in rows if row.images), key=lambda row: (-row.images, row.name))
-    return Suggestions(rows, total, total - sum(row.images for row in rows))
+            near = zip(typical[rows].tolist(), batch.paths.take(rows).to_pylist(), strict=True)
+            best[i] = heapq.nlargest(EXAMPLES, [*best[i], *near])
+    found = [Suggestion(name, int(counts[i]), [path for _, path in best[i]]) for name, i in order.items()]
+    found = sorted((row for row in found if row.images), key=lambda row: (-row.images, row.name))
+    return Suggestions(found, total, total - sum(row.images for row in found))
 
 
 def as_labels(suggestions: Suggestions) -> str:
     """A labels file: a name a line, with a comment that says how many images look like it."""
     from ood_audit.text import printable
 
-    lines: list[Any] = ["# Suggested by `ood-audit labels suggest`: keep what should be there, correct the names."]
+    lines = ["# Suggested by `ood-audit labels suggest`: keep what should be there, correct the names."]
     for row in suggestions.rows:
         images = "1 image" if row.images == 1 else f"{row.images} images"
         lines.append(f"{row.name}  # {images}, e.g. {printable(row.examples[0])}")

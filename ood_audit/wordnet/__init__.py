@@ -100,17 +100,10 @@ def same_thing(name: str) -> set[str]:
     return {found for row in rows for found in nouns.names[row]}
 
 
-def kinds_above(name: str) -> set[str]:
-    """The first name of all that `name` is a kind of, all the way, over its senses as a first name."""
-    nouns = _nouns()
-    senses = {row for row in nouns.synsets.get(name, []) if nouns.names[row][0] == name}
-    return {nouns.names[row][0] for row in _reachable(senses, nouns.hypernyms) - senses}
-
-
 def senses(names: Sequence[str]) -> tuple[list[int], list[list[int]]]:
     """The senses that some names are the first name of, each with its kinds.
 
-    People and places that nothing is a kind of are left out, since almost all are known by name: `lincoln`, `paris`.
+    People and places that nothing is a kind of are left out, since almost all are known by name: `rushdie`, `omaha`.
 
     Returns:
         for each sense the row of its name in `names`, and the rows of all kinds of it, its own among them.

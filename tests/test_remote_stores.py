@@ -71,7 +71,7 @@ def test_another_machine_reads_and_goes_on(pictures, s3, elsewhere):  # noqa: F8
     opened = check(5)
     assert len(opened.query("SELECT * FROM scores").rows) == 6  # as of the report
     assert invoke("status", "--store", STORE).stdout.splitlines()[2].split() == ["store", STORE]
-    assert invoke("export", "--store", STORE, "--kind", "ood", "--format", "csv").returncode == 0
+    assert invoke("export", "--store", STORE, "--kind", "ood", "--output", pictures / "list.txt").returncode == 0
     s3.requests.clear()
     assert len(open_store(STORE).query("SELECT path FROM images").rows) == 5
     assert s3.requests["GET"] <= 25  # a listing, and small files that have just changed; no part

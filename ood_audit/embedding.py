@@ -65,8 +65,9 @@ def embed(
     and are tried again next time. An interrupted run is gone on with by calling again.
 
     Args:
-        sources: folders, image files, or lists of paths (.txt, .csv, .parquet with a column `path`).
-        store: the store's folder; made where there is none.
+        sources: folders, tar files, image files, or lists of these (.txt, .csv, .parquet with a column `path`); paths,
+            or URIs (`s3://…`, `gs://…`, `hdfs://…`, `https://…`).
+        store: the store's folder, or its URI; made where there is none.
         model: see `ood_audit.encoders.clip.load_encoder`; `auto` takes the store's own encoder where there is a store.
         weights: a checkpoint file for `model`.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.

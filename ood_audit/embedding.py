@@ -88,8 +88,11 @@ def embed(
         sources = [sources]
     root = store_root(store)
     found = list(dict.fromkeys(resolve(source) for source in sources))
+    before = sorted(root.glob("images/part-*"))
     scans = [_begun(source, root) for source in found]
     with writing(root, "images"):
+        if sorted(root.glob("images/part-*")) != before:  # another run came between, and may know of newer files
+            scans = [_begun(source, root) for source in found]
         if (root / "store.json").exists():
             existing = open_store(root)
             encoder = _check_encoder(existing, model, weights, device, precision)

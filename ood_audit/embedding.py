@@ -73,8 +73,9 @@ def embed(
     and are tried again next time. An interrupted run is gone on with by calling again.
 
     Args:
-        sources: folders, image files, or lists of paths (.txt, .csv, .parquet with a column `path`).
-        store: the store's folder; made where there is none.
+        sources: folders, tar files, image files, or lists of these (.txt, .csv, .parquet with a column `path`); paths,
+            or URIs (`s3://…`, `gs://…`, `hdfs://…`, `https://…`).
+        store: the store's folder, or its URI; made where there is none.
         model: see `ood_audit.encoders.clip.load_encoder`; `auto` takes the store's own encoder where there is a store.
         weights: a checkpoint file for `model`.
         device: `auto`, `cpu`, `cuda` (all GPUs, with a process for each), `cuda:N` or `mps`.
@@ -103,8 +104,11 @@ def embed(
         sources = [sources]
     root = store_root(store)
     found = list(dict.fromkeys(resolve(source) for source in sources))
+    before = sorted(root.glob("images/part-*"))
     scans = [_begun(source, root) for source in found]
     with writing(root, "images"):
+        if sorted(root.glob("images/part-*")) != before:  # another run came between, and may know of newer files
+            scans = [_begun(source, root) for source in found]
         if (root / "store.json").exists():
             existing = open_store(root)
             encoder = _check_encoder(existing, model, weights, device, precision, engine)

@@ -160,7 +160,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)):
         return "the connection broke off"
     if isinstance(error, requests.ConnectionError):
-        return "the connection broke off" if "Connection aborted" in str(error) else "cannot be reached"
+        text = str(error)
+        if "timed out" in text:
+            return "no answer in time"
+        return "the connection broke off" if "Connection aborted" in text else "cannot be reached"
     if isinstance(error, requests.TooManyRedirects):
         return "too many redirects"
     return f"cannot be asked for ({type(error).__name__})"

@@ -294,7 +294,7 @@ class _Lock:
         self._name = f"{name}/{secrets.token_hex(8)}.json"
         self._done = threading.Event()
         self._lost = False
-        self._confirmed = 0.0
+        self._confirmed = (0.0, 0.0)
         self._since = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
     def acquire(self) -> None:
@@ -322,11 +322,16 @@ class _Lock:
 
     def check(self) -> None:
         """Raise StoreError where somebody else may have taken this writer for dead."""
-        if self._lost or time.monotonic() - self._confirmed > STALE_SECONDS / 2:
+        if self._lost or self._is_old():
             raise StoreError(
                 f"the lock of {printable(self._mirror.url)} could not be kept up; what was done before is kept, "
                 "run the same command again"
             )
+
+    def _is_old(self) -> bool:
+        # By both clocks: one stands still while a machine sleeps, the other can be set.
+        ago = (now - then for now, then in zip(_clocks(), self._confirmed, strict=True))
+        return max(ago) > STALE_SECONDS / 2
 
     def release(self) -> None:
         self._done.set()
@@ -334,11 +339,12 @@ class _Lock:
             self._mirror.remove(self._name)
 
     def _write(self) -> None:
+        now = _clocks()
         values = {"pid": os.getpid(), "host": socket.gethostname(), "since": self._since}
         content = json.dumps({**values, "mirror": self._mirror.identity()}).encode()
         with self._mirror._filesystem.open_output_stream(self._mirror._path(self._name)) as out:
             out.write(content)
-        self._confirmed = time.monotonic()
+        self._confirmed = now
 
     def _owner(self, name: str) -> dict[str, Any]:
         try:
@@ -350,11 +356,15 @@ class _Lock:
     def _refresh(self) -> None:
         while not self._done.wait(REFRESH_SECONDS):
             with suppress(OSError, StoreError):
-                if self._name not in self._mirror._listed(self._folder):
+                if self._is_old() or self._name not in self._mirror._listed(self._folder):
                     self._lost = True
                     return
                 if not self._done.is_set():
                     self._write()
+
+
+def _clocks() -> tuple[float, float]:
+    return time.monotonic(), time.time()
 
 
 def _is_part(name: str) -> bool:

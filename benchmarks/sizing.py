@@ -71,7 +71,7 @@ def decoding(folder: Path) -> dict[tuple[int, int], tuple[float, float]]:
 def rows(dimension: int) -> tuple[float, float, float, float]:
     """Rows a second of processor time that the writer takes, and the Ray driver; bytes a row of parts and of index."""
     from ood_audit.engines.ray import _FACTS, _RESULT
-    from ood_audit.engines.work import Work, write_row
+    from ood_audit.engines.work import Work, write_batch
 
     rng = np.random.default_rng(0)
     features = rng.normal(size=(ROWS, dimension)).astype(np.float32)
@@ -92,8 +92,8 @@ def rows(dimension: int) -> tuple[float, float, float, float]:
         store = create_store(Path(temporary) / "store", identity)
         started = time.process_time()
         with PartWriter(store, "run") as writer:
-            for item, facts_of, feature in zip(work, decoded, features, strict=True):
-                write_row(writer, item, facts_of, feature)
+            for _ in write_batch(writer, work, decoded, features):
+                pass
         alone = time.process_time() - started
         parts = sum(path.stat().st_size for path in store.parts) / ROWS
         build_index(store)
@@ -103,9 +103,10 @@ def rows(dimension: int) -> tuple[float, float, float, float]:
         with PartWriter(other, "run") as writer:
             for start in range(0, ROWS, 2048):
                 some = table.slice(start, 2048).to_pylist()
-                for item, row in zip(work[start : start + 2048], some, strict=True):
-                    vector = np.frombuffer(row["embedding"], np.float32)
-                    write_row(writer, item, Decoded(**{name: row[name] for name in _FACTS}), vector)
+                vectors = np.stack([np.frombuffer(row["embedding"], np.float32) for row in some])
+                facts_of = [Decoded(**{name: row[name] for name in _FACTS}) for row in some]
+                for _ in write_batch(writer, work[start : start + 2048], facts_of, vectors):
+                    pass
         driver = time.process_time() - started
     return ROWS / alone, ROWS / driver, parts, index
 

@@ -47,7 +47,7 @@ def test_many_are_found_in_lists(features, monkeypatch, bits):
     assert index.ntotal == IMAGES
     assert index.code_size == 24 * bits // 8
     assert kind.probes is not None and kind.recall is not None
-    assert kind.probes < kind.lists  # it was not all that there is
+    assert kind.probes < IMAGES // 40  # it was not all that there is
     assert kind.recall >= 0.95
     # Measured once more, with vectors that the index has never seen.
     rng = np.random.default_rng(5)

@@ -44,9 +44,7 @@ class Kind:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def build(
-    batches: Callable[[], Iterable[Floats]], total: int, dimension: int, *, bits: int = 8
-) -> tuple[faiss.Index, Kind]:
+def build(batches: Callable[[], Iterable[Floats]], total: int, dimension: int, *, bits: int = 8) -> tuple[Any, Kind]:
     """An index by inner product of vectors of length 1; row i of it is the i-th vector.
 
     On a GPU, where there is one, the lists are trained and filled on it. The index itself is for the CPU.
@@ -127,4 +125,5 @@ def _recall(index: Any, asked: Floats, nearest: NDArray[np.int64]) -> float:
     """The share of the nearest found, but for the vector itself, which both find first."""
     found = index.search(asked, nearest.shape[1])[1]
     there = [len(np.intersect1d(one[1:], other)) for one, other in zip(nearest, found, strict=True)]
-    return float(np.mean(there)) / max(1, nearest.shape[1] - 1)
+    recall: float = np.mean(there).item() / max(1, nearest.shape[1] - 1)
+    return recall

@@ -33,10 +33,9 @@ CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE s
 CREATE VIEW images AS
 SELECT image_id, source, path, folder, width, height, format, size_bytes, content_hash, status, error,
        uri, mtime_ns, run_id
-FROM _rows AS r
+FROM _rows AS r ANTI JOIN _superseded AS s ON s.image_id = r.image_id AND s.part > r.part
 WHERE status <> 'removed'
-  AND NOT EXISTS (FROM _superseded AS s WHERE s.image_id = r.image_id AND s.part > r.part)
-"""
+"""  # NOT EXISTS, with its inequality, would have DuckDB build a table of all rows: 5 GB of two million
 _SCORES = """
 CREATE TABLE _no_scores (
     image_id VARCHAR, path VARCHAR, ood_score FLOAT, delta_energy FLOAT, energy FLOAT, max_cosine FLOAT,

@@ -19,8 +19,11 @@ import numpy as np
 
 import ood_audit
 from benchmarks.splits import Embedded, link
+from ood_audit.audit import decisions
+from ood_audit.store.views import connect
 
 RULES = [{"false_alarms": 0.01}, {"false_alarms": 0.05}, {"false_alarms": 0.1}, {"fdr": 0.1}, {"fdr": 0.2}]
+ANY = {"fdr": None, "false_alarms": None}
 Figures = dict[str, float]
 
 
@@ -79,9 +82,11 @@ def split(
     store = embedded.store_of(link(numbered | others, place / "images"), place / "store")
     embedded.register(store, link(given, place / "labelled"), labels)
     figures = []
+    done = ood_audit.report(store, top=1)
     for rule in RULES:
-        done = ood_audit.report(store, top=1, **rule)  # type: ignore[arg-type]
-        decided = store.query("SELECT path, flagged, shift FROM report").rows
+        with connect(store) as db:  # as `report` decides
+            decisions.decide(db, decisions.read_recipe(done.scores.path), {}, **{**ANY, **rule})
+            decided = db.execute("SELECT path, flagged, shift FROM report").fetchall()
         is_ood = np.array([path in others for path, _, _ in decided])
         flagged = np.array([flag for _, flag, _ in decided], bool)
         covariate = np.array([shift == "covariate" for _, _, shift in decided])

@@ -59,9 +59,12 @@ class Embedded:
         ood_audit.tune(store, labels=labels, folder=labelled, settings=Settings(epochs=0), name=name)
 
     def keep_texts(self, store: Store) -> None:
-        """Take over the names of other things that `store` has encoded."""
-        shutil.copytree(store.vocabularies, self.store.vocabularies, dirs_exist_ok=True)
-        shutil.copy(store.root / "score_defaults.json", self.store.root)
+        """Take over the names of other things that `store` has encoded, for the next ones."""
+        self.store.vocabularies.mkdir(exist_ok=True)
+        for path in [*store.vocabularies.iterdir(), store.root / "score_defaults.json"]:
+            place = self.store.root / path.relative_to(store.root)
+            if not place.exists():
+                shutil.copy(path, place)
 
 
 def link(files: dict[str, Path], folder: Path) -> Path:

@@ -8,10 +8,11 @@ that
     H(t) ≥ π G(t)   for all t,   and   π ≈ min over t of H(t) / G(t),   t the quantiles `_AT` of G
 
 which is the largest share of G that fits into H (mixture proportion estimation: Blanchard, Lee & Scott, JMLR 2010). The
-interval is that of a bootstrap of both samples. It knows nothing of how unlike the unknown classes really are to known
-ones that are left out, which is why this is an estimate only: too high where the images are in a style in which the
-encoder recognises no class, and where few of them are of known classes; too low where the unknown ones resemble the
-known ones.
+interval is that of both being samples: G by a bootstrap, H by what its counts leave open (Dirichlet; for the upper end
+with half an image more a count, so that none seen is not none at all). It knows nothing of how unlike the unknown
+classes really are to known ones that are left out, which is why this is an estimate only: too high where the images are
+in a style in which the encoder recognises no class, and where few of them are of known classes; too low where the
+unknown ones resemble the known ones.
 """
 
 from dataclasses import dataclass
@@ -21,9 +22,8 @@ from numpy.typing import NDArray
 
 _AT = (0.1, 0.15, 0.2, 0.3, 0.5)
 _ROUNDS = 200
-_MOST = 20_000  # images to resample: more do not narrow the interval, which the few that G is made of decide
 _FEWEST = 20
-LEVEL = 0.9  # of the interval
+_TAIL = 0.05  # of the interval, at either end
 Numbers = NDArray[np.float64]
 
 
@@ -47,15 +47,21 @@ def estimate(lead: Numbers, unknown: Numbers, *, seed: int = 0) -> Share | None:
     """
     if min(len(lead), len(unknown)) < _FEWEST:
         return None
-    rng = np.random.default_rng(seed)
-    some = lead if len(lead) <= _MOST else rng.choice(lead, _MOST, replace=False)
-    drawn = [_fits(rng.choice(some, len(some)), rng.choice(unknown, len(unknown))) for _ in range(_ROUNDS)]
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    share = _fits(lead, unknown)
-    return Share(share, min(share, float(low)), max(share, float(high)))
+    rng, lead = np.random.default_rng(seed), np.sort(lead)
+    drawn = []
+    for _ in range(_ROUNDS):
+        counts = np.diff(_below(lead, rng.choice(unknown, len(unknown))), prepend=0, append=len(lead))
+        drawn.append([_fits(rng.dirichlet(counts + more).cumsum()[:-1]) for more in (1e-9, 0.5)])
+    share = _fits(_below(lead, unknown) / len(lead))
+    low, high = (float(np.quantile(ends, at)) for ends, at in zip(np.transpose(drawn), (_TAIL, 1 - _TAIL), strict=True))
+    return Share(share, min(share, low), max(share, high))
 
 
-def _fits(lead: Numbers, unknown: Numbers) -> float:
-    """The largest share of `unknown` that fits into `lead`."""
-    within = [float((lead <= t).mean()) for t in np.quantile(unknown, _AT)]
-    return min(1.0, *(share / at for share, at in zip(within, _AT, strict=True)))
+def _below(lead: Numbers, unknown: Numbers) -> NDArray[np.int64]:
+    """How many of `lead`, in order, are no higher than each of the quantiles of `unknown`."""
+    return np.searchsorted(lead, np.quantile(unknown, _AT), side="right")
+
+
+def _fits(within: Numbers) -> float:
+    """The largest share of G that fits into H, which has `within` at the quantiles of G."""
+    return float(min(1.0, (within / np.array(_AT)).min()))

@@ -306,30 +306,35 @@ def main() -> None:
             + ", ".join(f"{len(names)} {kind}" for kind, names in planted.items() if kind != "id"),
             flush=True,
         )
-        table = []
+        notes = []
+        columns = ["tool", "wall", "CPU", "memory", "OOD in the top 90", "OOD flagged", "labels in the top 30"]
+        columns += ["labels flagged", "exact copies", "near copies", "unreadable"]
+
+        def show(cells: Sequence[str]) -> None:
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+        show(columns)
+        show(["---"] * len(columns))
         if "ood-audit" in options.tools:
             names = ["ood-audit", "ood-audit with labelled pictures"]
             for name, found in zip(names, ood_audit(data, images, work), strict=True):
-                table.append(row(name, found, planted))
+                show(row(name, found, planted))
         for name, script in (("fastdup", FASTDUP), ("cleanvision", CLEANVISION)):
             if name in options.tools:
                 try:
                     found = peer(name, script, images, work)
                 except ToolError as error:
-                    print(f"{name} gave up ({error}); again without the truncated files")
+                    notes.append(f"{name} gave up ({error}); its row is without the truncated files")
                     readable = work / "readable"
                     shutil.rmtree(readable, ignore_errors=True)
                     shutil.copytree(images, readable, copy_function=os.link)
                     for path in planted["truncated"]:
                         (readable / path).unlink()
                     found = peer(name, script, readable, work) | {"unreadable": "gave up"}
-                table.append(row(name, found, planted))
+                show(row(name, found, planted))
                 if "other" in found:
-                    print(f"{name} also says: {found['other']}")
-        columns = ["tool", "wall", "CPU", "memory", "OOD in the top 90", "OOD flagged", "labels in the top 30"]
-        columns += ["labels flagged", "exact copies", "near copies", "unreadable"]
-        for cells in (columns, ["---"] * len(columns), *table):
-            print("| " + " | ".join(cells) + " |")
+                    notes.append(f"{name} also says: {found['other']}")
+        print("\n".join(notes))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 
 from ood_audit import __version__
 from ood_audit.errors import OodAuditError, StoreError
-from ood_audit.images.sources import ImageRef, ScanNotes, file_uri, listing, local_path, resolve
+from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve
+from ood_audit.images.storage import file_uri, is_gone, is_remote
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
-from ood_audit.store.layout import store_root, write_json
+from ood_audit.store.layout import shown, store_root, write_json
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
 
@@ -64,8 +65,9 @@ def embed(
     and are tried again next time. An interrupted run is gone on with by calling again.
 
     Args:
-        sources: folders, image files, or lists of paths (.txt, .csv, .parquet with a column `path`).
-        store: the store's folder; made where there is none.
+        sources: folders, tar files, image files, or lists of these (.txt, .csv, .parquet with a column `path`); paths,
+            or URIs (`s3://…`, `gs://…`, `hdfs://…`, `https://…`).
+        store: the store's folder, or its URI; made where there is none.
         model: see `ood_audit.encoders.clip.load_encoder`; `auto` takes the store's own encoder where there is a store.
         weights: a checkpoint file for `model`.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -86,8 +88,11 @@ def embed(
         sources = [sources]
     root = store_root(store)
     found = list(dict.fromkeys(resolve(source) for source in sources))
+    before = sorted(root.glob("images/part-*"))
     scans = [_begun(source, root) for source in found]
     with writing(root, "images"):
+        if sorted(root.glob("images/part-*")) != before:  # another run came between, and may know of newer files
+            scans = [_begun(source, root) for source in found]
         if (root / "store.json").exists():
             existing = open_store(root)
             encoder = _check_encoder(existing, model, weights, device, precision)
@@ -129,7 +134,7 @@ class _Scan:
 def _begun(source: str, root: Path) -> _Scan:
     """Begin a scan; OodAuditError where the source holds no image."""
     notes = ScanNotes()
-    tables = listing(source, notes, exclude=os.path.realpath(root))
+    tables = listing(source, notes, exclude=shown(root) if is_remote(source) else os.path.realpath(root))
     first = next(tables, None)
     if first is None:
         raise OodAuditError(_nothing_found(source, notes))
@@ -208,7 +213,8 @@ class _Run:
         self.db.execute("CREATE TABLE sources (id INTEGER, source VARCHAR, prefix VARCHAR)")
         for number, scan in enumerate(self.scans):
             # A folder also answers for what other sources found inside of it.
-            prefix = file_uri(scan.source) + "/"
+            uri = scan.source.partition("?")[0] if is_remote(scan.source) else file_uri(scan.source)
+            prefix = uri.rstrip("/") + "/"
             self.db.execute("INSERT INTO sources VALUES (?, ?, ?)", [number, storable(scan.source), prefix])
             for batch in scan.tables:
                 self.db.register("batch", batch)
@@ -226,7 +232,7 @@ class _Run:
             "coalesce(f.mtime_ns, i.mtime_ns) AS mtime_ns, i.error AS known_error, "
             "CASE WHEN f.uri IS NULL THEN 'not found' WHEN i.uri IS NULL THEN 'new' "
             "WHEN i.status = 'error' THEN 'retry' "
-            "WHEN i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns THEN 'changed' "
+            "WHEN f.size_bytes >= 0 AND (i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns) THEN 'changed' "
             "ELSE 'unchanged' END AS state "
             "FROM listing AS f FULL JOIN images AS i USING (uri) WHERE state <> 'unchanged'"
         )
@@ -255,7 +261,8 @@ class _Run:
         """Images of the sources that are no longer there. Those in folders that can't be read now are kept."""
         self.db.execute("CREATE TABLE kept (prefix VARCHAR)")
         for folder in self.result.unreadable_folders:
-            self.db.execute("INSERT INTO kept VALUES (?)", [file_uri(folder) + "/"])
+            uri = folder if is_remote(folder) else file_uri(folder)
+            self.db.execute("INSERT INTO kept VALUES (?), (?)", [uri + "/", uri + "#"])
         sql = """
             SELECT d.uri, d.old_source, d.path, d.size_bytes, d.mtime_ns, d.old_source IN (SELECT source FROM sources)
             FROM difference AS d
@@ -267,7 +274,7 @@ class _Run:
         for *row, is_own in _stream(self.db, sql):
             image = ImageRef(*row)
             # What another source named (a hidden folder, a file of any name) this one passes over: it may be there.
-            if is_own or not os.path.lexists(local_path(image.uri)):
+            if is_own or is_gone(image.uri):
                 yield image
 
 

@@ -5,7 +5,6 @@ different motorcycles), and fingerprints alone would mean to decode and compare 
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from ood_audit.audit.fingerprints import (
 )
 from ood_audit.errors import UsageError
 from ood_audit.images.decode import decode
-from ood_audit.images.sources import local_path
+from ood_audit.images.storage import sizes
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 from ood_audit.store.views import connect
@@ -312,20 +311,14 @@ def _images(db: duckdb.DuckDBPyConnection, firsts: set[str]) -> tuple[dict[str, 
     names = [column[0] for column in answer.description or []][2:]
     images: dict[str, list[dict[str, Any]]] = {}
     gone = []
-    for first, uri, *row in answer.fetchall():
+    rows = answer.fetchall()
+    for (first, _, *row), now in zip(rows, sizes([row[1] for row in rows]), strict=True):
         facts = dict(zip(names, row, strict=True))
-        if _size(uri) == facts["size_bytes"]:
+        if now == facts["size_bytes"]:
             images.setdefault(first, []).append(facts)
         else:
             gone.append(facts["image_id"])
     return images, gone
-
-
-def _size(uri: str) -> int | None:
-    try:
-        return os.stat(local_path(uri)).st_size
-    except OSError:
-        return None
 
 
 def _preference(image: dict[str, Any]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ood_audit.audit.issues import selecting
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.images.sources import local_path
+from ood_audit.images.storage import place
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.text import printable, storable, write_csv
 
@@ -45,8 +45,9 @@ def export(
 ) -> Exported:
     """Write the findings of some kinds, or the images without them.
 
-    `paths` and `keep-list` are absolute paths, byte for byte as the file system has them, one a line: the images with
-    a finding, the worst first; and all readable images of the store without one. `csv` has a row a finding; a name
+    `paths` and `keep-list` are absolute paths, byte for byte as the file system has them, one a line (TAR#MEMBER for a
+    member of a tar file, the URI of what is remote): the images with a finding, the worst first; and all readable
+    images of the store without one. `csv` has a row a finding; a name
     that is not UTF-8 shows its bytes as `\\xNN` there, and its `uri` is exact.
 
     Args:
@@ -76,7 +77,7 @@ def export(
         end = b"\0" if null else b"\n"
         lines = 0
         for (uri,) in _stream(db, _SQL[format]):
-            out.write(os.fsencode(local_path(uri)) + end)
+            out.write(os.fsencode(place(uri)) + end)
             lines += 1
         return Exported(lines, outdated)
 
@@ -87,7 +88,7 @@ def _write_table(db: "duckdb.DuckDBPyConnection", out: BinaryIO) -> int:
     def rows() -> Iterator[list[Any]]:
         nonlocal lines
         for uri, *rest in _stream(db, _SQL["csv"]):
-            yield [storable(local_path(uri)), *rest, uri]
+            yield [storable(place(uri)), *rest, uri]
             lines += 1
 
     text = io.TextIOWrapper(out, encoding="utf-8", newline="", write_through=True)
@@ -101,12 +102,13 @@ def _write_table(db: "duckdb.DuckDBPyConnection", out: BinaryIO) -> int:
 def _refuse_line_breaks(db: "duckdb.DuckDBPyConnection", sql: str) -> None:
     answer = db.execute(
         f"SELECT count(*), min(uri), (SELECT count(*) FROM ({sql})) FROM ({sql}) "
-        "WHERE contains(uri, '%0A') OR contains(uri, '%0D')"  # many readers take a carriage return for a line's end
+        "WHERE starts_with(uri, 'file:')"  # the others stay percent-encoded; many readers take %0D for a line's end
+        " AND (contains(uri, '%0A') OR contains(uri, '%0D'))"
     ).fetchone()
     if answer and answer[0]:
         broken, first, total = answer
         raise OodAuditError(
-            f"{broken} of {total} names hold a line break, the first {printable(local_path(first))}: "
+            f"{broken} of {total} names hold a line break, the first {printable(place(first))}: "
             "use --null (and `xargs -0`) or --format csv; nothing is written"
         )
 

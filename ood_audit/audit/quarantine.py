@@ -23,7 +23,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from ood_audit.audit.issues import selecting
 from ood_audit.audit.moving import content_hash, move, settle
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.images.sources import file_uri, local_path
+from ood_audit.images.storage import file_uri, is_file, local_path
+from ood_audit.images.storage import place as named
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.layout import flush
 from ood_audit.text import printable, storable
@@ -265,6 +266,9 @@ class _Plan:
     def step(self, image: dict[str, Any]) -> Entry | Outcome:
         """The move to make, or why there is none."""
         uri, digest = image["uri"], image["content_hash"]
+        if not is_file(uri):
+            what = "a member of a tar file" if uri.startswith("file:") else "not on this machine"
+            return _left(image, f"it is {what}; leave it out with `ood-audit export --format keep-list`")
         origin = local_path(uri)
         if uri != file_uri(origin):
             return _left(image, "it is no file of its own")
@@ -300,7 +304,7 @@ class _Plan:
     def _alias(self, digest: str | None, exact: str) -> str | None:
         """An image to keep that would be gone with the file `exact`. Its content is the same, so few are looked at."""
         if digest is not None and digest in self._kept:
-            for other in map(local_path, self._kept.pop(digest)):
+            for other in map(local_path, filter(is_file, self._kept.pop(digest))):
                 self._keeps[digest].update({_unlinked(other): other, os.path.realpath(other): other})
         return self._keeps[digest].get(exact) if digest in self._keeps else None
 
@@ -464,7 +468,7 @@ def _temporary(target: str, entry: Entry) -> str:
 
 
 def _outcome(outcome: str, image: dict[str, Any], place: str, reason: str = "") -> Outcome:
-    path = storable(local_path(image["uri"]))
+    path = storable(named(image["uri"]))
     return Outcome(outcome, path, storable(place), ", ".join(image["kinds"]), reason, image["uri"])
 
 

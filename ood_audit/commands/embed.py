@@ -35,9 +35,9 @@ from ood_audit.text import printable
 def command(sources: tuple[str, ...], **options: Any) -> None:
     """Find, decode and embed images into the store.
 
-    SOURCE is a folder (searched recursively), an image, or a list of paths (.txt, or .csv or .parquet with a column
-    named path). A store is brought into step with its sources: new and changed images are embedded, removed ones
-    leave the view, and unreadable ones are rows with their error.
+    SOURCE is a folder (searched recursively), a .tar file, an image, or a list of these (.txt, or .csv or .parquet with
+    a column named path); here, or at s3://, gs://, hdfs:// or https://. A store is brought into step with its sources:
+    new and changed images are embedded, removed ones leave the view, and unreadable ones are rows with their error.
     """
     from ood_audit.embedding import OUTCOMES, embed
 

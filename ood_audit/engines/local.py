@@ -10,6 +10,7 @@ from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.encoders.device import worker_count
 from ood_audit.images.decode import Decoded, decode
 from ood_audit.images.sources import ImageRef
+from ood_audit.images.storage import REMOTE_THREADS, is_remote
 from ood_audit.store.parts import PartWriter
 
 
@@ -51,10 +52,12 @@ def embed_images(
 def _decode_ahead(work: Iterable[Work], encoder: ClipEncoder, ahead: int) -> Iterator[tuple[Work, Decoded]]:
     """In order, with at most `ahead` decoded images waiting."""
     pool = ThreadPoolExecutor(worker_count(), thread_name_prefix="decode")
+    waiting = ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="remote")  # for the network, more than for a core
     pending: deque[tuple[Work, Future[Decoded]]] = deque()
     try:
         for item in work:
-            pending.append((item, pool.submit(decode, item.image.uri, encoder.prepare)))
+            uri = item.image.uri
+            pending.append((item, (waiting if is_remote(uri) else pool).submit(decode, uri, encoder.prepare)))
             if len(pending) >= ahead:
                 oldest, future = pending.popleft()
                 yield oldest, future.result()
@@ -63,3 +66,4 @@ def _decode_ahead(work: Iterable[Work], encoder: ClipEncoder, ahead: int) -> Ite
             yield oldest, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+        waiting.shutdown(cancel_futures=True)

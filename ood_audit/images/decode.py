@@ -4,7 +4,6 @@ Whatever is wrong with a file ends as `Decoded.error`, one clear sentence; nothi
 """
 
 import io
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ood_audit.images.formats import formats
-from ood_audit.images.sources import local_path
+from ood_audit.images.storage import read
 from ood_audit.text import printable
 
 Pixels = NDArray[np.uint8]
@@ -48,7 +47,7 @@ def decode(uri: str, prepare: Callable[[Image.Image], Pixels]) -> Decoded:
     """Read, decode and `prepare` one image.
 
     Args:
-        uri: `file:///…`, as `sources` names it.
+        uri: as `storage` names it.
         prepare: from an upright RGB image to the pixels that the model wants; (H, W, 3) uint8.
 
     Returns:
@@ -57,10 +56,9 @@ def decode(uri: str, prepare: Callable[[Image.Image], Pixels]) -> Decoded:
     """
     facts: dict[str, Any] = {}
     try:
-        with open(local_path(uri), "rb") as file:
-            info = os.fstat(file.fileno())
-            facts.update(size_bytes=info.st_size, mtime_ns=info.st_mtime_ns)
-            data = file.read()
+        content = read(uri)
+        data = content.data
+        facts.update(size_bytes=content.size_bytes, mtime_ns=content.mtime_ns)
         facts.update(content_hash=blake2b(data, digest_size=16).hexdigest())
         if not data:
             return Decoded(**facts, error="empty file")
@@ -76,7 +74,7 @@ def decode(uri: str, prepare: Callable[[Image.Image], Pixels]) -> Decoded:
 def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:
     """A WebP picture of at most `size` × `size` pixels; None where the file can't be read any more."""
     try:
-        with Image.open(local_path(uri), formats=formats()) as image:
+        with Image.open(io.BytesIO(read(uri).data), formats=formats()) as image:
             image.draft("RGB", (2 * size, 2 * size))
             picture = to_rgb(image)
         picture.thumbnail((size, size), Image.Resampling.BICUBIC)

@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ood_audit.images import tars
 from ood_audit.images.formats import extensions, looks_like_image
-from ood_audit.images.found import BATCH, COLUMNS, ScanNotes
+from ood_audit.images.found import BATCH, COLUMNS, ScanNotes, tables
 from ood_audit.images.storage import file_uri
 from ood_audit.text import storable
 
@@ -49,7 +50,11 @@ def walk(root: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[pa
             with os.scandir(folder) as entries:
                 while some := list(islice(entries, chunk)):
                     chunk = min(2 * chunk, _CHUNK)
-                    pending += rows.add(folder, some, notes)
+                    folders, shards = rows.add(folder, some, notes)
+                    pending += folders
+                    for shard in shards:
+                        path = storable(os.path.relpath(shard, root).replace(os.sep, "/"))
+                        yield from tables(tars.members(file_uri(shard), path, notes))
                     if rows.count >= most:
                         yield rows.take()
                         most = BATCH
@@ -85,14 +90,14 @@ class _Rows:
         self._times: list[int] = []
         return table
 
-    def add(self, folder: str, entries: list[os.DirEntry[str]], notes: ScanNotes) -> list[str]:
-        """Take up the images among some entries of a folder; returns the folders among them."""
-        names, infos, folders = _plain(entries) or _one_by_one(entries, notes)
+    def add(self, folder: str, entries: list[os.DirEntry[str]], notes: ScanNotes) -> tuple[list[str], list[str]]:
+        """Take up the images among some entries of a folder; returns the folders and the tar files among them."""
+        names, infos, folders, shards = _plain(entries) or _one_by_one(entries, notes)
         self._sizes += [info.st_size if info else 0 for info in infos]
         self._times += [info.st_mtime_ns if info else 0 for info in infos]
         if names:
             self._add_names(folder, names)
-        return folders
+        return folders, shards
 
     def _add_names(self, folder: str, names: list[str]) -> None:
         self.count += len(names)
@@ -108,7 +113,7 @@ class _Rows:
             self._paths += [storable(name) for name in names]
 
 
-_Found = tuple[list[str], "list[os.stat_result] | list[os.stat_result | None]", list[str]]
+_Found = tuple[list[str], "list[os.stat_result] | list[os.stat_result | None]", list[str], list[str]]
 
 
 def _plain(entries: list[os.DirEntry[str]]) -> _Found | None:
@@ -123,21 +128,21 @@ def _plain(entries: list[os.DirEntry[str]]) -> _Found | None:
         return None
     if not all(stat.S_ISREG(mode) for mode in {info.st_mode for info in infos}):
         return None
-    return names, infos, []
+    return names, infos, [], []
 
 
 def _one_by_one(entries: list[os.DirEntry[str]], notes: ScanNotes) -> _Found:
-    """The names and facts (None: a link to nothing) of the images among the entries, and the folders among them."""
+    """The names and facts (None: a link to nothing) of the images among the entries; the folders and tar files."""
     names: list[str] = []
     infos: list[os.stat_result | None] = []
-    folders = []
+    folders, shards = [], []
     for entry in entries:
         if _is_folder(entry):
             if not entry.name.startswith("."):
                 folders.append(entry.path)
             continue
         suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.name.startswith(".") or (suffix and suffix not in extensions()):
+        if entry.name.startswith(".") or (suffix and suffix not in extensions() and suffix != tars.SUFFIX):
             notes.skipped[storable(suffix or entry.name)] += 1
             continue
         try:
@@ -146,12 +151,14 @@ def _one_by_one(entries: list[os.DirEntry[str]], notes: ScanNotes) -> _Found:
             info = None
         if info is not None and not stat.S_ISREG(info.st_mode):  # a pipe or a socket would block its reader
             notes.skipped["not a regular file"] += 1
+        elif suffix == tars.SUFFIX:
+            shards.append(entry.path)
         elif not suffix and not looks_like_image(entry.path):
             notes.skipped["no extension"] += 1
         else:
             names.append(entry.name)
             infos.append(info)
-    return names, infos, folders
+    return names, infos, folders, shards
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -13,6 +13,8 @@ BATCH = 50_000  # rows of a table
 # What a scan says of an image; see `ImageRef`, of which these are the fields but for `source`.
 COLUMNS = pa.schema([("uri", pa.string()), ("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
 
+UNKNOWN = (-1, 0)  # size and time of an image that can't be asked for now: it is taken to be as it was
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
@@ -30,8 +32,11 @@ class ImageRef:
 
     @property
     def folder(self) -> str:
-        """The folder part of `path`; empty at the top of the source."""
-        return self.path.rpartition("/")[0]
+        """The folder part of `path`, without the names of tar files; empty at the top of the source."""
+        folder = self.path.rpartition("/")[0]
+        if "#" in self.uri:
+            folder = "/".join(part for part in folder.split("/") if not part.lower().endswith(".tar"))
+        return folder
 
     @property
     def image_id(self) -> str:

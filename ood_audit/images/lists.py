@@ -1,51 +1,137 @@
-"""The entries of a list of paths: .txt, one a line, or .csv and .parquet with a column `path`."""
+"""Lists of images: .txt, one a line, or .csv and .parquet with a column `path`.
+
+Entries are paths, members of tar files (TAR#MEMBER), or URIs; relative ones start from the list's own folder.
+"""
 
 import csv
+import io
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from itertools import islice
+from typing import Any, BinaryIO
+from urllib.parse import quote, quote_from_bytes, urlsplit
 
 from ood_audit.errors import UsageError
-from ood_audit.text import printable
+from ood_audit.images import storage, tars
+from ood_audit.images.found import UNKNOWN, ScanNotes
+from ood_audit.images.storage import file_uri, is_remote
+from ood_audit.text import printable, storable
 
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")
+_TOGETHER = 1000  # entries that are looked at side by side
+_TRIES = 5  # how often a host may fail before it is left alone
 
 
-def entries(source: Path) -> Iterator[str]:
-    """The paths in a list, as they stand there; UsageError where it can't be read."""
+def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int]]:
+    """What a list names, as rows of `found.COLUMNS`: whatever is wrong with an image, it gets a row.
+
+    Args:
+        source: the list's path or canonical URI.
+        notes: filled in along the way; hosts that can't be reached now are `unreadable`.
+
+    """
+    name = _remote_entry if is_remote(source) else _local_entry
+    rows = (name(source, entry) for entry in _entries(source))
+    failures: Counter[str] = Counter()
+
+    def facts(uri: str) -> tuple[int, int]:
+        host = "://".join(urlsplit(uri)[:2])
+        if failures[host] >= _TRIES:
+            return UNKNOWN
+        try:
+            return storage.facts(uri) or (0, 0)
+        except OSError as error:
+            if not is_remote(uri):
+                return 0, 0
+            notes.unreadable[host] = error.strerror or str(error)
+            failures[host] += 1
+            return UNKNOWN
+
+    many = 1
+    while some := list(islice(rows, many)):
+        for (uri, path), known in zip(some, storage.each(facts, [uri for uri, _ in some]), strict=True):
+            yield uri, path, *known
+        many = _TOGETHER
+
+
+def _local_entry(source: str, entry: str) -> tuple[str, str]:
+    """URI and path of an entry."""
+    if is_remote(entry):
+        return _named(entry), entry.partition("?")[0]
+    base = os.path.dirname(source)
+    location = os.path.normpath(os.path.join(base, entry))
+    inside = location.startswith(base.rstrip(os.sep) + os.sep)
+    path = storable((os.path.relpath(location, base) if inside else location).replace(os.sep, "/"))
+    tar, separator, member = location.partition(f"{tars.SUFFIX}#")
+    if separator and not os.path.lexists(location):
+        uri = f"{file_uri(tar + tars.SUFFIX)}#{quote_from_bytes(os.fsencode(member))}"
+        return uri, path.replace(f"{tars.SUFFIX}#", f"{tars.SUFFIX}/", 1)
+    return file_uri(location), path
+
+
+def _remote_entry(source: str, entry: str) -> tuple[str, str]:
+    if is_remote(entry):
+        return _named(entry), entry.partition("?")[0]
+    base, mark, query = source.partition("?")
+    suffix = "" if source.startswith("http") else mark + query
+    return _named(f"{base.rpartition('/')[0]}/{quote(entry.lstrip('/'))}{suffix}"), entry
+
+
+def _named(entry: str) -> str:
+    """The canonical URI of an entry; where there is none, a URI that can't be read, so that its row says why."""
+    base, separator, member = entry.partition(f"{tars.SUFFIX}#")
+    if separator:
+        return f"{_named(base + tars.SUFFIX)}#{member}"
     try:
-        if source.suffix.lower() == ".parquet":
-            yield from _parquet_entries(source)
-            return
-        with source.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            if source.suffix.lower() == ".txt":
+        return storage.canonical(entry)
+    except UsageError:
+        if "@" in urlsplit(entry).netloc:  # a password, which no row may hold
+            raise
+        return quote(storable(entry), safe=":/?&=%")
+
+
+def _entries(source: str) -> Iterator[str]:
+    """The entries of a list, as they stand there; UsageError where it can't be read."""
+    suffix = os.path.splitext(source.partition("?")[0] if is_remote(source) else source)[1].lower()
+    try:
+        with io.BytesIO(storage.read(source).data) if is_remote(source) else open(source, "rb") as file:
+            if suffix == ".parquet":
+                yield from _parquet_entries(file, source)
+                return
+            lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            if suffix == ".txt":
                 for line in lines:
                     if line.strip("\r\n"):
                         yield line.strip("\r\n")
                 return
             rows = csv.DictReader(lines)
-            _require_path_column(rows.fieldnames or [], source)
-            yield from (row["path"] for row in rows if row["path"])
+            column = _column(rows.fieldnames or [], source)
+            yield from (row[column] for row in rows if row[column])
     except (OSError, csv.Error) as error:
-        raise UsageError(f"cannot read the list {printable(str(source))}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read the list {printable(source)}: {reason}") from error
 
 
-def _parquet_entries(source: Path) -> Iterator[str]:
+def _parquet_entries(file: BinaryIO, source: str) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(source)
-        _require_path_column(file.schema_arrow.names, source)
-        kind = file.schema_arrow.field("path").type
+        table: Any = pq.ParquetFile(file)
+        column = _column(table.schema_arrow.names, source)
+        kind = table.schema_arrow.field(column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UsageError(f"the list {printable(str(source))}: its column 'path' holds {kind}, not text")
-        for batch in file.iter_batches(columns=["path"]):
+            raise UsageError(f"the list {printable(source)}: its column '{column}' holds {kind}, not text")
+        for batch in table.iter_batches(columns=[column]):
             yield from (path for path in batch.column(0).to_pylist() if path)
     except pa.ArrowException as error:
-        raise UsageError(f"cannot read the list {printable(str(source))}: {error}") from error
+        raise UsageError(f"cannot read the list {printable(source)}: {error}") from error
 
 
-def _require_path_column(names: Sequence[str], source: Path) -> None:
-    if "path" not in names:
-        found = ", ".join(names) or "none"
-        raise UsageError(f"the list {printable(str(source))} needs a column named 'path' (it has: {found})")
+def _column(names: Sequence[str], source: str) -> str:
+    for name in ("path", "url"):
+        if name in names:
+            return name
+    found = ", ".join(names) or "none"
+    raise UsageError(f"the list {printable(source)} needs a column named 'path' (it has: {found})")

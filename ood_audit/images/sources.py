@@ -1,26 +1,43 @@
-"""Finding images: folders, single files and list files, as a stream of tables or of `ImageRef`s."""
+"""Finding images: folders, tar files, single files and lists, here or elsewhere, as a stream."""
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from ood_audit.errors import UsageError
+from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.images import storage, tars
 from ood_audit.images.folders import walk
-from ood_audit.images.found import ImageRef, ScanNotes, tables
-from ood_audit.images.lists import LIST_SUFFIXES, entries
-from ood_audit.images.storage import file_uri, local_path
+from ood_audit.images.found import UNKNOWN, ImageRef, ScanNotes, tables
+from ood_audit.images.lists import LIST_SUFFIXES, listed
+from ood_audit.images.storage import file_uri, is_remote, local_path
 from ood_audit.text import printable, storable
 
 __all__ = ["ImageRef", "ScanNotes", "file_uri", "listing", "local_path", "resolve", "scan"]
 
 
 def resolve(source: str | os.PathLike[str]) -> str:
-    """The absolute path that names a source in the store; raises UsageError where nothing is there."""
+    """What names a source in the store: its absolute path, or its canonical URI.
+
+    Raises:
+        UsageError: nothing is there, or it is nothing that can be read.
+        OodAuditError: it can't be told what is there.
+
+    """
+    name = os.fspath(source)
+    if is_remote(name):
+        name = storage.canonical(name)
+        if not name.startswith("http") and not _kind(name):
+            raise UsageError(f"nothing there: {printable(name)}")
+        if name.startswith("http") and name.partition("?")[0].lower().endswith(tars.SUFFIX):
+            raise UsageError(f"{printable(name)}: members of a tar file can't be read over HTTP; download it first")
+        return name
     path = os.path.realpath(source)
-    if not os.fspath(source) or not os.path.exists(path):
-        raise UsageError(f"no such file or folder: {printable(os.fspath(source)) or '(an empty name)'}")
+    if not name or not os.path.exists(path):
+        raise UsageError(f"no such file or folder: {printable(name) or '(an empty name)'}")
+    if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise UsageError(f"{printable(path)} is compressed, so its members can't be read one by one; make it a .tar")
     return path
 
 
@@ -30,16 +47,33 @@ def listing(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Ite
     The first one comes as soon as an image is found, and is small.
 
     Args:
-        source: a folder (searched recursively), an image file, or a list of paths (.txt, .csv, .parquet).
+        source: a folder (searched recursively), a tar file, an image, or a list of these (.txt, .csv, .parquet); on
+            this machine or elsewhere.
         notes: filled in along the way.
         exclude: a folder that is never entered (the store).
 
+    Raises:
+        UsageError: a list can't be read.
+        OodAuditError: a remote folder can't be listed.
+
     """
+    remote = is_remote(source)
     if os.path.isdir(source):
         return walk(source, notes, exclude)
-    if source.lower().endswith(LIST_SUFFIXES):
-        return tables(_listed(source))
-    return tables(iter([_named_file(source, storable(os.path.basename(source)))]))
+    if remote and not source.startswith("http") and _kind(source) == "folder":
+        return tables(objects().walk(source, notes, exclude))
+    plain = source.partition("?")[0] if remote else source
+    uri = source if remote else file_uri(source)
+    name = storable(os.path.basename(plain))
+    if plain.lower().endswith(LIST_SUFFIXES):
+        return tables(listed(source, notes))
+    if plain.lower().endswith(tars.SUFFIX):
+        return tables(tars.members(uri, name, notes))
+    try:
+        size_bytes, mtime_ns = storage.facts(uri) or (0, 0)
+    except OSError:  # whatever is wrong with what the user named, it gets a row
+        size_bytes, mtime_ns = UNKNOWN if remote else (0, 0)
+    return tables(iter([(uri, name, size_bytes, mtime_ns)]))
 
 
 def scan(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Iterator[ImageRef]:
@@ -49,21 +83,17 @@ def scan(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Iterat
             yield ImageRef(uri, storable(source), path, size_bytes, mtime_ns)
 
 
-def _named_file(location: str, path: str) -> tuple[str, str, int, int]:
-    """An image that the user named: whatever is wrong with it, it gets a row."""
+def _kind(uri: str) -> str:
     try:
-        info = os.stat(location)
-        size_bytes, mtime_ns = info.st_size, info.st_mtime_ns
-    except (OSError, ValueError):
-        size_bytes, mtime_ns = 0, 0
-    return file_uri(location), path, size_bytes, mtime_ns
+        return str(objects().exists(uri))
+    except OSError as error:
+        raise OodAuditError(
+            f"cannot read {printable(uri)}: {error.strerror}; the images in the store are left as they were"
+        ) from error
 
 
-def _listed(source: str) -> Iterator[tuple[str, str, int, int]]:
-    """Entries are relative to the list's own folder, or absolute."""
-    base = os.path.dirname(source)
-    for entry in entries(Path(source)):
-        location = os.path.normpath(os.path.join(base, entry))
-        inside = location.startswith(base.rstrip(os.sep) + os.sep)
-        path = os.path.relpath(location, base) if inside else location
-        yield _named_file(location, storable(path.replace(os.sep, "/")))
+def objects() -> Any:
+    """The module, imported where it is needed: pyarrow's file systems take their time."""
+    from ood_audit.images import objects
+
+    return objects

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store.layout import Store, read_json, replacing, write_json
+from ood_audit.store.layout import Store, read_json, remove, replacing, write_json
 from ood_audit.text import printable
 from ood_audit.vocabulary import Vocabulary
 
@@ -73,7 +73,7 @@ def save(
     from safetensors.numpy import save_file
 
     path = store.prompts / f"{name}.safetensors"
-    path.with_suffix(".json").unlink(missing_ok=True)
+    remove(path.with_suffix(".json"))
     with replacing(path) as temporary:
         save_file(
             {

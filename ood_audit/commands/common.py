@@ -29,7 +29,7 @@ store_option = click.option(
     show_default=True,
     show_envvar=True,
     metavar="DIR",
-    help="The store's folder.",
+    help="The store's folder, or s3://BUCKET/FOLDER.",
 )
 format_option = click.option(
     "--format",

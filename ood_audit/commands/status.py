@@ -3,7 +3,7 @@
 import click
 
 from ood_audit.commands.common import format_option, print_rows, store_option
-from ood_audit.store.layout import Store, open_store, read_json
+from ood_audit.store.layout import Store, open_store, read_json, shown
 
 
 @click.command("status", epilog="Example: ood-audit status --store .ood-audit --format json")
@@ -21,7 +21,7 @@ def command(store: str, format: str) -> None:
     runs = sorted(opened.runs.glob("*.json"))
     last = read_json(runs[-1]) if runs else None
     rows = [
-        ("store", str(opened.root)),
+        ("store", shown(opened.root)),
         (
             "model",
             encoder.model if encoder.weights is None else f"{encoder.model} --weights {encoder.weights}",

@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.store.layout import Store, replacing, write_json
+from ood_audit.store.layout import Store, remove, replacing, write_json
 from ood_audit.store.parts import iter_features
 
 # What `embed` builds right away: an index is held in memory, and the memory of `embed` must not grow with the images.
@@ -39,7 +39,7 @@ def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
             return False
         index.add(batch.features)
         image_ids += batch.image_ids.to_pylist()
-    meta.unlink(missing_ok=True)
+    remove(meta)
     with replacing(store.index) as temporary:
         try:
             faiss.write_index(index, str(temporary))

@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from ood_audit import __version__
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import StoreError
+from ood_audit.images.storage import is_remote
 from ood_audit.text import printable, storable
 
 if TYPE_CHECKING:
+    from ood_audit.store.remote import Mirror
     from ood_audit.store.views import Rows
 
 FORMAT_VERSION = 1
@@ -128,7 +131,7 @@ def open_store(path: str | os.PathLike[str] = DEFAULT_STORE) -> Store:
     root = store_root(path)
     manifest = root / "store.json"
     if not manifest.is_file():
-        where = printable(str(root))
+        where = shown(root)
         raise StoreError(f"no store at {where}; make one with `ood-audit embed FOLDER`, or name one with --store DIR")
     try:
         values = json.loads(manifest.read_text())
@@ -146,7 +149,16 @@ def open_store(path: str | os.PathLike[str] = DEFAULT_STORE) -> Store:
 
 
 def store_root(path: str | os.PathLike[str]) -> Path:
-    """`path`, if a store can have that name: DuckDB and the manifests need it to be text."""
+    """The folder of the store that `path` names: itself, or the mirror of a remote one, brought into step.
+
+    Raises:
+        StoreError: DuckDB and the manifests need the name to be text; or the remote one can't be reached.
+
+    """
+    if is_remote(os.fspath(path)):
+        from ood_audit.store import remote
+
+        return remote.attach(os.fspath(path)).root
     try:
         os.path.abspath(path).encode()
     except UnicodeEncodeError:
@@ -155,10 +167,16 @@ def store_root(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+def shown(root: Path) -> str:
+    """What to call a store in messages: its folder, or its URI."""
+    mirrored = _mirrored(root)
+    return printable(str(root) if mirrored is None else "/".join(filter(None, (mirrored[0].url, mirrored[1]))))
+
+
 def create_store(path: str | os.PathLike[str], encoder: EncoderIdentity) -> Store:
     """Make a new, empty store; or note the new place of the encoder of an existing one."""
     store = Store(Path(path), encoder)
-    where = printable(str(path))
+    where = shown(store.root)
     if store.parts and not (store.root / "store.json").exists():
         raise StoreError(f"{where} has images but no store.json; restore that file, or start another store")
     try:
@@ -185,7 +203,7 @@ def writing(root: Path, what: Literal["images", "scores"]) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    where = printable(str(root))
+    where = shown(root)
     owner, lock = root / f"{what}.writer.json", FileLock(root / f"{what}.lock")
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -201,11 +219,12 @@ def writing(root: Path, what: Literal["images", "scores"]) -> Iterator[None]:
             f"the file system of {where} has no locks; put the store on another with --store DIR"
         ) from error
     try:
-        write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
-        for pattern in _WRITES[what]:
-            for leftover in root.glob(f"{pattern}.tmp"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        yield
+        with _remote_lock(root, what):
+            write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
+            for pattern in _WRITES[what]:
+                for leftover in root.glob(f"{pattern}.tmp"):
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
@@ -213,6 +232,34 @@ def writing(root: Path, what: Literal["images", "scores"]) -> Iterator[None]:
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def _remote_lock(root: Path, what: str) -> Iterator[None]:
+    """Where the store is a mirror: hold the lock of the remote one, in step with it; at the end deletions follow."""
+    mirrored = _mirrored(root)
+    if mirrored is None:
+        yield
+        return
+    mirror, name = mirrored
+    with mirror.lock(f"{name}/locks/{what}".lstrip("/")):
+        mirror.pull()
+        yield
+        for folder in dict.fromkeys(pattern.partition("/")[0] for pattern in _WRITES[what] if "/" in pattern):
+            mirror.push_removals(f"{name}/{folder}".lstrip("/"))
+
+
+def _mirrored(path: Path) -> "tuple[Mirror, str] | None":
+    module = sys.modules.get("ood_audit.store.remote")  # where no remote store is open it need not be imported
+    return None if module is None else module.mirror_of(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file of a store, if it is there: first where it is in force."""
+    mirrored = _mirrored(path)
+    if mirrored is not None:
+        mirrored[0].remove(mirrored[1])
+    path.unlink(missing_ok=True)
 
 
 def no_room(root: Path, error: OSError) -> str:
@@ -236,22 +283,30 @@ def replacing(path: Path) -> Iterator[Path]:
         if temporary.is_dir():
             for file in temporary.iterdir():
                 flush(file)
-            if path.exists():
-                old = path.parent / f".{path.name}.{os.getpid()}.old.tmp"
-                path.rename(old)
-                temporary.rename(path)
-                shutil.rmtree(old)
-            else:
-                temporary.rename(path)
+            with _uploaded(temporary, path):
+                if path.exists():
+                    old = path.parent / f".{path.name}.{os.getpid()}.old.tmp"
+                    path.rename(old)
+                    temporary.rename(path)
+                    shutil.rmtree(old)
+                else:
+                    temporary.rename(path)
         else:
             flush(temporary)
-            temporary.replace(path)
+            with _uploaded(temporary, path):
+                temporary.replace(path)
         flush(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _uploaded(temporary: Path, path: Path) -> AbstractContextManager[None]:
+    """Upload what is about to be called `path`, where that is in the mirror of a remote store."""
+    mirrored = _mirrored(path)
+    return nullcontext() if mirrored is None else mirrored[0].putting(temporary, mirrored[1])
 
 
 def read_json(path: Path) -> dict[str, Any]:

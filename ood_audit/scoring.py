@@ -28,7 +28,7 @@ Note = Callable[[str], None]
 Progress = Callable[[int, int], None]
 _CHOSEN = ("delta-energy", "best")  # methods whose settings are chosen on the data
 _FORMAT = 4  # of the file: scores with other columns are not taken up
-_OTHERS = 8192  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
+_OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 _MOST_KNOWN = 1000
 _DEFAULT_WEIGHT = 0.2  # as in `prototypes`, which this module must not import
 

@@ -767,7 +767,7 @@ def test_column_names_are_shown_on_one_line(small_store, call):
         (b'{"version": 1}', "is damaged"),
         (b'{"version": 1, "encoder": {"model": "starter"}}', "is damaged"),
         (b'{"version": 1, "encoder": []}', "is damaged"),
-        (b'{"version": 2, "encoder": {}}', "format version 2"),
+        (b'{"version": 3, "encoder": {}}', "format version 3"),
         (b'{"version": "\\u001b[31m\\n", "encoder": {}}', "format version"),
     ],
 )

@@ -85,7 +85,8 @@ def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issu
     """
     rows = db.execute(
         "SELECT d.image_id, i.uri, d.path, d.kind, d.kept_path, d.cosine, d.hash_distance "
-        "FROM read_parquet($path) AS d JOIN images AS i USING (image_id) WHERE NOT d.keep ORDER BY d.cluster, d.path",
+        "FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
+        "WHERE NOT d.keep ORDER BY d.cluster, d.path",
         {"path": str(path)},
     ).fetchall()
     for image_id, uri, own, kind, kept, cosine, bits in rows:
@@ -98,7 +99,7 @@ def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issu
 def clusters(db: "DuckDBPyConnection", path: Path, most: int) -> list[list[dict[str, Any]]]:
     """The first clusters, for a page: lists of rows, the one to keep first."""
     answer = db.execute(
-        "SELECT d.*, i.uri FROM read_parquet($path) AS d JOIN images AS i USING (image_id) "
+        "SELECT d.*, i.uri FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
         "WHERE d.cluster <= $most ORDER BY d.cluster, NOT d.keep, d.path",
         {"path": str(path), "most": most},
     )

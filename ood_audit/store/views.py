@@ -155,7 +155,11 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: li
     # What an older report decided is not about these scores.
     is_current = current.get("decided") == current.get("scores") and decided.exists()
     # By name, as those of an older ood-audit lack columns.
-    found = f"UNION ALL BY NAME FROM read_parquet({_quoted(os.path.abspath(decided))})" if is_current else ""
+    found = (
+        f"UNION ALL BY NAME FROM read_parquet({_quoted(os.path.abspath(decided))}, hive_partitioning = false)"
+        if is_current
+        else ""
+    )
     connection.execute(f"CREATE VIEW _decisions AS FROM _no_decisions {found}")
     connection.execute(_REPORT)
     columns = ", ".join(f"{name} {kind}" for name, kind in issues.COLUMNS.items())

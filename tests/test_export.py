@@ -76,11 +76,12 @@ def exported(*arguments: object) -> bytes:
 @pytest.mark.parametrize(
     ("options", "paths"),
     [
-        (["--flagged"], ["cup/img_0001.jpg", "cup/img_0008.jpg"]),
+        (["--flagged"], ["cup/img_0001.jpg"]),
+        (["--shifted"], ["cup/img_0008.jpg"]),
         (["--duplicates"], ["chair/img_0005.jpg", "chair/img_0008.jpg"]),
         (["--label-issues"], ["cup/img_0001.jpg"]),
         (["--kind", "ood", "--kind", "exact-duplicate"], ["cup/img_0001.jpg", "chair/img_0005.jpg"]),
-        (["--flagged", "--duplicates", "--label-issues", "--unreadable"], list(FOUND)),
+        (["--flagged", "--shifted", "--duplicates", "--label-issues", "--unreadable"], list(FOUND)),
     ],
 )
 def test_paths_of_each_selection_the_worst_first(found, options, paths):
@@ -90,14 +91,14 @@ def test_paths_of_each_selection_the_worst_first(found, options, paths):
 
 
 def test_keep_list_is_every_readable_image_but_those_found(found):
-    done = run_cli("export", "--flagged", "--duplicates", "--format", "keep-list", "--store", found)
+    done = run_cli("export", "--flagged", "--shifted", "--duplicates", "--format", "keep-list", "--store", found)
     gone = {str(IMAGES / path) for path in FOUND}
     assert done.stdout.splitlines() == sorted(str(p) for p in IMAGES.rglob("*.jpg") if str(p) not in gone)
     assert done.stderr == "images to keep: 77\n"  # of 82, without 4 found and 1 unreadable
 
 
 def test_csv_has_a_row_a_finding(found):
-    done = run_cli("export", "--flagged", "--label-issues", "--format", "csv", "--store", found)
+    done = run_cli("export", "--flagged", "--shifted", "--label-issues", "--format", "csv", "--store", found)
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [(row["path"], row["kind"], row["severity"]) for row in rows] == [
         (str(IMAGES / "cup/img_0001.jpg"), "label", "0.9"),

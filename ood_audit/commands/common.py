@@ -16,7 +16,8 @@ from ood_audit.text import printable, write_csv
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SELECTIONS = {
-    "flagged": ("ood", "covariate-shift"),
+    "flagged": ("ood",),
+    "shifted": ("covariate-shift",),
     "duplicates": ("exact-duplicate", "near-duplicate"),
     "label-issues": ("label",),
     "unreadable": ("unreadable",),

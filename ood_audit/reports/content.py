@@ -124,6 +124,7 @@ def gather(
 def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
     """What to do next, and the command for it."""
     flags, labels, extra = meta["flags"], meta["labels"]["found"], meta["duplicates"]["extra"]
+    unknown = meta["shift"]["semantic"] if meta["shift"] else flags and flags["flagged"]
     steps = []
     if flags is None:
         steps.append(
@@ -133,10 +134,10 @@ def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
                 "ood-audit tune --from FOLDER --epochs 0",
             )
         )
-    elif flags["flagged"]:
+    elif unknown:
         steps.append(
             (
-                f"Look at the {_plural(flags['flagged'], 'flagged image')} below. What belongs here after all is a "
+                f"Look at the {_plural(unknown, 'image')} flagged as of no class. What belongs here after all is a "
                 "class to add to the list. See where the others would be moved (leave out --dry-run to do it, --undo "
                 "takes it back):",
                 "ood-audit quarantine ../aside --flagged --dry-run",
@@ -147,7 +148,7 @@ def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 "Look at the known classes in another style. Where the style belongs to your data, add some of these "
                 "images to the labelled ones and run tune again; where it does not, take them out:",
-                "ood-audit export --kind covariate-shift --format csv",
+                "ood-audit export --shifted --format csv",
             )
         )
     if labels:

@@ -58,3 +58,8 @@ def pictures(tmp_path):
         for source in sorted((EXAMPLES / "images" / folder).iterdir())[:3]:
             shutil.copy(source, tmp_path / "pictures" / folder)
     return tmp_path / "pictures"
+
+
+def pytest_collection_modifyitems(items):
+    """The longest file first: the workers take whole files in turn, and none is to be left with it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_ray.py")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -348,7 +348,7 @@ def _write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ood_audit.matching import chunks
+    from ood_audit.matching import map_chunks
 
     schema = pa.schema(
         [("image_id", pa.string()), ("path", pa.string())]
@@ -368,16 +368,15 @@ def _write(
         ThreadPoolExecutor(1, thread_name_prefix="scores") as thread,
     ):
         writing_of = thread.submit(lambda: None)
-        for chunk in chunks(store, plan.target, device):
-            waiting.append(
-                pa.RecordBatch.from_arrays(_columns(chunk, plan, method, labels, given_by_folder), schema=schema)
-            )
-            rows += len(chunk.images)
+        columns = partial(_columns, plan=plan, method=method, labels=labels, class_of=given_by_folder)
+        for found in map_chunks(store, plan.target, device, columns):
+            waiting.append(pa.RecordBatch.from_arrays(found, schema=schema))
+            rows += len(found[0])
+            done += len(found[0])
             if rows >= _GROUP_ROWS:
                 writing_of.result()
                 writing_of = thread.submit(writer.write_table, pa.Table.from_batches(waiting), rows)
                 waiting, rows = [], 0
-            done += len(chunk.images)
             if on_progress is not None:
                 on_progress(done, total)
         writing_of.result()

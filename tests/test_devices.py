@@ -18,8 +18,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path, monkeypatch):
     """A small model of its own for each test, as it is changed."""
+    monkeypatch.setattr(clip, "bf16_in_hardware", lambda: False)  # whatever the tests run on
     return load_encoder(save(tmp_path / "model", MODELS["vit"]), device="cpu")
 
 
@@ -92,9 +93,18 @@ def test_cuda_is_every_gpu_and_a_number_is_one(monkeypatch):
 )
 def test_whether_the_processor_has_bf16(tmp_path, monkeypatch, text, expected):
     monkeypatch.setattr(device, "_CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
     assert device.bf16_in_hardware() is expected
+
+
+def test_bf16_is_not_there_where_onednn_is_told_to_leave_it_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "_CPU_FACTS", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f avx512_bf16\n")
+    for limit, expected in ("avx512_core_vnni", False), ("AVX512_CORE_BF16", True), ("", True):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert device.bf16_in_hardware() is expected
 
 
 def bf16_machine(monkeypatch, encoder, *, seconds=0.5, error=0.0):
@@ -126,6 +136,22 @@ def test_bf16_is_chosen_where_it_pays_and_agrees(small, pixels, monkeypatch, mac
     assert small.precision == small.identity.precision == chosen
     assert [text.partition(" ")[0] for text in before.differences(small.identity)] == ["precision"] * (chosen == "bf16")
     assert small.try_bf16([]) is False
+
+
+def test_bf16_casts_the_image_tower_once_and_a_failed_trial_leaves_it(monkeypatch):
+    plain = load_encoder("starter", device="cpu", precision="fp32")
+    pixels = [plain.prepare(Image.open(path).convert("RGB")) for path in PHOTOS]
+    before = plain.encode_images(pixels)
+    with monkeypatch.context() as patch:
+        bf16_machine(patch, plain, error=0.05)
+        assert plain.try_bf16(pixels) is False
+    np.testing.assert_array_equal(plain.encode_images(pixels), before)
+    half = load_encoder("starter", device="cpu", precision="bf16")
+    assert {weight.dtype for weight in half._model.visual.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in half._model.transformer.parameters()} == {torch.float32}
+    features = half.encode_images(pixels)
+    assert not np.array_equal(features, before)
+    assert (features * before).sum(axis=1).min() > clip.AGREEMENT
 
 
 def test_bf16_is_not_tried_without_the_hardware(small, pixels, monkeypatch):
@@ -193,10 +219,12 @@ def test_other_failures_are_no_lack_of_memory(small, pixels, monkeypatch):
     assert small.batch_limit is None
 
 
-def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("trial", [False, True], ids=["", "while bf16 is tried"])
+def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, tmp_path, monkeypatch, trial):
+    monkeypatch.setattr(clip, "bf16_in_hardware", lambda: trial)
     monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: small)
     monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: small)
-    plenty = ood_audit.embed(pictures, store=tmp_path / "plenty", device="cpu").store
+    plenty = ood_audit.embed(pictures, store=tmp_path / "plenty", device="cpu", precision="fp32").store
     short_of_memory(small, monkeypatch, 2)
     told: list[str] = []
     result = ood_audit.embed(pictures, store=tmp_path / "short", device="cpu", on_note=told.append)
@@ -210,4 +238,4 @@ def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, t
     short_of_memory(small, monkeypatch, 0)
     with pytest.raises(EncoderError, match="no memory on cpu for a single image"):
         ood_audit.embed(pictures, store=tmp_path / "none", device="cpu")
-    assert ood_audit.open_store(tmp_path / "none").query("SELECT count(*) FROM images").rows == [(0,)]
+    assert trial or ood_audit.open_store(tmp_path / "none").query("SELECT count(*) FROM images").rows == [(0,)]

@@ -24,6 +24,7 @@ from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from ood_audit.encoders.device import (
     autocast,
     bf16_in_hardware,
+    cast_for,
     choose_device,
     choose_precision,
     is_out_of_memory,
@@ -84,6 +85,7 @@ class ClipEncoder:
             self._layout = torch.channels_last
             model.visual = fold_batch_norm(model.visual, torch.rand(1, 3, height, width))
         self._model = model.to(device=device, memory_format=self._layout)
+        self._model.visual = cast_for(self._model.visual, device, precision)
         with torch.inference_mode():
             probe = self._images(torch.zeros(1, height, width, 3, dtype=torch.uint8))
         self.logit_scale = float(model.logit_scale.exp().max())
@@ -163,11 +165,12 @@ class ClipEncoder:
         if not pixels or not self.may_use_bf16:
             return False
         plain, seconds = self._timed(pixels)
-        self.precision = "bf16"
+        tower = self._model.visual
+        self.precision, self._model.visual = "bf16", cast_for(tower, self.device, "bf16")
         half, half_seconds = self._timed(pixels)
         agree = float((plain * half).sum(axis=1).min()) >= AGREEMENT
         if not agree or half_seconds >= seconds:
-            self.precision = "fp32"
+            self.precision, self._model.visual = "fp32", tower
             return False
         self.identity = replace(self.identity, precision="bf16")
         return True

@@ -1,6 +1,8 @@
 """Everything that depends on the device: choosing it, its precision, and moving data to it."""
 
+import copy
 import ctypes
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from ood_audit.errors import UsageError
 
 _CPU_FACTS = Path("/proc/cpuinfo")
+_ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 _FORWARD_THREADS = 8  # beyond it, Python's lock is what they wait for
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,17 +54,31 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Mixed precision for a forward pass; weights stay in float32."""
+    """Mixed precision for a forward pass, whatever the weights are in; see `cast_for`."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
+def cast_for(tower: torch.nn.Module, device: torch.device, precision: str) -> torch.nn.Module:
+    """The tower that `autocast` is to run; on a CPU a copy whose weights are cast already.
+
+    Autocast casts them anew in every pass: on a CPU, whose batches are small, that can take longer than all else. On a
+    GPU it does not matter, and the weights stay in float32.
+    """
+    if device.type != "cpu" or precision == "fp32":
+        return tower
+    return copy.deepcopy(tower).to(PRECISIONS[precision])
+
+
 def bf16_in_hardware() -> bool:
     """Whether the processor multiplies bfloat16 itself: AVX512-BF16, AMX, or Arm's. Known on Linux only.
 
-    Others emulate it, several times as slow as float32.
+    Others emulate it, several times as slow as float32; so does oneDNN, which multiplies for torch, where
+    ONEDNN_MAX_CPU_ISA has it leave these instructions alone.
     """
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _ISA_WITHOUT_BF16:
+        return False
     try:
         lines = _CPU_FACTS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

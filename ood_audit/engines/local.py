@@ -62,7 +62,7 @@ def halved(encoder: ClipEncoder) -> str:
 
 
 def _embed_here(batches: Iterator[list[Work]], encoder: ClipEncoder, on_note: Callable[[str], None]) -> Results:
-    limit = encoder.batch_limit
+    limit = None  # that is told of; also where the batch was halved before, by `try_bf16`
     with Pipeline(encoder) as pipeline:
         pending = deque(
             (batch, pipeline.submit([item.image.uri for item in batch])) for batch in islice(batches, pipeline.depth)

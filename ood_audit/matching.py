@@ -5,20 +5,27 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ood_audit import prototypes, scores
+from ood_audit.encoders.device import (
+    blas_threads,
+    choose_device,
+    cosines,
+    enter_forward_thread,
+    forward_threads,
+    log_sum_exp,
+    worker_count,
+)
 from ood_audit.prototypes import Prototypes, References
 from ood_audit.store import Store
 from ood_audit.store.parts import FeatureBatch, iter_features
 
 if TYPE_CHECKING:
-    import torch
-
     from ood_audit.pools import Pool
 
 _Value = TypeVar("_Value")
@@ -47,12 +54,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some images, on a device, beside a target; what is derived is computed once, when it is asked for."""
+    """Some images, on a device, beside a target; what is derived is computed once, when it is asked for.
+
+    By `_once`: a cached_property of Python 3.11 has one lock for all chunks, behind which those of other threads wait.
+    """
 
     batch: FeatureBatch
-    images: "torch.Tensor"
+    images: torch.Tensor
     target: Target
-    tensors: "dict[str, torch.Tensor]"
+    tensors: dict[str, torch.Tensor]
     _known: "dict[Any, Any]" = field(default_factory=dict)
 
     @property
@@ -67,21 +77,22 @@ class Chunk:
         paths: list[str] = self.batch.paths.to_pylist()
         return paths
 
-    @cached_property
-    def folds(self) -> "torch.Tensor":
+    @property
+    def folds(self) -> torch.Tensor:
         """(N,) int64."""
-        import torch
+        return self._once("folds", lambda: torch.from_numpy(prototypes.fold_of(self.paths)).to(self.images.device))
 
-        return torch.from_numpy(prototypes.fold_of(self.paths)).to(self.images.device)
-
-    @cached_property
-    def to_text(self) -> "torch.Tensor":
+    @property
+    def to_text(self) -> torch.Tensor:
         """(N, K) cosines to the text features."""
-        return self.images @ self.tensors["classes"].T
+        return self._once("to_text", lambda: cosines(self.images, self.tensors["classes"]))
 
-    @cached_property
-    def to_prototypes(self) -> "torch.Tensor":
+    @property
+    def to_prototypes(self) -> torch.Tensor:
         """(N, K) cosines to the prototypes that have not seen the image; those to text where there are none."""
+        return self._once("to_prototypes", self._to_prototypes)
+
+    def _to_prototypes(self) -> torch.Tensor:
         found = self.to_text.clone()
         several = len(self.target.prototypes) > 1
         for fold, those in enumerate(self.target.prototypes):
@@ -90,23 +101,23 @@ class Chunk:
                 found[rows] = those.cosines(self.images[rows], self.to_text[rows])
         return found
 
-    @cached_property
-    def to_background(self) -> "torch.Tensor":
+    @property
+    def to_background(self) -> torch.Tensor:
         """(N, B) cosines to the background vocabulary."""
-        return self.images @ self.tensors["background"].T
+        return self._once("to_background", lambda: cosines(self.images, self.tensors["background"]))
 
-    @cached_property
-    def lead(self) -> "torch.Tensor":
+    @property
+    def lead(self) -> torch.Tensor:
         """(N,) cosine to the nearest name of a class, less that to the nearest name of another thing (background)."""
-        return self.to_text.amax(dim=1) - self.to_background.amax(dim=1)
+        return self._once("lead", lambda: self.to_text.amax(dim=1) - self.to_background.amax(dim=1))
 
-    def similarities(self, weight: float) -> "torch.Tensor":
+    def similarities(self, weight: float) -> torch.Tensor:
         """(N, K): text and prototypes joined, with this weight of the prototypes."""
         if not weight:
             return self.to_text
         return self._once(("similarities", weight), lambda: (1 - weight) * self.to_text + weight * self.to_prototypes)
 
-    def largest(self, weight: float, count: int) -> "tuple[torch.Tensor, torch.Tensor]":
+    def largest(self, weight: float, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The `count` largest similarities of each image and their classes, (N, count) each; fewer of fewer classes."""
         from ood_audit.scores.delta_energy import largest
 
@@ -114,29 +125,27 @@ class Chunk:
         top, where = self._once(("largest", weight, found), lambda: largest(self.similarities(weight), found))
         return top[:, :count], where[:, :count]
 
-    def log_sum(self, weight: float, temperature: float) -> "torch.Tensor":
+    def log_sum(self, weight: float, temperature: float) -> torch.Tensor:
         """(N,) log Σ exp(s/τ) of the similarities."""
-        return self._once(("log_sum", weight, temperature), lambda: _log_sum(self.similarities(weight), temperature))
+        return self._once(("log_sum", weight, temperature), lambda: log_sum_exp(self.similarities(weight), temperature))
 
-    def energies(self, settings: dict[str, Any]) -> "tuple[torch.Tensor, torch.Tensor]":
+    def energies(self, settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """ΔE and E_0, (N,) each, by these settings of ΔEnergy."""
         return self._once(("energies", *sorted(settings.items())), lambda: self._energies(**settings))
 
     def _energies(
         self, *, temperature: float, top_c: int, reset_to: float, background: bool = False, prototypes: float = 0.0
-    ) -> "tuple[torch.Tensor, torch.Tensor]":
-        import torch
-
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         from ood_audit.scores.delta_energy import changes_of
 
         similarities = self.similarities(prototypes)
         top, where = self.largest(prototypes, top_c)
         # No copy of them: it would cost as much as all else here.
         similarities.scatter_(1, where, -math.inf)
-        rest = _log_sum(similarities, temperature)
+        rest = log_sum_exp(similarities, temperature)
         similarities.scatter_(1, where, top)
         if background:
-            rest = torch.logaddexp(rest, _log_sum(self.to_background, temperature / (1 - prototypes)))
+            rest = torch.logaddexp(rest, log_sum_exp(self.to_background, temperature / (1 - prototypes)))
         changes, energy = changes_of(top, rest, temperature, reset_to)
         return changes.sum(dim=1), energy
 
@@ -146,7 +155,7 @@ class Chunk:
         found: _Value = self._known[key]
         return found
 
-    def raw(self, function: Callable[..., Any], settings: dict[str, Any]) -> "torch.Tensor":
+    def raw(self, function: Callable[..., Any], settings: dict[str, Any]) -> torch.Tensor:
         """(N,) the raw values of a score.
 
         Args:
@@ -173,10 +182,6 @@ class Chunk:
 
 def chunks(store: Store, target: Target, device: str) -> Iterator[Chunk]:
     """Stream all readable images, beside `target`; memory holds one chunk."""
-    import torch
-
-    from ood_audit.encoders.device import choose_device
-
     where = choose_device(device)
     tensors = _tensors(target, where)
     with torch.inference_mode():
@@ -186,10 +191,6 @@ def chunks(store: Store, target: Target, device: str) -> Iterator[Chunk]:
 
 def map_chunks(store: Store, target: Target, device: str, function: Callable[[Chunk], _Value]) -> Iterator[_Value]:
     """`function` of each chunk, in order; on a CPU of several at once, one a core, so that no step leaves one idle."""
-    import torch
-
-    from ood_audit.encoders.device import choose_device, enter_forward_thread, forward_threads, worker_count
-
     where = choose_device(device)
     tensors = _tensors(target, where)
 
@@ -205,18 +206,19 @@ def map_chunks(store: Store, target: Target, device: str, function: Callable[[Ch
     pool = ThreadPoolExecutor(passes, "chunk", initializer=enter_forward_thread, initargs=(where, threads))
     pending: deque[Future[_Value]] = deque()
     try:
-        for part in _parts(store, target, where):
-            pending.append(pool.submit(work, part))
-            if len(pending) > 2 * passes:
+        with blas_threads(threads):
+            for part in _parts(store, target, where):
+                pending.append(pool.submit(work, part))
+                if len(pending) > 2 * passes:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads_before)  # what a thread sets is also the default of new ones
 
 
-def _parts(store: Store, target: Target, where: "torch.device") -> Iterator[FeatureBatch]:
+def _parts(store: Store, target: Target, where: torch.device) -> Iterator[FeatureBatch]:
     widest = max([len(target.text), *(len(pool.names) for name, pool in target.pools.items() if name == "background")])
     room = _CHUNK_BYTES if where.type == "cpu" else _GPU_CHUNK_BYTES
     rows = max(1, room // (4 * min(widest, _WIDEST)))
@@ -225,9 +227,7 @@ def _parts(store: Store, target: Target, where: "torch.device") -> Iterator[Feat
             yield batch.slice(start, rows)
 
 
-def _chunk(part: FeatureBatch, where: "torch.device", target: Target, tensors: "dict[str, torch.Tensor]") -> Chunk:
-    import torch
-
+def _chunk(part: FeatureBatch, where: torch.device, target: Target, tensors: dict[str, torch.Tensor]) -> Chunk:
     images = torch.tensor(part.codes, device=where).float()
     images /= images.norm(dim=1, keepdim=True)  # float16 rounding
     return Chunk(part, images, target, tensors)
@@ -236,7 +236,6 @@ def _chunk(part: FeatureBatch, where: "torch.device", target: Target, tensors: "
 def chunk_of(names: Sequence[str], features: NDArray[np.float32], target: Target) -> Chunk:
     """Some images that are not in the store, on the CPU; `names` stand for their paths."""
     import pyarrow as pa
-    import torch
 
     tensors = _tensors(target, torch.device("cpu"))
     own = pa.array(names, pa.string())
@@ -245,13 +244,7 @@ def chunk_of(names: Sequence[str], features: NDArray[np.float32], target: Target
     )
 
 
-def _log_sum(values: "torch.Tensor", temperature: float) -> "torch.Tensor":
-    return (values if temperature == 1 else values / temperature).logsumexp(dim=1)
-
-
-def _tensors(target: Target, where: "torch.device") -> "dict[str, torch.Tensor]":
-    import torch
-
+def _tensors(target: Target, where: torch.device) -> dict[str, torch.Tensor]:
     tensors = {"classes": torch.from_numpy(target.text).to(where)}
     if target.references is not None:
         tensors["references"] = torch.from_numpy(target.references.features).to(where)

@@ -71,11 +71,13 @@ class Prototypes:
         """(N, D) image features and their (N, K) cosines to the text features → (N, K); torch tensors on one device."""
         import torch
 
+        from ood_audit.encoders import device
+
         center, whiten, means, missing = (
             torch.as_tensor(a, device=images.device) for a in (self.center, self.whiten, self.means, self.missing)
         )
-        whitened = torch.nn.functional.normalize((images - center) @ whiten, dim=1)
-        found = whitened @ means.T
+        whitened = torch.nn.functional.normalize(device.cosines(images - center, whiten.T), dim=1)
+        found = device.cosines(whitened, means)
         if not self.missing.any():
             return found
         return torch.where(missing, self.slope * to_text + self.intercept, found)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-# The same features on every processor, to four digits; for oneDNN, and for `bf16_in_hardware`. Before torch is imported.
+# The same features on every processor, to four digits: for oneDNN and `bf16_in_hardware`, before torch is imported.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"
 _NO_CHOICE = ("OOD_AUDIT_REPORT_AUTO", "OOD_AUDIT_EVALUATE_AUTO")
 

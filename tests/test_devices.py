@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
+from scipy.special import logsumexp
+from threadpoolctl import threadpool_info
 
 import ood_audit
 from ood_audit.encoders import clip, device
@@ -239,3 +244,29 @@ def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, t
     with pytest.raises(EncoderError, match="no memory on cpu for a single image"):
         ood_audit.embed(pictures, store=tmp_path / "none", device="cpu")
     assert trial or ood_audit.open_store(tmp_path / "none").query("SELECT count(*) FROM images").rows == [(0,)]
+
+
+# Kernels
+
+
+@given(
+    arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.floats(-1, 1, width=32)),
+    st.floats(1e-4, 10),
+    st.data(),
+)
+def test_log_sum_exp(values, temperature, data):
+    gone = data.draw(arrays(bool, values.shape))
+    values[gone] = -np.inf
+    found = device.log_sum_exp(torch.from_numpy(values), temperature).numpy()
+    expected = logsumexp(values.astype(np.float64) / temperature, axis=1)
+    assert found.shape == expected.shape
+    assert (np.isneginf(found) == gone.all(axis=1)).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_cosines_with_one_thread_each():
+    dice = np.random.default_rng(0)
+    rows, others = (torch.from_numpy(dice.standard_normal((n, 5), np.float32)) for n in (3, 4))
+    with device.blas_threads(1):
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+        np.testing.assert_allclose(device.cosines(rows, others), rows @ others.T, rtol=1e-5)

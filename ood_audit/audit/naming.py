@@ -299,7 +299,7 @@ def _counted(store: Store, centers: Floats, names: list[str | None], total: int)
     name_of = np.array([-1 if name is None else order[name] for name in names])
     counts = np.zeros(len(order), np.int64)
     best: list[list[tuple[float, str]]] = [[] for _ in order]
-    for batch in iter_features(store, batch_rows=16_384):
+    for batch in iter_features(store):
         closeness = batch.features @ centers.T - offset
         nearest = closeness.argmax(axis=1)
         own = name_of[nearest]

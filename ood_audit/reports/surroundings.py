@@ -94,7 +94,7 @@ def _places(ids: pa.Array, looked_at: pa.Array) -> tuple[NDArray[np.int64], NDAr
 def _nearest(store: Store, looked_at: pa.Array, own: Floats) -> dict[str, list[str]]:
     best = np.full((len(own), NEIGHBOURS), -np.inf, np.float32)
     names = np.full((len(own), NEIGHBOURS), "", dtype=object)
-    for batch in iter_features(store, batch_rows=16_384):
+    for batch in iter_features(store):
         rows, which = _places(batch.image_ids, looked_at)
         for start in range(0, len(own), _BLOCK):
             block = slice(start, start + _BLOCK)

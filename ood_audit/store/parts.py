@@ -1,8 +1,10 @@
 """The Parquet parts: one row an image, append-only, each part written whole or not at all."""
 
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +24,7 @@ from ood_audit.store.layout import Store, no_room, replacing
 
 PART_ROWS = 8192  # and
 PART_SECONDS = 15.0  # whichever is reached first: what a kill can cost
+_READERS = 2  # threads that read features
 _FACTS = pa.schema(
     [
         ("image_id", pa.string()),
@@ -184,8 +187,8 @@ def unit(codes: NDArray[Any]) -> NDArray[np.float32]:
     return features
 
 
-def iter_features(store: Store, *, batch_rows: int = 65_536, parts: list[Path] | None = None) -> Iterator[FeatureBatch]:
-    """Stream the features of all readable images, part after part; memory holds two batches, one being read.
+def iter_features(store: Store, *, batch_rows: int = 16_384, parts: list[Path] | None = None) -> Iterator[FeatureBatch]:
+    """Stream the features of all readable images, part after part; memory holds three row groups, two being read.
 
     Args:
         store: the store.
@@ -196,36 +199,49 @@ def iter_features(store: Store, *, batch_rows: int = 65_536, parts: list[Path] |
     from ood_audit.store.views import outdated_rows
 
     parts = store.parts if parts is None else parts
-    batches = _features_of(parts, outdated_rows(store, parts), store.encoder.dimension, batch_rows)
-    with ThreadPoolExecutor(1, thread_name_prefix="features") as reader:
-        coming = reader.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = reader.submit(next, batches, None)
-            yield batch
+    outdated = outdated_rows(store, parts)
+    coming: deque[Future[list[FeatureBatch]]] = deque()
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="features") as readers:
+        for part, group in _row_groups(parts):
+            batches = _features_of(part, group, outdated.get(part), store.encoder.dimension, batch_rows)
+            coming.append(readers.submit(list, batches))
+            if len(coming) > _READERS:
+                yield from coming.popleft().result()
+        while coming:
+            yield from coming.popleft().result()
+
+
+def _row_groups(parts: list[Path]) -> Iterator[tuple[Path, int]]:
+    for part in parts:
+        with _opened(part) as file:
+            groups = file.num_row_groups
+        yield from ((part, group) for group in range(groups))
 
 
 def _features_of(
-    parts: list[Path], outdated: dict[Path, pa.Array], dimension: int, batch_rows: int
+    part: Path, group: int, outdated: pa.Array | None, dimension: int, batch_rows: int
 ) -> Iterator[FeatureBatch]:
+    columns = ["image_id", "path", "folder", "status", "embedding"]
+    with _opened(part) as file:
+        for batch in file.iter_batches(batch_size=batch_rows, row_groups=[group], columns=columns):
+            keep = pc.equal(batch["status"], "ok")
+            if outdated is not None:
+                keep = pc.and_not(keep, pc.is_in(batch["image_id"], value_set=outdated))
+            if not pc.all(keep).as_py():
+                batch = batch.filter(keep)
+            if batch.num_rows:
+                values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
+                yield FeatureBatch(batch["image_id"], batch["path"], batch["folder"], values.reshape(-1, dimension))
+
+
+@contextmanager
+def _opened(part: Path) -> Iterator[pq.ParquetFile]:
     from ood_audit.store.views import damaged, merged
 
-    columns = ["image_id", "path", "folder", "status", "embedding"]
-    for part in parts:
-        gone = outdated.get(part)
-        try:
-            with pq.ParquetFile(part) as file:
-                for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
-                    keep = pc.equal(batch["status"], "ok")
-                    if gone is not None:
-                        keep = pc.and_not(keep, pc.is_in(batch["image_id"], value_set=gone))
-                    if not pc.all(keep).as_py():
-                        batch = batch.filter(keep)
-                    if batch.num_rows:
-                        values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-                        yield FeatureBatch(
-                            batch["image_id"], batch["path"], batch["folder"], values.reshape(-1, dimension)
-                        )
-        except FileNotFoundError as error:
-            raise merged() from error
-        except pa.ArrowInvalid as error:
-            raise damaged(f"{part}: {error}") from error
+    try:
+        with pq.ParquetFile(part) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise merged() from error
+    except pa.ArrowInvalid as error:
+        raise damaged(f"{part}: {error}") from error

@@ -90,15 +90,10 @@ class Chunk:
     @property
     def to_prototypes(self) -> torch.Tensor:
         """(N, K) cosines to the prototypes that have not seen the image; those to text where there are none."""
-        return self._once("to_prototypes", self._to_prototypes)
-
-    def _to_prototypes(self) -> torch.Tensor:
-        found = self.to_text.clone()
-        several = len(self.target.prototypes) > 1
-        for fold, those in enumerate(self.target.prototypes):
-            rows = (self.folds == fold) if several else slice(None)
-            if those is not None:
-                found[rows] = those.cosines(self.images[rows], self.to_text[rows])
+        made = self.target.prototypes
+        found: torch.Tensor = self._once(
+            "to_prototypes", lambda: prototypes.unseen_cosines(made, self.images, self.folds, self.to_text)
+        )
         return found
 
     @property
@@ -115,7 +110,7 @@ class Chunk:
         """(N, K): text and prototypes joined, with this weight of the prototypes."""
         if not weight:
             return self.to_text
-        return self._once(("similarities", weight), lambda: (1 - weight) * self.to_text + weight * self.to_prototypes)
+        return self._once(("similarities", weight), lambda: torch.lerp(self.to_text, self.to_prototypes, weight))
 
     def largest(self, weight: float, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The `count` largest similarities of each image and their classes, (N, count) each; fewer of fewer classes."""

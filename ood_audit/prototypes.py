@@ -89,6 +89,26 @@ class Prototypes:
         return missing
 
 
+def unseen_cosines(made: "Sequence[Prototypes | None]", images: Any, folds: Any, to_text: Any) -> Any:
+    """(N, K) cosines of images to the prototypes that have not seen them; to the text where there are none.
+
+    Args:
+        made: as `fit_folds` gives them.
+        images: (N, D) image features, a torch tensor, as what follows.
+        folds: (N,) the fold of each image; those of no fold are compared with the text.
+        to_text: (N, K) their cosines to the text features.
+
+    """
+    if len(made) == 1 and made[0] is not None:
+        return made[0].cosines(images, to_text)
+    found = to_text.clone()
+    for fold, those in enumerate(made):
+        rows = (folds == fold).nonzero()[:, 0]
+        if those is not None and len(rows):
+            found[rows] = those.cosines(images[rows], to_text[rows])
+    return found
+
+
 def fold_of(names: Sequence[str]) -> NDArray[np.int64]:
     """The fold of each image, from its path within its source: the same in every run, wherever the images lie."""
     return np.fromiter((crc32(name.encode(errors="replace")) % FOLDS for name in names), np.int64, len(names))

@@ -163,12 +163,8 @@ def _cosines(
 
     images = torch.from_numpy(features)
     to_text = images @ torch.from_numpy(text).T
-    found = to_text.clone()
-    for fold, those in enumerate(prototypes.fit_folds(references, text)):
-        if those is not None:
-            rows = torch.from_numpy(folds == fold)
-            found[rows] = those.cosines(images[rows], to_text[rows])
-    return found
+    made = prototypes.fit_folds(references, text)
+    return prototypes.unseen_cosines(made, images, torch.from_numpy(folds), to_text)
 
 
 def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], list[str], NDArray[np.float32], list[str]]":

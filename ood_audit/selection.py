@@ -252,14 +252,11 @@ def _to_prototypes(
     """(N, K') cosines to the kept classes' prototypes, made without the images that they score."""
     import torch
 
-    found = to_text.clone()
-    images = torch.from_numpy(features)
-    for part in range(_PARTS):
-        others = part_of[rows] != part
-        those = prototypes.fit(features[rows[others]], labels[others], text)
-        if those is not None:
-            mine = torch.from_numpy(part_of == part)
-            found[mine] = those.cosines(images[mine], to_text[mine])
+    kept = [part_of[rows] != part for part in range(_PARTS)]
+    made = [prototypes.fit(features[rows[others]], labels[others], text) for others in kept]
+    found: torch.Tensor = prototypes.unseen_cosines(
+        made, torch.from_numpy(features), torch.from_numpy(part_of), to_text
+    )
     return found
 
 

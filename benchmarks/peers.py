@@ -192,7 +192,8 @@ def ood_audit(data: Path, images: Path, work: Path) -> Iterator[dict[str, Any]]:
     without = cost | run(*report)
     yield findings(store, labelled=False) | {"cost": without}
     cost |= run(*tune)
-    yield findings(store, labelled=True) | {"cost": cost | run(*report)}
+    cost |= run(*report)  # before the findings are looked up
+    yield findings(store, labelled=True) | {"cost": cost}
 
 
 def findings(store: Path, labelled: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ood_audit import prototypes
 from ood_audit.prototypes import DEFAULT_WEIGHT, FOLDS, Prototypes, References
 from ood_audit.selection import FEWEST_CLASSES, FEWEST_IMAGES, MOST_IMAGES, Sample, presume
 from ood_audit.store import Store
-from ood_audit.store.parts import iter_features, unit
+from ood_audit.store.parts import iter_features
 from ood_audit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -168,17 +168,16 @@ def _cosines(
 
 
 def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], list[str], NDArray[np.float32], list[str]]":
-    """Ids, paths, features and folders of all readable images, or of as many as teach anything."""
+    """Ids, paths, features and folders of all readable images, or of about as many as teach anything."""
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
-    wanted = prototypes.sample(total, seed, min(most, prototypes.MOST))
-    ids, paths, features, folders, start = [], [], [], [], 0
-    for batch in iter_features(store):
-        rows = wanted[(wanted >= start) & (wanted < start + len(batch.codes))] - start
-        start += len(batch.codes)
-        ids += batch.image_ids.take(rows).to_pylist()
-        paths += batch.paths.take(rows).to_pylist()
-        folders += batch.folders.take(rows).to_pylist()
-        features.append(unit(batch.codes[rows]))
+    share = min(most, prototypes.MOST) / max(1, total)
+    start = float(np.random.default_rng(seed).random())
+    ids, paths, features, folders = [], [], [], []
+    for batch in iter_features(store, start=start, share=share):
+        ids += batch.image_ids.to_pylist()
+        paths += batch.paths.to_pylist()
+        folders += batch.folders.to_pylist()
+        features.append(batch.features)
     return ids, paths, np.concatenate(features), folders
 
 

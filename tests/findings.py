@@ -5,7 +5,8 @@ from pathlib import Path
 
 import ood_audit
 from ood_audit.audit import issues
-from ood_audit.audit.issues import Issue
+from ood_audit.store import findings
+from ood_audit.store.findings import Issue
 
 
 def write_findings(store: Path, found: Mapping[str, str | list[str]], report: str = "latest") -> list[Issue]:
@@ -20,5 +21,5 @@ def write_findings(store: Path, found: Mapping[str, str | list[str]], report: st
         for kind in ([kinds] if isinstance(kinds, str) else kinds)
     ]
     (opened.reports / report).mkdir(parents=True, exist_ok=True)
-    issues.write(opened.reports / report / issues.FILE, rows, generation=opened.generation)
+    issues.write(opened.reports / report / findings.FILE, rows, generation=opened.generation)
     return rows

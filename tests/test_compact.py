@@ -19,7 +19,7 @@ from ood_audit.cli import cli
 from ood_audit.errors import StoreError
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
-from ood_audit.store import compaction, open_store, writing
+from ood_audit.store import compaction, findings, open_store, writing
 from ood_audit.store.compaction import compact
 from ood_audit.store.index import neighbours
 from ood_audit.store.parts import PartWriter, iter_features
@@ -132,11 +132,11 @@ def test_findings_are_acted_on_as_before(store):
     """Those about images that changed since the report are left out, before and after."""
     ood_audit.report(store, auto=False)
     add(store, [90], error="damaged PNG: still no picture", size=9, supersedes=True)
-    with issues.selecting(store, issues.KINDS) as (db, outdated):
+    with issues.selecting(store, findings.KINDS) as (db, outdated):
         selected = sorted(db.execute("FROM selected").fetchall()), outdated
     assert outdated == 1
     compact(store)
-    with issues.selecting(store, issues.KINDS) as (db, outdated):
+    with issues.selecting(store, findings.KINDS) as (db, outdated):
         assert (sorted(db.execute("FROM selected").fetchall()), outdated) == selected
 
 

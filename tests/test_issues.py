@@ -8,8 +8,9 @@ import pytest
 
 import ood_audit
 from ood_audit.audit import issues
-from ood_audit.audit.issues import Issue
 from ood_audit.errors import StoreError, UsageError
+from ood_audit.store import findings
+from ood_audit.store.findings import Issue
 from tests.conftest import run_cli
 from tests.findings import write_findings
 
@@ -25,7 +26,7 @@ def test_view_has_its_columns_with_and_without_findings(store_copy):
     assert store.query("FROM issues").rows == []
     write_findings(store_copy, {CUP: "ood"})
     assert store.query(described).rows == list(zip(COLUMNS, TYPES, strict=True))
-    assert pq.read_schema(store.reports / "latest" / issues.FILE).names == COLUMNS
+    assert pq.read_schema(store.reports / "latest" / findings.FILE).names == COLUMNS
 
 
 def test_what_is_written_is_read_and_queried(store_copy):
@@ -47,7 +48,7 @@ def test_what_is_written_is_read_and_queried(store_copy):
 
 def test_more_findings_than_a_batch(store_copy, monkeypatch):
     monkeypatch.setattr(issues, "_BATCH", 7)
-    path = ood_audit.open_store(store_copy).reports / "latest" / issues.FILE
+    path = ood_audit.open_store(store_copy).reports / "latest" / findings.FILE
     issues.write(path, (Issue(f"{i}", "", "", "ood", 0.5, "", "", "latest") for i in range(30)), generation=1)
     assert {row.image_id for row in issues.read(ood_audit.open_store(store_copy))} == {str(i) for i in range(30)}
 
@@ -61,11 +62,11 @@ def test_no_findings_are_a_table_too(store_copy):
 def test_what_is_no_finding_is_refused_and_leaves_the_old_table(store_copy, kind, severity):
     write_findings(store_copy, {CUP: "ood"})
     store = ood_audit.open_store(store_copy)
-    path = store.reports / "latest" / issues.FILE
+    path = store.reports / "latest" / findings.FILE
     with pytest.raises(ValueError, match="not a finding"):
         issues.write(path, [Issue("1", "", "", kind, severity, "", "", "latest")], generation=1)
     assert [row.path for row in issues.read(store)] == [CUP]
-    assert [file.name for file in path.parent.iterdir()] == [issues.FILE]
+    assert [file.name for file in path.parent.iterdir()] == [findings.FILE]
 
 
 def test_the_current_report_is_the_one_in_current_json(store_copy):
@@ -93,7 +94,7 @@ def test_a_report_that_is_not_there(store_copy):
 
 def test_a_damaged_table_is_an_error_of_the_store(store_copy):
     write_findings(store_copy, {CUP: "ood"})
-    path = store_copy / "reports" / "latest" / issues.FILE
+    path = store_copy / "reports" / "latest" / findings.FILE
     path.write_bytes(path.read_bytes()[:-30])
     for arguments in (["query", "FROM issues"], ["export", "--flagged"], ["quarantine", store_copy / "q", "--flagged"]):
         done = run_cli(*arguments, "--store", store_copy)

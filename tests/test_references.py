@@ -6,6 +6,7 @@ import pytest
 from ood_audit import prototypes, references
 from ood_audit.prompts import Labelled
 from ood_audit.references import apart, collect
+from ood_audit.store.parts import iter_features
 from ood_audit.vocabulary import Vocabulary
 from tests.made import make_store, problem
 
@@ -144,3 +145,20 @@ def test_very_many_classes_are_compared_with_fewer_images(tmp_path, monkeypatch)
     found, _ = collect(store, EIGHT, text, None, DEFAULTS, seed=1)
     assert found.source == "presumed"  # 30 of 80 are too few to go by the folders
     assert len(found.labels) in (15, 16)
+
+
+def test_a_random_sample_is_spread_over_the_store(tmp_path):
+    """By hash: of every part of the store its share, another one for another start, and the same again."""
+    features, _, text = problem(classes=4, images=2000)
+    vocabulary = Vocabulary(tuple((f"class {k}",) for k in range(4)))
+    store = make_store(tmp_path / "store", features, [f"{i:04}.jpg" for i in range(2000)], vocabulary, text)
+
+    def sampled(start, share):
+        return [path for batch in iter_features(store, start=start, share=share) for path in batch.paths.to_pylist()]
+
+    some = sampled(0.3, 0.25)
+    assert 400 <= len(some) <= 600
+    numbers = np.array([int(path[:4]) for path in some])
+    assert np.histogram(numbers, bins=4, range=(0, 2000))[0].min() > 80
+    assert sampled(0.3, 0.25) == some
+    assert sorted(some + sampled(0.55, 0.75)) == sampled(0.0, 1.0)  # around the end of the circle, and no image twice

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ood_audit.audit.issues import Issue
 from ood_audit.errors import StoreError
+from ood_audit.store.findings import Issue
 from ood_audit.store.layout import Store, replacing
 from ood_audit.text import printable
 

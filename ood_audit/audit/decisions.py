@@ -11,7 +11,7 @@ import numpy as np
 from duckdb import DuckDBPyConnection
 
 from ood_audit.audit import calibration, copies, label_issues, share, shift
-from ood_audit.audit.issues import Issue
+from ood_audit.store.findings import Issue
 
 FILE = "decisions.parquet"
 

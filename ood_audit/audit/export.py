@@ -53,7 +53,7 @@ def export(
     Args:
         store: a store or its folder.
         out: where to write.
-        kinds: of `issues.KINDS`.
+        kinds: of `findings.KINDS`.
         format: `paths`, `csv` or `keep-list`.
         null: end each path with a null byte instead of a line break, as `find -print0` does.
         report: the report's name; by default the current one.

@@ -1,51 +1,26 @@
-"""The findings of a report: their table `reports/NAME/issues.parquet`, and choosing among them."""
+"""The findings of a report: writing, reading, and choosing among them."""
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ood_audit.errors import StoreError, UsageError
+from ood_audit.store.findings import COLUMNS, FILE, KINDS, Issue
+from ood_audit.store.layout import Store, replacing
+from ood_audit.store.views import connect
 from ood_audit.text import printable
 
-if TYPE_CHECKING:
-    import duckdb
-    import pyarrow as pa
-
-    from ood_audit.store.layout import Store
-
-KINDS = ("ood", "covariate-shift", "label", "exact-duplicate", "near-duplicate", "unreadable")
-FILE = "issues.parquet"
 _BATCH = 65_536
 
 
-@dataclass(frozen=True, slots=True)
-class Issue:
-    """One finding about one image; these fields are the columns of the table.
-
-    `kind` is one of KINDS and `severity` from 0 to 1. `evidence` is a sentence, `suggestion` what to do: a label, or
-    the path of the copy to keep. A finding about duplicates is about the superfluous copy, never the one to keep.
-    """
-
-    image_id: str
-    uri: str
-    path: str
-    kind: str
-    severity: float
-    evidence: str
-    suggestion: str
-    report: str
-
-
-COLUMNS = {field.name: "FLOAT" if field.type is float else "VARCHAR" for field in fields(Issue)}  # of DuckDB
-
-
-def schema() -> "pa.Schema":
+def schema() -> pa.Schema:
     """The columns of the Parquet file."""
-    import pyarrow as pa
-
     return pa.schema([(name, pa.float32() if kind == "FLOAT" else pa.string()) for name, kind in COLUMNS.items()])
 
 
@@ -61,11 +36,6 @@ def write(path: Path, rows: Iterable[Issue], *, generation: int) -> None:
         ValueError: a kind or a severity that there is not.
 
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from ood_audit.store.layout import replacing
-
     columns = schema().with_metadata({"generation": str(generation)})
     with replacing(path) as temporary, pq.ParquetWriter(temporary, columns, compression="zstd") as file:
         rows = map(_checked, rows)
@@ -73,15 +43,13 @@ def write(path: Path, rows: Iterable[Issue], *, generation: int) -> None:
             file.write_table(pa.Table.from_pylist(batch, schema=columns))
 
 
-def read(store: "Store", report: str | None = None) -> list[Issue]:
+def read(store: Store, report: str | None = None) -> list[Issue]:
     """The findings of a report, by default the current one; the worst first.
 
     Raises:
         StoreError: there is no such report, or it is of an ood-audit that wrote no findings.
 
     """
-    from ood_audit.store.views import connect
-
     with connect(store, report=_found(store, report)) as db:
         sql = f"SELECT {', '.join(COLUMNS)} FROM issues ORDER BY severity DESC, uri, kind"
         return [Issue(*row) for row in db.execute(sql).fetchall()]
@@ -89,8 +57,8 @@ def read(store: "Store", report: str | None = None) -> list[Issue]:
 
 @contextmanager
 def selecting(
-    store: "Store", kinds: Collection[str], report: str | None = None
-) -> Iterator[tuple["duckdb.DuckDBPyConnection", int]]:
+    store: Store, kinds: Collection[str], report: str | None = None
+) -> Iterator[tuple[duckdb.DuckDBPyConnection, int]]:
     """DuckDB with the table `selected`: the findings of `kinds` with what the store knows of their images.
 
     Yields:
@@ -102,10 +70,6 @@ def selecting(
         StoreError: see `read`.
 
     """
-    import pyarrow.parquet as pq
-
-    from ood_audit.store.views import connect
-
     if not kinds or not set(kinds) <= set(KINDS):
         raise UsageError(f"select one or more of the kinds {', '.join(KINDS)}")
     name = _found(store, report)
@@ -139,7 +103,7 @@ def _checked(issue: Issue) -> Issue:
     return issue
 
 
-def _found(store: "Store", report: str | None) -> str:
+def _found(store: Store, report: str | None) -> str:
     """The name of the report, where it has findings."""
     name = store.current_report if report is None else report
     names = sorted(path.parent.name for path in store.reports.glob(f"[!.]*/{FILE}"))

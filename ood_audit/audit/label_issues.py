@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from duckdb import DuckDBPyConnection
 
-from ood_audit.audit.issues import Issue
+from ood_audit.store.findings import Issue
 
 # Chosen on photographs of 30 classes with other swaps than those of `benchmarks/labels.py`, which measures them.
 BELONGS = 0.1

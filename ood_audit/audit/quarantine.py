@@ -100,7 +100,7 @@ def quarantine(
     Args:
         dest: the quarantine's folder, made where there is none.
         store: a store or its folder.
-        kinds: of `issues.KINDS`.
+        kinds: of `findings.KINDS`.
         report: the report's name; by default the current one.
         dry_run: only say what would be done.
         on_progress: called with the number of images done and to do.

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from ood_audit.audit.issues import KINDS
 from ood_audit.errors import UsageError
+from ood_audit.store.findings import KINDS
 from ood_audit.store.layout import DEFAULT_STORE
 from ood_audit.text import printable, write_csv
 

@@ -16,7 +16,7 @@ from ood_audit.errors import UsageError
 from ood_audit.reports import content, ranking, writers
 from ood_audit.reports.html import render
 from ood_audit.scoring import Scores, score
-from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
+from ood_audit.store import DEFAULT_STORE, Store, findings, open_store, writing
 from ood_audit.store.layout import replacing
 from ood_audit.store.views import connect, limit_memory
 from ood_audit.text import printable
@@ -147,7 +147,7 @@ def report(
                 )
             decisions.save(db, folder)
             ranking.write_all(db, folder / "report.parquet")
-            issues.write(folder / issues.FILE, decisions.findings(db, duplicates, name), generation=generation)
+            issues.write(folder / findings.FILE, decisions.findings(db, duplicates, name), generation=generation)
             rows = ranking.top(db, top)
             meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
             writers.write_csv(folder / "report.csv", rows)

@@ -74,7 +74,7 @@ class Page:
         unreadable: (path, error), the first of them.
         unreadable_count: how many there are in all.
         summary: figures that can't be counted here.
-        findings: as `ood_audit.audit.issues.Issue`, the worst first: image_id, path, kind, severity, evidence,
+        findings: as `ood_audit.store.findings.Issue`, the worst first: image_id, path, kind, severity, evidence,
             suggestion; those of kind `label` also with uri, given_label and thumbnail, if known. None: not looked for.
         duplicates: clusters, each a list of copies: path, keep (bool), kind (exact or near), width, height,
             size_bytes, and if known uri and thumbnail. None: not looked for.

@@ -187,13 +187,17 @@ def unit(codes: NDArray[Any]) -> NDArray[np.float32]:
     return features
 
 
-def iter_features(store: Store, *, batch_rows: int = 16_384, parts: list[Path] | None = None) -> Iterator[FeatureBatch]:
+def iter_features(
+    store: Store, *, batch_rows: int = 4096, parts: list[Path] | None = None, start: float = 0.0, share: float = 1.0
+) -> Iterator[FeatureBatch]:
     """Stream the features of all readable images, part after part; memory holds three row groups, two being read.
 
     Args:
         store: the store.
         batch_rows: how many images a batch has, at most.
         parts: as `store.parts` gave them; by default those of now, whatever a writer adds meanwhile.
+        start, share: of a random sample, about this share of the images: those whose ids, which are hashes, are in this
+            part of the circle of all ids. Other `start`s give other samples.
 
     """
     from ood_audit.store.views import outdated_rows
@@ -203,7 +207,8 @@ def iter_features(store: Store, *, batch_rows: int = 16_384, parts: list[Path] |
     coming: deque[Future[list[FeatureBatch]]] = deque()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="features") as readers:
         for part, group in _row_groups(parts):
-            batches = _features_of(part, group, outdated.get(part), store.encoder.dimension, batch_rows)
+            gone = outdated.get(part)
+            batches = _features_of(part, group, gone, store.encoder.dimension, batch_rows, start, share)
             coming.append(readers.submit(list, batches))
             if len(coming) > _READERS:
                 yield from coming.popleft().result()
@@ -219,7 +224,7 @@ def _row_groups(parts: list[Path]) -> Iterator[tuple[Path, int]]:
 
 
 def _features_of(
-    part: Path, group: int, outdated: pa.Array | None, dimension: int, batch_rows: int
+    part: Path, group: int, outdated: pa.Array | None, dimension: int, batch_rows: int, start: float, share: float
 ) -> Iterator[FeatureBatch]:
     columns = ["image_id", "path", "folder", "status", "embedding"]
     with _opened(part) as file:
@@ -227,11 +232,20 @@ def _features_of(
             keep = pc.equal(batch["status"], "ok")
             if outdated is not None:
                 keep = pc.and_not(keep, pc.is_in(batch["image_id"], value_set=outdated))
+            if share < 1:
+                keep = pc.and_(keep, _sampled(batch["image_id"], start, share))
             if not pc.all(keep).as_py():
                 batch = batch.filter(keep)
             if batch.num_rows:
                 values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
                 yield FeatureBatch(batch["image_id"], batch["path"], batch["folder"], values.reshape(-1, dimension))
+
+
+def _sampled(image_ids: pa.Array, start: float, share: float) -> pa.Array:
+    """Which ids are in the part of the circle from `start`, of the length `share`."""
+    low, high = (f"{int(at % 1 * 16**8):08x}" for at in (start, start + share))  # of their first digits
+    above, below = pc.greater_equal(image_ids, low), pc.less(image_ids, high)
+    return pc.and_(above, below) if low <= high else pc.or_(above, below)
 
 
 @contextmanager

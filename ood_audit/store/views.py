@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from ood_audit.audit import issues
 from ood_audit.errors import StoreError, UsageError
+from ood_audit.store import findings
 from ood_audit.store.layout import Store, read_json, span
 from ood_audit.text import printable, storable
 
@@ -162,10 +162,10 @@ def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: li
     )
     connection.execute(f"CREATE VIEW _decisions AS FROM _no_decisions {found}")
     connection.execute(_REPORT)
-    columns = ", ".join(f"{name} {kind}" for name, kind in issues.COLUMNS.items())
+    columns = ", ".join(f"{name} {kind}" for name, kind in findings.COLUMNS.items())
     connection.execute(f"CREATE TABLE _no_issues ({columns})")
-    findings = store.reports / report / issues.FILE
-    _view(connection, "issues", [findings] if findings.exists() else [], "_no_issues")
+    written = store.reports / report / findings.FILE
+    _view(connection, "issues", [written] if written.exists() else [], "_no_issues")
     _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
 
 

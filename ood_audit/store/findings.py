@@ -1,0 +1,27 @@
+"""The table of findings, `reports/NAME/issues.parquet`: what `audit/issues.py` writes and the view `issues` shows."""
+
+from dataclasses import dataclass, fields
+
+KINDS = ("ood", "covariate-shift", "label", "exact-duplicate", "near-duplicate", "unreadable")
+FILE = "issues.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Issue:
+    """One finding about one image; these fields are the columns of the table.
+
+    `kind` is one of KINDS and `severity` from 0 to 1. `evidence` is a sentence, `suggestion` what to do: a label, or
+    the path of the copy to keep. A finding about duplicates is about the superfluous copy, never the one to keep.
+    """
+
+    image_id: str
+    uri: str
+    path: str
+    kind: str
+    severity: float
+    evidence: str
+    suggestion: str
+    report: str
+
+
+COLUMNS = {field.name: "FLOAT" if field.type is float else "VARCHAR" for field in fields(Issue)}  # of DuckDB

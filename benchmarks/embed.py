@@ -1,6 +1,7 @@
 """Images per second of `embed`, beside the limit on the same machine, and its peak memory.
 
     python -m benchmarks.embed FOLDER [--images 1000 5000] [--model starter] [--model ViT-B-32] [--rounds 5]
+        [--precision auto]
 
 FOLDER is searched for pictures, which are copied (with a byte appended, so that all are distinct) up to each of the
 counts. A bare architecture, such as ViT-B-32, gets random weights: they are as fast as trained ones.
@@ -82,7 +83,9 @@ def middle(rows: list[tuple[float, float]]) -> list[float]:
     return [statistics.median(column) for column in zip(*rows, strict=True)]
 
 
-def limits(pictures: Path, model: str, weights: str | None, rounds: int, seconds: float, reduced: bool) -> None:
+def limits(
+    pictures: Path, model: str, weights: str | None, precision: str, rounds: int, seconds: float, reduced: bool
+) -> None:
     """Runs in a process of its own: prints the rates of decoding, of the forward pass, and of both in `embed`."""
     import torch
 
@@ -91,7 +94,7 @@ def limits(pictures: Path, model: str, weights: str | None, rounds: int, seconds
     from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
     from ood_audit.images.decode import decode
 
-    encoder = clip.load_encoder(model, weights=weights)
+    encoder = clip.load_encoder(model, weights=weights, precision=precision)
     if not reduced:
         encoder.decode_size = None
     clip.load_encoder = lambda *args, **options: encoder  # loading is not what is measured
@@ -127,7 +130,7 @@ def limits(pictures: Path, model: str, weights: str | None, rounds: int, seconds
         with tempfile.TemporaryDirectory() as store:
             lists = Path(store) / "pictures.txt"
             lists.write_text("\n".join(str(path.absolute()) for path in files))
-            embed(lists, store=Path(store) / "store", model=model, weights=weights, on_start=start)
+            embed(lists, store=Path(store) / "store", model=model, weights=weights, precision=precision, on_start=start)
         return began[0]
 
     pixels = [p for uri in uris[: 4 * size] if (p := decoded(uri)) is not None]
@@ -194,6 +197,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 5000])
     parser.add_argument("--large", type=int, default=100, help="large JPEGs; 0 for none")
     parser.add_argument("--model", action="append", help="repeatable  [default: starter and ViT-B-32]")
+    parser.add_argument("--precision", default="auto", help="as of `embed`; peak memory is of `auto`")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
@@ -210,7 +214,7 @@ def main() -> None:
         few = Path(folder) / str(min(options.images))
         for model, weights in models:
             title = f"{model} (random weights)" if weights else model
-            show(title, child("limits", few, model, weights, options.rounds, options.seconds, True))
+            show(title, child("limits", few, model, weights, options.precision, options.rounds, options.seconds, True))
         print()
         for count, megabytes in memory.items():
             print(f"peak memory of {models[0][0]} at {count:6} images: {megabytes:6.0f} MB")
@@ -220,7 +224,10 @@ def main() -> None:
             large(options.folder, pictures, options.large)
             for reduced in (False, True):
                 title = f"JPEGs of {LARGE[0]} × {LARGE[1]}, {'reduced scale' if reduced else 'in full'}, {models[0][0]}"
-                show(title, child("limits", pictures, *models[0], options.rounds, options.seconds, reduced))
+                show(
+                    title,
+                    child("limits", pictures, *models[0], options.precision, options.rounds, options.seconds, reduced),
+                )
 
 
 if __name__ == "__main__":

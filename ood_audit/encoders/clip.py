@@ -27,11 +27,14 @@ from ood_audit.encoders.device import (
     cast_for,
     choose_device,
     choose_precision,
+    forward_threads,
     is_out_of_memory,
+    prepare_for_one_thread,
     release_memory,
     reuse_freed_memory,
     stack,
     to_device,
+    worker_count,
 )
 from ood_audit.encoders.folding import fold_batch_norm
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
@@ -84,6 +87,8 @@ class ClipEncoder:
         if sum(isinstance(m, nn.Conv2d) for m in model.visual.modules()) > 3:  # a ViT has one, its patches
             self._layout = torch.channels_last
             model.visual = fold_batch_norm(model.visual, torch.rand(1, 3, height, width))
+            if device.type == "cpu" and forward_threads(device, worker_count())[1] == 1:
+                prepare_for_one_thread(model.visual)
         self._model = model.to(device=device, memory_format=self._layout)
         self._model.visual = cast_for(self._model.visual, device, precision)
         with torch.inference_mode():

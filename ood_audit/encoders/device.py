@@ -72,6 +72,18 @@ def cast_for(tower: torch.nn.Module, device: torch.device, precision: str) -> to
     return copy.deepcopy(tower).to(PRECISIONS[precision])
 
 
+def prepare_for_one_thread(tower: torch.nn.Module) -> None:
+    """Have oneDNN do the 1 × 1 convolutions of a tower whose passes have one thread each, on a CPU.
+
+    With one thread and fewer than 16 images torch makes matrix products of them (`use_mkldnn` in ATen's
+    Convolution.cpp), and a pass in float32 takes half as long again. Dilated ones it leaves to oneDNN, and dilation
+    changes nothing where the kernel is one pixel. With more threads oneDNN has better ones, not dilated.
+    """
+    for module in tower.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1):
+            module.dilation = (2, 2)
+
+
 def bf16_in_hardware() -> bool:
     """Whether the processor multiplies bfloat16 itself: AVX512-BF16, AMX, or Arm's. Known on Linux only.
 

@@ -5,8 +5,8 @@
 FOLDER is searched for pictures, which are copied up to the count. Each run is a process of its own, with a new store;
 its rate is that of the images from the first 20% to 90%, so that loading the model is not in it. What comes before
 is shown apart: starting the cluster (`ray`), then all up to the first row (`first image`). The limit of two workers is
-twice the rate of one; the process that writes the rows shares the machine with them. Memory is the peak of the run with
-all its children, the cluster's own processes among them. The median of the rounds is shown.
+twice the rate of one. A run of N workers has N cores, and the process that writes the rows shares them. Memory is the
+peak of the run with all its children, the cluster's own processes among them. The median of the rounds is shown.
 """
 
 import argparse
@@ -35,6 +35,8 @@ def run(pictures: Path, model: str, name: str) -> None:
     watch.start()
     begun = time.perf_counter()
     figures = {"ray": 0.0}
+    if workers:  # the processes of the cluster inherit it
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:workers])
     if name.startswith("ray"):
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
         import ray
@@ -42,8 +44,6 @@ def run(pictures: Path, model: str, name: str) -> None:
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
         ray.init("local", num_cpus=workers, object_store_memory=200 << 20, **quiet)
         figures["ray"] = time.perf_counter() - begun
-    elif workers:
-        os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:workers])
     from ood_audit.embedding import embed
 
     at: dict[int, float] = {}

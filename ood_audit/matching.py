@@ -15,10 +15,10 @@ from ood_audit import prototypes, scores
 from ood_audit.encoders.device import (
     blas_threads,
     choose_device,
-    cosines,
     enter_forward_thread,
     forward_threads,
     log_sum_exp,
+    products,
     worker_count,
 )
 from ood_audit.prototypes import Prototypes, References
@@ -85,21 +85,22 @@ class Chunk:
     @property
     def to_text(self) -> torch.Tensor:
         """(N, K) cosines to the text features."""
-        return self._once("to_text", lambda: cosines(self.images, self.tensors["classes"]))
+        return self._once("to_text", lambda: products(self.images, self.tensors["classes"]))
 
     @property
     def to_prototypes(self) -> torch.Tensor:
         """(N, K) cosines to the prototypes that have not seen the image; those to text where there are none."""
         made = self.target.prototypes
+        folds = self.folds if len(made) > 1 else None
         found: torch.Tensor = self._once(
-            "to_prototypes", lambda: prototypes.unseen_cosines(made, self.images, self.folds, self.to_text)
+            "to_prototypes", lambda: prototypes.unseen_cosines(made, self.images, folds, self.to_text)
         )
         return found
 
     @property
     def to_background(self) -> torch.Tensor:
         """(N, B) cosines to the background vocabulary."""
-        return self._once("to_background", lambda: cosines(self.images, self.tensors["background"]))
+        return self._once("to_background", lambda: products(self.images, self.tensors["background"]))
 
     @property
     def lead(self) -> torch.Tensor:

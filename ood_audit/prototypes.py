@@ -76,8 +76,8 @@ class Prototypes:
         center, whiten, means, missing = (
             torch.as_tensor(a, device=images.device) for a in (self.center, self.whiten, self.means, self.missing)
         )
-        whitened = torch.nn.functional.normalize(device.cosines(images - center, whiten.T), dim=1)
-        found = device.cosines(whitened, means)
+        whitened = torch.nn.functional.normalize(device.products(images - center, whiten.T), dim=1)
+        found = device.products(whitened, means)
         if not self.missing.any():
             return found
         return torch.where(missing, self.slope * to_text + self.intercept, found)
@@ -95,12 +95,12 @@ def unseen_cosines(made: "Sequence[Prototypes | None]", images: Any, folds: Any,
     Args:
         made: as `fit_folds` gives them.
         images: (N, D) image features, a torch tensor, as what follows.
-        folds: (N,) the fold of each image; those of no fold are compared with the text.
+        folds: (N,) the fold of each image; those of no fold are compared with the text. None where one set is for all.
         to_text: (N, K) their cosines to the text features.
 
     """
-    if len(made) == 1 and made[0] is not None:
-        return made[0].cosines(images, to_text)
+    if len(made) < 2:
+        return made[0].cosines(images, to_text) if made and made[0] is not None else to_text
     found = to_text.clone()
     for fold, those in enumerate(made):
         rows = (folds == fold).nonzero()[:, 0]

@@ -224,7 +224,7 @@ def test_other_failures_are_no_lack_of_memory(small, pixels, monkeypatch):
     assert small.batch_limit is None
 
 
-@pytest.mark.parametrize("trial", [False, True], ids=["", "while bf16 is tried"])
+@pytest.mark.parametrize("trial", [False, True], ids=["in force", "while bf16 is tried"])
 def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, tmp_path, monkeypatch, trial):
     monkeypatch.setattr(clip, "bf16_in_hardware", lambda: trial)
     monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: small)
@@ -264,9 +264,21 @@ def test_log_sum_exp(values, temperature, data):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_cosines_with_one_thread_each():
+def test_products_with_one_thread_each():
     dice = np.random.default_rng(0)
     rows, others = (torch.from_numpy(dice.standard_normal((n, 5), np.float32)) for n in (3, 4))
     with device.blas_threads(1):
         assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
-        np.testing.assert_allclose(device.cosines(rows, others), rows @ others.T, rtol=1e-5)
+        np.testing.assert_allclose(device.products(rows, others), rows @ others.T, rtol=1e-5)
+
+
+def test_convolutions_for_one_thread_are_the_same():
+    tower = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 1, stride=2, padding=1), torch.nn.Conv2d(8, 4, 1)
+    )
+    images = torch.rand(2, 3, 9, 9)
+    with torch.inference_mode():
+        before = tower(images)
+        device.prepare_for_one_thread(tower)
+        torch.testing.assert_close(tower(images), before)
+    assert [module.dilation for module in tower] == [(1, 1), (2, 2), (2, 2)]

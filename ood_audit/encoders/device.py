@@ -115,8 +115,8 @@ def stack(pixels: Sequence[NDArray[np.uint8]], device: torch.device) -> torch.Te
     return to_device(batch, device)
 
 
-def cosines(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """(N, D) and (K, D) unit vectors on one device → (N, K), their products.
+def products(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """(N, D) and (K, D), on one device → (N, K), each row's inner product with each of the others.
 
     On a CPU by NumPy: on AMD's processors its OpenBLAS is a sixth faster than the MKL of torch.
     """
@@ -187,10 +187,13 @@ def forward_threads(device: torch.device, cores: int) -> tuple[int, int]:
 
 
 def enter_forward_thread(device: torch.device, threads: int) -> None:
-    """Make the calling thread one of `forward_threads`: its own share of the cores, its own CUDA stream."""
+    """Make the calling thread one of `forward_threads`: its own share of the cores, its own CUDA stream.
+
+    On a CPU it takes denormal numbers for zero: they are slow, and where a softmax underflows there are many.
+    """
     if device.type == "cpu":
         torch.set_num_threads(threads)
-        torch.set_flush_denormal(True)  # a softmax has many, and each costs as much as a hundred other numbers
+        torch.set_flush_denormal(True)
     elif device.type == "cuda":
         torch.cuda.synchronize(device)  # the stream does not wait for the one that the weights were copied on
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]

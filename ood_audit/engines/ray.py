@@ -60,6 +60,7 @@ _RESULT = pa.schema(
         ("mtime_ns", pa.int64()),
         ("content_hash", pa.string()),
         ("error", pa.string()),
+        ("note", pa.string()),
         ("embedding", pa.binary()),  # (D,) float32
         ("batch_limit", pa.int32()),  # what memory allows, where a batch was halved
         ("lost", pa.bool_()),  # the piece was given up

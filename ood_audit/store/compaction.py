@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from ood_audit.errors import StoreError
 from ood_audit.store.layout import Store, flush, raise_version, remove, replacing, span, writing
-from ood_audit.store.parts import PARQUET, schema
+from ood_audit.store.parts import PARQUET, as_of_now, schema
 from ood_audit.store.views import connect, damaged, outdated_rows
 
 PART_ROWS = 262_144  # of a merged part, at most
@@ -121,7 +121,7 @@ def _merge(store: Store, run: list[Path]) -> Iterator[tuple[int, int]]:
                 with pq.ParquetFile(part) as file:
                     for batch in file.iter_batches(batch_size=_GROUP_ROWS):
                         table = _counted(pa.Table.from_batches([batch]), outdated.get(part), older)
-                        waiting.append(table.cast(columns))
+                        waiting.append(as_of_now(table, columns))
                         yield len(batch), len(table)
                         if sum(map(len, waiting)) >= _GROUP_ROWS:
                             writer.write_table(pa.concat_tables(waiting))

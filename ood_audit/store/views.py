@@ -26,12 +26,12 @@ _ROWS = """
 CREATE TABLE _no_rows (
     image_id VARCHAR, part INTEGER, uri VARCHAR, source VARCHAR, path VARCHAR, folder VARCHAR, width INTEGER,
     height INTEGER, format VARCHAR, size_bytes BIGINT, mtime_ns BIGINT, content_hash VARCHAR, status VARCHAR,
-    error VARCHAR, supersedes BOOLEAN, run_id VARCHAR, embedding FLOAT[]
+    error VARCHAR, supersedes BOOLEAN, run_id VARCHAR, note VARCHAR
 )"""
 _IMAGES = """
 CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
 CREATE VIEW images AS
-SELECT image_id, source, path, folder, width, height, format, size_bytes, content_hash, status, error,
+SELECT image_id, source, path, folder, width, height, format, size_bytes, content_hash, status, error, note,
        uri, mtime_ns, run_id
 FROM _rows AS r ANTI JOIN _superseded AS s ON s.image_id = r.image_id AND s.part > r.part
 WHERE status <> 'removed'
@@ -144,7 +144,9 @@ def merged() -> StoreError:
 
 def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path], report: str) -> None:
     connection.execute(_ROWS)
-    _view(connection, "_rows", parts, "_no_rows")
+    _view(connection, "_parts", parts, "_no_rows", union_by_name=True)
+    # By name, as parts of 0.1.0 have no column `note`.
+    connection.execute("CREATE VIEW _rows AS FROM _no_rows UNION ALL BY NAME FROM _parts")
     connection.execute(_IMAGES)
     connection.execute(_SCORES)
     current = store.current()
@@ -222,12 +224,15 @@ def outdated_rows(store: Store, parts: list[Path]) -> dict[Path, "pa.Array"]:
     }
 
 
-def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], empty: str) -> None:
+def _view(
+    connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], empty: str, *, union_by_name: bool = False
+) -> None:
     if not files:
         connection.execute(f"CREATE VIEW {name} AS FROM {empty}")
         return
     paths = ", ".join(_quoted(os.path.abspath(file)) for file in files)
-    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{paths}], hive_partitioning = false)")
+    options = f"hive_partitioning = false, union_by_name = {union_by_name}"
+    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{paths}], {options})")
 
 
 def _labels(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -64,9 +64,29 @@ def cli(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
+    _open_standard_streams()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments or os.environ.get("OOD_AUDIT_DEBUG", "") not in ("", "0")
     sys.exit(_run(arguments, debug))
+
+
+def _open_standard_streams() -> None:
+    """Give a stream that was closed (`>&-`) the null device.
+
+    Otherwise, Python has no `sys.stdout`, and the next file that is opened gets the descriptor. What a library prints
+    would then end up in that file.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  for good
 
 
 def _run(arguments: Sequence[str], debug: bool) -> int:

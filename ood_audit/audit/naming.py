@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 MOST = 20_000  # images that are clustered; the others are put into the clusters that are found
 EXAMPLES = 3
+FEW = 6  # with fewer images there is one cluster, which is the mean that it would be compared with
 
 # Chosen on the 707 pictures of Caltech-101 that `benchmarks/suggest.py` measures, beside photographs of PACS.
 _SHARPNESS, _SIZE = 2.0, 0.7  # a and δ
@@ -81,6 +82,21 @@ class Suggestions:
     rows: list[Suggestion]
     images: int
     unnamed: int
+
+    @property
+    def why_none(self) -> str | None:
+        """Why there is no name, as a sentence; None where there are names."""
+        if self.rows:
+            return None
+        if self.images < FEW:
+            images = "1 image" if self.images == 1 else f"{self.images} images"
+            return (
+                f"nothing to suggest: {images} cannot be compared with what is usual in the store; embed at least {FEW}"
+            )
+        return (
+            "nothing to suggest: no group of images looks more like a noun than the other images do, as where all "
+            "show the same kind of thing; write the list of classes by hand"
+        )
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,9 @@ def suggest(
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
     if total == 0:
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
+
+    if total < FEW:
+        return Suggestions([], total, total)
 
     def encoder() -> "ClipEncoder":
         from ood_audit.encoders.clip import load_same_encoder

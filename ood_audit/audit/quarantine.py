@@ -267,7 +267,7 @@ class _Plan:
         """The move to make, or why there is none."""
         uri, digest = image["uri"], image["content_hash"]
         if not is_file(uri):
-            what = "a member of a tar file" if uri.startswith("file:") else "not on this machine"
+            what = "a member of an archive" if uri.startswith("file:") else "not on this machine"
             return _left(image, f"it is {what}; leave it out with `ood-audit export --format keep-list`")
         origin = local_path(uri)
         if uri != file_uri(origin):

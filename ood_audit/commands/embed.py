@@ -43,13 +43,15 @@ from ood_audit.text import printable
 def command(sources: tuple[str, ...], **options: Any) -> None:
     """Find, decode and embed images into the store.
 
-    SOURCE is a folder (searched recursively), a .tar file, an image, or a list of these (.txt, or .csv or .parquet with
-    a column named path); here, or at s3://, gs://, hdfs:// or https://. A store is brought into step with its sources:
-    new and changed images are embedded, removed ones leave the view, and unreadable ones are rows with their error.
+    SOURCE is a folder (searched recursively), a .tar or .zip file, an image, or a list of these (.txt, or .csv or
+    .parquet with a column named path); here, or at s3://, gs://, hdfs:// or https://. A store is brought into step with
+    its sources: new and changed images are embedded, removed ones leave the view, and unreadable ones are rows with
+    their error.
     """
     from ood_audit.embedding import OUTCOMES, embed
+    from ood_audit.images.noise import quiet_libraries
 
-    with progress("embedding") as update:
+    with quiet_libraries(), progress("embedding") as update:
         result = embed(sources, on_start=_announce, on_progress=update, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():
         note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images are left as they were")

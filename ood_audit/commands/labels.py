@@ -40,6 +40,8 @@ def suggest(store: str, most: int, device: str, format: str) -> None:
     else:
         rows = [[row.name, row.images, *(row.examples + [None] * 2)[:3]] for row in found.rows]
         print_rows(_COLUMNS, rows, format)
+    if found.why_none:
+        note(found.why_none)
     note(f"{len(found.rows)} names for {found.images - found.unnamed} of {found.images} images")
     if format != "labels" and found.rows:
         note("make a list of them: ood-audit labels suggest --format labels > classes.txt")

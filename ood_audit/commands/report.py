@@ -97,6 +97,7 @@ def command(
     Prints the most out-of-distribution images, and writes all formats to reports/NAME in the store: report.html,
     report.csv, report.json (the top), report.parquet (all images).
     """
+    from ood_audit.images.noise import quiet_libraries
     from ood_audit.reports import report
     from ood_audit.scoring import described
 
@@ -106,7 +107,7 @@ def command(
         from ood_audit.vocabulary import template_set as prompts
 
         template = prompts(template_set)
-    with progress("encoding names", "name") as on_texts, progress("scoring") as on_progress:
+    with quiet_libraries(), progress("encoding names", "name") as on_texts, progress("scoring") as on_progress:
         result = report(
             templates=template or None,
             method=score,
@@ -128,7 +129,8 @@ def command(
         note(sentence)
     found = result.decisions
     if found.labels["found"] or found.duplicates["extra"]:
-        note(f"label issues: {found.labels['found']}; superfluous copies: {found.duplicates['extra']}")
+        issues = [f"label issues: {found.labels['found']}"] if found.labels["labelled"] else []
+        note("; ".join([*issues, f"superfluous copies: {found.duplicates['extra']}"]))
     note(f"report: {result.html}")
     if fail_over is None:
         return 0

@@ -76,6 +76,7 @@ def command(
     Ctrl-C saves the best so far and exits with 130. The next report uses the prompts, unless they made the held-out
     figures worse.
     """
+    from ood_audit.images.noise import quiet_libraries
     from ood_audit.tuning.trainer import Settings
     from ood_audit.tuning.tune import tune
 
@@ -88,7 +89,7 @@ def command(
     if given.get("ebm") == "literal":
         given.setdefault("mask", "top")
     settings = Settings(init=None if init.strip().lower() == "random" else init, **given)
-    with progress("embedding") as on_embed, _epochs() as on_epoch:
+    with quiet_libraries(), progress("embedding") as on_embed, _epochs() as on_epoch:
         result = tune(
             store,
             labels=labels,

@@ -271,7 +271,10 @@ class _Encoder:
 
     def __init__(self, workers: Workers, batch_size: int, tries: Any, version: str) -> None:
         from ood_audit.engines.pipeline import Pipeline
+        from ood_audit.images.noise import quiet_libraries
 
+        self._quiet = quiet_libraries()
+        self._quiet.__enter__()  # this process is ours, and decodes until it ends
         self._batch_size = batch_size
         self._tries = tries
         self._failure = None

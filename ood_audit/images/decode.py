@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ood_audit.images import deep
-from ood_audit.images.formats import formats
+from ood_audit.images.formats import formats, unreadable_compression, why_unknown
 from ood_audit.images.storage import read
 from ood_audit.text import printable
 
@@ -70,6 +70,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
 
     """
     facts: dict[str, Any] = {}
+    data, compression = b"", None
     try:
         content = read(uri)
         data = content.data
@@ -79,6 +80,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
             return Decoded(**facts, error="empty file")
         with Image.open(io.BytesIO(data), formats=formats()) as image:
             whole = image.size
+            compression = unreadable_compression(image) if image.format == "TIFF" else None
             facts.update(format=image.format, width=image.width, height=image.height)
             if at_least is not None:
                 image.draft(None, (at_least, at_least))
@@ -94,7 +96,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
             return decode(uri, prepare)
         return Decoded(**facts, pixels=pixels, note=_few_levels(upright))
     except Exception as error:  # Pillow's readers raise anything at all on hostile bytes
-        return Decoded(**facts, error=_explain(error, facts))
+        return Decoded(**facts, error=compression or _explain(error, facts, data))
 
 
 def _nearly_clipped(pixels: Pixels) -> bool:
@@ -164,13 +166,13 @@ def _levels(image: Image.Image) -> int:
     return sum(count > 0 for count in image.convert("L").histogram())
 
 
-def _explain(error: Exception, facts: dict[str, Any]) -> str:
+def _explain(error: Exception, facts: dict[str, Any], data: bytes) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file, or a link to nothing"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if isinstance(error, UnidentifiedImageError):
-        return "not an image: its bytes are of no known format"
+        return why_unknown(data)
     if isinstance(error, deep.NoValuesError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError):

@@ -20,7 +20,11 @@ from PIL import Image, TiffImagePlugin
 _HUGE = 1e38  # no measured value is beyond it, and libraries mark what is missing by the largest float
 _FULL = 65535.0
 _TYPE_LIMITS = (2.0**15 - 1, 2.0**16 - 1, 2.0**31 - 1, 2.0**32 - 1)
-_SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # by the last letter of Pillow's raw modes
+_SWAPPED = {
+    "L": "B",
+    "B": "L",
+    "N": "B" if sys.byteorder == "little" else "L",
+}  # by the last letter of Pillow's raw modes
 _MIN_SAMPLE, _MAX_SAMPLE = (340, 280), (341, 281)  # SMinSampleValue, MinSampleValue, and so on
 _GREY_AND_ALPHA = "LA;16B"
 _NO_DATA = 42113  # of GDAL, as text

@@ -32,10 +32,10 @@ class ImageRef:
 
     @property
     def folder(self) -> str:
-        """The folder part of `path`, without the names of tar files; empty at the top of the source."""
+        """The folder part of `path`, without the names of archives; empty at the top of the source."""
         folder = self.path.rpartition("/")[0]
         if "#" in self.uri:
-            folder = "/".join(part for part in folder.split("/") if not part.lower().endswith(".tar"))
+            folder = "/".join(part for part in folder.split("/") if not part.lower().endswith((".tar", ".zip")))
         return folder
 
     @property

@@ -1,6 +1,7 @@
 """DuckDB over the store: the views `images`, `scores`, `labels`, `report` and `issues`."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,18 +9,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store import findings
 from ood_audit.store.layout import Store, read_json, span
-from ood_audit.text import printable, storable
+from ood_audit.text import JsonText, printable, storable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Types whose values are the same in Python, in CSV and in JSON.
+_PLAIN = re.compile(r'U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|BOOLEAN|VARCHAR|DECIMAL\(.*\)|"NULL"')
 VIEWS = ("images", "scores", "labels", "report", "issues")
 
 _ROWS = """
@@ -178,8 +181,18 @@ def query(store: Store, sql: str) -> Rows:
 
 
 @contextmanager
-def streaming(store: Store, sql: str) -> Iterator[tuple[list[str], Iterator[tuple[Any, ...]]]]:
-    """`query`, for answers of any length: the columns, and the rows one after another."""
+def streaming(
+    store: Store, sql: str, *, values: Literal["python", "text", "json"] = "python"
+) -> Iterator[tuple[list[str], Iterator[tuple[Any, ...]]]]:
+    """`query`, for answers of any length: the columns, and the rows one after another.
+
+    Args:
+        store: The store.
+        sql: One SELECT.
+        values: How values are given that are no numbers, booleans or strings: as Python objects, as the text that
+            DuckDB writes to CSV, or as `JsonText`.
+
+    """
     if not storable(sql) == sql:
         raise UsageError("the query is not valid UTF-8")
     with connect(store) as connection:
@@ -191,19 +204,48 @@ def streaming(store: Store, sql: str) -> Iterator[tuple[list[str], Iterator[tupl
             statements = connection.extract_statements(sql)
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
                 raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
-            result = connection.execute(statements[0])
+            statement, odd = (sql, []) if values == "python" else _converting(connection, sql, values)
+            result = connection.execute(statement)
         except duckdb.InterruptException:
             raise
         except duckdb.Error as error:
             if root in str(error) and root not in sql and not isinstance(error, duckdb.PermissionException):
                 raise  # a file of the store that can't be read
             raise UsageError(_explain(connection, error)) from error
-        yield [column[0] for column in result.description or []], _rows(result)
+        yield [column[0] for column in result.description or []], _rows(result, odd if values == "json" else [])
 
 
-def _rows(result: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+def _converting(connection: duckdb.DuckDBPyConnection, sql: str, values: str) -> tuple[str, list[int]]:
+    """The same SELECT, with DuckDB converting what Python would show in a way of its own, such as dates and blobs.
+
+    Returns:
+        The statement, and the positions of the columns that it converts.
+
+    """
+    text = sql.encode()
+    end = next((at for at, _ in duckdb.tokenize(sql) if text[at : at + 1] == b";"), len(text))
+    inner = f"(\n{text[:end].decode()}\n)"
+    columns = connection.execute(f"DESCRIBE FROM {inner}").fetchall()
+    odd = [i for i, (_, kind, *_) in enumerate(columns) if not _PLAIN.fullmatch(kind)]
+    if not odd:
+        return sql, odd
+    convert = "to_json(#{})" if values == "json" else "#{}::VARCHAR"
+    chosen = (
+        (convert.format(i + 1) if i in odd else f"#{i + 1}") + f" AS {_identifier(name)}"
+        for i, (name, *_) in enumerate(columns)
+    )
+    return f"SELECT {', '.join(chosen)} FROM {inner}", odd
+
+
+def _rows(result: duckdb.DuckDBPyConnection, are_json: list[int]) -> Iterator[tuple[Any, ...]]:
     while rows := result.fetchmany(8192):
-        yield from rows
+        if not are_json:
+            yield from rows
+            continue
+        for row in map(list, rows):
+            for i in are_json:
+                row[i] = None if row[i] is None else JsonText(row[i])
+            yield tuple(row)
 
 
 def outdated_rows(store: Store, parts: list[Path]) -> dict[Path, "pa.Array"]:
@@ -253,6 +295,10 @@ def _explain(connection: duckdb.DuckDBPyConnection, error: duckdb.Error) -> str:
     ).fetchall()
     views = "; ".join(f"{name}({names})" for name, names in sorted(columns, key=lambda row: VIEWS.index(row[0])))
     return f"{printable(str(error).splitlines()[0])}; views: {views}"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _quoted(text: str) -> str:

@@ -8,9 +8,9 @@ An in-distribution image like those of the calibration has p ≤ α with probabi
 of the in-distribution images about α are flagged. `fdr` flags by Benjamini and Hochberg's rule: of the flagged images
 about q are false alarms. Both hold for images like those labelled; harder ones, in another style, raise more alarms.
 
-Both rules are decided in whole numbers and fractions: with p_i = a_i / (n + 1), Benjamini and Hochberg's p_(k) ≤ q k / N
-is a_(k) N ≤ q k (n + 1), where equality is common and rounding would lose it. A level counts as it is written: 0.1 is a
-tenth, not the double beside it.
+Both rules are decided in whole numbers and fractions. With p_i = a_i / (n + 1), Benjamini and Hochberg's bound
+p_(k) ≤ q k / N is a_(k) N ≤ q k (n + 1), where equality is common and rounding would lose it. A level counts as it is
+written: 0.1 is a tenth, not the double beside it.
 """
 
 from dataclasses import dataclass

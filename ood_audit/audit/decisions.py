@@ -180,7 +180,11 @@ def _about(flags: dict[str, Any]) -> list[str]:
     n, level = flags["calibration"], flags["level"]
     what = "false discovery rate" if flags["rule"] == "fdr" else "false alarm rate"
     if not flags["reachable"]:
-        needed = f"{math.ceil(1 / calibration.as_written(level)) - 1} are needed" if flags["rule"] != "fdr" else "use --false-alarms"
+        needed = (
+            f"{math.ceil(1 / calibration.as_written(level)) - 1} are needed"
+            if flags["rule"] != "fdr"
+            else "use --false-alarms"
+        )
         return [
             f"nothing can be flagged at a {what} of {level:g}: {n} calibration images can't tell it, {needed}; "
             "label more, or register all labelled ones with `ood-audit tune --epochs 0`"

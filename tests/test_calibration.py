@@ -136,7 +136,7 @@ def test_a_report_flags_and_lists_its_findings(audited):
     assert meta["flags"]["expected"] == pytest.approx(0.1 * len(rows))
     kinds = dict(store.query("SELECT kind, count(*) FROM issues GROUP BY 1").rows)
     shift = meta["shift"]
-    assert kinds["ood"] == shift["semantic"] == meta["flags"]["flagged"] - shift["flagged_covariate"]
+    assert kinds["ood"] == meta["flags"]["flagged"] == shift["semantic"] + shift["flagged_covariate"]
     assert kinds.get("covariate-shift", 0) == shift["covariate"]
     assert kinds["exact-duplicate"] == 1
     assert kinds["unreadable"] == store.query("SELECT count(*) FROM images WHERE status = 'error'").rows[0][0] >= 1

@@ -17,20 +17,23 @@ from ood_audit import vocabulary as vocabularies
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.layout import read_json, replacing, write_json
+from ood_audit.text import printable
 from ood_audit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from ood_audit.encoders.clip import ClipEncoder
     from ood_audit.matching import Chunk, Target
     from ood_audit.prompts import Prompts
+    from ood_audit.prototypes import Prototypes
     from ood_audit.references import Calibration
 
 Note = Callable[[str], None]
 Progress = Callable[[int, int], None]
 _CHOSEN = ("delta-energy", "best")  # methods whose settings are chosen on the data
-_FORMAT = 4  # of the file: scores with other columns are not taken up
+_FORMAT = 5  # of the files: scores with other columns, or without their prototypes, are not taken up
 _OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 _MOST_KNOWN = 1000
+_PROTOTYPES = ".safetensors"  # beside the scores that they are part of
 _GROUP_ROWS = 131_072  # of the file: fewer are slow to query
 _DEFAULT_WEIGHT = 0.2  # as in `prototypes`, which this module must not import
 
@@ -170,6 +173,7 @@ def score(
         if not reused:
             plan = prepare(store, chosen, own_prompts, [method], given, auto, seed, device, note, on_texts)
             _write(store, path, plan, method, chosen, total, device, on_progress)
+            _keep_prototypes(path, plan, method)
             write_json(path.with_suffix(".json"), {**request, **_found(plan, method)})
             _drop_outdated(store, request["generation"])
         found = read_json(path.with_suffix(".json"))
@@ -384,6 +388,33 @@ def _write(
             writer.write_table(pa.Table.from_batches(waiting), rows)
 
 
+def _keep_prototypes(path: Path, plan: Plan, method: str) -> None:
+    """Keep the prototypes beside the scores that they are part of, so that a report can show the same similarities."""
+    if not plan.runs[method][1]["prototypes"] or not any(plan.target.prototypes):
+        return
+    from ood_audit.prototypes import save
+
+    with replacing(path.with_suffix(_PROTOTYPES)) as temporary:
+        save(temporary, plan.target.prototypes)
+
+
+def prototypes_of(scored: Scores) -> "list[Prototypes | None]":
+    """The prototypes that are part of these scores; empty where they are of the names alone."""
+    from safetensors import SafetensorError
+
+    from ood_audit.prototypes import load
+
+    path = scored.path.with_suffix(_PROTOTYPES)
+    if not scored.parameters["prototypes"] or not path.exists():
+        return []
+    try:
+        return load(path)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise StoreError(
+            f"{printable(str(path))} is damaged; delete {printable(str(scored.path))} and run again"
+        ) from error
+
+
 def _columns(chunk: "Chunk", plan: Plan, method: str, labels: Any, class_of: Callable[[str], int | None]) -> list[Any]:
     """The columns of a chunk's scores, as Arrow arrays."""
     import pyarrow as pa
@@ -505,4 +536,5 @@ def _drop_outdated(store: Store, generation: int) -> None:
             outdated = True
         if outdated:
             path.unlink()
+            path.with_suffix(_PROTOTYPES).unlink(missing_ok=True)
             recipe.unlink(missing_ok=True)

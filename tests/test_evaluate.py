@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import ood_audit
@@ -20,15 +22,45 @@ from tests.conftest import EXAMPLES, run_cli
 def test_both_fpr95_on_an_example_worked_by_hand():
     """20 ID images score 1 … 20; OOD images score 0.5, 18.5, 19.5 and 30.
 
-    Keeping the 19 lowest ID images (95%) keeps all up to 19, and with them the OOD images at 0.5 and 18.5: 2 of 4.
+    Keeping the 19 lowest ID images (95%), and not the one at 20, keeps at most all below 20, and with them the OOD
+    images at 0.5, 18.5 and 19.5: 3 of 4. A threshold between 19 and 19.5 would keep 2 at the same recall.
     Catching 95% of 4 OOD images takes all 4, so down to 0.5, where all 20 ID images are flagged.
     """
     ood_score = np.array([*range(1, 21), 0.5, 18.5, 19.5, 30])
     is_ood = np.array([False] * 20 + [True] * 4)
-    assert metrics.fpr95(is_ood, ood_score) == 0.5
+    assert metrics.fpr95(is_ood, ood_score) == 0.75
     assert metrics.fpr95_ood(is_ood, ood_score) == 1.0
     ood_score[20] = 17.5  # now the last OOD image is caught at 17.5, with ID images 18, 19 and 20
     assert metrics.fpr95_ood(is_ood, ood_score) == 3 / 20
+
+
+def authors_fpr95(id_scores, ood_scores):
+    """As MCM's utils/detection_util.py does it, step by step; higher scores are more in-distribution."""
+    thresholds = sorted({*id_scores, *ood_scores}, reverse=True)
+    recalls = [sum(s >= t for s in id_scores) / len(id_scores) for t in thresholds]
+    best, distance = None, np.inf
+    for threshold, recall in reversed(list(zip(thresholds, recalls, strict=True))[: recalls.index(1) + 1]):
+        if abs(recall - 0.95) < distance:
+            best, distance = threshold, abs(recall - 0.95)
+    return sum(s >= best for s in ood_scores) / len(ood_scores)
+
+
+few_values = st.lists(st.integers(0, 60), min_size=1, max_size=80)
+
+
+@settings(max_examples=150, deadline=None)
+@given(few_values, few_values)
+def test_fpr95_is_that_of_the_authors_code(id_scores, ood_scores):
+    is_ood = np.array([False] * len(id_scores) + [True] * len(ood_scores))
+    ood_score = -np.array([*id_scores, *ood_scores], float)
+    assert metrics.fpr95(is_ood, ood_score) == authors_fpr95(id_scores, ood_scores)
+
+
+def test_of_thresholds_of_equal_recall_the_one_that_keeps_the_most_counts():
+    """19 of 20 ID images score below 100; nothing is nearer to 95%, wherever among the OOD images below 1,000."""
+    ood_score = np.array([*range(19), 1000, 200, 300, 2000])
+    is_ood = np.array([False] * 20 + [True] * 3)
+    assert metrics.fpr95(is_ood, ood_score) == 2 / 3
 
 
 def test_ties_are_kept_or_flagged_together():

@@ -22,7 +22,11 @@ from ood_audit.text import printable
     help="auto (the store's own; for a new store ViT-B-16 with CUDA, else starter), starter, ARCH/TAG, "
     "hf-hub:ORG/NAME, local-dir:DIR, or ARCH with --weights.",
 )
-@click.option("--weights", metavar="FILE", help="A checkpoint for --model ARCH.")
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="A checkpoint for --model ARCH; an open_clip_config.json beside it tells its preprocessing.",
+)
 @device_option
 @click.option(
     "--precision",
@@ -69,6 +73,7 @@ def _announce(encoder: Any) -> None:
         f"model: {identity.model} ({identity.architecture}, {identity.activation}, {identity.dimension} dimensions), "
         f"{identity.precision} on {encoder.device}"
     )
+    note(f"preprocessing: {identity.prepares}")
 
 
 def _warn(text: str) -> None:

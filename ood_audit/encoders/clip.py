@@ -258,7 +258,12 @@ class ClipEncoder:
 
 
 def load_encoder(
-    model: str = "auto", *, weights: str | None = None, device: str = "auto", precision: str = "auto"
+    model: str = "auto",
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    recorded: dict[str, Any] | None = None,
 ) -> ClipEncoder:
     """Load an encoder as the command line names it.
 
@@ -267,6 +272,7 @@ def load_encoder(
         weights: a checkpoint file: safetensors, or a state dict that loads without unpickling code.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Encoding uses one GPU; `engines/` shares work among all.
         precision: `auto`, `fp32`, `bf16` or `fp16`.
+        recorded: see `registry.find_model`.
 
     Raises:
         UsageError: a name makes no sense or the device is not there.
@@ -274,14 +280,20 @@ def load_encoder(
 
     """
     chosen = choose_device(device)
-    source = find_model(model, weights, cuda=chosen.type == "cuda")
+    source = find_model(model, weights, cuda=chosen.type == "cuda", recorded=recorded)
     return ClipEncoder(source, chosen, choose_precision(precision, chosen))
 
 
 def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto") -> ClipEncoder:
     """The encoder that a store was made with; EncoderError where it has changed since."""
     try:
-        encoder = load_encoder(identity.model, weights=identity.weights, device=device, precision=identity.precision)
+        encoder = load_encoder(
+            identity.model,
+            weights=identity.weights,
+            device=device,
+            precision=identity.precision,
+            recorded=identity.preprocessing,
+        )
     except EncoderError as error:
         raise EncoderError(
             f"{error}; this is the store's encoder: if it has moved, name its new place once, "

@@ -30,6 +30,20 @@ class EncoderIdentity:
         """The reverse of `to_json`."""
         return cls(**values)
 
+    @property
+    def prepares(self) -> str:
+        """The preprocessing in words: `224 × 224, shortest, bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5`."""
+        values = dict(self.preprocessing)
+        size = values.get("size", "?")
+        height, width = size if isinstance(size, list) else (size, size)
+        words = [
+            f"{width} × {height}",
+            *(str(values[name]) for name in ("resize_mode", "interpolation") if name in values),
+        ]
+        for name in ("mean", "std"):
+            words += [f"{name} {' '.join(f'{value:.4g}' for value in values[name])}"] if name in values else []
+        return ", ".join(words)
+
     def differences(self, other: "EncoderIdentity") -> list[str]:
         """What would make features of the two incomparable; empty where they are the same encoder."""
         return [

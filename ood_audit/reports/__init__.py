@@ -15,7 +15,8 @@ from ood_audit.audit.decisions import Decisions
 from ood_audit.errors import UsageError
 from ood_audit.reports import content, ranking, writers
 from ood_audit.reports.html import render
-from ood_audit.scoring import Scores, score
+from ood_audit.reports.surroundings import Compared
+from ood_audit.scoring import Scores, prototypes_of, score
 from ood_audit.store import DEFAULT_STORE, Store, findings, open_store, writing
 from ood_audit.store.layout import replacing
 from ood_audit.store.views import connect, limit_memory
@@ -23,9 +24,6 @@ from ood_audit.text import printable
 from ood_audit.vocabulary import cached_features
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ood_audit.encoders.clip import ClipEncoder
 
 DEFAULT_NAME = "latest"
@@ -77,7 +75,7 @@ def report(
 
     Args:
         store: a store or its folder.
-        top: how many of the most OOD images to list.
+        top: how many of the most OOD images to list. The page has, besides, all that is found, up to 5,000 of a kind.
         name: the report's name.
         labels: see `ood_audit.score`, as for the other arguments.
         templates: likewise.
@@ -153,14 +151,14 @@ def report(
             writers.write_csv(folder / "report.csv", rows)
             writers.write_json(folder / "report.json", rows)
             writers.write_json(folder / "meta.json", meta)
-            shown = content.gather(store, db, name, meta, rows, duplicates, _text(scores, device))
+            shown = content.gather(store, db, name, meta, top, duplicates, _compared(scores, device))
             (folder / "report.html").write_text(render(shown), encoding="utf-8")
         store.set_current(report=name, decided=scores.path.stem)
     return Report(store.reports / name, rows, scores, decided)
 
 
-def _text(scores: Scores, device: str) -> "NDArray[np.float32]":
-    """(K, D): what the classes were compared by; in the store since they were scored."""
+def _compared(scores: Scores, device: str) -> Compared:
+    """What the classes were compared by; in the store since they were scored."""
 
     def encoder() -> "ClipEncoder":
         from ood_audit.encoders.clip import load_same_encoder
@@ -168,7 +166,8 @@ def _text(scores: Scores, device: str) -> "NDArray[np.float32]":
         return load_same_encoder(scores.store.encoder, device=device)
 
     found = tuned.choose(scores.store, scores.vocabulary, scores.prompts, lambda message: None)
-    return found.class_features if found else cached_features(scores.store, scores.vocabulary, encoder)
+    text = found.class_features if found else cached_features(scores.store, scores.vocabulary, encoder)
+    return Compared(text, prototypes_of(scores), scores.parameters["prototypes"])
 
 
 def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: dict[str, int]) -> dict[str, Any]:

@@ -98,10 +98,10 @@ def test_build_reads_the_format(tmp_path):
     )
     (tmp_path / "adjectives").write_text("00000001 44 a 02 Galore(ip) 0 rich 0 001 @ 00000002 a 0000 | w\n")
     assert build.synsets(tmp_path / "nouns", tmp_path / "adjectives").to_pylist() == [
-        {"file": "noun.Tops", "names": ["entity"], "hypernyms": []},
-        {"file": "noun.animal", "names": ["wood ibis", "wood stork"], "hypernyms": [0]},
-        {"file": "noun.location", "names": ["paris"], "hypernyms": [0, 1]},
-        {"file": "adj.ppl", "names": ["galore"], "hypernyms": []},
+        {"file": "noun.Tops", "names": ["entity"], "hypernyms": [], "offset": 1},
+        {"file": "noun.animal", "names": ["wood ibis", "wood stork"], "hypernyms": [0], "offset": 2},
+        {"file": "noun.location", "names": ["paris"], "hypernyms": [0, 1], "offset": 3},
+        {"file": "adj.ppl", "names": ["galore"], "hypernyms": [], "offset": None},
     ]
     (tmp_path / "noun.exc").write_text("axes ax axis\nbases_on_balls base_on_balls\n")
     assert build.plurals(tmp_path / "noun.exc").to_pylist() == [

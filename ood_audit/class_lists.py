@@ -11,6 +11,7 @@ names: [cat, dog]             YAML or JSON: one of these inside of an object, as
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -171,8 +172,8 @@ def _lines(text: str) -> ClassList:
             contents.append((number, content))
     if len(contents) == 1 and contents[0][1].count(",") > 1:
         number, content = contents[0]
-        names = [" ".join(name.split()) for name in content.split(",")]
-        return ClassList([Entry((name,), f"line {number}") for name in names if name], "one line, with commas")
+        own = [" ".join(name.split()) for name in content.split(",")]
+        return ClassList([Entry((name,), f"line {number}") for name in own if name], "one line, with commas")
     for pattern, form in ((_NUMBERED, "a number and a name a line"), (_NUMBERED_LAST, "a name and a number a line")):
         matches = [pattern.fullmatch(content) for _, content in contents]
         if (found := [match for match in matches if match]) and len(found) == len(contents) and _counts(found):
@@ -197,7 +198,7 @@ def _lines(text: str) -> ClassList:
 def _counts(found: list[re.Match[str]]) -> bool:
     """Whether the numbers count the names; else they belong to them, as in `2 door car` and `boeing 747`."""
     numbers = [int(match["id"]) for match in found]
-    ascending = all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
+    ascending = all(a < b for a, b in itertools.pairwise(numbers))
     several = len({key(match["name"]) for match in found}) > 1 or len(found) == 1
     if found[0].re is _NUMBERED and all(match["mark"].strip() or "\t" in match["mark"] for match in found):
         return several and len(set(numbers)) == len(numbers)

@@ -1,8 +1,8 @@
 """The nouns and adjectives of WordNet 3.0: a corpus of names, and which names denote the same things.
 
 WordNet 3.0 Copyright 2006 by Princeton University; LICENSE, beside this file. `build.py` made the data from Debian's
-package wordnet-base: all names of each noun synset with its hypernyms and its offset, which is the number in a WordNet id
-such as n02691156, and the first name of each adjective synset.
+package wordnet-base: all names of each noun synset, with its hypernyms and its offset (the number in a WordNet id such
+as n02691156), and the first name of each adjective synset.
 """
 
 import re

@@ -228,7 +228,7 @@ def _decoded(data: bytes) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16")
     if b"\0" in data:
-        line = len(data[: data.index(b"\0")].splitlines()) or 1
+        line = len(data[: data.index(b"\0") + 1].splitlines())
         raise ValueError(f"line {line} has a null byte, so this is no text in UTF-8; give a CSV, JSON or Parquet file")
     return data.decode("utf-8-sig", "surrogateescape")
 

@@ -134,7 +134,7 @@ def _decoded(data: bytes) -> str:
             raise _RefusedError(": neither UTF-8 nor UTF-16; save the file as UTF-8") from error
         data = text.encode("utf-8", "surrogatepass")
     if b"\0" in data:
-        line = len(data[: data.index(b"\0")].splitlines()) or 1
+        line = len(data[: data.index(b"\0") + 1].splitlines())
         raise _RefusedError(f", line {line}: a null byte, so this is no text in UTF-8; give a text file with the names")
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         try:

@@ -129,13 +129,12 @@ def _assembled(found: ClassList, shown: str, templates: Sequence[str]) -> Vocabu
     entries = [_looked_up(entry, shown) for entry in found.entries]
     firsts = Counter(key(entry.names[0]) for entry in entries)
     entries = [_told_apart(entry) if firsts[key(entry.names[0])] > 1 else entry for entry in entries]
-    own = {key(entry.names[0]) for entry in entries}
     seen: dict[str, tuple[str, str]] = {}
     classes = []
     for entry in entries:
         names = []
         for row, name in enumerate(entry.names):
-            if row and wordnet.ID.fullmatch(entry.id) and (key(name) in own or key(name) in seen):
+            if row and wordnet.ID.fullmatch(entry.id) and (key(name) in firsts or key(name) in seen):
                 continue  # WordNet's synonyms may be of several things
             if key(name) in seen:
                 place, other = seen[key(name)]
@@ -153,7 +152,7 @@ def _assembled(found: ClassList, shown: str, templates: Sequence[str]) -> Vocabu
 def _looked_up(entry: Entry, shown: str) -> Entry:
     """An entry that is a WordNet id, by its name in WordNet."""
     wordnet_id = entry.names[0].lower()
-    if not wordnet.ID.fullmatch(wordnet_id):
+    if entry.id == wordnet_id or not wordnet.ID.fullmatch(wordnet_id):
         return entry
     names = wordnet.named(wordnet_id)
     if not names:
@@ -232,7 +231,7 @@ def from_folders(store: Store) -> Folders:
     for name in sorted(classes.values()):
         found = wordnet.named(name)
         spoken = " ".join(name.replace("_", " ").split()) or name
-        entries.append(Entry((found[0],), name, name) if found else Entry((spoken,), name))
+        entries.append(Entry((found[0] if found else spoken,), name, name if wordnet.ID.fullmatch(name) else ""))
     own = _assembled(ClassList(entries, ""), "the folder names", (DEFAULT_TEMPLATE,))
     return Folders(own, list(splits), without)
 

@@ -117,7 +117,7 @@ def test_two_sources_with_the_same_names_inside_are_told_apart(tmp_path):
     expected = roc_auc_score([source.endswith("b") for source, _ in rows], [score for _, score in rows])
     assert result.rows[0]["auroc"] == expected
     (tmp_path / "truth.csv").write_text("path,is_ood\ncup/0.jpg,0\n")
-    with pytest.raises(UsageError, match="line 2: cup/0.jpg is 2 images of the store"):
+    with pytest.raises(UsageError, match=r"line 2: cup/0\.jpg is 2 images of the store"):
         ood_audit.evaluate(store, truth=tmp_path / "truth.csv", **options)
 
 

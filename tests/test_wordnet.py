@@ -79,6 +79,30 @@ def test_looking_up_changes_nothing():
     assert wordnet._nouns().singulars["knives"] == ["knife"]
 
 
+@pytest.mark.parametrize(
+    ("wordnet_id", "names"),
+    [
+        ("n02691156", ("airplane", "aeroplane", "plane", "airplane (heavier-than-air craft)")),
+        ("n02012849", ("crane", "crane (wading bird)")),
+        ("n03126707", ("crane", "crane (lifting device)")),
+        ("n01440764", ("tench", "tinca tinca", "tench (cyprinid)")),
+        ("n00001740", ("entity",)),  # the first of all, below nothing
+        ("n99999999", ()),
+        ("n0269115", ()),
+        ("a02691156", ()),
+        ("dog", ()),
+    ],
+)
+def test_names_by_id(wordnet_id, names):
+    """ImageNet's ids are the offsets of WordNet 3.0, also for those whose names are of several things."""
+    assert wordnet.named(wordnet_id) == names
+
+
+def test_a_name_with_its_kind_is_known_by_the_name():
+    assert "wading bird" in wordnet.same_thing("crane (wading bird)")
+    assert "dog" in wordnet.same_thing("golden\u2010Retriever")
+
+
 def test_the_licence_goes_with_it():
     licence = resources("ood_audit").joinpath("wordnet/LICENSE").read_text()
     assert "WordNet 3.0 Copyright 2006 by Princeton University" in licence

@@ -20,10 +20,12 @@ SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood
 @click.command("evaluate", epilog="Example: ood-audit evaluate --truth truth.csv --labels classes.txt --format json")
 @store_option
 @click.option(
-    "--truth", required=True, metavar="FILE", help="CSV or Parquet: path, is_ood (0 or 1) and, if known, label."
+    "--truth", required=True, metavar="FILE", help="CSV, JSON or Parquet: path, is_ood (0 or 1) and, if known, label."
 )
 @click.option(
-    "--labels", metavar="FILE", help="One class a line, synonyms after |.  [default: as last time, or folders]"
+    "--labels",
+    metavar="FILE",
+    help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
 )
 @click.option("--score", "only", multiple=True, metavar="SCORE", help="Only this one; repeatable.  [default: all]")
 @click.option(

@@ -28,7 +28,7 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
 @click.option(
     "--labels",
     metavar="FILE",
-    help="One class a line, synonyms after |.  [default: as last time, or folders]",
+    help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
 )
 @click.option("--template", multiple=True, metavar="TEXT", help="A prompt with {}; repeat to average.")
 @click.option("--template-set", type=click.Choice(["openai-imagenet", "simple"]), help="open_clip's prompts.")

@@ -19,10 +19,12 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
 @click.command("tune", epilog="Example: ood-audit tune --labels classes.txt --from labelled/ --shots 8 --name first")
 @store_option
 @click.option(
-    "--labels", metavar="FILE", help="One class a line, synonyms after |.  [default: as last time, or folders]"
+    "--labels",
+    metavar="FILE",
+    help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
 )
 @click.option("--from", "folder", metavar="FOLDER", help="Labelled images, FOLDER/CLASS/…, apart from those audited.")
-@click.option("--annotations", metavar="FILE", help="CSV or Parquet: path (of an image in the store), label.")
+@click.option("--annotations", metavar="FILE", help="CSV, JSON or Parquet: path (of an image in the store), label.")
 @click.option("--loss", type=click.Choice(["ebm", "coop"]), default="ebm", show_default=True, help="What is minimised.")
 @click.option(
     "--ebm",

@@ -99,7 +99,7 @@ def tune(
     subset.check(own, vocabulary, note)
     with writing(store.root, "scores"):
         encoder = load_same_encoder(store.encoder, device=device)
-        found = fit(own.features, own.labels, vocabulary.classes, encoder, settings, on_epoch)
+        found = fit(own.features, own.labels, vocabulary.spoken, encoder, settings, on_epoch)
         text = vocabularies.cached_features(store, vocabulary, lambda: encoder)  # later commands read its classes there
         if found.settings.epochs == 0:  # the text as it is, and all images for references and calibration
             found = replace(found, class_features=text, held_out=np.arange(len(own.labels)), after=found.before)

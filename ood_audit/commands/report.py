@@ -11,6 +11,7 @@ from ood_audit.commands.common import (
     device_option,
     format_option,
     note,
+    note_missing,
     print_rows,
     progress,
     store_option,
@@ -129,6 +130,7 @@ def command(
     found = result.decisions
     if found.labels["found"] or found.duplicates["extra"]:
         note(f"label issues: {found.labels['found']}; superfluous copies: {found.duplicates['extra']}")
+    note_missing(scores.store)
     note(f"report: {result.html}")
     if fail_over is None:
         return 0

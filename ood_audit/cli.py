@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "List what was found, or what to keep.",
     "quarantine": "Move what was found out of the way, and back.",
     "compact": "Merge small parts of the store.",
+    "sources": "List where the images came from, and forget what is gone.",
     "status": "Show what the store holds.",
 }
 

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import secrets
+import shlex
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
@@ -27,6 +28,7 @@ from ood_audit.images.storage import file_uri, is_file, local_path
 from ood_audit.images.storage import place as named
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.layout import flush
+from ood_audit.store.sources import forgetting, state_of
 from ood_audit.text import printable, storable
 
 JOURNAL = "quarantine.jsonl"
@@ -117,8 +119,8 @@ def quarantine(
     with selecting(store, kinds, report) as (db, outdated):
         _check_place(root, store, [source for (source,) in db.execute("SELECT DISTINCT source FROM images").fetchall()])
         answer = db.execute(
-            "SELECT image_id, uri, path, size_bytes, mtime_ns, content_hash, list(kind ORDER BY kind) AS kinds, "
-            "list(evidence ORDER BY kind) AS evidence, list(suggestion ORDER BY kind) AS suggestions, "
+            "SELECT image_id, uri, source, path, size_bytes, mtime_ns, content_hash, "
+            "list(kind ORDER BY kind) AS kinds, list(evidence ORDER BY kind) AS evidence, list(suggestion ORDER BY kind) AS suggestions, "
             "any_value(report) AS report FROM selected GROUP BY ALL ORDER BY uri"
         )
         names = [column[0] for column in answer.description or []]
@@ -280,7 +282,7 @@ class _Plan:
         try:
             info = os.lstat(origin)
         except OSError:
-            return _left(image, "no such file any more; run `ood-audit embed`")
+            return _left(image, _gone(image["source"]))
         if not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
             return _left(image, "not a regular file")
         if _changed(origin, image["size_bytes"], image["mtime_ns"], digest):
@@ -470,6 +472,14 @@ def _temporary(target: str, entry: Entry) -> str:
 def _outcome(outcome: str, image: dict[str, Any], place: str, reason: str = "") -> Outcome:
     path = storable(named(image["uri"]))
     return Outcome(outcome, path, storable(place), ", ".join(image["kinds"]), reason, image["uri"])
+
+
+def _gone(source: str) -> str:
+    """Why an image whose file is gone is left, and what to do."""
+    name = shlex.quote(printable(source))
+    if state_of(source) in ("missing", "empty"):
+        return f"its source {name} is gone; embed the place it moved to, or run `{forgetting(source)}`"
+    return f"no such file any more; run `ood-audit embed {name}`, with the place it moved to if that is elsewhere"
 
 
 def _left(image: dict[str, Any], reason: str, place: str = "") -> Outcome:

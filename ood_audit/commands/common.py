@@ -13,7 +13,7 @@ import click
 
 from ood_audit.errors import UsageError
 from ood_audit.store.findings import KINDS
-from ood_audit.store.layout import DEFAULT_STORE
+from ood_audit.store.layout import DEFAULT_STORE, Store
 from ood_audit.text import JsonText, printable, write_csv
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -140,6 +140,14 @@ def note_outdated(findings: int) -> None:
     """Say that findings were left out, if some were."""
     if findings:
         note(f"findings left out, as their image has changed or gone since: {findings}; run `ood-audit report` again")
+
+
+def note_missing(store: Store) -> None:
+    """Warn of sources that are no longer where the store has them, if some are."""
+    from ood_audit.store.sources import warning
+
+    if (text := warning(store)) is not None:
+        note(f"warning: {text}")
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], format: str) -> None:

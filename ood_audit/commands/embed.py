@@ -51,6 +51,7 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
     .parquet with a column named path); here, or at s3://, gs://, hdfs:// or https://. A store is brought into step with
     its sources: new and changed images are embedded, removed ones leave the view, and unreadable ones are rows with
     their error.
+    Files that were moved or renamed keep their features: embed the new place.
     """
     from ood_audit.embedding import OUTCOMES, embed
     from ood_audit.images.noise import quiet_libraries
@@ -59,7 +60,8 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
         result = embed(sources, on_start=_announce, on_progress=update, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():
         note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images are left as they were")
-    counts = ", ".join(f"{result.counts[outcome]} {outcome}" for outcome in OUTCOMES)
+    shown = [outcome for outcome in OUTCOMES if outcome != "moved" or result.counts["moved"]]
+    counts = ", ".join(f"{result.counts[outcome]} {outcome}" for outcome in shown)
     skipped = ", ".join(f"{n} {printable(kind)}" for kind, n in result.skipped.most_common(8))
     files = f"; skipped {result.skipped.total()} other files ({skipped})" if skipped else ""
     click.echo(f"{counts}{files}; {result.seconds:.1f} s")

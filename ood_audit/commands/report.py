@@ -11,6 +11,7 @@ from ood_audit.commands.common import (
     device_option,
     format_option,
     note,
+    note_missing,
     print_rows,
     progress,
     store_option,
@@ -131,6 +132,7 @@ def command(
     if found.labels["found"] or found.duplicates["extra"]:
         issues = [f"label issues: {found.labels['found']}"] if found.labels["labelled"] else []
         note("; ".join([*issues, f"superfluous copies: {found.duplicates['extra']}"]))
+    note_missing(scores.store)
     note(f"report: {result.html}")
     if fail_over is None:
         return 0

@@ -141,13 +141,14 @@ def sizes(uris: Sequence[str]) -> list[int | None]:
 def is_gone(uri: str) -> bool:
     """Whether it is certain that there is nothing behind a URI any more."""
     try:
-        if is_file(uri):
-            return not os.path.lexists(local_path(uri))
-        return facts(uri) is None
-    except FileNotFoundError:  # the archive of a member
+        if not is_file(uri):
+            return facts(uri) is None
+        os.lstat(local_path(uri))
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # also: the archive of a member is gone
         return True
     except OSError:
         return False
+    return False
 
 
 def canonical(uri: str) -> str:

@@ -47,6 +47,10 @@ _FACTS = pa.schema(
     ]
 )
 
+# Facts about the bytes of an image, which hold wherever a file with these bytes lies.
+_OF_THE_FILE = ("image_id", "part", "uri", "source", "path", "folder", "size_bytes", "mtime_ns", "supersedes", "run_id")
+INHERITED = tuple(name for name in _FACTS.names if name not in _OF_THE_FILE)
+
 # As parts are written. Features don't compress, and plain ones read ten times as fast.
 PARQUET = {
     "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note"],
@@ -110,13 +114,40 @@ class PartWriter:
         }
         if features is not None:
             self._features.append(features.astype(np.float16))
-        self._append(image, row, supersedes)
+        self._append(self._row(image, row, supersedes))
+
+    def adopt(
+        self,
+        image: ImageRef,
+        facts: dict[str, Any],
+        features: NDArray[np.float16],
+        *,
+        supersedes: bool,
+        instead_of: ImageRef | None = None,
+    ) -> None:
+        """Add an image whose bytes the store knows.
+
+        Args:
+            image: the image, with the size and time of its file.
+            facts: the `INHERITED` columns of a row of the same bytes.
+            features: (D,) of that row, as stored.
+            supersedes: whether the store has a row of `image` in its view.
+            instead_of: the image that had these bytes before they moved. It leaves the view in the same part, so that
+                whatever stops the run, exactly one of the two is in the view.
+
+        """
+        row = {**facts, "size_bytes": image.size_bytes, "mtime_ns": image.mtime_ns}
+        rows = [self._row(image, row, supersedes)]
+        if instead_of is not None:
+            rows.append(self._row(instead_of, {"status": "removed"}, True))
+        self._features.append(features)
+        self._append(*rows)
 
     def remove(self, image: ImageRef) -> None:
         """Take an image out of the view."""
-        self._append(image, {"status": "removed"}, True)
+        self._append(self._row(image, {"status": "removed"}, True))
 
-    def _append(self, image: ImageRef, row: dict[str, Any], supersedes: bool) -> None:
+    def _row(self, image: ImageRef, row: dict[str, Any], supersedes: bool) -> dict[str, Any]:
         row.update(
             image_id=image.image_id,
             uri=image.uri,
@@ -126,7 +157,10 @@ class PartWriter:
             supersedes=supersedes,
             run_id=self._run_id,
         )
-        self._rows.append(row)
+        return row
+
+    def _append(self, *rows: dict[str, Any]) -> None:
+        self._rows.extend(rows)
         if len(self._rows) >= PART_ROWS or time.monotonic() - self._started >= PART_SECONDS:
             self.flush()
 

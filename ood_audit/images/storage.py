@@ -15,11 +15,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
 
 ARCHIVES = (".tar", ".zip")
 _MEMBER = re.compile(r"(.*?\.(?:tar|zip))#(.*)", re.IGNORECASE | re.DOTALL)
 REMOTE_THREADS = 32  # that wait for the network
+_WINDOWS = os.name == "nt"
 T = TypeVar("T")
 
 
@@ -43,19 +44,36 @@ class UnreadableError(OSError):
 
 
 def file_uri(path: str) -> str:
-    """`file:///…` for an absolute path, exact for names that are not UTF-8."""
+    """`file:///…` for an absolute path, exact for names that are not UTF-8.
+
+    On Windows each of the spellings of a path has the same URI: slashes of either kind, either case of the drive's
+    letter or the server's name, and the prefix of long paths. A share is `file://server/share/…`.
+    """
+    if _WINDOWS:
+        path = path.replace("\\", "/")
+        if path.startswith("//?/"):
+            path = path[4:] if path[4:8].upper() != "UNC/" else f"//{path[8:]}"
+        if path.startswith("//"):
+            server, slash, rest = path[2:].partition("/")
+            return f"file://{quote(server.lower())}{slash}{quote_from_bytes(os.fsencode(rest))}"
+        if path[1:2] == ":":
+            return f"file:///{path[0].upper()}:{quote_from_bytes(os.fsencode(path[2:]))}"
     return "file://" + quote_from_bytes(os.fsencode(path))
 
 
 def local_path(uri: str) -> str:
     """The path behind a `file://` URI."""
-    return os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))
+    path = os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))
+    if _WINDOWS:
+        is_share, has_drive = not path.startswith("/"), path[2:3] == ":"
+        path = (f"//{path}" if is_share else path[1:] if has_drive else path).replace("/", "\\")
+    return path
 
 
 def is_remote(name: str) -> bool:
     """Whether a source, an entry of a list, or a URI is somewhere else: `s3://…`, `https://…`."""
     scheme, separator, _ = name.partition("://")
-    return bool(separator) and scheme.isalnum() and scheme.lower() != "file"
+    return bool(separator) and len(scheme) > 1 and scheme.isalnum() and scheme.lower() != "file"  # `C://` is a drive
 
 
 def is_file(uri: str) -> bool:

@@ -179,7 +179,7 @@ def _template() -> Template:
 
 
 def _resource(name: str) -> str:
-    return files("ood_audit.reports").joinpath(name).read_text("utf-8")
+    return files("ood_audit.reports").joinpath(name).read_text(encoding="utf-8")
 
 
 def _exact(text: str) -> Markup:

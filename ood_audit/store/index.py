@@ -54,7 +54,7 @@ def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
         except RuntimeError as error:  # FAISS names no errno; what else can go wrong here is that there is no room
             raise OSError(errno.ENOSPC, "no room for the index", str(store.index)) from error
     with replacing(store.index.with_name("image_ids.txt")) as temporary:
-        temporary.write_text("".join(f"{image_id}\n" for image_id in image_ids))
+        temporary.write_text("".join(f"{image_id}\n" for image_id in image_ids), encoding="utf-8")
     write_json(meta, {"generation": generation, "images": len(image_ids), **kind.as_json()})
     return True
 
@@ -73,7 +73,7 @@ def neighbours(store: Store, features: NDArray[np.float32], k: int) -> tuple[lis
     """
     build_index(store)
     index = faiss.read_index(str(store.index))
-    image_ids = store.index.with_name("image_ids.txt").read_text().splitlines()
+    image_ids = store.index.with_name("image_ids.txt").read_text(encoding="utf-8").splitlines()
     if index.ntotal == 0:
         return [[] for _ in features], np.empty((len(features), 0), np.float32)
     cosines, rows = index.search(np.ascontiguousarray(features, np.float32), min(k, index.ntotal))
@@ -89,6 +89,6 @@ def count(store: Store, parts: list[Path]) -> int:
 
 def _generation(meta: Path) -> int | None:
     try:
-        return int(json.loads(meta.read_text())["generation"])
+        return int(json.loads(meta.read_text(encoding="utf-8"))["generation"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

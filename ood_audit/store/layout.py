@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 _READABLE = (1, 2)  # 1 is 2 without merged parts; `raise_version` is all that it takes
 DEFAULT_STORE = ".ood-audit"
+_WINDOWS = os.name == "nt"
 _WRITES = {  # the temporary files of each kind of writer
     "images": ("images/.*", "index/.*", "runs/.*", ".store.json.*", ".images.writer.json.*"),
     "scores": (
@@ -143,7 +145,7 @@ def open_store(path: str | os.PathLike[str] = DEFAULT_STORE) -> Store:
         where = shown(root)
         raise StoreError(f"no store at {where}; make one with `ood-audit embed FOLDER`, or name one with --store DIR")
     try:
-        values = json.loads(manifest.read_text())
+        values = json.loads(manifest.read_text(encoding="utf-8"))
         version = values["version"]
         if version in _READABLE:
             return Store(root, EncoderIdentity.from_json(values["encoder"]))
@@ -254,7 +256,7 @@ def writing(root: Path, what: Literal["images", "scores"]) -> Iterator[None]:
             write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
             for pattern in _WRITES[what]:
                 for leftover in root.glob(f"{pattern}.tmp"):
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                    _clear(leftover)
             yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
@@ -317,21 +319,46 @@ def replacing(path: Path) -> Iterator[Path]:
             with _uploaded(temporary, path):
                 if path.exists():
                     old = path.parent / f".{path.name}.{os.getpid()}.old.tmp"
-                    path.rename(old)
-                    temporary.rename(path)
+                    _rename(path, old)
+                    try:
+                        _rename(temporary, path)
+                    except OSError:
+                        _rename(old, path)
+                        raise
                     shutil.rmtree(old)
                 else:
-                    temporary.rename(path)
+                    _rename(temporary, path)
         else:
             flush(temporary)
             with _uploaded(temporary, path):
-                temporary.replace(path)
+                _rename(temporary, path)
         flush(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Rename a file, over an existing one, or a folder."""
+    for pause in (0.01, 0.03, 0.1, 0.3, 1) if _WINDOWS else ():
+        with suppress(PermissionError):  # Windows renames nothing that another program is just reading
+            old.replace(new)
+            return
+        time.sleep(pause)
+    old.replace(new)
+
+
+def _clear(leftover: Path) -> None:
+    """Remove what a killed writer left behind; a folder that it had put aside and not replaced yet is put back."""
+    aside = re.fullmatch(r"\.(.+)\.\d+\.old\.tmp", leftover.name)
+    if aside and not (leftover.parent / aside[1]).exists():
+        _rename(leftover, leftover.parent / aside[1])
+    elif leftover.is_dir():
+        shutil.rmtree(leftover)
+    else:
+        leftover.unlink()
 
 
 def _uploaded(temporary: Path, path: Path) -> AbstractContextManager[None]:
@@ -360,8 +387,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def flush(path: str | os.PathLike[str]) -> None:
     """Have a file, or the names in a folder, written to disk."""
     try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+        # Windows flushes only what is open for writing, and no folders: it keeps their names safe by itself.
+        handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
+    except OSError:
         return
     try:
         os.fsync(handle)
@@ -371,7 +399,7 @@ def flush(path: str | os.PathLike[str]) -> None:
 
 def _owner(path: Path) -> str:
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(path.read_text(encoding="utf-8"))
         return f"another ood-audit (process {owner['pid']} on {owner['host']})"
     except (OSError, ValueError, KeyError):
         return "another ood-audit"

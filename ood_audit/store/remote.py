@@ -227,8 +227,8 @@ class Mirror:
         """A name of this mirror, by which a writer that died here is known."""
         path = self._beside(".id")
         if not path.exists():
-            path.write_text(secrets.token_hex(8))
-        return path.read_text()
+            path.write_text(secrets.token_hex(8), encoding="utf-8")
+        return path.read_text(encoding="utf-8")
 
     def _listed(self, below: str) -> dict[str, tuple[int, int]]:
         """The files below a name: size and time (ns) by name."""
@@ -270,7 +270,7 @@ class Mirror:
 
     def _note(self, notes: dict[str, list[float]]) -> None:
         temporary = self._beside(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(notes))
+        temporary.write_text(json.dumps(notes), encoding="utf-8")
         temporary.replace(self._beside(".json"))
 
     def _beside(self, suffix: str) -> Path:

@@ -59,7 +59,7 @@ def synsets(nouns: Path, adjectives: Path) -> pa.Table:
     rows: list[tuple[str, list[str], list[str], int | None]] = []
     row_of: dict[str, int] = {}  # by the offset in data.noun, by which hypernyms are named
     for path in (nouns, adjectives):
-        for line in path.read_text("latin-1").splitlines():
+        for line in path.read_text(encoding="latin-1").splitlines():
             if line.startswith("  "):  # the licence
                 continue
             offset, file, _, count, *fields = line.split(" ")
@@ -88,7 +88,7 @@ def synsets(nouns: Path, adjectives: Path) -> pa.Table:
 
 def plurals(exceptions: Path) -> pa.Table:
     """The irregular plurals of noun.exc and their singulars; a plural may have several."""
-    lines = [line.split() for line in exceptions.read_text("latin-1").lower().splitlines()]
+    lines = [line.split() for line in exceptions.read_text(encoding="latin-1").lower().splitlines()]
     pairs = [
         (plural.replace("_", " "), singular.replace("_", " ")) for plural, *singulars in lines for singular in singulars
     ]

@@ -73,14 +73,23 @@ class Prototypes:
 
         from ood_audit.encoders import device
 
-        center, whiten, means, missing = (
-            torch.as_tensor(a, device=images.device) for a in (self.center, self.whiten, self.means, self.missing)
-        )
+        center, whiten, means, missing = self._on(images.device)
         whitened = torch.nn.functional.normalize(device.products(images - center, whiten.T), dim=1)
         found = device.products(whitened, means)
         if not self.missing.any():
             return found
         return torch.where(missing, self.slope * to_text + self.intercept, found)
+
+    def _on(self, device: Any) -> tuple[Any, ...]:
+        """`center`, `whiten`, `means` and `missing` as tensors on a device, moved there once."""
+        import torch
+
+        where, tensors = self.__dict__.get("_moved", (None, ()))
+        if where != device:
+            arrays = (self.center, self.whiten, self.means, self.missing)
+            tensors = tuple(torch.from_numpy(array).to(device) for array in arrays)
+            self.__dict__["_moved"] = device, tensors  # the class is frozen
+        return tuple(tensors)
 
     @cached_property
     def missing(self) -> NDArray[np.bool_]:

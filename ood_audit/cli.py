@@ -2,9 +2,11 @@
 
 import importlib
 import io
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -97,7 +99,8 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
     try:
         # Options work before and after the command's name alike.
         rest = [argument for argument in arguments if argument != "--debug"] if debug else list(arguments)
-        code: Any = cli.main(rest, prog_name="ood-audit", standalone_mode=False, auto_envvar_prefix="OOD_AUDIT")
+        with _showing_warnings():
+            code: Any = cli.main(rest, prog_name="ood-audit", standalone_mode=False, auto_envvar_prefix="OOD_AUDIT")
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -134,6 +137,25 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
             return _interrupted()
         _complain(f"internal error, {type(error).__name__}: {error}; run it again with --debug for the traceback")
         return 1
+
+
+class _Warnings(logging.Handler):
+    """Shows what the library logs, such as that a GPU cannot be used, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"warning: {printable(record.getMessage())}", err=True)
+
+
+@contextmanager
+def _showing_warnings() -> Iterator[None]:
+    logger, handler = logging.getLogger("ood_audit"), _Warnings(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False  # some dependencies set up the root logger
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def _interrupted() -> int:

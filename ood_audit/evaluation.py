@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ood_audit import prompts as tuned
 from ood_audit import vocabulary as vocabularies
 from ood_audit.annotations import Truth
 from ood_audit.errors import UsageError
-from ood_audit.matching import chunks
+from ood_audit.matching import Chunk, map_chunks
 from ood_audit.prototypes import DEFAULT_WEIGHT
 from ood_audit.scoring import Plan, described, name_of, prepare
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
@@ -141,18 +142,19 @@ def _scored(
     store: Store, plan: Plan, device: str
 ) -> tuple[list[str], list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """The ids and paths of all images; by method their ood_score, and the class they are nearest to."""
-    ids: list[str] = []
-    paths: list[str] = []
-    collected: dict[str, list[NDArray[Any]]] = {method: [] for method in plan.runs}
-    nearest: dict[str, list[NDArray[Any]]] = {method: [] for method in plan.runs}
-    for chunk in chunks(store, plan.target, device):
-        ids += chunk.image_ids
-        paths += chunk.paths
-        for method, (function, settings) in plan.runs.items():
-            collected[method].append(-chunk.raw(function, settings).double().cpu().numpy())
-            nearest[method].append(chunk.similarities(settings["prototypes"]).argmax(dim=1).cpu().numpy())
-    joined = [{method: np.concatenate(parts) for method, parts in of.items()} for of in (collected, nearest)]
-    return ids, paths, joined[0], joined[1]
+
+    def compute(chunk: Chunk) -> tuple[list[str], list[str], list[NDArray[Any]], list[NDArray[Any]]]:
+        runs = plan.runs.values()
+        # Apple's GPUs have no float64.
+        values = [-chunk.raw(function, settings).cpu().double().numpy() for function, settings in runs]
+        nearest = [chunk.similarities(settings["prototypes"]).argmax(dim=1).cpu().numpy() for _, settings in runs]
+        return chunk.image_ids, chunk.paths, values, nearest
+
+    ids, paths, values, nearest = zip(*map_chunks(store, plan.target, device, compute), strict=True)
+    joined = [
+        dict(zip(plan.runs, map(np.concatenate, zip(*parts, strict=True)), strict=True)) for parts in (values, nearest)
+    ]
+    return list(chain.from_iterable(ids)), list(chain.from_iterable(paths)), joined[0], joined[1]
 
 
 def _shown(plan: Plan, method: str) -> str:

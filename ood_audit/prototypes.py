@@ -74,9 +74,7 @@ class Prototypes:
 
         from ood_audit.encoders import device
 
-        center, whiten, means, missing = (
-            torch.as_tensor(a, device=images.device) for a in (self.center, self.whiten, self.means, self.missing)
-        )
+        center, whiten, means, missing = self._on(images.device)
         whitened = torch.nn.functional.normalize(device.products(images - center, whiten.T), dim=1)
         found = device.products(whitened, means)
         if not self.missing.any():
@@ -87,6 +85,17 @@ class Prototypes:
         """As `cosines`, of NumPy arrays: for few images, where torch would take longer to import."""
         found: Floats = _unit((images - self.center) @ self.whiten) @ self.means.T
         return np.where(self.missing, self.slope * to_text + self.intercept, found).astype(np.float32)
+
+    def _on(self, device: Any) -> tuple[Any, ...]:
+        """`center`, `whiten`, `means` and `missing` as tensors on a device, moved there once."""
+        import torch
+
+        where, tensors = self.__dict__.get("_moved", (None, ()))
+        if where != device:
+            arrays = (self.center, self.whiten, self.means, self.missing)
+            tensors = tuple(torch.from_numpy(array).to(device) for array in arrays)
+            self.__dict__["_moved"] = device, tensors  # the class is frozen
+        return tuple(tensors)
 
     @cached_property
     def missing(self) -> NDArray[np.bool_]:

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ood_audit.encoders.clip import ClipEncoder
+from ood_audit.encoders.device import is_out_of_memory
 from ood_audit.errors import UsageError
 from ood_audit.metrics import auroc
 from ood_audit.scores.delta_energy import delta_energy
@@ -155,7 +156,11 @@ def fit(
     settings: Settings = Settings(),
     on_progress: Callable[[Figures, int], None] | None = None,
 ) -> Tuned:
-    """Learn the context vectors; the encoder stays as it is. The same seed gives the same result on one machine.
+    """Learn the context vectors; the encoder stays as it is.
+
+    The same seed gives the same result on the same CPU. On a GPU results differ slightly from run to run, because the
+    order in which it adds up is not fixed. If a GPU runs out of memory, fewer prompts are encoded at a time; if it has
+    no room for one, training starts again on the CPU.
 
     Args:
         features: (M, D) float32 unit image features, of this encoder.
@@ -179,6 +184,26 @@ def fit(
         raise UsageError("tuning needs labelled images of two classes or more")
     if labels.min() < 0 or labels.max() >= len(classes) or len(labels) != len(features):
         raise ValueError("labels are indices into classes, one an image")
+    while encoder.device.type != "cpu":
+        try:
+            return _fit(features, labels, classes, encoder, settings, on_progress)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of `except`: the error holds the frames, and they the memory.
+        encoder.shrink_texts(encoder.text_limit)
+    return _fit(features, labels, classes, encoder, settings, on_progress)
+
+
+def _fit(
+    features: Floats,
+    labels: Ints,
+    classes: Sequence[Sequence[str]],
+    encoder: ClipEncoder,
+    settings: Settings,
+    on_progress: Callable[[Figures, int], None] | None,
+) -> Tuned:
+    """`fit`, with as many prompts at a time as the encoder's `text_limit` says."""
     prompts, start = prepare(
         encoder,
         classes,

@@ -132,7 +132,7 @@ def report(
             on_texts=on_texts,
             on_progress=on_progress,
         )
-        duplicates, counts = copies.current(store, near_duplicates)
+        duplicates, counts = copies.current(store, near_duplicates, device=device, on_note=note)
         with connect(store) as db, replacing(store.reports / name) as folder:
             limit_memory(db, store)
             folder.mkdir()

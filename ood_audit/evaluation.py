@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit import metrics, scores
+from ood_audit import metrics, pools, scores
 from ood_audit import prompts as tuned
 from ood_audit import vocabulary as vocabularies
 from ood_audit.errors import UsageError
 from ood_audit.matching import chunks
+from ood_audit.progress import Progress, silent
 from ood_audit.prototypes import DEFAULT_WEIGHT
 from ood_audit.scoring import Plan, described, name_of, prepare
-from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
+from ood_audit.store import DEFAULT_STORE, Store, open_store
+from ood_audit.store.layout import computing
 from ood_audit.text import printable, storable
 from ood_audit.vocabulary import Vocabulary
 
@@ -98,14 +100,15 @@ def evaluate(
     device: str = "auto",
     rounds: int = 200,
     note: Callable[[str], None] = lambda message: None,
-    on_texts: Callable[[int, int], None] | None = None,
+    on_progress: Progress = silent,
 ) -> Evaluation:
     """Score the store with every method and compare with the truth.
 
     Args:
         store: a store or its folder.
         truth: see `read_truth`.
-        only: the scores to evaluate; empty for all.
+        only: the scores to evaluate. Empty for all whose names have been encoded already: `csp` alone has 415,756
+            prompts, which take minutes. `note` is told which scores are left out for that.
         labels: see `ood_audit.score`, as for the others but `rounds`.
         templates: likewise.
         prototypes: likewise; for every score.
@@ -115,7 +118,7 @@ def evaluate(
         device: likewise.
         rounds: resamples for the bootstrap intervals.
         note: likewise.
-        on_texts: likewise.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
         UsageError: the truth or the vocabulary can't be used, or the truth knows no OOD, or no ID, image of the store.
@@ -123,7 +126,7 @@ def evaluate(
     """
     if not isinstance(store, Store):
         store = open_store(store)
-    methods = list(dict.fromkeys(only)) or [*scores.names(), "best"]
+    methods = list(dict.fromkeys(only)) or _ready(store, note)
     for method in methods:
         if method != "best":
             scores.load(method)  # there is one of that name
@@ -133,22 +136,24 @@ def evaluate(
         given["prototypes"] = DEFAULT_WEIGHT * prototypes
     vocabulary = vocabularies.choose(store, labels, templates, note)
     _check_overlap(store, known)
-    with writing(store.root, "scores"):
+    with computing(store.root):
         own = tuned.choose(store, vocabulary, prompts, note)
         plans = {}
         for used in [None] if own is None else [None, own]:
             settings = dict(given)
             if used is not None and not used.recipe["prototypes"]:  # as in `score`
                 settings.setdefault("prototypes", 0.0)
-            plan = prepare(store, vocabulary, used, methods, settings, auto, seed, device, note, on_texts)
+            plan = prepare(store, vocabulary, used, methods, settings, auto, seed, device, note, on_progress)
             plans["none" if used is None else used.name] = plan
+        scored = {name: _scored(store, plan, device, on_progress) for name, plan in plans.items()}
     table: list[dict[str, Any]] = []
-    for name, plan in plans.items():
-        paths, collected, nearest = _scored(store, plan, device)
+    for name, (paths, collected, nearest) in scored.items():
+        plan = plans[name]
         rows = [i for i, path in enumerate(paths) if path in known]
         is_ood = np.array([known[paths[i]].is_ood for i in rows], dtype=np.bool_)
         truths = [known[paths[i]] for i in rows]
         for method, values in collected.items():
+            on_progress("measuring", len(table), len(plans) * len(methods))
             row: dict[str, Any] = {"score": method, "prompts": name}
             for metric, function in metrics.METRICS.items():
                 row[metric] = function(is_ood, values[rows])
@@ -167,6 +172,15 @@ def evaluate(
     )
 
 
+def _ready(store: Store, note: Callable[[str], None]) -> list[str]:
+    """All scores but those whose names would have to be encoded first, which can take many minutes."""
+    slow = [name for name in ("neglabel", "csp") if not pools.are_encoded(store, name)]
+    if slow:
+        asked = " ".join(f"--score {name}" for name in slow)
+        note(f"left out, as their names are not encoded yet, which takes minutes: {', '.join(slow)}; ask with {asked}")
+    return [*(name for name in scores.names() if name not in slow), "best"]
+
+
 def _check_overlap(store: Store, known: dict[str, Truth]) -> None:
     """UsageError where nothing can be compared; before anything is computed."""
     there = [path for (path,) in store.query("SELECT path FROM images WHERE status = 'ok'").rows]
@@ -179,13 +193,15 @@ def _check_overlap(store: Store, known: dict[str, Truth]) -> None:
 
 
 def _scored(
-    store: Store, plan: Plan, device: str
+    store: Store, plan: Plan, device: str, on_progress: Progress
 ) -> tuple[list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """The paths of all images; by method their ood_score, and the class they are nearest to."""
     paths: list[str] = []
     collected: dict[str, list[NDArray[Any]]] = {method: [] for method in plan.runs}
     nearest: dict[str, list[NDArray[Any]]] = {method: [] for method in plan.runs}
+    total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
     for chunk in chunks(store, plan.target, device):
+        on_progress("scoring", len(paths), total)
         paths += chunk.paths
         for method, (function, settings) in plan.runs.items():
             collected[method].append(-chunk.raw(function, settings).double().cpu().numpy())

@@ -88,7 +88,7 @@ def command(
     if given.get("ebm") == "literal":
         given.setdefault("mask", "top")
     settings = Settings(init=None if init.strip().lower() == "random" else init, **given)
-    with progress("embedding") as on_embed, _epochs() as on_epoch:
+    with progress() as on_progress, _epochs() as on_epoch:
         result = tune(
             store,
             labels=labels,
@@ -99,7 +99,7 @@ def command(
             name=name,
             device=device,
             note=note,
-            on_embed=on_embed,
+            on_progress=on_progress,
             on_epoch=on_epoch,
         )
     found = result.tuned

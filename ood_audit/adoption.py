@@ -113,8 +113,8 @@ def adopt(db: duckdb.DuckDBPyConnection, writer: PartWriter) -> Iterator[str]:
     reader = (
         db.cursor()
         .sql(  # `execute` would hold all rows in memory
-            "SELECT outcome, a.uri, a.source, a.path, a.size_bytes, a.mtime_ns, old_uri, old_source, old_path, old_size, "
-            f"old_mtime, {facts}, r.embedding FROM adopted AS a "
+            "SELECT outcome, a.uri, a.source, a.path, a.size_bytes, a.mtime_ns, old_uri, old_source, old_path, "
+            f"old_size, old_mtime, {facts}, r.embedding FROM adopted AS a "
             "JOIN _rows AS r ON r.image_id = a.donor AND r.part = a.donor_part"
         )
         .to_arrow_reader(_ROWS)

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit import annotations, metrics, scores
+from ood_audit import annotations, metrics, pools, scores
 from ood_audit import prompts as tuned
 from ood_audit import vocabulary as vocabularies
 from ood_audit.annotations import Truth
 from ood_audit.errors import UsageError
 from ood_audit.matching import Chunk, map_chunks
+from ood_audit.progress import Progress, silent
 from ood_audit.prototypes import DEFAULT_WEIGHT
 from ood_audit.scoring import Plan, described, name_of, prepare
-from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
+from ood_audit.store import DEFAULT_STORE, Store, open_store
+from ood_audit.store.layout import computing
 from ood_audit.text import printable
 from ood_audit.vocabulary import Vocabulary
 
@@ -59,14 +61,15 @@ def evaluate(
     device: str = "auto",
     rounds: int = 200,
     note: Callable[[str], None] = lambda message: None,
-    on_texts: Callable[[int, int], None] | None = None,
+    on_progress: Progress = silent,
 ) -> Evaluation:
     """Score the store with every method and compare with the truth.
 
     Args:
         store: a store or its folder.
         truth: a file with the columns path and is_ood (0 or 1) and, if known, label; see `annotations`.
-        only: the scores to evaluate; empty for all.
+        only: the scores to evaluate. Empty for all whose names have been encoded already: `csp` alone has 415,756
+            prompts, which take minutes. `note` is told which scores are left out for that.
         labels: see `ood_audit.score`, as for the others but `rounds`.
         templates: likewise.
         prototypes: likewise; for every score.
@@ -76,7 +79,7 @@ def evaluate(
         device: likewise.
         rounds: resamples for the bootstrap intervals.
         note: likewise.
-        on_texts: likewise.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
         UsageError: the truth or the vocabulary can't be used, or the truth knows no OOD, or no ID, image of the store.
@@ -84,7 +87,7 @@ def evaluate(
     """
     if not isinstance(store, Store):
         store = open_store(store)
-    methods = list(dict.fromkeys(only)) or [*scores.names(), "best"]
+    methods = list(dict.fromkeys(only)) or _ready(store, note)
     for method in methods:
         if method != "best":
             scores.load(method)  # there is one of that name
@@ -95,22 +98,24 @@ def evaluate(
     vocabulary = vocabularies.choose(store, labels, templates, note)
     annotations.check_labels(vocabulary, said, f"the truth {printable(str(truth))}")
     _check_overlap(known)
-    with writing(store.root, "scores"):
+    with computing(store.root):
         own = tuned.choose(store, vocabulary, prompts, note)
         plans = {}
         for used in [None] if own is None else [None, own]:
             settings = dict(given)
             if used is not None and not used.recipe["prototypes"]:  # as in `score`
                 settings.setdefault("prototypes", 0.0)
-            plan = prepare(store, vocabulary, used, methods, settings, auto, seed, device, note, on_texts)
+            plan = prepare(store, vocabulary, used, methods, settings, auto, seed, device, note, on_progress)
             plans["none" if used is None else used.name] = plan
+        scored = {name: _scored(store, plan, device, on_progress) for name, plan in plans.items()}
     table: list[dict[str, Any]] = []
-    for name, plan in plans.items():
-        ids, paths, collected, nearest = _scored(store, plan, device)
+    for name, (ids, _, collected, nearest) in scored.items():
+        plan = plans[name]
         rows = [i for i, image_id in enumerate(ids) if image_id in known]
         truths = [known[ids[i]] for i in rows]
         is_ood = np.array([own.is_ood for own in truths], dtype=np.bool_)
         for method, values in collected.items():
+            on_progress("measuring", len(table), len(plans) * len(methods))
             row: dict[str, Any] = {"score": method, "prompts": name}
             for metric, function in metrics.METRICS.items():
                 row[metric] = function(is_ood, values[rows])
@@ -119,6 +124,7 @@ def evaluate(
             row["accuracy"] = _accuracy(truths, nearest[method][rows], vocabulary)
             table.append({**row, "forecast": plan.forecasts.get(method), "settings": _shown(plan, method)})
     table.sort(key=lambda row: -float(row["auroc"]))
+    ids, paths, *_ = scored["none"]
     return Evaluation(
         rows=table,
         images=len(rows),
@@ -126,6 +132,15 @@ def evaluate(
         not_in_store=missing,
         not_in_truth=[path for image_id, path in zip(ids, paths, strict=True) if image_id not in known],
     )
+
+
+def _ready(store: Store, note: Callable[[str], None]) -> list[str]:
+    """All scores but those whose names would have to be encoded first, which can take many minutes."""
+    slow = [name for name in ("neglabel", "csp") if not pools.are_encoded(store, name)]
+    if slow:
+        asked = " ".join(f"--score {name}" for name in slow)
+        note(f"left out, as their names are not encoded yet, which takes minutes: {', '.join(slow)}; ask with {asked}")
+    return [*(name for name in scores.names() if name not in slow), "best"]
 
 
 def _check_overlap(known: dict[str, Truth]) -> None:
@@ -139,7 +154,7 @@ def _check_overlap(known: dict[str, Truth]) -> None:
 
 
 def _scored(
-    store: Store, plan: Plan, device: str
+    store: Store, plan: Plan, device: str, on_progress: Progress
 ) -> tuple[list[str], list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """The ids and paths of all images; by method their ood_score, and the class they are nearest to."""
 
@@ -150,7 +165,13 @@ def _scored(
         nearest = [chunk.similarities(settings["prototypes"]).argmax(dim=1).cpu().numpy() for _, settings in runs]
         return chunk.image_ids, chunk.paths, values, nearest
 
-    ids, paths, values, nearest = zip(*map_chunks(store, plan.target, device, compute), strict=True)
+    total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
+    found, done = [], 0
+    for part in map_chunks(store, plan.target, device, compute):
+        on_progress("scoring", done, total)
+        found.append(part)
+        done += len(part[0])
+    ids, paths, values, nearest = zip(*found, strict=True)
     joined = [
         dict(zip(plan.runs, map(np.concatenate, zip(*parts, strict=True)), strict=True)) for parts in (values, nearest)
     ]

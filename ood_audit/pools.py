@@ -123,7 +123,7 @@ def load(
 ) -> Pool:
     """The pool `name`, one of `NAMES`, of a vocabulary; from the store where it is there, else selected and kept.
 
-    The caller holds the lock of the scores. `on_progress` is called with the number of texts encoded and to encode.
+    `on_progress` is called with the number of texts encoded and to encode.
 
     Raises:
         OodAuditError: a file of the pool in the store is damaged.
@@ -150,13 +150,19 @@ def load(
     return Pool(names, features, found["classes"], found["pairs"])
 
 
+def are_encoded(store: Store, name: str) -> bool:
+    """Whether the store has the text features of all names that the pool `name` is taken from."""
+    corpus = _CORPORA[name]()
+    parts = len(_parts(corpus))
+    return all(_features_path(store, corpus, number).exists() for number in range(parts))
+
+
 def nouns(
     store: Store, encoder: "Callable[[], ClipEncoder] | None" = None, on_progress: Progress | None = None
 ) -> tuple[list[str], NDArray[np.float16]] | None:
     """The names of `background`, those of classes too, and their (M, D) text features.
 
-    From the store; else they are encoded and kept there, or None without an `encoder`. With one, the caller holds the
-    lock of the scores.
+    From the store; else they are encoded and kept there, or None without an `encoder`.
 
     Raises:
         OodAuditError: a file of them in the store is damaged.
@@ -164,8 +170,7 @@ def nouns(
     """
     corpus = _CORPORA["background"]()
     if encoder is None:
-        parts = range(-(-len(corpus.nouns) // _PART))
-        if not all((store.vocabularies / f"wordnet-{corpus.key}-{i:02}.safetensors").exists() for i in parts):
+        if not are_encoded(store, "background"):
             return None
         encoder = _refuse
     return corpus.nouns, _features(store, corpus, encoder, on_progress)
@@ -280,16 +285,12 @@ def _features(
     store: Store, corpus: _Corpus, encoder: "Callable[[], ClipEncoder]", on_progress: Progress | None
 ) -> NDArray[np.float16]:
     """(M, D) of a corpus, from the store where they are. Kept in parts, so that an encoding of hours can be resumed."""
-    parts = [
-        (words[start : start + _PART], prompts)
-        for words, prompts in ((corpus.nouns, corpus.noun_prompts), (corpus.adjectives, corpus.adjective_prompts))
-        for start in range(0, len(words), _PART)
-    ]
+    parts = _parts(corpus)
     total = sum(len(words) * len(prompts) for words, prompts in parts)
     done = 0
     features: list[NDArray[np.float16]] = []
     for number, (words, prompts) in enumerate(parts):
-        path = store.vocabularies / f"wordnet-{corpus.key}-{number:02}.safetensors"
+        path = _features_path(store, corpus, number)
         found = _read(path, corpus.key)
         if found is None:
             blocks = []
@@ -304,6 +305,19 @@ def _features(
             done += len(words) * len(prompts)
         features.append(found["features"])
     return np.concatenate(features)
+
+
+def _parts(corpus: _Corpus) -> list[tuple[list[str], tuple[str, ...]]]:
+    """The words of each file of features, and their prompts."""
+    return [
+        (words[start : start + _PART], prompts)
+        for words, prompts in ((corpus.nouns, corpus.noun_prompts), (corpus.adjectives, corpus.adjective_prompts))
+        for start in range(0, len(words), _PART)
+    ]
+
+
+def _features_path(store: Store, corpus: _Corpus, number: int) -> "Path":
+    return store.vocabularies / f"wordnet-{corpus.key}-{number:02}.safetensors"
 
 
 def _encode(

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,8 +15,9 @@ from ood_audit import prompts as tuned
 from ood_audit import scores
 from ood_audit import vocabulary as vocabularies
 from ood_audit.errors import OodAuditError, StoreError, UsageError
+from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
-from ood_audit.store.layout import read_json, replacing, write_json
+from ood_audit.store.layout import COMMIT_SECONDS, computing, read_json, replacing, write_json
 from ood_audit.text import printable
 from ood_audit.vocabulary import Vocabulary
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from ood_audit.references import Calibration
 
 Note = Callable[[str], None]
-Progress = Callable[[int, int], None]
 _CHOSEN = ("delta-energy", "best")  # methods whose settings are chosen on the data
 _FORMAT = 5  # of the files: scores with other columns, or without their prototypes, are not taken up
 _OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
@@ -102,10 +102,8 @@ def score(
     auto: bool = True,
     seed: int = 0,
     device: str = "auto",
-    lock_held: bool = False,
     note: Note = lambda message: None,
-    on_texts: Progress | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = silent,
 ) -> Scores:
     """Score every readable image; what was scored before and has not changed is taken as it is.
 
@@ -124,10 +122,8 @@ def score(
         auto: choose what is not given by leaving classes out, see `ood_audit.selection`.
         seed: of that choice.
         device: where the matrix product runs.
-        lock_held: the caller is inside of `writing(store.root, "scores")`.
         note: told, in a sentence, what was chosen where the caller did not say.
-        on_texts: called with the number of names encoded and to encode, where a pool of names has to be.
-        on_progress: called with the number of images done and to do.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
         UsageError: the vocabulary or a setting makes no sense. StoreError: no store, or another is writing.
@@ -153,7 +149,7 @@ def score(
         raise UsageError(f"--score best chooses --{own[0].replace('_', '-')} too; leave that out, or name a score")
     if method not in _CHOSEN:
         settings_of(method, scores.load(method), {}, given)
-    with nullcontext() if lock_held else writing(store.root, "scores"):
+    with computing(store.root):
         own_prompts = tuned.choose(store, chosen, prompts, note)
         if own_prompts and not own_prompts.recipe["prototypes"]:
             given.setdefault("prototypes", 0.0)
@@ -170,14 +166,19 @@ def score(
         key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
         path = store.scores / f"{key}.parquet"
         reused = path.exists() and path.with_suffix(".json").exists()  # the recipe is written last
-        if not reused:
-            plan = prepare(store, chosen, own_prompts, [method], given, auto, seed, device, note, on_texts)
-            _write(store, path, plan, method, chosen, total, device, on_progress)
-            _keep_prototypes(path, plan, method)
-            write_json(path.with_suffix(".json"), {**request, **_found(plan, method)})
-            _drop_outdated(store, request["generation"])
-        found = read_json(path.with_suffix(".json"))
-        store.set_current(vocabulary=chosen.id, scores=key)
+        with ExitStack() as lock:
+            if reused:
+                lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
+            else:
+                plan = prepare(store, chosen, own_prompts, [method], given, auto, seed, device, note, on_progress)
+                with replacing(path) as temporary:
+                    _write(store, temporary, plan, method, chosen, total, device, counting(on_progress, "scoring"))
+                    lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
+                _keep_prototypes(path, plan, method)
+                write_json(path.with_suffix(".json"), {**request, **_found(plan, method)})
+                _drop_outdated(store, request["generation"])
+            found = read_json(path.with_suffix(".json"))
+            store.set_current(vocabulary=chosen.id, scores=key)
     return Scores(
         store=store,
         vocabulary=chosen,
@@ -202,9 +203,9 @@ def prepare(
     seed: int,
     device: str,
     note: Note,
-    on_texts: Progress | None,
+    on_progress: Progress,
 ) -> Plan:
-    """Settle the settings of some scores and bring together what they need. The caller holds the lock of the scores."""
+    """Settle the settings of some scores, and bring together what they need."""
     import torch
 
     from ood_audit import pools, prototypes, references, selection
@@ -219,17 +220,19 @@ def prepare(
         from ood_audit.encoders.clip import load_same_encoder
 
         if not encoders:
+            on_progress("loading the model")
             encoders.append(load_same_encoder(store.encoder, device=device))
         return encoders[0]
 
     def pool(name: str) -> "pools.Pool":
         if name not in loaded:
-            loaded[name] = pools.load(store, vocabulary, name, encoder, on_texts)
+            loaded[name] = pools.load(store, vocabulary, name, encoder, counting(on_progress, "encoding names"))
         return loaded[name]
 
     loaded: dict[str, pools.Pool] = {}
     text = prompts.class_features if prompts else vocabularies.cached_features(store, vocabulary, encoder)
     defaults = _defaults(store, encoder)
+    on_progress("reading the features")
     found, sample = references.collect(
         store, vocabulary, text, prompts.labelled if prompts else None, defaults, seed=seed
     )
@@ -241,7 +244,15 @@ def prepare(
         if method in _CHOSEN and auto and enough:
             grid = selection.Grid.around(given, every_score=method == "best", encoder=defaults)
             background = pool("background") if True in grid.background else None
-            chosen = selection.select(sample, text, defaults, grid=grid, background=background, seed=seed)
+            chosen = selection.select(
+                sample,
+                text,
+                defaults,
+                grid=grid,
+                background=background,
+                seed=seed,
+                on_progress=counting(on_progress, "choosing settings"),
+            )
             runs[method] = (scores.load(chosen.method), chosen.settings)
             forecasts[method] = chosen.forecast
         else:
@@ -346,9 +357,9 @@ def _write(
     vocabulary: Vocabulary,
     total: int,
     device: str,
-    on_progress: Progress | None,
+    on_progress: Callable[[int, int], None],
 ) -> None:
-    """Stream the store through a plan's only method into a Parquet file."""
+    """Stream the store through a plan's only method into a Parquet file at `path`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -365,9 +376,8 @@ def _write(
     given_by_folder = lru_cache(maxsize=65_536)(vocabulary.class_of)
     done, waiting, rows = 0, [], 0
     with (
-        replacing(path) as temporary,
         pq.ParquetWriter(
-            temporary, schema, compression="zstd", use_dictionary=["label", "label_2", "given_label"]
+            path, schema, compression="zstd", use_dictionary=["label", "label_2", "given_label"]
         ) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="scores") as thread,
     ):
@@ -381,8 +391,7 @@ def _write(
                 writing_of.result()
                 writing_of = thread.submit(writer.write_table, pa.Table.from_batches(waiting), rows)
                 waiting, rows = [], 0
-            if on_progress is not None:
-                on_progress(done, total)
+            on_progress(done, total)
         writing_of.result()
         if waiting:
             writer.write_table(pa.Table.from_batches(waiting), rows)

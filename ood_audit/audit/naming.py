@@ -21,7 +21,7 @@ import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,8 +32,10 @@ from numpy.typing import NDArray
 
 from ood_audit import pools, wordnet
 from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.progress import Progress, counting, silent
 from ood_audit.prototypes import sample
-from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
+from ood_audit.store import DEFAULT_STORE, Store, open_store
+from ood_audit.store.layout import computing
 from ood_audit.store.parts import iter_features
 
 if TYPE_CHECKING:
@@ -122,7 +124,7 @@ def suggest(
     *,
     most: int = 50,
     device: str = "auto",
-    on_texts: Callable[[int, int], None] | None = None,
+    on_progress: Progress = silent,
 ) -> Suggestions:
     """Name what is in a store's images, without a list of classes.
 
@@ -132,7 +134,7 @@ def suggest(
         store: a store or its folder.
         most: how many names at most.
         device: for the encoder, if the nouns have to be encoded.
-        on_texts: called with the number of names encoded and to encode.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
         UsageError: `most` makes no sense. StoreError: no store, or another is writing.
@@ -153,16 +155,19 @@ def suggest(
     def encoder() -> "ClipEncoder":
         from ood_audit.encoders.clip import load_same_encoder
 
+        on_progress("loading the model")
         return load_same_encoder(store.encoder, device=device)
 
-    with writing(store.root, "scores"):
-        nouns = pools.nouns(store, encoder, on_texts)
-    assert nouns is not None  # noqa: S101  with an encoder they are always there
-    sampled, _ = _collect(store, total, {})
-    likeness = _likeness(*nouns, sampled)
-    centers, labels = clusters(sampled)
-    names = name_clusters(centers, np.bincount(labels, minlength=len(centers)), likeness, most)
-    return _counted(store, centers, names, total)
+    with computing(store.root):
+        nouns = pools.nouns(store, encoder, counting(on_progress, "encoding names"))
+        assert nouns is not None  # noqa: S101  with an encoder they are always there
+        on_progress("putting like images together")
+        sampled, _ = _collect(store, total, {})
+        likeness = _likeness(*nouns, sampled)
+        centers, labels = clusters(sampled)
+        on_progress("naming the groups")
+        names = name_clusters(centers, np.bincount(labels, minlength=len(centers)), likeness, most)
+        return _counted(store, centers, names, total)
 
 
 def name_images(

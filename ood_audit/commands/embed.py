@@ -56,8 +56,8 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
     from ood_audit.embedding import OUTCOMES, embed
     from ood_audit.images.noise import quiet_libraries
 
-    with quiet_libraries(), progress("embedding") as update:
-        result = embed(sources, on_start=_announce, on_progress=update, on_note=_warn, **options)
+    with quiet_libraries(), progress() as on_progress:
+        result = embed(sources, on_start=_announce, on_progress=on_progress, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():
         note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images are left as they were")
     shown = [outcome for outcome in OUTCOMES if outcome != "moved" or result.counts["moved"]]

@@ -27,7 +27,13 @@ SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood
     metavar="FILE",
     help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
 )
-@click.option("--score", "only", multiple=True, metavar="SCORE", help="Only this one; repeatable.  [default: all]")
+@click.option(
+    "--score",
+    "only",
+    multiple=True,
+    metavar="SCORE",
+    help="Evaluate only this score; repeatable.  [default: all but those with names to encode]",
+)
 @click.option(
     "--prototypes/--no-prototypes", default=None, help="Give every score pictures of the classes.  [default: chosen]"
 )
@@ -44,8 +50,8 @@ def command(format: str, **options: Any) -> None:
     from ood_audit.evaluation import evaluate
     from ood_audit.metrics import METRICS
 
-    with progress("encoding names", "name") as on_texts:
-        result = evaluate(note=note, on_texts=on_texts, **options)
+    with progress() as on_progress:
+        result = evaluate(note=note, on_progress=on_progress, **options)
     if format == "table":
         rows = [[_with_interval(row, name) if name in METRICS else row[name] for name in SHOWN] for row in result.rows]
         print_rows(SHOWN, rows, format)

@@ -33,8 +33,8 @@ def suggest(store: str, most: int, device: str, format: str) -> None:
     from ood_audit.audit.naming import as_labels
     from ood_audit.audit.naming import suggest as name
 
-    with progress("encoding names", "name") as on_texts:
-        found = name(store, most=most, device=device, on_texts=on_texts)
+    with progress() as on_progress:
+        found = name(store, most=most, device=device, on_progress=on_progress)
     if format == "labels":
         click.echo(as_labels(found), nl=False)
     else:

@@ -108,13 +108,12 @@ def command(
         from ood_audit.vocabulary import template_set as prompts
 
         template = prompts(template_set)
-    with quiet_libraries(), progress("encoding names", "name") as on_texts, progress("scoring") as on_progress:
+    with quiet_libraries(), progress() as on_progress:
         result = report(
             templates=template or None,
             method=score,
             background={"auto": None, "on": True, "off": False}[background],
             note=note,
-            on_texts=on_texts,
             on_progress=on_progress,
             **options,
         )

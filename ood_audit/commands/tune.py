@@ -91,7 +91,7 @@ def command(
     if given.get("ebm") == "literal":
         given.setdefault("mask", "top")
     settings = Settings(init=None if init.strip().lower() == "random" else init, **given)
-    with quiet_libraries(), progress("embedding") as on_embed, _epochs() as on_epoch:
+    with quiet_libraries(), progress() as on_progress, _epochs() as on_epoch:
         result = tune(
             store,
             labels=labels,
@@ -102,7 +102,7 @@ def command(
             name=name,
             device=device,
             note=note,
-            on_embed=on_embed,
+            on_progress=on_progress,
             on_epoch=on_epoch,
         )
     found = result.tuned

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import duckdb
 
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store import findings
+from ood_audit.store import findings, owned
 from ood_audit.store.layout import Store, read_json, span
 from ood_audit.text import JsonText, printable, storable
 
@@ -72,9 +72,16 @@ class Rows:
 
 @contextmanager
 def connect(
-    store: Store, parts: list[Path] | None = None, *, report: str | None = None
+    store: Store, parts: list[Path] | None = None, *, report: str | None = None, current: dict[str, Any] | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory DuckDB with the views of `store` (or of some of its parts, or with the findings of some `report`).
+    """An in-memory DuckDB with the views of a store.
+
+    Args:
+        store: the store.
+        parts: the parts to read; None for all that are in force.
+        report: the report whose findings are the view `issues`; None for the last one.
+        current: which vocabulary, scores and decisions the views show, as `Store.current` gives them; None for those
+            that were last used. A report names its own, as another report may be made at the same time.
 
     Raises:
         StoreError: a file of the store can't be read; also when that shows only inside of the `with`.
@@ -84,7 +91,8 @@ def connect(
     parts = store.parts if parts is None else parts
     try:
         with _interruptible(connection):
-            _create_views(connection, store, parts, report or store.current_report)
+            current = store.current() if current is None else current
+            _create_views(connection, store, parts, report or store.current_report, current)
             yield connection
     except (RuntimeError, duckdb.InterruptException) as error:  # how DuckDB passes a Ctrl-C on
         if "interrupt" in str(error).lower():
@@ -101,9 +109,9 @@ def connect(
 
 
 def limit_memory(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
-    """Have DuckDB sort and join in a gigabyte, and then on disk; for who holds the lock of the scores."""
+    """Have DuckDB sort and join in a gigabyte, and then on disk, in a folder of this process's own."""
     connection.execute("SET memory_limit = '1GB'")
-    connection.execute("SET temp_directory = ?", [str(store.root / ".spill.tmp")])
+    connection.execute("SET temp_directory = ?", [str(owned.temporary(store.root / "spill"))])
 
 
 @contextmanager
@@ -145,14 +153,15 @@ def merged() -> StoreError:
     return StoreError("parts of the store were merged meanwhile by `ood-audit compact`; run the command again")
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path], report: str) -> None:
+def _create_views(
+    connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path], report: str, current: dict[str, Any]
+) -> None:
     connection.execute(_ROWS)
     _view(connection, "_parts", parts, "_no_rows", union_by_name=True)
     # By name, as parts of 0.1.0 have no column `note`.
     connection.execute("CREATE VIEW _rows AS FROM _no_rows UNION ALL BY NAME FROM _parts")
     connection.execute(_IMAGES)
     connection.execute(_SCORES)
-    current = store.current()
     scores = store.scores / f"{current.get('scores')}.parquet"
     _view(connection, "scores", [scores] if scores.exists() else [], "_no_scores")
     connection.execute(_DECISIONS)

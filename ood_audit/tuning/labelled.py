@@ -10,6 +10,7 @@ import numpy as np
 from ood_audit import annotations
 from ood_audit.errors import UsageError
 from ood_audit.names import near
+from ood_audit.progress import Progress
 from ood_audit.prompts import Labelled
 from ood_audit.store import Store, open_store
 from ood_audit.store.parts import iter_features
@@ -30,7 +31,7 @@ def from_folder(
     folder: str | Path,
     device: str,
     note: Note,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Progress,
 ) -> Labelled:
     """The images of FOLDER/CLASS, embedded by the store's encoder into a store of their own inside of it.
 

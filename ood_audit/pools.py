@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit import wordnet
+from ood_audit import texts, wordnet
 from ood_audit.errors import OodAuditError
 from ood_audit.store.layout import Store, replacing
 from ood_audit.text import printable
-from ood_audit.vocabulary import DEFAULT_TEMPLATE, Vocabulary
+from ood_audit.vocabulary import DEFAULT_TEMPLATE, Vocabulary, cached_features
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,6 +129,8 @@ def load(
         OodAuditError: a file of the pool in the store is damaged.
 
     """
+    if name == "background" and (imported := texts.background(store)) is not None:
+        return _imported_background(store, vocabulary, *imported, encoder)
     corpus = _CORPORA[name]()
     names = corpus.nouns + corpus.adjectives
     path = store.vocabularies / f"{vocabulary.id}-{name}.safetensors"
@@ -148,6 +150,24 @@ def load(
     if name != "background":
         names, features = [names[row] for row in rows], features[rows]
     return Pool(names, features, found["classes"], found["pairs"])
+
+
+def _imported_background(
+    store: Store,
+    vocabulary: Vocabulary,
+    names: list[str],
+    features: NDArray[np.float32],
+    encoder: "Callable[[], texts.TextEncoder]",
+) -> Pool:
+    """The background of a store whose background names were imported with their vectors."""
+    classes = cached_features(store, vocabulary, encoder)
+    return Pool(names, features.astype(np.float16), classes, naming(names, features, vocabulary, classes))
+
+
+def is_available(store: Store, name: str) -> bool:
+    """Whether a pool can be had: imported vectors without a model have a background only if it was imported too."""
+    without_model = store.encoder.is_imported and store.encoder.model == "imported"
+    return not without_model or (name == "background" and texts.background(store) is not None)
 
 
 def are_encoded(store: Store, name: str) -> bool:

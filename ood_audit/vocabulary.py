@@ -7,17 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit import texts
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.store.layout import Store, read_json, replacing, write_json
 from ood_audit.text import printable
-
-if TYPE_CHECKING:
-    from ood_audit.encoders.clip import ClipEncoder
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 TEMPLATE_SETS = ("openai-imagenet", "simple")
@@ -166,6 +163,9 @@ def choose(
     if last is not None:
         vocabulary = load(store, last)
         note(f"vocabulary: the {len(vocabulary.classes)} classes last used with this store")
+    elif names := texts.class_names(store):
+        vocabulary = Vocabulary(tuple((name,) for name in names))
+        note(f"vocabulary: the {len(names)} imported names; give a list with --labels FILE")
     elif (from_names := from_folders(store)) is not None:
         vocabulary = from_names
         note(f"vocabulary: the {len(vocabulary.classes)} folder names; give a list with --labels FILE")
@@ -174,7 +174,9 @@ def choose(
     return Vocabulary(vocabulary.classes, check_templates(templates)) if templates else vocabulary
 
 
-def cached_features(store: Store, vocabulary: Vocabulary, encoder: "Callable[[], ClipEncoder]") -> NDArray[np.float32]:
+def cached_features(
+    store: Store, vocabulary: Vocabulary, encoder: "Callable[[], texts.TextEncoder]"
+) -> NDArray[np.float32]:
     """The (K, D) text features of a vocabulary, from the store where they are; else encoded and kept there.
 
     Raises:
@@ -190,7 +192,9 @@ def cached_features(store: Store, vocabulary: Vocabulary, encoder: "Callable[[],
             return load_file(path)["features"]
         except (SafetensorError, KeyError) as error:
             raise OodAuditError(f"{path} is damaged; delete it and run the command again") from error
-    features = vocabulary.features(encoder().encode_texts)
+    features = texts.class_features(store, vocabulary.classes)
+    if features is None:
+        features = vocabulary.features(encoder().encode_texts)
     with replacing(path) as temporary:
         save_file({"features": features}, temporary)
     write_json(

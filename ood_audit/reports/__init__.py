@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from duckdb import DuckDBPyConnection
 
-from ood_audit import __version__
+from ood_audit import __version__, texts
 from ood_audit import prompts as tuned
 from ood_audit.audit import copies, decisions, issues, naming
 from ood_audit.audit.decisions import Decisions
@@ -29,8 +29,6 @@ from ood_audit.vocabulary import cached_features
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from ood_audit.encoders.clip import ClipEncoder
 
 DEFAULT_NAME = "latest"
 
@@ -180,12 +178,7 @@ def _connected(store: Store, scores: Scores, current: dict[str, Any]) -> Iterato
 
 def _text(scores: Scores, device: str) -> "NDArray[np.float32]":
     """(K, D): what the classes were compared by; in the store since they were scored."""
-
-    def encoder() -> "ClipEncoder":
-        from ood_audit.encoders.clip import load_same_encoder
-
-        return load_same_encoder(scores.store.encoder, device=device)
-
+    encoder = texts.encoder_of(scores.store, device)
     found = tuned.choose(scores.store, scores.vocabulary, scores.prompts, lambda message: None)
     return found.class_features if found else cached_features(scores.store, scores.vocabulary, encoder)
 

@@ -29,7 +29,7 @@ _READABLE = (1, 2)  # 1 is 2 without merged parts; `raise_version` is all that i
 DEFAULT_STORE = ".ood-audit"
 COMMIT_SECONDS = 20.0  # how long a finished score run or report waits for another one to take its name
 _WRITES = {  # the temporary files of each kind of writer
-    "images": ("images/.*", "index/.*", "runs/.*", ".store.json.*", ".images.writer.json.*"),
+    "images": ("images/.*", "index/.*", "runs/.*", "texts/.*", ".import*", ".store.json.*", ".images.writer.json.*"),
     "scores": (
         *("vocabularies/.*", "prompts/.*", "scores/.*", "reports/.*"),
         *(".current.json.*", ".score_defaults.json.*", ".duplicates.parquet.*", ".spill*", ".scores.writer.json.*"),

@@ -32,7 +32,14 @@ _WRITES = {  # the temporary files of each kind of writer
     "images": ("images/.*", "index/.*", "runs/.*", "texts/.*", ".import*", ".store.json.*", ".images.writer.json.*"),
     "scores": (
         *("vocabularies/.*", "prompts/.*", "scores/.*", "reports/.*"),
-        *(".current.json.*", ".score_defaults.json.*", ".duplicates.parquet.*", ".spill*", ".scores.writer.json.*"),
+        *(
+            ".current.json.*",
+            ".score_defaults.json.*",
+            ".duplicates.parquet.*",
+            ".spill*",
+            ".scores.writer.json.*",
+            ".reader-*",
+        ),
     ),
 }
 

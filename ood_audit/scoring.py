@@ -214,7 +214,7 @@ def prepare(
 
     def pool(name: str) -> "pools.Pool":
         if name not in loaded:
-            loaded[name] = pools.load(store, vocabulary, name, encoder, counting(on_progress, "encoding names"))
+            loaded[name] = pools.load(store, vocabulary, name, encoder, counting(on_progress, "encoding names"), note)
         return loaded[name]
 
     loaded: dict[str, pools.Pool] = {}

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 SYNSETS = Path(__file__).with_name("synsets.parquet")
+ORDER = Path(__file__).with_name("background_order.npy")
 PLURALS = Path(__file__).with_name("plurals.parquet")
 # The lexicographer files of what can be seen in a picture.
 PHYSICAL = tuple(
@@ -86,6 +87,18 @@ def names(*files: str) -> list[str]:
     table = pq.read_table(SYNSETS, columns=["file", "names"])
     table = table.filter(pc.is_in(table["file"].cast("string"), pa.array(files, pa.string())))
     return sorted(pc.unique(pc.list_element(table["names"], 0)).to_pylist())
+
+
+@lru_cache(maxsize=1)
+def coarse_to_fine() -> list[int]:
+    """The order of the background's names in which the first n of them cover the rest, as row numbers.
+
+    They count the physical nouns of up to three words in sorted order.
+    """
+    import numpy as np
+
+    order: list[int] = np.load(ORDER, allow_pickle=False).tolist()
+    return order
 
 
 def same_thing(name: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import keyword
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ from ood_audit.text import printable
 
 COMMANDS = {
     "embed": "Embed images into the store.",
+    "import": "Make a store of vectors computed elsewhere.",
     "labels": "Suggest a list of classes.",
     "tune": "Fit prompts to labelled images.",
     "report": "Score, rank and report what is out of distribution.",
@@ -39,7 +41,8 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"ood_audit.commands.{cmd_name}")
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"ood_audit.commands.{name}")
         command: click.Command = module.command
         return command
 

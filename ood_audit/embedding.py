@@ -375,6 +375,11 @@ def _check_encoder(
 ) -> "ClipEncoder | Workers | None":
     """Refuse (StoreError) an encoder that is not the store's. One that had to be loaded to know is returned."""
     mine = store.encoder
+    if mine.is_imported:
+        raise StoreError(
+            f"the store {printable(str(store.root))} holds imported vectors; add more with `ood-audit import`, or "
+            "embed into another store with --store DIR"
+        )
     remedy = (
         f"the store {printable(str(store.root))} holds features of --model {mine.model} --precision {mine.precision}: "
         "leave these options out, or start another store with --store DIR"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit import annotations, metrics, pools, scores
+from ood_audit import annotations, corpora, metrics, scores
 from ood_audit import prompts as tuned
 from ood_audit import vocabulary as vocabularies
 from ood_audit.annotations import Truth
@@ -136,7 +136,7 @@ def evaluate(
 
 def _ready(store: Store, note: Callable[[str], None]) -> list[str]:
     """All scores but those whose names would have to be encoded first, which can take many minutes."""
-    slow = [name for name in ("neglabel", "csp") if not pools.are_encoded(store, name)]
+    slow = [name for name in ("neglabel", "csp") if not corpora.are_encoded(store, name)]
     if slow:
         asked = " ".join(f"--score {name}" for name in slow)
         note(f"left out, as their names are not encoded yet, which takes minutes: {', '.join(slow)}; ask with {asked}")

@@ -6,14 +6,15 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ood_audit import prompts as tuned
-from ood_audit import scores
+from ood_audit import scores, texts
 from ood_audit import vocabulary as vocabularies
+from ood_audit.encoders.identity import IMPORTED
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
@@ -22,7 +23,6 @@ from ood_audit.text import printable
 from ood_audit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from ood_audit.encoders.clip import ClipEncoder
     from ood_audit.matching import Chunk, Target
     from ood_audit.prompts import Prompts
     from ood_audit.prototypes import Prototypes
@@ -214,19 +214,11 @@ def prepare(
 
     torch.manual_seed(seed)
     choose_device(device)
-    encoders: list[ClipEncoder] = []
-
-    def encoder() -> "ClipEncoder":
-        from ood_audit.encoders.clip import load_same_encoder
-
-        if not encoders:
-            on_progress("loading the model")
-            encoders.append(load_same_encoder(store.encoder, device=device))
-        return encoders[0]
+    encoder = texts.encoder_of(store, device, on_progress)
 
     def pool(name: str) -> "pools.Pool":
         if name not in loaded:
-            loaded[name] = pools.load(store, vocabulary, name, encoder, counting(on_progress, "encoding names"))
+            loaded[name] = pools.load(store, vocabulary, name, encoder, counting(on_progress, "encoding names"), note)
         return loaded[name]
 
     loaded: dict[str, pools.Pool] = {}
@@ -243,6 +235,8 @@ def prepare(
     for method in methods:
         if method in _CHOSEN and auto and enough:
             grid = selection.Grid.around(given, every_score=method == "best", encoder=defaults)
+            if not pools.is_available(store, "background"):
+                grid = replace(grid, background=(False,))
             background = pool("background") if True in grid.background else None
             chosen = selection.select(
                 sample,
@@ -309,11 +303,12 @@ def _check(temperature: float | None, top_c: int | None, reset_to: float | None)
         raise UsageError(f"--reset-to {reset_to}: choose between -1 and 1, as cosines are")
 
 
-def _defaults(store: Store, encoder: Callable[[], "ClipEncoder"]) -> dict[str, Any]:
+def _defaults(store: Store, encoder: Callable[[], texts.TextEncoder]) -> dict[str, Any]:
     """The encoder's settings, read from its weights once and kept in the store."""
     path = store.root / "score_defaults.json"
     if not path.exists():
-        write_json(path, asdict(encoder().score_defaults))
+        own = IMPORTED if store.encoder.is_imported else encoder().score_defaults
+        write_json(path, asdict(own))
     return read_json(path)
 
 

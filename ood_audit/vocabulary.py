@@ -9,20 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit import class_lists, wordnet
+from ood_audit import class_lists, texts, wordnet
 from ood_audit.class_lists import ClassList, Entry
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.names import key, near
 from ood_audit.store.layout import Store, read_json, replacing, write_json
 from ood_audit.text import printable
-
-if TYPE_CHECKING:
-    from ood_audit.encoders.clip import ClipEncoder
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 TEMPLATE_SETS = ("openai-imagenet", "simple")
@@ -284,6 +280,9 @@ def choose(
     elif last is not None:
         vocabulary = load(store, last)
         note(f"vocabulary: the {_counted(vocabulary)} last used with this store: {_some(vocabulary.names)}")
+    elif names := texts.class_names(store):
+        vocabulary = Vocabulary(tuple((name,) for name in names))
+        note(f"vocabulary: the {len(names)} imported names: {_some(names)}; give a list with --labels FILE")
     else:
         found = from_folders(store)
         if found.vocabulary is None:
@@ -350,7 +349,9 @@ def _near_folders(store: Store, vocabulary: Vocabulary) -> str | None:
     return f"{several} no class: {_some(pairs, 5)}; rename the folder, or add its name to the list after |"
 
 
-def cached_features(store: Store, vocabulary: Vocabulary, encoder: "Callable[[], ClipEncoder]") -> NDArray[np.float32]:
+def cached_features(
+    store: Store, vocabulary: Vocabulary, encoder: "Callable[[], texts.TextEncoder]"
+) -> NDArray[np.float32]:
     """The (K, D) text features of a vocabulary, from the store where they are; else encoded and kept there.
 
     Raises:
@@ -367,8 +368,10 @@ def cached_features(store: Store, vocabulary: Vocabulary, encoder: "Callable[[],
             return load_file(path)["features"]
         except (SafetensorError, KeyError) as error:
             raise OodAuditError(f"{path} is damaged; delete it and run the command again") from error
-    _check_context(vocabulary, encoder())
-    features = vocabulary.features(encoder().encode_texts)
+    features = texts.class_features(store, vocabulary.classes)
+    if features is None:
+        _check_context(vocabulary, encoder())
+        features = vocabulary.features(encoder().encode_texts)
     with replacing(path) as temporary:
         save_file({"features": features}, temporary)
     write_json(
@@ -383,7 +386,7 @@ def cached_features(store: Store, vocabulary: Vocabulary, encoder: "Callable[[],
     return features
 
 
-def _check_context(vocabulary: Vocabulary, encoder: "ClipEncoder") -> None:
+def _check_context(vocabulary: Vocabulary, encoder: texts.TextEncoder) -> None:
     """UsageError for two classes that the text tower can't tell apart, as it cuts their names off."""
     length = encoder.tokenize([""]).shape[1]
     shortest = min(len(template.encode()) - 2 for template in vocabulary.templates)
@@ -392,8 +395,8 @@ def _check_context(vocabulary: Vocabulary, encoder: "ClipEncoder") -> None:
         for name in names:
             if len(name.encode()) + shortest < length - 2:  # a token has at least a byte, and two are for both ends
                 continue
-            texts = [template.replace("{}", name) for template in vocabulary.templates]
-            first = seen.setdefault(encoder.tokenize(texts).numpy().tobytes(), k)
+            prompts = [template.replace("{}", name) for template in vocabulary.templates]
+            first = seen.setdefault(encoder.tokenize(prompts).numpy().tobytes(), k)
             if first != k:
                 one, other = (printable(vocabulary.names[i]) for i in (first, k))
                 raise UsageError(

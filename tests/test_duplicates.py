@@ -122,7 +122,7 @@ class PlayedGpu(OnGpu):
     """A GPU played by the CPU, whose memory is full from a certain search on."""
 
     room = 10**9
-    made: "list[PlayedGpu]" = []
+    made: "ClassVar[list[PlayedGpu]]" = []
 
     def __init__(self, batches, total, dimension, device):
         assert device == torch.device("cuda")

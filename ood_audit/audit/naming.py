@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit import pools, wordnet
+from ood_audit import pools, texts, wordnet
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.prototypes import sample
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from scipy.sparse import csr_matrix
 
-    from ood_audit.encoders.clip import ClipEncoder
 
 Floats = NDArray[np.float32]
 MOST = 20_000  # images that are clustered; the others are put into the clusters that are found
@@ -151,14 +150,8 @@ def suggest(
 
     if total < FEW:
         return Suggestions([], total, total)
-
-    def encoder() -> "ClipEncoder":
-        from ood_audit.encoders.clip import load_same_encoder
-
-        on_progress("loading the model")
-        return load_same_encoder(store.encoder, device=device)
-
     with computing(store.root):
+        encoder = texts.encoder_of(store, device, on_progress)
         nouns = pools.nouns(store, encoder, counting(on_progress, "encoding names"))
         assert nouns is not None  # noqa: S101  with an encoder they are always there
         on_progress("putting like images together")

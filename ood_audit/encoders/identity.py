@@ -21,6 +21,16 @@ class EncoderIdentity:
     precision: str
     dimension: int
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether the features were computed elsewhere, so that nothing is known of the encoder but its name."""
+        return self.architecture == "imported"
+
+    @classmethod
+    def imported(cls, model: str | None, weights: str | None, dimension: int) -> "EncoderIdentity":
+        """The identity of vectors that others computed, with the model that encodes the names, if one is known."""
+        return cls(model or "imported", weights, "imported", "", {}, "", "fp32", dimension)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in store.json."""
         return asdict(self)
@@ -67,6 +77,10 @@ class ScoreDefaults:
     temperature: float
     top_c: int
     reset_to: float
+
+
+# For vectors of which only this is likely: that a CLIP model with a logit scale of 100 made them.
+IMPORTED = ScoreDefaults(temperature=0.01, top_c=1, reset_to=0.0)
 
 
 def _short(value: object) -> str:

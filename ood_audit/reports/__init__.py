@@ -7,11 +7,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from ood_audit import __version__
+from ood_audit import __version__, texts
 from ood_audit import prompts as tuned
 from ood_audit.audit import copies, decisions, issues, naming
 from ood_audit.audit.decisions import Decisions
@@ -26,9 +26,6 @@ from ood_audit.store.layout import COMMIT_SECONDS, computing, replacing
 from ood_audit.store.views import connect, limit_memory
 from ood_audit.text import printable
 from ood_audit.vocabulary import cached_features
-
-if TYPE_CHECKING:
-    from ood_audit.encoders.clip import ClipEncoder
 
 DEFAULT_NAME = "latest"
 
@@ -180,12 +177,7 @@ def _connected(store: Store, scores: Scores, current: dict[str, Any]) -> Iterato
 
 def _compared(scores: Scores, device: str) -> Compared:
     """What the classes were compared by; in the store since they were scored."""
-
-    def encoder() -> "ClipEncoder":
-        from ood_audit.encoders.clip import load_same_encoder
-
-        return load_same_encoder(scores.store.encoder, device=device)
-
+    encoder = texts.encoder_of(scores.store, device)
     found = tuned.choose(scores.store, scores.vocabulary, scores.prompts, lambda message: None)
     text = found.class_features if found else cached_features(scores.store, scores.vocabulary, encoder)
     return Compared(text, prototypes_of(scores), scores.parameters["prototypes"])

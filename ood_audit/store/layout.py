@@ -31,7 +31,7 @@ DEFAULT_STORE = ".ood-audit"
 _WINDOWS = os.name == "nt"
 COMMIT_SECONDS = 20.0  # how long a finished score run or report waits for another one to take its name
 _WRITES = {  # the temporary files of each kind of writer
-    "images": ("images/.*", "index/.*", "runs/.*", ".store.json.*", ".images.writer.json.*"),
+    "images": ("images/.*", "index/.*", "runs/.*", "texts/.*", ".import*", ".store.json.*", ".images.writer.json.*"),
     "scores": (
         *("vocabularies/.*", "prompts/.*", "scores/.*", "reports/.*"),
         *(

@@ -15,6 +15,7 @@ from ood_audit.names import key
 
 SYNSETS = Path(__file__).with_name("synsets.parquet")
 ID = re.compile(r"n\d{8}")  # a WordNet id, as ImageNet uses them: n and a noun's offset
+ORDER = Path(__file__).with_name("background_order.npy")
 PLURALS = Path(__file__).with_name("plurals.parquet")
 # The lexicographer files of what can be seen in a picture.
 PHYSICAL = tuple(
@@ -117,6 +118,18 @@ def named(wordnet_id: str) -> tuple[str, ...]:
         return ()
     kinds = [f"{names[row][0]} ({names[above][0]})" for above in hypernyms[row][:1]]
     return (*names[row], *kinds)
+
+
+@lru_cache(maxsize=1)
+def coarse_to_fine() -> list[int]:
+    """The order of the background's names in which the first n of them cover the rest, as row numbers.
+
+    They count the physical nouns of up to three words in sorted order.
+    """
+    import numpy as np
+
+    order: list[int] = np.load(ORDER, allow_pickle=False).tolist()
+    return order
 
 
 def same_thing(name: str) -> set[str]:

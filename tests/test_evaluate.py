@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_two_sources_with_the_same_names_inside_are_told_apart(tmp_path):
     (tmp_path / "truth.csv").write_text("\n".join(truth))
     store = tmp_path / "store"
     ood_audit.embed([tmp_path / "a", tmp_path / "b"], store=store, model="starter", device="cpu")
-    options = {"labels": ["airplane", "cup"], "only": ["mcm"], "rounds": 2, "auto": False}
+    options: dict[str, Any] = {"labels": ["airplane", "cup"], "only": ["mcm"], "rounds": 2, "auto": False}
     result = ood_audit.evaluate(store, truth=tmp_path / "truth.csv", **options)
     assert (result.images, result.ood, result.not_in_store, result.not_in_truth) == (8, 4, [], [])
     ood_audit.score(store, labels=["airplane", "cup"], method="mcm", auto=False)

@@ -2,6 +2,7 @@ import json
 import time
 import unicodedata
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -310,7 +311,7 @@ def test_bare_numbers_are_doubted(tmp_path):
     assert "warning: WordNet 3.0 has no noun n99999999" in notes[1]
 
 
-class FakeEncoder:
+class _FakeEncoder:
     """A text tower of eight tokens, of which two are for both ends: a word is a token."""
 
     def __init__(self):
@@ -325,6 +326,9 @@ class FakeEncoder:
     def encode_texts(self, texts):
         self.texts += texts
         return np.ones((len(texts), 4), np.float32)
+
+
+FakeEncoder: Any = _FakeEncoder
 
 
 def test_names_that_differ_past_the_context_are_refused(tmp_path):

@@ -137,7 +137,8 @@ def find(
         on_note: called when the memory of the GPU is full, and the CPU goes on.
 
     Raises:
-        UsageError: a threshold makes no sense, or the device is not there. StoreError: a file of the store can't be read.
+        UsageError: a threshold makes no sense, or the device is not there.
+        StoreError: a file of the store can't be read.
 
     """
     if not -1 <= cosine <= 1:

@@ -22,7 +22,7 @@ def processes_that_fit(encoder: "ClipEncoder") -> int:
 
     Other GPUs are taken to have as much room. To ask them would make a CUDA context on each, which this process keeps.
     """
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in encoder._model.state_dict().values())  # noqa: SLF001
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in encoder._model.state_dict().values())
     # The activations of a large model are large too, so that its weights stand for both.
     return int((free_bytes(encoder.device) + weights) * _MARGIN) // (_BYTES_EACH + 2 * weights)
 
@@ -31,7 +31,7 @@ def leave_gpu(encoder: "ClipEncoder") -> None:
     """Move an encoder to the CPU, where it goes on working, and give back its memory on the GPU."""
     if encoder.device.type != "cuda":
         return
-    encoder._model.to("cpu")  # noqa: SLF001
-    encoder._mean, encoder._std = encoder._mean.cpu(), encoder._std.cpu()  # noqa: SLF001
+    encoder._model.to("cpu")
+    encoder._mean, encoder._std = encoder._mean.cpu(), encoder._std.cpu()
     encoder.device = torch.device("cpu")
     torch.cuda.empty_cache()

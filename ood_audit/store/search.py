@@ -138,7 +138,7 @@ class _Filling:
 
 
 def _gpus_work() -> bool:
-    """Whether there is a GPU for FAISS. On one that is too old for its kernels FAISS ends the process, so torch is asked."""
+    """Whether FAISS has a GPU to use. On one that is too old for its kernels it ends the process, so torch is asked."""
     if not faiss.get_num_gpus():
         return False
     from ood_audit.encoders.device import choose_device

@@ -139,7 +139,7 @@ class _Filling:
 
 
 def _gpus_work() -> bool:
-    """Whether there is a GPU that works. Torch is asked, as FAISS ends the process on a GPU too old for its kernels."""
+    """Whether FAISS has a GPU to use. On one that is too old for its kernels it ends the process, so torch is asked."""
     if not faiss.get_num_gpus():
         return False
     from ood_audit.encoders.device import choose_device

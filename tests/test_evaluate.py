@@ -156,7 +156,7 @@ def test_two_sources_with_the_same_names_inside_are_told_apart(tmp_path):
 
 def test_opposite_answers_and_unknown_labels_are_refused(store_copy, tmp_path):
     rows = "path,is_ood,label\nairplane/img_0001.jpg,0,airplane\ncup/img_0002.jpg,1,\n"
-    options = {"truth": tmp_path / "truth.csv", "labels": ["airplane", "cup"]}
+    options: dict[str, Any] = {"truth": tmp_path / "truth.csv", "labels": ["airplane", "cup"]}
     (tmp_path / "truth.csv").write_text(f"{rows}./airplane/img_0001.jpg,1,\n")
     with pytest.raises(UsageError, match=r"is ID \(airplane\) in line 2 and OOD in line 4; remove one"):
         ood_audit.evaluate(store_copy, **options)

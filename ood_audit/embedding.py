@@ -224,7 +224,8 @@ class _Run:
         counts = self.result.counts
         unchanged, to_do = self._count()
         counts["unchanged"] += unchanged
-        compared, replaced = 0, []
+        compared = 0
+        replaced: list[ImageRef] = []
         if to_do and self.store.parts:
             compared, replaced = adoption.find(self.db, lambda done, files: self.on_progress(done, files + to_do))
         total = compared + to_do

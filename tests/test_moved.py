@@ -17,6 +17,7 @@ import ood_audit.embedding
 from ood_audit import adoption
 from ood_audit.audit.quarantine import quarantine, restore
 from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.images.decode import decode as decode_image
 from ood_audit.images.sources import file_uri
 from ood_audit.images.storage import local_path
 from ood_audit.store.compaction import compact
@@ -36,16 +37,13 @@ def warm(encoder, monkeypatch):
 @pytest.fixture
 def embedded(monkeypatch):
     """The paths of the images that were decoded; cleared by the test."""
-    from ood_audit.engines import pipeline
-
     seen: list[str] = []
 
     def decode(uri, prepare, **options):
         seen.append(local_path(uri))
-        return original(uri, prepare, **options)
+        return decode_image(uri, prepare, **options)
 
-    original = pipeline.decode
-    monkeypatch.setattr(pipeline, "decode", decode)
+    monkeypatch.setattr("ood_audit.engines.pipeline.decode", decode)
     return seen
 
 
@@ -336,7 +334,7 @@ def test_killed_halfway(pictures, store, tmp_path, monkeypatch, parts_written):
     before = features(store)
     new = pictures.rename(tmp_path / "renamed")
     monkeypatch.setattr(module, "PART_ROWS", 3)  # odd: a part must not end between the two rows of a move
-    written = []
+    written: list[int] = []
     original = module.PartWriter._write
 
     def write(self, path, number):

@@ -110,12 +110,15 @@ def find(db: duckdb.DuckDBPyConnection, on_progress: Callable[[int, int], None])
 def adopt(db: duckdb.DuckDBPyConnection, writer: PartWriter) -> Iterator[str]:
     """Write the rows of the table `adopted`, and yield the outcome of each: `moved`, `added` or `changed`."""
     facts = ", ".join(f"r.{name}" for name in INHERITED)
-    sql = (
-        "SELECT outcome, a.uri, a.source, a.path, a.size_bytes, a.mtime_ns, "
-        f"old_uri, old_source, old_path, old_size, old_mtime, {facts}, r.embedding FROM adopted AS a "
-        "JOIN _rows AS r ON r.image_id = a.donor AND r.part = a.donor_part"
+    reader = (
+        db.cursor()
+        .sql(  # `execute` would hold all rows in memory
+            "SELECT outcome, a.uri, a.source, a.path, a.size_bytes, a.mtime_ns, old_uri, old_source, old_path, "
+            f"old_size, old_mtime, {facts}, r.embedding FROM adopted AS a "
+            "JOIN _rows AS r ON r.image_id = a.donor AND r.part = a.donor_part"
+        )
+        .to_arrow_reader(_ROWS)
     )
-    reader = db.cursor().sql(sql).to_arrow_reader(_ROWS)  # `execute` would hold all rows in memory
     for batch in reader:
         values = batch.column("embedding").flatten().to_numpy(zero_copy_only=False).astype(np.float16)
         features = values.reshape(batch.num_rows, -1)

@@ -20,6 +20,7 @@ from ood_audit import __version__
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve, scan
 from ood_audit.images.storage import file_uri, is_gone, is_remote
+from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
 from ood_audit.store.layout import shown, store_root, write_json
 from ood_audit.store.views import connect
@@ -65,7 +66,7 @@ def embed(
     batch_size: int | None = None,
     engine: str = "local",
     on_start: Callable[["ClipEncoder | Workers"], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress = silent,
     on_note: Callable[[str], None] | None = None,
 ) -> EmbedResult:
     """Find, decode and embed images, and bring the store into step with them.
@@ -87,8 +88,7 @@ def embed(
         engine: `local`, or `ray`: the workers of a Ray cluster read and embed. Each must see the images at the same
             paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
-        on_progress: called with the number of images done and to do. A file that is compared with the store by its
-            content counts twice: once when it is read for that, and once when its row is written.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
         on_note: called with each of the result's `notes`, as soon as there is one.
 
     Raises:
@@ -106,6 +106,7 @@ def embed(
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     root = store_root(store)
+    on_progress("looking for images")
     found = list(dict.fromkeys(_resolved(source, root) for source in sources))
     before = sorted(root.glob("images/part-*"))
     scans = [_begun(source, root) for source in found]
@@ -118,6 +119,7 @@ def embed(
             if encoder is not None:  # the same, from another place: remember that one
                 existing = create_store(root, encoder.identity)
         else:
+            on_progress("loading the model")
             encoder = _loaders(engine).load_encoder(model, weights=weights, device=device, precision=precision)
             if precision == "auto" and engine == "local":
                 encoder.try_bf16(_some_pixels(found, encoder, root))
@@ -194,7 +196,7 @@ class _Run:
         self,
         result: EmbedResult,
         scans: list[_Scan],
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: Progress,
         on_note: Callable[[str], None] | None,
     ) -> None:
         self.id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
@@ -202,7 +204,7 @@ class _Run:
         self.store = result.store
         self.scans = scans
         self.first_unreadable = ""
-        self.on_progress = on_progress or (lambda done, total: None)
+        self.on_progress = on_progress
         self.on_note = on_note or (lambda note: None)
         self.db: duckdb.DuckDBPyConnection
 
@@ -220,15 +222,14 @@ class _Run:
 
         self.db.execute(f"SET memory_limit = '{_SCAN_MEMORY}'")
         self.db.execute("SET temp_directory = ?", [str(self.store.images / ".scan.tmp")])
+        self.on_progress("looking for images")
         self._scan()
         counts = self.result.counts
         unchanged, to_do = self._count()
         counts["unchanged"] += unchanged
-        compared = 0
-        replaced: list[ImageRef] = []
+        compared, replaced = 0, list[ImageRef]()
         if to_do and self.store.parts:
-            compared, replaced = adoption.find(self.db, lambda done, files: self.on_progress(done, files + to_do))
-        total = compared + to_do
+            compared, replaced = adoption.find(self.db, counting(self.on_progress, "comparing files with the store"))
         with PartWriter(self.store, self.id) as writer:
             for image in replaced:
                 writer.remove(image)
@@ -238,18 +239,22 @@ class _Run:
             adopted = 0
             for adopted, outcome in enumerate(adoption.adopt(self.db, writer) if compared else (), start=1):
                 counts[outcome] += 1
-                self.on_progress(compared + adopted, total)
+                self.on_progress("taking over moved files", adopted)
             if to_do > adopted:
+                if encoder is None:
+                    self.on_progress("loading the model")
                 embed_images = importlib.import_module(f"ood_audit.engines.{engine}").embed_images
                 encoder = encoder or _loaders(engine).load_same_encoder(self.store.encoder, device=device)
                 if on_start is not None:
                     on_start(encoder)
+                self.on_progress("embedding", 0, to_do - adopted)
                 images = embed_images(self._work(), encoder, writer, batch_size=batch_size, on_note=self._note)
-                for done, (outcome, image, error) in enumerate(images, start=compared + adopted + 1):
+                for done, (outcome, image, error) in enumerate(images, start=1):
                     counts[outcome] += 1
                     if error is not None and not self.first_unreadable:
                         self.first_unreadable = f"{printable(image.path)}: {error}"
-                    self.on_progress(done, total)
+                    self.on_progress("embedding", done, to_do - adopted)
+        self.on_progress("building the index")
         images = sum(pq.read_metadata(part).num_rows for part in self.store.parts)
         if 2 * self.store.encoder.dimension * images <= BUILD_NOW_BYTES:  # else it would read so much, and give up
             build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
@@ -283,6 +288,7 @@ class _Run:
             "CREATE TABLE listing (source INTEGER, uri VARCHAR, path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)"
         )
         self.db.execute("CREATE TABLE sources (id INTEGER, source VARCHAR, prefix VARCHAR)")
+        listed = 0
         for number, one in enumerate(self.scans):
             # A folder also answers for what other sources found inside of it.
             uri = one.source.partition("?")[0] if is_remote(one.source) else file_uri(one.source)
@@ -292,6 +298,8 @@ class _Run:
                 self.db.register("batch", batch)
                 self.db.execute("INSERT INTO listing SELECT ?, * FROM batch", [number])
                 self.db.unregister("batch")
+                listed += len(batch)
+                self.on_progress("looking for images", listed)
             self.result.skipped.update(one.notes.skipped)
             self.result.unreadable_folders.update(one.notes.unreadable)
         self.db.execute("CREATE TABLE kept (prefix VARCHAR)")
@@ -367,6 +375,11 @@ def _check_encoder(
 ) -> "ClipEncoder | Workers | None":
     """Refuse (StoreError) an encoder that is not the store's. One that had to be loaded to know is returned."""
     mine = store.encoder
+    if mine.is_imported:
+        raise StoreError(
+            f"the store {printable(str(store.root))} holds imported vectors; add more with `ood-audit import`, or "
+            "embed into another store with --store DIR"
+        )
     remedy = (
         f"the store {printable(str(store.root))} holds features of --model {mine.model} --precision {mine.precision}: "
         "leave these options out, or start another store with --store DIR"

@@ -4,17 +4,20 @@ import os
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance
 
 import ood_audit
-from ood_audit.audit import duplicates
+from ood_audit.audit import copies, duplicates, nearest
 from ood_audit.audit.duplicates import Duplicates, find
 from ood_audit.audit.fingerprints import SHAPE, correlations, fingerprint, hash_distances, is_flat
+from ood_audit.audit.nearest import OnGpu
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import UsageError
 from ood_audit.images.decode import decode
@@ -23,6 +26,7 @@ from ood_audit.store import Store, create_store, search
 from ood_audit.store.parts import PartWriter
 from ood_audit.text import storable
 from tests.conftest import EXAMPLES
+from tests.made import unit
 
 DIMENSION = 8
 PHOTOGRAPH = EXAMPLES / "images" / "butterfly" / "img_0008.jpg"
@@ -113,6 +117,116 @@ def test_the_way_of_searching_does_not_change_the_answer(altered, monkeypatch):
     assert [(row.path, row.cluster, row.kind) for row in listed.rows] == [
         (row.path, row.cluster, row.kind) for row in expected.rows
     ]
+
+
+class PlayedGpu(OnGpu):
+    """A GPU played by the CPU, whose memory is full from a certain search on."""
+
+    room = 10**9
+    made: ClassVar[list["PlayedGpu"]] = []
+
+    def __init__(self, batches, total, dimension, device):
+        assert device == torch.device("cuda")
+        super().__init__(batches, total, dimension, torch.device("cpu"))
+        self.chunks: list[int] = []
+        self.made.append(self)
+
+    def _search(self, asked, k):
+        self.chunks.append(self._chunk)
+        if self._chunk > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super()._search(asked, k)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(duplicates, "_gpu", lambda device: torch.device("cuda") if device != "cpu" else None)
+    monkeypatch.setattr("ood_audit.audit.nearest.OnGpu", PlayedGpu)
+    monkeypatch.setattr(PlayedGpu, "made", [])
+    return PlayedGpu
+
+
+def test_a_gpu_compares_all_with_all_and_answers_alike(altered, gpu, monkeypatch):
+    store, _ = altered
+    expected = find(store, device="cpu")
+    assert gpu.made == []
+    monkeypatch.setattr(nearest, "_CHUNK", 16)
+    monkeypatch.setattr(duplicates, "build", pytest.fail)  # no index is built
+    told: list[str] = []
+    found = find(store, on_note=told.append)
+    assert [(row.path, row.cluster, row.kind, row.hash_distance) for row in found.rows] == [
+        (row.path, row.cluster, row.kind, row.hash_distance) for row in expected.rows
+    ]
+    np.testing.assert_allclose([row.cosine for row in found.rows], [row.cosine for row in expected.rows], atol=1e-5)
+    assert gpu.made[0].chunks == [16]
+    assert told == []
+
+
+@pytest.mark.parametrize(("room", "chunks"), [(4, [16, 8, 4]), (1, [16, 8, 4])])
+def test_a_gpu_that_is_full_compares_fewer_at_a_time_then_the_cpu_goes_on(altered, gpu, monkeypatch, room, chunks):
+    store, _ = altered
+    expected = find(store, device="cpu")
+    monkeypatch.setattr(nearest, "_CHUNK", 16)
+    monkeypatch.setattr(nearest, "_SMALLEST_CHUNK", 4)
+    monkeypatch.setattr(gpu, "room", room)
+    told: list[str] = []
+    found = find(store, on_note=told.append)
+    assert [(row.path, row.cluster) for row in found.rows] == [(row.path, row.cluster) for row in expected.rows]
+    assert gpu.made[0].chunks == chunks
+    assert told == ([] if room == 4 else ["no memory left on cuda: near duplicates are looked for on the CPU"])
+
+
+def test_a_gpu_without_room_for_the_features_is_not_used(altered, monkeypatch):
+    class Full:
+        def __init__(self, *arguments):
+            raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(duplicates, "_gpu", lambda device: torch.device("cuda"))
+    monkeypatch.setattr("ood_audit.audit.nearest.OnGpu", Full)
+    store, expected = altered
+    told: list[str] = []
+    assert clusters(find(store, on_note=told.append)) == expected
+    assert told == ["no memory left on cuda: near duplicates are looked for on the CPU"]
+
+
+def test_blocked_products_are_those_of_the_slow_way(monkeypatch):
+    monkeypatch.setattr(nearest, "_CHUNK", 70)
+    vectors = unit(np.random.default_rng(0).normal(size=(300, 24)))
+    index = OnGpu(iter(np.array_split(vectors, 4)), 300, 24, torch.device("cpu"))
+    half = vectors.astype(np.float16).astype(np.float32)
+    cosines, rows = index.search(index.reconstruct_n(20, 50), 65)
+    slow = half[20:70] @ half.T
+    order = np.argsort(-slow, axis=1)[:, :65]
+    np.testing.assert_allclose(cosines, np.take_along_axis(slow, order, axis=1), atol=2e-3)
+    np.testing.assert_allclose(cosines, np.take_along_axis(slow, rows, axis=1), atol=1e-6)
+    assert (rows[:, 0] == np.arange(20, 70)).all()
+    np.testing.assert_array_equal(index.reconstruct_batch(np.array([7, 250])), half[[7, 250]])
+    assert index.search(half[:2], 300)[1].shape == (2, 300)
+
+
+def test_how_many_are_compared_by_default_depends_on_the_device(altered, monkeypatch):
+    store, _ = altered
+    asked: list[bool] = []
+
+    def found(*arguments, near, **options):
+        asked.append(near)
+        return Duplicates([], 0, 0, 0, 0, 0)
+
+    monkeypatch.setattr(duplicates, "find", found)
+    monkeypatch.setattr(copies, "MOST", 10)
+    free, dimension = 12 << 30, store.encoder.dimension
+    monkeypatch.setattr(nearest, "free_bytes", lambda device: free)
+    assert nearest.most_on(torch.device("cuda"), 768) == 4_000_000
+    assert nearest.most_on(torch.device("cuda"), 2048) == (10 << 30) // 4096
+    assert nearest.most_on(torch.device("cpu"), dimension) == nearest.most_on(torch.device("mps"), dimension) == 0
+    monkeypatch.setattr("ood_audit.encoders.device.choose_device", torch.device)
+    for device in ("cpu", "cuda"):
+        copies.current(store, device=device)
+        (store.root / "duplicates.parquet").unlink()
+    free = (2 << 30) + 2 * dimension * 10  # there is no room for more than 10
+    copies.current(store, device="cuda")
+    (store.root / "duplicates.parquet").unlink()
+    assert asked == [False, True, False]
 
 
 def test_the_same_bytes_under_hostile_names(folder):

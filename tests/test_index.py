@@ -1,6 +1,8 @@
 """The index by its size: exact, or inverted lists that find enough; and what is written when the disk is full."""
 
+import errno
 import json
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -68,6 +70,79 @@ def test_what_is_not_found_shows_in_the_recall(features, monkeypatch):
     assert 0 < kind.recall < 0.6
 
 
+class PlayedGpus:
+    """What FAISS has for GPUs, played by the CPU. It keeps the copies that are made, and fails when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.copies: list[faiss.IndexFlatIP] = []
+        self.searched = 0
+        self.fails_at: str | None = None
+        monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
+        monkeypatch.setattr(search, "_gpus_work", lambda: True)
+        monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", self.copy)
+
+    def copy(self, index):
+        assert isinstance(index, faiss.IndexFlatIP)  # nothing but the centres of the lists goes to a GPU
+        stage = "filling" if index.ntotal else "training"
+        if self.fails_at == stage:
+            raise RuntimeError("Error in virtual void* allocMemory:\n\nalloc fail: out of memory on device 0\n")
+        copied = faiss.clone_index(index)
+        real = copied.search
+
+        def assign(features, k):
+            self.searched += len(features)
+            if self.fails_at == "halfway" and self.searched > IMAGES // 2:
+                raise RuntimeError("out of memory on device 0")
+            return real(features, k)
+
+        copied.search = assign
+        self.copies.append(copied)
+        return copied
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_gpus_find_the_lists_and_the_cpu_holds_the_vectors(features, monkeypatch, bits):
+    monkeypatch.setattr(search, "EXACT", 1000)
+    expected, expected_kind = search.build(batches(features), IMAGES, 24, bits=bits)
+    gpus = PlayedGpus(monkeypatch)
+    told: list[str] = []
+    index, kind = search.build(batches(features), IMAGES, 24, bits=bits, on_note=told.append)
+    assert told == []
+    trained, filled = gpus.copies
+    assert trained.ntotal == filled.ntotal == kind.lists == IMAGES // 40
+    assert gpus.searched == IMAGES
+    assert isinstance(index, faiss.IndexIVFScalarQuantizer)
+    assert kind == expected_kind
+    np.testing.assert_array_equal(index.search(features[:100], 10)[1], expected.search(features[:100], 10)[1])
+
+
+@pytest.mark.parametrize("stage", ["training", "halfway", "filling"])
+def test_a_full_gpu_leaves_the_rest_to_the_cpu(features, monkeypatch, stage):
+    monkeypatch.setattr(search, "EXACT", 1000)
+    expected, _ = search.build(batches(features), IMAGES, 24)
+    gpus = PlayedGpus(monkeypatch)
+    gpus.fails_at = stage
+    told: list[str] = []
+    index, kind = search.build(batches(features), IMAGES, 24, on_note=told.append)
+    assert len(told) == 1
+    assert told[0].startswith("FAISS cannot use the GPU")
+    assert told[0].endswith("out of memory on device 0")
+    assert index.ntotal == IMAGES
+    assert kind.recall is not None and kind.recall >= 0.95
+    np.testing.assert_array_equal(index.search(features[:100], 10)[1], expected.search(features[:100], 10)[1])
+
+
+def test_faiss_never_opens_the_file(features, tmp_path):
+    """On Windows it cannot open a path that is not ASCII; here it could, so that its own function must not be asked."""
+    index, _ = search.build(batches(features), IMAGES, 24)
+    path = tmp_path / "Bilder 図" / "features.faiss"
+    path.parent.mkdir()
+    search.write_index(index, path)
+    np.testing.assert_array_equal(search.read_index(path).search(features[:9], 5)[1], index.search(features[:9], 5)[1])
+    faiss.write_index(index, str(tmp_path / "theirs.faiss"))  # as version 0.1.0 did
+    assert path.read_bytes() == (tmp_path / "theirs.faiss").read_bytes()
+
+
 @pytest.fixture
 def store(features, tmp_path):
     vocabulary = Vocabulary(tuple((f"class {k}",) for k in range(4)))
@@ -89,6 +164,17 @@ def test_the_store_keeps_what_its_index_is(store, monkeypatch):
     np.testing.assert_allclose(cosines[:, 0], 1, atol=0.02)
 
 
+def test_the_stores_index_goes_through_files_of_pythons(store, monkeypatch):
+    def from_python(argument, *others):
+        assert not any(isinstance(value, (str, Path)) for value in (argument, *others))
+
+    for name in ("write_index", "read_index"):
+        real = getattr(faiss, name)
+        monkeypatch.setattr(faiss, name, lambda *values, real=real: (from_python(*values), real(*values))[1])
+    batch = next(iter_features(store))
+    assert neighbours(store, batch.features[:1], 1)[0] == [[batch.image_ids[0].as_py()]]
+
+
 def test_embed_does_not_train_one(store, monkeypatch):
     from ood_audit.store import index
 
@@ -102,11 +188,12 @@ def test_a_full_disk_leaves_the_old_index_or_none(store, monkeypatch):
     before = store.index.read_bytes()
     store.index.with_name("index.json").unlink()
 
-    def full(*arguments):
-        raise RuntimeError("Error in fwrite: No space left on device")
+    def full(data):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(faiss, "write_index", full)
+        writer = faiss.PyCallbackIOWriter
+        patch.setattr(faiss, "PyCallbackIOWriter", lambda write: writer(full))
         with pytest.raises(StoreError, match="make room"), writing(store.root, "images"):
             build_index(store)
     assert store.index.read_bytes() == before

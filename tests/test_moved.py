@@ -17,7 +17,6 @@ import ood_audit.embedding
 from ood_audit import adoption
 from ood_audit.audit.quarantine import quarantine, restore
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.images.decode import decode as decode_image
 from ood_audit.images.sources import file_uri
 from ood_audit.images.storage import local_path
 from ood_audit.store.compaction import compact
@@ -37,13 +36,16 @@ def warm(encoder, monkeypatch):
 @pytest.fixture
 def embedded(monkeypatch):
     """The paths of the images that were decoded; cleared by the test."""
+    from ood_audit.engines import pipeline
+
     seen: list[str] = []
 
     def decode(uri, prepare, **options):
         seen.append(local_path(uri))
-        return decode_image(uri, prepare, **options)
+        return original(uri, prepare, **options)
 
-    monkeypatch.setattr("ood_audit.engines.pipeline.decode", decode)
+    original = pipeline.__dict__["decode"]
+    monkeypatch.setattr(pipeline, "decode", decode)
     return seen
 
 

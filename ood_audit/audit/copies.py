@@ -22,12 +22,17 @@ _COLUMNS = {
     **{"kept_path": "string", "cosine": "float32", "hash_distance": "int32"},
     **{"width": "int32", "height": "int32", "size_bytes": "int64"},
 }
-MOST = 200_000  # images: beyond, a report would take minutes for the near duplicates alone
+MOST = 200_000  # images: with more, near duplicates alone take minutes on a CPU; `nearest.MOST` is for a GPU
 _COUNTS = ("clusters", "images", "extra", "unreadable", "flat")
 
 
 def current(
-    store: Store, near: bool | None = None, on_progress: Callable[[int, int], None] | None = None
+    store: Store,
+    near: bool | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    device: str = "auto",
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> tuple[Path, dict[str, int]]:
     """The file of the store's duplicates, a row for each `duplicates.Duplicate`; found anew if images have changed.
 
@@ -35,9 +40,11 @@ def current(
 
     Args:
         store: the store.
-        near: look for near duplicates too, or only for exact ones; by default for near ones of at most `MOST` images,
-            or where they have been found.
+        near: look for near duplicates too, or only for exact ones. By default for near ones of at most `MOST` images,
+            of millions where there is a GPU, or where they have been found.
         on_progress: called with the number of images done and to do.
+        device: see `duplicates.find`.
+        on_note: see `duplicates.find`.
 
     Returns:
         The path, and the counts of `duplicates.Duplicates`: clusters, images, extra, unreadable, flat; and `near`,
@@ -63,8 +70,10 @@ def current(
 
     generation = store.generation
     if near is None:
-        near = store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0] <= MOST
-    found = find(store, near=near, on_progress=on_progress or (lambda done, total: None))
+        images = store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0]
+        near = images <= MOST or images <= _most_on(device, store.encoder.dimension)
+    progress = on_progress or (lambda done, total: None)
+    found = find(store, near=near, device=device, on_progress=progress, on_note=on_note)
     counts = {**{name: int(getattr(found, name)) for name in _COUNTS}, "near": int(near)}
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
     table = pa.Table.from_pylist([asdict(row) for row in found.rows], schema=schema)
@@ -72,6 +81,13 @@ def current(
     with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata({k: str(v) for k, v in values.items()}), temporary)
     return path, counts
+
+
+def _most_on(device: str, dimension: int) -> int:
+    from ood_audit.audit.nearest import most_on
+    from ood_audit.encoders.device import choose_device
+
+    return most_on(choose_device(device), dimension)
 
 
 def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issue]:
@@ -97,10 +113,14 @@ def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issu
 
 
 def clusters(db: "DuckDBPyConnection", path: Path, most: int) -> list[list[dict[str, Any]]]:
-    """The first clusters, for a page: lists of rows, the one to keep first."""
+    """The first `most` images of clusters, for a page: lists of rows, the one to keep first.
+
+    The column `copies` is the number of images in the cluster, of which the last one here may lack some.
+    """
     answer = db.execute(
-        "SELECT d.*, i.uri FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
-        "WHERE d.cluster <= $most ORDER BY d.cluster, NOT d.keep, d.path",
+        "SELECT d.*, i.uri, count(*) OVER (PARTITION BY d.cluster) AS copies "
+        "FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
+        "ORDER BY d.cluster, NOT d.keep, d.path LIMIT $most",
         {"path": str(path), "most": most},
     )
     names = [column[0] for column in answer.description or []]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 import numpy as np
@@ -33,6 +33,9 @@ from ood_audit.store.parts import iter_features
 from ood_audit.store.search import build
 from ood_audit.store.views import connect, limit_memory
 
+if TYPE_CHECKING:
+    import torch
+
 # Chosen on one half of 707 pictures of Caltech-101 and of altered copies of them, and measured on the other half: 98%
 # of the copies that `find` promises are within all three; no two different pictures are within 44 bits.
 COSINE = 0.85
@@ -49,7 +52,9 @@ Rows = NDArray[np.int64]
 _PICTURES = """
 CREATE TABLE pictures AS
 SELECT image_id, path, uri, width, height, size_bytes, mtime_ns, content_hash,
-       first_value(image_id) OVER (PARTITION BY content_hash ORDER BY mtime_ns, path, image_id) AS first
+       first_value(image_id) OVER (
+           PARTITION BY coalesce(content_hash, image_id) ORDER BY mtime_ns, path, image_id
+       ) AS first
 FROM images WHERE status = 'ok'
 """
 
@@ -104,7 +109,9 @@ def find(
     cosine: float = COSINE,
     bits: int = BITS,
     near: bool = True,
+    device: str = "auto",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Duplicates:
     """Find exact duplicates (the same bytes) and near ones (the same picture in other bytes).
 
@@ -116,17 +123,24 @@ def find(
     The one to keep of a cluster has the most pixels; of these it is the oldest file, then the first by name. All others
     match it and not only each other, so that no chain of small steps joins different pictures.
 
-    Memory: the features in float16, a kilobyte an image with candidates, and one block of the search.
+    On a GPU of CUDA's all images are compared with all others. On a CPU this is so up to `search.EXACT` images, and an
+    index finds nearly all neighbours of more.
+
+    Memory: the features in float16 (on the GPU, where there is one), a kilobyte an image with candidates, and one block
+    of the search.
 
     Args:
         store: the store.
         cosine: the least cosine.
         bits: how many of the 256 bits of the hashes may differ.
         near: look for near duplicates too: minutes where exact ones take seconds, for hundreds of thousands of images.
+        device: where to look for near ones: `auto`, `cpu`, `cuda` or `cuda:N`; `mps` means the CPU.
         on_progress: called with the number of images done and to do.
+        on_note: called when the memory of the GPU is full, and the CPU goes on.
 
     Raises:
-        UsageError: a threshold makes no sense. StoreError: a file of the store can't be read.
+        UsageError: a threshold makes no sense, or the device is not there.
+        StoreError: a file of the store can't be read.
 
     """
     if not -1 <= cosine <= 1:
@@ -137,7 +151,7 @@ def find(
     with connect(store, parts) as db:
         limit_memory(db, store)
         db.execute(_PICTURES)
-        search = _Search(store, parts if near else None, db, cosine, bits)
+        search = _Search(_Source(store, parts if near else None, db, device, on_note), db, cosine, bits)
         pairs = search.pairs(on_progress)
         clusters = _clusters(db, search, pairs)
     rows = [Duplicate(cluster=number, **row) for number, cluster in enumerate(clusters, start=1) for row in cluster]
@@ -154,16 +168,12 @@ def find(
 class _Search:
     """The different images of a store, as rows 0 … N − 1: their features, and fingerprints once they are asked for."""
 
-    def __init__(
-        self, store: Store, parts: list[Path] | None, db: duckdb.DuckDBPyConnection, cosine: float, bits: int
-    ) -> None:
+    def __init__(self, source: "_Source", db: duckdb.DuckDBPyConnection, cosine: float, bits: int) -> None:
         self._db = db
         self.cosine = cosine
         self.bits = bits
-        self._index: Any = None
-        self.image_ids: list[str] = []
-        if parts is not None:
-            self._index, self.image_ids = _index(store, parts, db)
+        self._source = source
+        self.image_ids = source.image_ids
         self.state = np.full(len(self.image_ids), _UNKNOWN, np.uint8)
         self.missing: set[str] = set()  # ids of images whose file is not what was embedded
         # The system gives memory for what is written to.
@@ -175,8 +185,7 @@ class _Search:
         found = [np.empty((2, 0), np.int64)]
         for start in range(0, total, _BLOCK):
             count = min(_BLOCK, total - start)
-            features = self._index.reconstruct_n(start, count)
-            near, neighbours = self._index.search(features, min(_NEIGHBOURS + 1, total))
+            near, neighbours = self._source.neighbours(start, count, min(_NEIGHBOURS + 1, total))
             rows = np.repeat(np.arange(start, start + count), neighbours.shape[1])
             others = neighbours.ravel()
             close = (near.ravel() >= self.cosine) & (others >= 0) & (others != rows)
@@ -199,7 +208,7 @@ class _Search:
 
     def cosines(self, one: int, others: Rows) -> NDArray[np.float32]:
         """The cosines of a row to others, (N,)."""
-        features = self._index.reconstruct_batch(np.append(others, one))
+        features = self._source.features(np.append(others, one))
         features /= np.linalg.norm(features, axis=1, keepdims=True)
         cosines: NDArray[np.float32] = features[:-1] @ features[-1]
         return np.minimum(cosines, 1.0)
@@ -231,31 +240,105 @@ class _Search:
         """The fingerprint of the first of several files with the same bytes that still has them."""
         for file in files:
             decoded = decode(file["uri"], fingerprint)
-            if decoded.pixels is not None and decoded.content_hash == content_hash:
+            if decoded.pixels is not None and content_hash in (None, decoded.content_hash):
                 return decoded.pixels
             self.missing.add(file["image_id"])
         return None
 
 
-def _index(store: Store, parts: list[Path], db: duckdb.DuckDBPyConnection) -> tuple[Any, list[str]]:
-    """An index of the different images by inner product, and their ids in its order.
+class _Source:
+    """The features of the different images, on a GPU where there is one, else in a FAISS index.
 
     Images with the same bytes are one here: a hundred copies would take each other's place among the neighbours.
-    """
-    copies = {row[0] for row in db.execute("SELECT image_id FROM pictures WHERE first <> image_id").fetchall()}
-    (images,) = db.execute("SELECT count(*) FROM pictures").fetchone() or (0,)
-    image_ids: list[str] = []
 
-    def batches() -> Iterator[NDArray[np.float32]]:
-        image_ids.clear()
-        for ids, features in _features(store, parts, copies):
-            image_ids.extend(ids)
+    Args:
+        store: the store.
+        parts: its parts; None where no features are asked for, and there are no rows.
+        db: a connection with the table `pictures`.
+        device: see `find`.
+        on_note: see `find`.
+
+    Attributes:
+        image_ids: of the rows.
+
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        parts: list[Path] | None,
+        db: duckdb.DuckDBPyConnection,
+        device: str,
+        on_note: Callable[[str], None],
+    ) -> None:
+        self.image_ids: list[str] = []
+        if parts is None:
+            return
+        self._store, self._parts, self._on_note = store, parts, on_note
+        self._copies = {
+            row[0] for row in db.execute("SELECT image_id FROM pictures WHERE first <> image_id").fetchall()
+        }
+        (images,) = db.execute("SELECT count(*) FROM pictures").fetchone() or (0,)
+        self._total = images - len(self._copies)
+        self._gpu = _gpu(device) if self._total else None
+        self._index: Any = None
+        self._try(lambda: None)
+
+    def neighbours(self, start: int, count: int, k: int) -> tuple[NDArray[np.float32], Rows]:
+        """The (N, k) cosines and rows of the nearest to each of some rows, nearest first."""
+        found: tuple[NDArray[np.float32], Rows]
+        found = self._try(lambda: self._index.search(self._index.reconstruct_n(start, count), k))
+        return found
+
+    def features(self, rows: Rows) -> NDArray[np.float32]:
+        """The features of some rows, (N, D)."""
+        found: NDArray[np.float32] = self._try(lambda: self._index.reconstruct_batch(rows))
+        return found
+
+    def _try(self, work: Callable[[], Any]) -> Any:
+        """Do some work with the index, which is built first where there is none; on the CPU where the GPU is full."""
+        if self._gpu is not None:
+            from ood_audit.encoders.device import is_out_of_memory, release_memory
+
+            try:
+                if self._index is None:
+                    self._index = self._on_gpu(self._gpu)
+                return work()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._on_note(f"no memory left on {self._gpu}: near duplicates are looked for on the CPU")
+            self._index = None
+            release_memory(self._gpu)
+            self._gpu = None
+        if self._index is None:
+            self._index = self._on_cpu()
+        return work()
+
+    def _on_gpu(self, device: "torch.device") -> Any:
+        from ood_audit.audit.nearest import OnGpu
+
+        return OnGpu(self._batches(), self._total, self._store.encoder.dimension, device)
+
+    def _on_cpu(self) -> Any:
+        dimension = self._store.encoder.dimension
+        index, kind = build(self._batches, self._total, dimension, bits=16, on_note=self._on_note)
+        if kind.kind == "ivf":
+            index.make_direct_map()  # so that its features can be read again
+        return index
+
+    def _batches(self) -> Iterator[NDArray[np.float32]]:
+        self.image_ids.clear()
+        for ids, features in _features(self._store, self._parts, self._copies):
+            self.image_ids.extend(ids)
             yield features
 
-    index, kind = build(batches, images - len(copies), store.encoder.dimension, bits=16)
-    if kind.kind == "ivf":
-        index.make_direct_map()  # so that its features can be read again
-    return index, image_ids
+
+def _gpu(device: str) -> "torch.device | None":
+    from ood_audit.encoders.device import choose_device
+
+    chosen = choose_device(device)
+    return chosen if chosen.type == "cuda" else None
 
 
 def _features(store: Store, parts: list[Path], leave_out: set[str]) -> Iterator[tuple[list[str], NDArray[np.float32]]]:

@@ -1,17 +1,15 @@
 """The FAISS index of the image features, by inner product; see `search` for its kinds."""
 
-import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from ood_audit.store.layout import Store, remove, replacing, span, write_json
 from ood_audit.store.parts import iter_features
-from ood_audit.store.search import EXACT, build
+from ood_audit.store.search import EXACT, build, read_index, write_index
 from ood_audit.store.views import connect
 
 # What `embed` builds right away: an index is held in memory, and the memory of `embed` must not grow with the images.
@@ -19,12 +17,15 @@ from ood_audit.store.views import connect
 BUILD_NOW_BYTES = 256 << 20
 
 
-def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
+def build_index(
+    store: Store, *, limit_bytes: int | None = None, on_note: Callable[[str], None] = lambda note: None
+) -> bool:
     """Bring `index/features.faiss` into step with the parts; row i of it is line i of `index/image_ids.txt`.
 
     Args:
         store: the store.
         limit_bytes: give up beyond this size of the codes, and where the index would have to be trained.
+        on_note: see `search.build`.
 
     Returns:
         Whether the index is in step now.
@@ -46,15 +47,12 @@ def build_index(store: Store, *, limit_bytes: int | None = None) -> bool:
             image_ids.extend(batch.image_ids.to_pylist())
             yield batch.features
 
-    index, kind = build(batches, total, dimension)
+    index, kind = build(batches, total, dimension, on_note=on_note)
     remove(meta)
     with replacing(store.index) as temporary:
-        try:
-            faiss.write_index(index, str(temporary))
-        except RuntimeError as error:  # FAISS names no errno; what else can go wrong here is that there is no room
-            raise OSError(errno.ENOSPC, "no room for the index", str(store.index)) from error
+        write_index(index, temporary)
     with replacing(store.index.with_name("image_ids.txt")) as temporary:
-        temporary.write_text("".join(f"{image_id}\n" for image_id in image_ids))
+        temporary.write_text("".join(f"{image_id}\n" for image_id in image_ids), encoding="utf-8")
     write_json(meta, {"generation": generation, "images": len(image_ids), **kind.as_json()})
     return True
 
@@ -72,8 +70,8 @@ def neighbours(store: Store, features: NDArray[np.float32], k: int) -> tuple[lis
 
     """
     build_index(store)
-    index = faiss.read_index(str(store.index))
-    image_ids = store.index.with_name("image_ids.txt").read_text().splitlines()
+    index = read_index(store.index)
+    image_ids = store.index.with_name("image_ids.txt").read_text(encoding="utf-8").splitlines()
     if index.ntotal == 0:
         return [[] for _ in features], np.empty((len(features), 0), np.float32)
     cosines, rows = index.search(np.ascontiguousarray(features, np.float32), min(k, index.ntotal))
@@ -89,6 +87,6 @@ def count(store: Store, parts: list[Path]) -> int:
 
 def _generation(meta: Path) -> int | None:
     try:
-        return int(json.loads(meta.read_text())["generation"])
+        return int(json.loads(meta.read_text(encoding="utf-8"))["generation"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -43,6 +43,7 @@ _FACTS = pa.schema(
         ("error", pa.string()),
         ("supersedes", pa.bool_()),  # an older part has a row of this image, which no longer counts
         ("run_id", pa.string()),
+        ("note", pa.string()),  # what is odd about a readable image; stores of 0.1.0 have no such column
     ]
 )
 
@@ -52,7 +53,7 @@ INHERITED = tuple(name for name in _FACTS.names if name not in _OF_THE_FILE)
 
 # As parts are written. Features don't compress, and plain ones read ten times as fast.
 PARQUET = {
-    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id"],
+    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note"],
     "compression": dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none"},
 }
 
@@ -60,6 +61,13 @@ PARQUET = {
 def schema(dimension: int) -> pa.Schema:
     """The columns of a part."""
     return _FACTS.append(pa.field("embedding", pa.list_(pa.float16(), dimension)))
+
+
+def as_of_now(table: pa.Table, columns: pa.Schema) -> pa.Table:
+    """Rows of any version's part with the columns of `schema`."""
+    if "note" not in table.column_names:
+        table = table.append_column("note", pa.nulls(len(table), pa.string()))
+    return table.select(columns.names).cast(columns)
 
 
 class PartWriter:
@@ -102,6 +110,7 @@ class PartWriter:
             "content_hash": decoded.content_hash,
             "status": "ok" if decoded.error is None else "error",
             "error": decoded.error,
+            "note": decoded.note,
         }
         if features is not None:
             self._features.append(features.astype(np.float16))

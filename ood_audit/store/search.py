@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+
+from ood_audit.text import printable
 
 Floats = NDArray[np.float32]
 EXACT = 100_000  # images; beyond, comparing each with each takes hours
@@ -44,16 +47,25 @@ class Kind:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def build(batches: Callable[[], Iterable[Floats]], total: int, dimension: int, *, bits: int = 8) -> tuple[Any, Kind]:
+def build(
+    batches: Callable[[], Iterable[Floats]],
+    total: int,
+    dimension: int,
+    *,
+    bits: int = 8,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> tuple[Any, Kind]:
     """An index by inner product of vectors of length 1; row i of it is the i-th vector.
 
-    On a GPU, where there is one, the lists are trained and filled on it. The index itself is for the CPU.
+    GPUs find the lists and which of them each vector belongs to, and hold nothing but the centres of the lists. The
+    vectors themselves are stored on the CPU, so that an index may be larger than any GPU.
 
     Args:
         batches: gives the (N, D) float32 vectors, again and again: to train with, to measure with, and to add.
         total: how many vectors there are.
         dimension: D.
         bits: of a dimension in the lists, 8 or 16; a flat index has 16.
+        on_note: called when a GPU fails, as when its memory is full, and the CPU goes on.
 
     """
     if total <= EXACT:
@@ -68,14 +80,13 @@ def build(batches: Callable[[], Iterable[Floats]], total: int, dimension: int, *
     index.cp.niter = _TRAIN_ROUNDS
     rows = np.sort(np.random.default_rng(0).choice(total, min(total, _PER_LIST * lists), replace=False))
     queries = np.sort(np.random.default_rng(1).choice(total, min(total, 2 * _QUERIES), replace=False))
-    filled = _on_gpus(index)
-    filled.train(np.concatenate(list(_chosen(batches(), rows))))
+    filling = _Filling(index, on_note)
+    filling.train(np.concatenate(list(_chosen(batches(), rows))))
     asked = np.concatenate(list(_chosen(batches(), queries)))
     nearest = _Nearest(asked)
     for features in batches():
-        filled.add(features)
+        filling.add(features)
         nearest.see(features)
-    index = faiss.index_gpu_to_cpu(filled) if filled is not index else index
     return index, _probes(index, asked, nearest.rows)
 
 
@@ -88,9 +99,57 @@ def _chosen(batches: Iterable[Floats], rows: NDArray[np.int64]) -> Iterator[Floa
         start += len(features)
 
 
+class _Filling:
+    """Trains an index of inverted lists and fills it, with the help of all GPUs until one of them fails."""
+
+    def __init__(self, index: Any, on_note: Callable[[str], None]) -> None:
+        self._index = index
+        self._on_note = on_note
+        self._centres = self._try(lambda: _on_gpus(faiss.IndexFlatIP(index.d))) if _gpus_work() else None
+
+    def train(self, vectors: Floats) -> None:
+        if self._centres is not None:
+            self._index.clustering_index = self._centres
+            self._try(lambda: self._index.train(vectors))
+            self._index.clustering_index = None  # FAISS keeps a bare pointer
+        if not self._index.is_trained:
+            self._index.train(vectors)
+        if self._centres is not None:
+            self._centres = self._try(lambda: _on_gpus(faiss.downcast_index(self._index.quantizer)))
+
+    def add(self, features: Floats) -> None:
+        features = np.ascontiguousarray(features, np.float32)
+        centres = self._centres
+        found = self._try(lambda: centres.search(features, 1)) if centres is not None else None
+        if found is None:
+            self._index.add(features)
+        else:
+            lists = np.ascontiguousarray(found[1][:, 0], np.int64)
+            self._index.add_core(len(features), faiss.swig_ptr(features), None, faiss.swig_ptr(lists))
+
+    def _try(self, work: Callable[[], Any]) -> Any:
+        """What some work on the GPUs gives; None where it fails, after which the CPU does it all."""
+        try:
+            return work()
+        except RuntimeError as error:
+            self._centres = None
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            self._on_note(f"FAISS cannot use the GPU, and goes on on the CPU: {printable((lines or ['?'])[-1])[:200]}")
+            return None
+
+
+def _gpus_work() -> bool:
+    """Whether there is a GPU that works. Torch is asked, as FAISS ends the process on a GPU too old for its kernels."""
+    if not faiss.get_num_gpus():
+        return False
+    from ood_audit.encoders.device import choose_device
+
+    return choose_device("auto").type == "cuda"
+
+
 def _on_gpus(index: Any) -> Any:
-    """The index on all GPUs, where there are some."""
-    return faiss.index_cpu_to_all_gpus(index) if faiss.get_num_gpus() else index
+    """A copy of a flat index on every GPU; FAISS shares searches among them."""
+    return faiss.index_cpu_to_all_gpus(index)
 
 
 class _Nearest:
@@ -127,3 +186,15 @@ def _recall(index: Any, asked: Floats, nearest: NDArray[np.int64]) -> float:
     there = [len(np.intersect1d(one[1:], other)) for one, other in zip(nearest, found, strict=True)]
     recall: float = np.mean(there).item() / max(1, nearest.shape[1] - 1)
     return recall
+
+
+def write_index(index: Any, path: Path) -> None:
+    """Write an index through a file of Python's: FAISS itself cannot open a path that is not ASCII on Windows."""
+    with path.open("wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+
+
+def read_index(path: Path) -> Any:
+    """Read an index that `write_index`, or FAISS itself, has written."""
+    with path.open("rb") as file:
+        return faiss.read_index(faiss.PyCallbackIOReader(file.read))

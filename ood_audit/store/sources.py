@@ -62,7 +62,7 @@ def sources(store: str | os.PathLike[str] | Store = DEFAULT_STORE) -> list[Sourc
             "SELECT source, count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error') "
             "FROM images GROUP BY source ORDER BY source"
         ).fetchall()
-    return [Source(name, images, unreadable, state_of(name)) for name, images, unreadable in rows]
+    return [Source(source, images, unreadable, state_of(source)) for source, images, unreadable in rows]
 
 
 def forget(

@@ -334,7 +334,8 @@ def deep_png(values, *, sbit: int | None = None) -> bytes:
 
 def pnm(values, most: int) -> bytes:
     kind = b"P6" if values.ndim == 3 else b"P5"
-    return b"%s %d %d %d\n" % (kind, values.shape[1], values.shape[0], most) + values.astype(">u2").tobytes()
+    content: bytes = values.astype(">u2").tobytes()
+    return b"%s %d %d %d\n" % (kind, values.shape[1], values.shape[0], most) + content
 
 
 def eight_bits(content: bytes):
@@ -512,6 +513,20 @@ def test_the_content_counts_and_not_the_name(tmp_path, photo, name, kind):
     (image,) = scan(str(tmp_path), ScanNotes())
     result = decode(image.uri, np.asarray)
     assert (result.error, result.format) == (None, kind)
+
+
+def test_heic_is_read_where_its_package_is_installed(monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    from ood_audit.images.formats import formats
+
+    called = []
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: called.append(1)))
+    formats.cache_clear()
+    assert "JPEG" in formats()
+    formats.cache_clear()
+    assert called == [1]
 
 
 # Nothing else than an error

@@ -146,8 +146,9 @@ def check_complete(store: Path, folder: Path) -> None:
 
 
 def one_line(text: str) -> str:
-    """The one line of an error, after the model's announcement and the like, and the line end that follows a ^C."""
-    lines = [line for line in text.splitlines() if line and not line.startswith(("model: ", "vocabulary: "))]
+    """The one line of an error, after what announces the model and the like, and the line end that follows a ^C."""
+    announced = ("model: ", "preprocessing: ", "vocabulary: ")
+    lines = [line for line in text.splitlines() if line and not line.startswith(announced)]
     assert len(lines) == 1, text
     assert lines[0].startswith("error: ")
     assert "internal error" not in lines[0]

@@ -239,7 +239,7 @@ def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, t
     assert told[0].startswith("out of memory on cpu: going on with ")
     (expected,), (got,) = iter_features(plenty), iter_features(result.store)
     assert got.paths == expected.paths
-    np.testing.assert_allclose(got.features, expected.features, atol=1e-3)
+    np.testing.assert_allclose(got.features, expected.features, atol=1e-2)  # bf16 where it was found to be faster
     short_of_memory(small, monkeypatch, 0)
     with pytest.raises(EncoderError, match="no memory on cpu for a single image"):
         ood_audit.embed(pictures, store=tmp_path / "none", device="cpu")

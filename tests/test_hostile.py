@@ -200,10 +200,10 @@ def call(capfd, monkeypatch):
 
 
 def one_error(code, err, *, expected=1, announced=False):
-    """Exactly one line, an error; before it at most the line that announces the model."""
+    """Exactly one line, an error; before it at most the lines that announce the model."""
     lines = err.splitlines()
     if announced:
-        lines = [line for line in lines if not line.startswith("model: ")]
+        lines = [line for line in lines if not line.startswith(("model: ", "preprocessing: "))]
     assert len(lines) == 1, err
     assert lines[0].startswith("error: "), err
     assert "internal error" not in lines[0], err

@@ -34,8 +34,9 @@ def text_features():
 
 
 @pytest.fixture
-def nouns(monkeypatch) -> tuple[list[str], Any]:
+def nouns(monkeypatch, tmp_path) -> tuple[list[str], Any]:
     """Ten nouns in place of 45,000; what `pools.nouns` would encode."""
+    monkeypatch.setenv("OOD_AUDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(corpora.CORPORA, "background", lambda: corpora.Corpus(sorted(NAMES), [], ("{}",)))
     order = np.argsort(NAMES)
     by_name = dict(zip(NAMES, text_features(), strict=True))
@@ -112,6 +113,14 @@ def test_people_and_places_by_name_are_no_names(nouns):
     likeness = naming._likeness(nouns[0], nouns[1], features)
     (name,) = naming.name_clusters(features[:20].mean(axis=0)[None], np.array([20]), likeness, 9)
     assert name != "rushdie"
+
+
+def test_names_that_wordnet_does_not_know_are_names_too():
+    features = unit(np.eye(3, 8))
+    likeness = naming.Likeness(["widget 7", "gizmo b", "rushdie"], features.astype(np.float16), np.zeros(8), 0.1)
+    assert naming.name_clusters(features, np.array([3, 2, 1]), likeness, 9)[:2] == ["widget 7", "gizmo b"]
+    nothing = naming.Likeness(["rushdie"], features[:1].astype(np.float16), np.zeros(8), 0.1)
+    assert naming.name_clusters(features[:1], np.array([3]), nothing, 9) == [None]
 
 
 def test_words_are_common_that_captions_have():

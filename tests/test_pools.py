@@ -17,6 +17,7 @@ from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import OodAuditError
 from ood_audit.pools import Pool, farthest, naming
 from ood_audit.store.layout import Store
+from ood_audit.store.parts import unit
 from ood_audit.vocabulary import Vocabulary
 from tests.test_encoder import MODELS, save
 
@@ -46,6 +47,7 @@ def small(monkeypatch):
     """Corpora of a few hundred words, in several parts."""
     monkeypatch.setattr(corpora, "_PHYSICAL", ("noun.shape", "noun.phenomenon"))
     monkeypatch.setattr(corpora, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.shape")))
+    monkeypatch.setattr(corpora, "COARSE", 0)
     monkeypatch.setattr(corpora, "_PART", 100)
     monkeypatch.setattr(corpora, "_BLOCK", 64)
     monkeypatch.setattr(pools, "_CHUNK_BYTES", 4 * 16 * 50)
@@ -295,7 +297,7 @@ def test_the_bundled_background_is_what_the_starter_makes_of_the_names(encoder, 
     kept = corpora.features(store, corpus, None)
     rows = np.linspace(0, len(corpus.names) - 1, 200).astype(int)
     made = encoder.encode_texts([f"a photo of a {corpus.names[row]}." for row in rows])
-    assert (kept[rows].astype(np.float32) * made).sum(axis=1).min() > 0.99999
+    assert (unit(kept[rows]) * unit(made)).sum(axis=1).min() > 0.99999
 
 
 def test_the_first_names_cover_the_rest(example_store):

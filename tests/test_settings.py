@@ -28,7 +28,7 @@ def background(monkeypatch):
     """A small background in place of WordNet's, and the names of the pools that were asked for."""
     asked = []
 
-    def load(store, vocabulary, name, encoder, on_progress):
+    def load(store, vocabulary, name, encoder, on_progress, note):
         asked.append(name)
         text = np.load(store.root / "text.npy")
         return make_pool(text)

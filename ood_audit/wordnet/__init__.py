@@ -148,6 +148,7 @@ def senses(names: Sequence[str]) -> tuple[list[int], list[list[int]]]:
     """The senses that some names are the first name of, each with its kinds.
 
     People and places that nothing is a kind of are left out, since almost all are known by name: `rushdie`, `omaha`.
+    A name that WordNet does not know has one sense, which nothing else is a kind of.
 
     Returns:
         for each sense the row of its name in `names`, and the rows of all kinds of it, its own among them.
@@ -169,7 +170,9 @@ def senses(names: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         for above in _reachable({row}, nouns.hypernyms):
             if above in number:
                 below[number[above]].append(own)
-    return [rows[nouns.names[row][0]] for row in named], [sorted(set(kinds)) for kinds in below]
+    unknown = [row for name, row in rows.items() if name not in nouns.synsets]
+    known = [rows[nouns.names[row][0]] for row in named]
+    return known + unknown, [sorted(set(kinds)) for kinds in below] + [[row] for row in unknown]
 
 
 def _reachable(rows: set[int], neighbours: list[list[int]]) -> set[int]:

@@ -287,7 +287,7 @@ def prepare(
     joint = None
     if "auto" in methods and auto and not known:
         on_progress("reading the features")
-        joint = joining.prepare(store, text, duplicate, given.get("novelty"), parts)
+        joint = joining.read(store, text, duplicate, given.get("novelty"), parts)
     return Plan(
         target=target,
         runs=runs,
@@ -486,6 +486,7 @@ def joined_with(
 
     from ood_audit.joining import Evidence, join
     from ood_audit.matching import chunk_of
+    from ood_audit.store.parts import iter_features
 
     joint = plan.joint
     assert joint is not None  # noqa: S101  the caller has asked
@@ -497,7 +498,8 @@ def joined_with(
             chunk = chunk_of([""] * len(features), features, plan.target)
             found.append((_raw(chunk, plan, method), *evidence_of(chunk, plan, method)))
         of_neighbours = Evidence(*(np.concatenate(parts) for parts in zip(*found, strict=True)), evidence.temperature)
-    return join(store, joint, evidence, of_neighbours, plan.parts, on_progress)
+    images = (batch.features for batch in iter_features(store, parts=plan.parts))
+    return join(joint, evidence, of_neighbours, images, on_progress)
 
 
 def evidence_of(chunk: "Chunk", plan: Plan, method: str) -> "tuple[Any, Any]":

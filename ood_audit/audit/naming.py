@@ -235,7 +235,9 @@ def _scores(centers: Floats, likeness: Likeness) -> tuple[Floats, Floats]:
     known = np.unique(name_of)  # the others have no sense that is common enough to be a name
     starts = np.searchsorted(name_of[order], known)
     scores = np.full((len(centers), len(likeness.names)), -np.inf, np.float32)
-    best = np.empty(len(centers), np.float32)
+    best = np.full(len(centers), -np.inf, np.float32)
+    if not len(known):
+        return scores, best
     features = likeness.features.astype(np.float32)
     for start in range(0, len(centers), _CHUNK):
         z = (centers[start : start + _CHUNK] - likeness.mean) @ features.T / likeness.scale

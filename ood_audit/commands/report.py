@@ -42,8 +42,8 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
     default="auto",
     show_default=True,
     metavar="SCORE",
-    help="auto (ΔEnergy joined with other evidence), or one score alone: delta-energy, mcm, energy, maxlogit, simlabel, "
-    "logitgap, neglabel, csp, knn, one of another package; or best, which chooses.",
+    help="auto (ΔEnergy joined with other evidence), or one score alone: delta-energy, mcm, energy, maxlogit, "
+    "simlabel, logitgap, neglabel, csp, knn, one of another package; or best, which chooses.",
 )
 @click.option(
     "--temperature", type=AutoNumber(float), metavar="τ", help="auto, or the score's temperature.  [default: auto]"

@@ -163,10 +163,11 @@ def _read(path: str | Path, what: str, wanted: Sequence[str], optional: Sequence
         have = ", ".join(printable(column)[:40] for column in columns[:10]) or "none"
         needs = " and ".join(("path", *wanted))
         raise UsageError(f"{what} must have the columns {needs} (missing: {', '.join(sorted(missing))}; found: {have})")
+    cells = {column: by_key[key(column)] for column in (*wanted, *optional) if key(column) in by_key}
     rows = []
     for place, record in records:
         image = next((text for column in own if (text := _plain(record.get(column)))), "")
-        values = {c: _plain(record.get(by_key[key(c)])).strip() for c in (*wanted, *optional) if key(c) in by_key}
+        values = {column: _plain(record.get(written)).strip() for column, written in cells.items()}
         where = f"{what}, {place}"
         for column, value in values.items():
             if value != storable(value):

@@ -227,7 +227,7 @@ class _Run:
         counts = self.result.counts
         unchanged, to_do = self._count()
         counts["unchanged"] += unchanged
-        compared, replaced = 0, []
+        compared, replaced = 0, list[ImageRef]()
         if to_do and self.store.parts:
             compared, replaced = adoption.find(self.db, counting(self.on_progress, "comparing files with the store"))
         with PartWriter(self.store, self.id) as writer:

@@ -311,8 +311,12 @@ def _joined(batches: Iterator[FeatureBatch], rows: int) -> Iterator[FeatureBatch
 def _concatenated(batches: Sequence[FeatureBatch]) -> FeatureBatch:
     if len(batches) == 1:
         return batches[0]
-    columns = zip(*((batch.image_ids, batch.paths, batch.folders) for batch in batches), strict=True)
-    return FeatureBatch(*map(pa.concat_arrays, columns), np.concatenate([batch.codes for batch in batches]))
+    return FeatureBatch(
+        pa.concat_arrays([batch.image_ids for batch in batches]),
+        pa.concat_arrays([batch.paths for batch in batches]),
+        pa.concat_arrays([batch.folders for batch in batches]),
+        np.concatenate([batch.codes for batch in batches]),
+    )
 
 
 def _chunk(part: FeatureBatch, where: torch.device, target: Target, tensors: dict[str, torch.Tensor]) -> Chunk:

@@ -143,7 +143,8 @@ def joined_without_torch(
         rows = np.flatnonzero(folds == fold)
         if those is not None:
             to_prototypes[rows] = those.cosines_without_torch(images[rows], to_text[rows])
-    return (1 - weight) * to_text + weight * to_prototypes
+    joined: Floats = (1 - weight) * to_text + weight * to_prototypes
+    return joined
 
 
 def save(path: Path, made: "Sequence[Prototypes | None]") -> None:

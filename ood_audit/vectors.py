@@ -178,7 +178,7 @@ def _parquet(wanted: _Wanted, files: list[Path]) -> VectorFile:
 
 def _is_list_of_numbers(kind: pa.DataType) -> bool:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return is_list and pa.types.is_floating(kind.value_type)
+    return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
 def _first_dimension(files: Sequence[Path], vector: str, path: Path) -> int:
@@ -261,7 +261,8 @@ def _number(path: Path) -> tuple[int, str]:
 
 def _npy(wanted: _Wanted) -> VectorFile:
     array = _mapped(wanted.path)
-    return VectorFile(wanted.path, *array.shape, False, lambda: _sliced(lambda a, b: array[a:b], len(array)))
+    rows, dimension = array.shape
+    return VectorFile(wanted.path, rows, dimension, False, lambda: _sliced(lambda a, b: array[a:b], rows))
 
 
 def _mapped(path: Path) -> NDArray[Any]:

@@ -296,7 +296,7 @@ def choose(
         )
     for warning in _doubts(vocabulary):
         note(warning)
-    if found is None and (missed := _near_folders(store, vocabulary)):
+    for missed in _folder_notes(store, vocabulary) if found is None else ():
         note(missed)
     if templates or labels is not None:
         return replace(vocabulary, templates=check_templates(templates or (DEFAULT_TEMPLATE,)))
@@ -336,17 +336,22 @@ def _doubts(vocabulary: Vocabulary) -> list[str]:
     return doubts
 
 
-def _near_folders(store: Store, vocabulary: Vocabulary) -> str | None:
-    """A note on the folders that match no class, if some nearly do."""
+def _folder_notes(store: Store, vocabulary: Vocabulary) -> list[str]:
+    """Notes on the folders that match a class only by its number, and on those that nearly match one."""
     sql = f"SELECT DISTINCT folder FROM images WHERE status = 'ok' AND folder <> '' LIMIT {_MOST_FOLDERS}"
-    strange = [folder for (folder,) in store.query(sql).rows if vocabulary.class_of(folder) is None]
-    lasts = {folder: next((p for p in reversed(folder.split("/")) if not _is_split(p)), "") for folder in strange}
-    close = near(sorted({last for last in lasts.values() if last}), vocabulary.names)
-    if not close:
-        return None
-    pairs = [f"{printable(name)!r} is close to {printable(other)!r}" for name, other in sorted(close.items())]
-    several = f"{len(strange)} folders match" if len(strange) > 1 else "1 folder matches"
-    return f"{several} no class: {_some(pairs, 5)}; rename the folder, or add its name to the list after |"
+    classes = {folder: vocabulary.class_of(folder) for (folder,) in store.query(sql).rows}
+    notes = []
+    numbered = sorted({last: k for f, k in classes.items() if k is not None and (last := f.split("/")[-1]).isdigit()})
+    if any(vocabulary.ids) and numbered:
+        first = f"{numbered[0]} is {printable(vocabulary.names[vocabulary.position(numbered[0]) or 0])}"
+        notes.append(f"folders that are numbers are the classes with these numbers in the list: {first}")
+    strange = [folder for folder, k in classes.items() if k is None]
+    lasts = {next((part for part in reversed(folder.split("/")) if not _is_split(part)), "") for folder in strange}
+    if close := near(sorted(lasts - {""}), vocabulary.names):
+        pairs = [f"{printable(name)!r} is close to {printable(other)!r}" for name, other in sorted(close.items())]
+        several = f"{len(strange)} folders match" if len(strange) > 1 else "1 folder matches"
+        notes.append(f"{several} no class: {_some(pairs, 5)}; rename the folder, or add its name to the list after |")
+    return notes
 
 
 def cached_features(

@@ -99,11 +99,11 @@ class PretendTensor(torch.Tensor):
 
     held: torch.Tensor
     gpu: PretendGpu
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, held: torch.Tensor, gpu: PretendGpu) -> "PretendTensor":
-        made: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: PretendTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             held.size(),
             strides=held.stride(),
@@ -120,7 +120,9 @@ class PretendTensor(torch.Tensor):
         pass
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(function, args, kwargs or {}, None)
 
     def __repr__(self, *_: Any, **__: Any) -> str:  # type: ignore[override]
@@ -190,7 +192,8 @@ def _is_list(part: Any) -> bool:
 def _item(tensor: torch.Tensor, index: Any) -> torch.Tensor:
     """`tensor[index]` for slices, numbers, None, lists and tensors."""
     parts = index if isinstance(index, tuple) else (index,)
-    at, rows = 0, []
+    at = 0
+    rows: list[torch.Tensor | None] = []
     for part in parts:
         if isinstance(part, slice):
             if part != slice(None):

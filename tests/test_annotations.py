@@ -31,7 +31,7 @@ def make(root: Path, *sources_and_paths: tuple[str, str], uris: tuple[str, ...] 
     with PartWriter(store, "run") as writer:
         for image in images:
             decoded = Decoded(8, 8, "PNG", 1, 1, image.image_id)
-            writer.add(image, decoded, np.ones(4, np.float32) / 2, supersedes=False)
+            writer.add(image, decoded, np.full(4, 0.5, np.float32), supersedes=False)
     return store, [image.image_id for image in images]
 
 

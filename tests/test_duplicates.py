@@ -4,6 +4,7 @@ import os
 import shutil
 from collections import defaultdict
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ class PlayedGpu(OnGpu):
     """A GPU played by the CPU, whose memory is full from a certain search on."""
 
     room = 10**9
-    made: "ClassVar[list[PlayedGpu]]" = []
+    made: ClassVar[list["PlayedGpu"]] = []
 
     def __init__(self, batches, total, dimension, device):
         assert device == torch.device("cuda")

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def test_two_sources_with_the_same_names_inside_are_told_apart(tmp_path):
     (tmp_path / "truth.csv").write_text("\n".join(truth))
     store = tmp_path / "store"
     ood_audit.embed([tmp_path / "a", tmp_path / "b"], store=store, model="starter", device="cpu")
-    options = {"labels": ["airplane", "cup"], "only": ["mcm"], "rounds": 2, "auto": False}
+    options: dict[str, Any] = {"labels": ["airplane", "cup"], "only": ["mcm"], "rounds": 2, "auto": False}
     result = ood_audit.evaluate(store, truth=tmp_path / "truth.csv", **options)
     assert (result.images, result.ood, result.not_in_store, result.not_in_truth) == (8, 4, [], [])
     ood_audit.score(store, labels=["airplane", "cup"], method="mcm", auto=False)
@@ -155,7 +156,7 @@ def test_two_sources_with_the_same_names_inside_are_told_apart(tmp_path):
 
 def test_opposite_answers_and_unknown_labels_are_refused(store_copy, tmp_path):
     rows = "path,is_ood,label\nairplane/img_0001.jpg,0,airplane\ncup/img_0002.jpg,1,\n"
-    options = {"truth": tmp_path / "truth.csv", "labels": ["airplane", "cup"]}
+    options: dict[str, Any] = {"truth": tmp_path / "truth.csv", "labels": ["airplane", "cup"]}
     (tmp_path / "truth.csv").write_text(f"{rows}./airplane/img_0001.jpg,1,\n")
     with pytest.raises(UsageError, match=r"is ID \(airplane\) in line 2 and OOD in line 4; remove one"):
         ood_audit.evaluate(store_copy, **options)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -203,7 +204,8 @@ def test_importing_again_changes_and_adds(data, tmp_path):
     ],
 )
 def test_a_wrong_parquet_file_is_one_clear_line(spoil, message, data, tmp_path):
-    features, options, source = data[0], {}, tmp_path / "f.parquet"
+    options: dict[str, Any] = {}
+    features, source = data[0], tmp_path / "f.parquet"
     if spoil == "twice":
         write_parquet(source, features, {"path": ["a/0001.jpg", *paths(len(features))[1:]]})
     elif spoil == "ragged":
@@ -213,7 +215,8 @@ def test_a_wrong_parquet_file_is_one_clear_line(spoil, message, data, tmp_path):
         pq.write_table(pa.table({"path": paths(3)}), source)
     else:
         write_parquet(source, features)
-        options = {"label": "nosuch"} if spoil == "no such column" else {}
+        if spoil == "no such column":
+            options["label"] = "nosuch"
     if spoil == "truncated":
         source.write_bytes(source.read_bytes()[:-30])
     with pytest.raises(UsageError, match=message):

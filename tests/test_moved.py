@@ -44,7 +44,7 @@ def embedded(monkeypatch):
         seen.append(local_path(uri))
         return original(uri, prepare, **options)
 
-    original = pipeline.decode
+    original = pipeline.__dict__["decode"]
     monkeypatch.setattr(pipeline, "decode", decode)
     return seen
 
@@ -336,7 +336,7 @@ def test_killed_halfway(pictures, store, tmp_path, monkeypatch, parts_written):
     before = features(store)
     new = pictures.rename(tmp_path / "renamed")
     monkeypatch.setattr(module, "PART_ROWS", 3)  # odd: a part must not end between the two rows of a move
-    written = []
+    written: list[int] = []
     original = module.PartWriter._write
 
     def write(self, path, number):

@@ -3,6 +3,7 @@
 import hashlib
 import random
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -263,7 +264,7 @@ def test_a_slow_text_tower_begins_with_the_coarse_names(small, store, monkeypatc
     monkeypatch.setattr(corpora, "COARSE", 50)
     monkeypatch.setattr(corpora, "_PATIENCE", 0.0)
     notes: list[str] = []
-    encoder = WordSums()
+    encoder: Any = WordSums()
     pool = pools.load(store, VOCABULARY, "background", lambda: encoder, note=notes.append)
     names = corpora.CORPORA["background"]().names
     assert pool.names == names[:50]

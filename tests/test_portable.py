@@ -44,10 +44,10 @@ def windows_files(monkeypatch: pytest.MonkeyPatch) -> None:
             raise FileExistsError(errno.EEXIST, "File exists", target)
         renamed(source, target)
 
-    def unlink(path: str, **kwargs: int) -> None:
-        if not os.stat(path, **kwargs).st_mode & stat.S_IWRITE:
+    def unlink(path: str, *, dir_fd: int | None = None) -> None:
+        if not os.stat(path, dir_fd=dir_fd).st_mode & stat.S_IWRITE:
             raise PermissionError(errno.EACCES, "Access is denied", path)
-        unlinked(path, **kwargs)
+        unlinked(path, dir_fd=dir_fd)
 
     for module in (layout, moving):
         monkeypatch.setattr(module, "_WINDOWS", True)

@@ -5,12 +5,16 @@ import os
 import signal
 import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import ood_audit
+from ood_audit.encoders.memory import leave_gpu
+from ood_audit.engines import local
 from ood_audit.errors import OodAuditError
 from ood_audit.images.decode import decode
 from ood_audit.images.sources import file_uri
@@ -114,3 +118,90 @@ def test_what_a_process_could_not_do_is_told(many, tmp_path, two, encoder, monke
     assert len(told) == 1 and told[0].endswith("its images are given to the other")
     assert multiprocessing.active_children() == []
     assert ood_audit.open_store(tmp_path / "store").query("SELECT count(*) FROM images").rows == [(0,)]
+
+
+class OnGpu:
+    """As much of an encoder as the engine looks at before it starts processes: 256 MB of weights on a GPU."""
+
+    batch_size = 4
+    identity = None
+
+    def __init__(self):
+        self.device = torch.device("cuda")
+        self.moved_to: list[str] = []
+        self._mean = self._std = torch.zeros(3)
+        weights = torch.empty((1 << 26,), device="meta")
+        self._model = SimpleNamespace(state_dict=lambda: {"weights": weights}, to=self.moved_to.append)
+
+
+@pytest.fixture
+def share(monkeypatch):
+    """Embeds images on played GPUs; gives the device of each process, or None where this process has done it."""
+
+    def share(gpus: int, cores: int, free_gb: float, images: int = 40) -> list[str] | None:
+        encoder = OnGpu()
+        started: list[str] = []
+        emptied: list[str] = []
+
+        def elsewhere(batches, identity, devices, on_note):
+            assert encoder.moved_to == ["cpu"]  # before the others ask for memory
+            assert encoder.device == torch.device("cpu")
+            assert emptied
+            started.extend(devices)
+            assert sum(len(batch) for batch in batches) == images
+            return iter(())
+
+        def here(batches, its_encoder, on_note):
+            assert its_encoder.device == torch.device("cuda")
+            assert sum(len(batch) for batch in batches) == images
+            return iter(())
+
+        monkeypatch.setattr(local, "all_devices", lambda device: [f"cuda:{number}" for number in range(gpus)])
+        monkeypatch.setattr(local, "worker_count", lambda: cores)
+        monkeypatch.setattr(local, "_WORTH_PROCESSES", 20)
+        monkeypatch.setattr(local, "_WORTH_SHARING", 40)
+        monkeypatch.setattr(local, "_embed_here", here)
+        monkeypatch.setattr("ood_audit.engines.processes.embed_in_processes", elsewhere)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free_gb * (1 << 30)), 80 << 30))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("emptied"))
+        assert list(local.embed_images(iter(range(images)), encoder, None)) == []
+        return started or None
+
+    return share
+
+
+def test_processes_share_a_gpu_as_its_cores_allow(share):
+    assert share(gpus=1, cores=32, free_gb=79) == ["cuda:0"] * 4
+    assert share(gpus=1, cores=16, free_gb=79) == ["cuda:0"] * 2
+    assert share(gpus=1, cores=128, free_gb=79) == ["cuda:0"] * 4
+    assert share(gpus=1, cores=8, free_gb=79) is None
+    assert share(gpus=2, cores=32, free_gb=79) == ["cuda:0", "cuda:1"] * 2
+    assert share(gpus=8, cores=4, free_gb=79) == [f"cuda:{number}" for number in range(8)]
+
+
+def test_processes_share_a_gpu_as_its_memory_allows(share):
+    # Each is planned with 2.5 GB, and a tenth of the memory is left alone.
+    assert share(gpus=1, cores=32, free_gb=8.4) == ["cuda:0"] * 3
+    assert share(gpus=1, cores=32, free_gb=5) is None
+    assert share(gpus=1, cores=32, free_gb=0) is None
+    assert share(gpus=2, cores=64, free_gb=1) == ["cuda:0", "cuda:1"]
+
+
+def test_few_images_are_not_worth_it(share):
+    assert share(gpus=1, cores=32, free_gb=79, images=39) is None
+    assert share(gpus=2, cores=32, free_gb=79, images=39) == ["cuda:0", "cuda:1"] * 2
+    assert share(gpus=2, cores=32, free_gb=79, images=19) is None
+
+
+def test_an_encoder_that_has_left_the_gpu_goes_on_on_the_cpu(encoder):
+    import copy
+
+    moved = copy.copy(encoder)
+    moved.device = torch.device("cuda")  # its tensors have been on the CPU all along
+    moved._model = copy.deepcopy(encoder._model)
+    leave_gpu(moved)
+    assert moved.device == torch.device("cpu")
+    pixels = [decode(file_uri(str(PHOTOS[0])), encoder.prepare).pixels]
+    np.testing.assert_allclose(moved.encode_images(pixels), encoder.encode_images(pixels), atol=1e-6)

@@ -216,20 +216,69 @@ def test_errors_have_a_remedy(many, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     fails("cannot reach the Ray cluster at RAY_ADDRESS=127.0.0.1:1: .* refused.* unset RAY_ADDRESS", OodAuditError)
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"GPU": 8.0}}]
+    nodes = [
+        {"Alive": True, "NodeID": "a", "Resources": {"CPU": 4.0}},
+        {"Alive": False, "NodeID": "b", "Resources": {"GPU": 8.0}},
+    ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     fails("--device mps with --engine ray", device="mps")
     fails("the Ray cluster has no GPU", device="cuda")
 
 
-def test_workers_take_the_gpus_with_their_share_of_the_cores(monkeypatch):
+def played_nodes(monkeypatch, *resources: dict[str, float]) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    resources = [{"CPU": 64.0, "GPU": 4.0}, {"CPU": 12.0, "GPU": 1.0}, {"CPU": 32.0}]
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": values} for values in resources])
-    assert engine._plan("auto") == engine._plan("cuda") == ("cuda", 5, 12)
-    assert engine._plan("cpu") == ("cpu", 108, 1)
-    resources[:2] = []
-    assert engine._plan("auto") == ("cpu", 32, 1)
+    nodes = [{"Alive": True, "NodeID": f"node{i}", "Resources": values} for i, values in enumerate(resources)]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+
+
+def test_workers_share_the_gpus_and_take_their_part_of_the_cores(monkeypatch):
+    played_nodes(monkeypatch, {"CPU": 64.0, "GPU": 4.0}, {"CPU": 12.0, "GPU": 1.0}, {"CPU": 32.0})
+    plan = engine._plan("auto")
+    assert plan == engine._plan("cuda")
+    assert (plan.kind, plan.sharing, plan.gpus) == ("cuda", 2, 0.5)
+    assert plan.count == 10
+    assert plan.cpus == 6  # every node has so many for each of its workers
+    assert [plan.cores_on(f"node{i}") for i in (0, 1)] == [8, 6]
+    assert [plan.cores_on(node) for node in ("node2", "joined later")] == [1, 1]
+    plan = engine._plan("cpu")
+    assert (plan.kind, plan.count, plan.cpus, plan.gpus) == ("cpu", 108, 1, 0)
+    played_nodes(monkeypatch, {"CPU": 32.0})
+    assert engine._plan("auto") == engine.Plan("cpu", {"node0": (32, 32)})
+
+
+def test_a_node_of_few_cores_neither_sets_all_nor_is_asked_for_more_than_it_has(monkeypatch):
+    played_nodes(monkeypatch, {"CPU": 4.0, "GPU": 8.0}, {"CPU": 96.0, "GPU": 4.0})
+    plan = engine._plan("cuda")
+    assert (plan.sharing, plan.count) == (3, 36)
+    assert 0 < plan.cpus * 8 * 3 <= 4
+    assert 3 * plan.gpus <= 1
+    assert [plan.cores_on(f"node{i}") for i in (0, 1)] == [1, 8]
+    played_nodes(monkeypatch, {"GPU": 2.0})
+    assert engine._plan("cuda").cpus == 0
+    assert engine._plan("cuda").count == 2
+
+
+@pytest.mark.parametrize(("room", "sharing"), [(9, 4), (3, 3), (0, 1)])
+def test_no_more_workers_share_a_gpu_than_its_memory_holds(monkeypatch, room, sharing):
+    played_nodes(monkeypatch, {"CPU": 64.0, "GPU": 2.0})
+    identity = EncoderIdentity("stand-in", None, "none", "0" * 64, {}, "none", "fp32", 192)
+    asked: list[Any] = []
+
+    def ask(plan, function, *arguments):
+        asked.append((plan.sharing, function))
+        return (identity.to_json(), room) if function is engine._identify else room
+
+    monkeypatch.setattr(engine, "_ask_a_worker", ask)
+    for workers in (engine.load_encoder("starter"), engine.load_same_encoder(identity)):
+        assert workers.identity == identity
+        assert (workers.plan.sharing, workers.plan.count) == (sharing, 2 * sharing)
+        assert workers.plan.gpus == 1 / sharing
+        assert workers.plan.cores_on("node0") == 32 // sharing
+        assert workers.device == f"{2 * sharing} GPU workers of a Ray cluster"
+    assert asked == [(4, engine._identify), (4, engine._room)]
+    played_nodes(monkeypatch, {"CPU": 8.0, "GPU": 1.0})
+    assert engine.load_same_encoder(identity).plan.sharing == 1
+    assert len(asked) == 2  # there is nothing to ask
 
 
 def test_ray_is_silent(many, tmp_path):  # noqa: F811

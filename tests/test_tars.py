@@ -86,7 +86,7 @@ def test_changed_and_removed_shards(shards, tmp_path):
     store = tmp_path / "store"
     run(shards, store)
     pack(shards / "shard-0.tar", [("airplane/new.jpg", PHOTOS[0].read_bytes()), ("x.jpg", b"no picture")])
-    assert run(shards, store) == {"added": 1, "removed": 3, "unchanged": 3, "unreadable": 1}
+    assert run(shards, store) == {"moved": 1, "removed": 2, "unchanged": 3, "unreadable": 1}
     (shards / "shard-1.tar").unlink()
     assert run(shards, store) == {"removed": 3, "unchanged": 1, "unreadable": 1}
     assert rows(store) == [("shard-0.tar/airplane/new.jpg", "ok"), ("shard-0.tar/x.jpg", "error")]

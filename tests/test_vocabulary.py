@@ -2,6 +2,7 @@ import json
 import time
 import unicodedata
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -242,6 +243,10 @@ def test_a_hundred_thousand_names_are_read_in_seconds(tmp_path):
     assert time.process_time() - started < 60
 
 
+def fake() -> Any:
+    return FakeEncoder()
+
+
 def stored(tmp_path, *folders):
     features = np.eye(len(folders), 4, dtype=np.float32) + 0.1
     store = make_store(tmp_path / "store", features, [f"{f}/1.jpg" for f in folders], Vocabulary((("x",),)), features)
@@ -287,7 +292,7 @@ def test_what_was_understood_is_said(tmp_path):
         "2 folders match no class: 'dog' is close to 'dogs'; rename the folder, or add its name to the list after |",
     ]
     assert told(store, ["cat", "dog"])[1] == ["vocabulary: 2 classes given by name: cat, dog"]
-    vocabulary.cached_features(store, replace(chosen, ids=chosen.ids), FakeEncoder)
+    vocabulary.cached_features(store, chosen, fake)
     store.set_current(vocabulary=chosen.id)
     again, notes = told(store, None)
     assert again == chosen
@@ -296,6 +301,11 @@ def test_what_was_understood_is_said(tmp_path):
         told(store, ["cat", "CAT"])
     with pytest.raises(UsageError, match="entry 2: an empty name"):
         told(store, ["cat", " "])
+
+
+def test_folders_that_are_numbers_are_those_of_the_list(tmp_path):
+    _, notes = told(stored(tmp_path, "train/7", "train/9"), write(tmp_path, "7: cat\n9: dog\n"))
+    assert notes[1] == "folders that are numbers are the classes with these numbers in the list: 7 is cat"
 
 
 def test_splits_alone_are_refused(tmp_path):
@@ -310,7 +320,7 @@ def test_bare_numbers_are_doubted(tmp_path):
     assert "warning: WordNet 3.0 has no noun n99999999" in notes[1]
 
 
-class FakeEncoder:
+class _FakeEncoder:
     """A text tower of eight tokens, of which two are for both ends: a word is a token."""
 
     def __init__(self):
@@ -327,6 +337,9 @@ class FakeEncoder:
         return np.ones((len(texts), 4), np.float32)
 
 
+FakeEncoder: Any = _FakeEncoder
+
+
 def test_names_that_differ_past_the_context_are_refused(tmp_path):
     store = stored(tmp_path, "x")
     long = Vocabulary(
@@ -335,10 +348,10 @@ def test_names_that_differ_past_the_context_are_refused(tmp_path):
     with pytest.raises(
         UsageError, match=r"'one two .* seven' and 'one .* eight' are the same to this model, which reads"
     ):
-        vocabulary.cached_features(store, long, FakeEncoder)
+        vocabulary.cached_features(store, long, fake)
     assert not list(store.vocabularies.glob(f"{long.id}*"))
     fine = replace(long, classes=(*long.classes[:2], ("seven two three",)))
-    assert vocabulary.cached_features(store, fine, FakeEncoder).shape == (3, 4)
+    assert vocabulary.cached_features(store, fine, fake).shape == (3, 4)
 
 
 def test_the_starter_refuses_names_beyond_its_context(encoder, tmp_path):

@@ -134,12 +134,13 @@ def find(
         cosine: the least cosine.
         bits: how many of the 256 bits of the hashes may differ.
         near: look for near duplicates too: minutes where exact ones take seconds, for hundreds of thousands of images.
-        device: where to look for near ones: `auto`, `cpu`, `cuda`, `cuda:N` or `mps` (which is done on the CPU).
+        device: where to look for near ones: `auto`, `cpu`, `cuda` or `cuda:N`; `mps` means the CPU.
         on_progress: called with the number of images done and to do.
         on_note: called when the memory of the GPU is full, and the CPU goes on.
 
     Raises:
-        UsageError: a threshold makes no sense, or the device is not there. StoreError: a file of the store can't be read.
+        UsageError: a threshold makes no sense, or the device is not there.
+        StoreError: a file of the store can't be read.
 
     """
     if not -1 <= cosine <= 1:

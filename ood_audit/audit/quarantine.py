@@ -121,8 +121,9 @@ def quarantine(
         _check_place(root, store, [source for (source,) in db.execute("SELECT DISTINCT source FROM images").fetchall()])
         answer = db.execute(
             "SELECT image_id, uri, source, path, size_bytes, mtime_ns, content_hash, "
-            "list(kind ORDER BY kind) AS kinds, list(evidence ORDER BY kind) AS evidence, list(suggestion ORDER BY kind) AS suggestions, "
-            "any_value(report) AS report FROM selected GROUP BY ALL ORDER BY uri"
+            "list(kind ORDER BY kind) AS kinds, list(evidence ORDER BY kind) AS evidence, "
+            "list(suggestion ORDER BY kind) AS suggestions, any_value(report) AS report "
+            "FROM selected GROUP BY ALL ORDER BY uri"
         )
         names = [column[0] for column in answer.description or []]
         chosen = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]

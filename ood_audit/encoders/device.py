@@ -54,10 +54,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def _automatic_device() -> torch.device:
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    kind = next((kind for kind, is_available in available.items() if is_available()), "cpu")
-    device = torch.device(kind)
-    if kind != "cpu" and (reason := why_unusable(device)):
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+    elif torch.backends.mps.is_available():
+        device = torch.device("mps")
+    else:
+        return CPU
+    if reason := why_unusable(device):
         warn_once(f"{reason}; using the CPU instead")
         return CPU
     return device

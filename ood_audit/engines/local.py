@@ -1,17 +1,20 @@
-"""The embedding job on one machine: in this process, or in one process a GPU where there are several."""
+"""The embedding job on one machine: in this process, or in processes that share its GPUs."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
 from ood_audit.encoders.clip import ClipEncoder
-from ood_audit.encoders.device import all_devices
+from ood_audit.encoders.device import all_devices, worker_count
+from ood_audit.encoders.memory import leave_gpu, processes_that_fit
 from ood_audit.engines.pipeline import Pipeline
+from ood_audit.engines.sharing import by_cores
 from ood_audit.engines.work import Results, Work, write_batch
 from ood_audit.images.sources import ImageRef
 from ood_audit.store.parts import PartWriter
 
-_WORTH_PROCESSES = 4096  # images: starting them takes as long as one GPU takes for these
+_WORTH_PROCESSES = 4096  # images: with fewer, starting processes for several GPUs takes longer than it saves
+_WORTH_SHARING = 32_768  # the same, where several processes would share a single GPU
 
 
 def embed_images(
@@ -28,7 +31,8 @@ def embed_images(
 
     Args:
         work: the images.
-        encoder: runs where it was loaded. Where that is `cuda` and there are several GPUs, each gets a process.
+        encoder: runs where it was loaded. For `cuda`, every GPU gets one or more processes where the images are worth
+            it, and this encoder moves to the CPU, so that it takes no memory of theirs.
         writer: is written to by this process alone, whoever embeds.
         batch_size: images a forward pass; by default what suits the device.
         on_note: called with what the user should know of: a batch that was halved, a process that died.
@@ -44,12 +48,17 @@ def embed_images(
     size = batch_size or encoder.batch_size
     work = iter(work)
     devices = all_devices(encoder.device)
-    first = list(islice(work, _WORTH_PROCESSES)) if len(devices) > 1 else []
+    each = by_cores(worker_count() // len(devices)) if encoder.device.type == "cuda" else 1
+    worth = _WORTH_PROCESSES if len(devices) > 1 else _WORTH_SHARING if each > 1 else 0
+    first = list(islice(work, worth))
     batches = _batches(chain(first, work), size)
-    if len(first) == _WORTH_PROCESSES:
+    if len(first) == worth > 0 and each > 1:
+        each = max(1, min(each, processes_that_fit(encoder)))
+    if len(first) == worth > 0 and each * len(devices) > 1:
         from ood_audit.engines.processes import embed_in_processes
 
-        results = embed_in_processes(batches, encoder.identity, devices, on_note)
+        leave_gpu(encoder)
+        results = embed_in_processes(batches, encoder.identity, each * devices, on_note)
     else:
         results = _embed_here(batches, encoder, on_note)
     for batch, decoded, features in results:

@@ -9,13 +9,14 @@ and the images that still do so become rows with that error.
 """
 
 import logging
+import math
 import os
 import socket
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,7 @@ import pyarrow as pa
 
 from ood_audit import __version__
 from ood_audit.encoders.identity import EncoderIdentity
+from ood_audit.engines.sharing import by_cores
 from ood_audit.engines.work import Outcome, Work, write_batch
 from ood_audit.errors import EncoderError, OodAuditError, UsageError
 from ood_audit.images.decode import Decoded
@@ -71,19 +73,54 @@ _FACTS = [field.name for field in fields(Decoded) if field.name != "pixels"]
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Where workers run, and what each of them gets.
+
+    Attributes:
+        kind: `cpu` or `cuda`.
+        nodes: by the id of a node, its places for workers (GPUs, or cores where there are none) and its cores.
+        sharing: how many workers share a GPU; 1 on CPUs.
+
+    """
+
+    kind: str
+    nodes: dict[str, tuple[int, int]]
+    sharing: int = 1
+
+    @property
+    def count(self) -> int:
+        """How many workers there are."""
+        return self.sharing * sum(places for places, _ in self.nodes.values())
+
+    @property
+    def cpus(self) -> float:
+        """The cores that Ray sets aside for a worker: no more than any node has, so it may be a fraction."""
+        share = min(cores / (places * self.sharing) for places, cores in self.nodes.values())
+        return math.floor(share) if share >= 1 else math.floor(share * 1e4) / 1e4  # Ray counts in ten-thousandths
+
+    @property
+    def gpus(self) -> float:
+        """The share of a GPU that Ray sets aside for a worker."""
+        return 1 / self.sharing if self.kind == "cuda" else 0
+
+    def cores_on(self, node: str) -> int:
+        """The threads that decode for a worker on a node: its share of the cores there, whatever other nodes have."""
+        places, cores = self.nodes.get(node, (1, 0))
+        return max(1, cores // (places * self.sharing))
+
+
+@dataclass(frozen=True)
 class Workers:
-    """The encoder of `identity` on every worker of the cluster: `count` of `kind` (cpu, cuda), of `cpus` cores each."""
+    """The encoder of `identity` on every worker of the cluster."""
 
     identity: EncoderIdentity
-    kind: str
-    count: int
-    cpus: int
+    plan: Plan
 
     @property
     def device(self) -> str:
         """For people."""
-        what = "GPU" if self.kind == "cuda" else "CPU"
-        return f"{self.count} {what} worker{'s' * (self.count != 1)} of a Ray cluster"
+        what = "GPU" if self.plan.kind == "cuda" else "CPU"
+        return f"{self.plan.count} {what} worker{'s' * (self.plan.count != 1)} of a Ray cluster"
 
 
 def load_encoder(
@@ -97,24 +134,35 @@ def load_encoder(
         OodAuditError: the cluster can't be reached.
 
     """
+    plan = _plan(device)
+    identity, room = _ask_a_worker(plan, _identify, model, weights, plan.kind, precision)
+    return Workers(EncoderIdentity.from_json(identity), _at_most(plan, room))
+
+
+def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto") -> Workers:
+    """The workers for a store's encoder. Each loads it when it starts, and compares."""
+    plan = _plan(device)
+    return Workers(identity, _at_most(plan, _ask_a_worker(plan, _room, identity)) if plan.sharing > 1 else plan)
+
+
+def _at_most(plan: Plan, room: int) -> Plan:
+    """A plan with no more workers a GPU than its memory has room for, but one."""
+    return replace(plan, sharing=max(1, min(plan.sharing, room)))
+
+
+def _ask_a_worker(plan: Plan, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function gives on a worker that has a GPU to itself, if the workers have GPUs."""
     import ray
 
-    kind, count, cpus = _plan(device)
-    load = ray.remote(_identify).options(num_cpus=cpus, num_gpus=int(kind == "cuda"), max_retries=_TRIES)
+    ask = ray.remote(function).options(num_cpus=plan.cpus, num_gpus=int(plan.kind == "cuda"), max_retries=_TRIES)
     try:
-        values = ray.get(load.remote(model, weights, kind, precision))
+        return ray.get(ask.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OodAuditError):
             raise error.cause from None
         raise _failed(error) from error
     except ray.exceptions.RayError as error:
         raise _failed(error) from error
-    return Workers(EncoderIdentity.from_json(values), kind, count, cpus)
-
-
-def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto") -> Workers:
-    """The workers for a store's encoder. Each loads it when it starts, and compares."""
-    return Workers(identity, *_plan(device))
 
 
 def embed_images(
@@ -142,7 +190,7 @@ def embed_images(
         OodAuditError: workers fail for another reason than an image, or die again and again.
 
     """
-    batch_size = batch_size or _BATCH[encoder.kind]
+    batch_size = batch_size or _BATCH[encoder.plan.kind]
     path = writer.store.images / ".work.arrow.tmp"
     rows = batch_size * _PIECE_BATCHES
     work = iter(work)
@@ -242,9 +290,9 @@ def _dataset(path: Path, pieces: Sequence[_Piece], encoder: Workers, batch_size:
             fn_constructor_args=(encoder, batch_size, tries, __version__),
             batch_size=max(piece.count for piece in pieces),
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(encoder.count, len(pieces))),
-            num_cpus=encoder.cpus,
-            num_gpus=int(encoder.kind == "cuda"),
+            compute=ray.data.ActorPoolStrategy(size=min(encoder.plan.count, len(pieces))),
+            num_cpus=encoder.plan.cpus,
+            num_gpus=encoder.plan.gpus,
         )
 
 
@@ -282,7 +330,7 @@ class _Encoder:
             if version != __version__:
                 raise OodAuditError(f"it has ood-audit {__version__}, not {version}; install the same on every node")
             self._encoder = self._load(workers)
-            self._pipeline = Pipeline(self._encoder, cores=workers.cpus)
+            self._pipeline = Pipeline(self._encoder, cores=_cores(workers))
         except OodAuditError as error:
             self._failure = f"a Ray worker on {socket.gethostname()} cannot embed: {error}"
 
@@ -316,9 +364,9 @@ class _Encoder:
 
         from ood_audit.encoders.clip import load_same_encoder as load
 
-        if workers.kind == "cpu":
-            torch.set_num_threads(workers.cpus)
-        return load(workers.identity, device=workers.kind)
+        if workers.plan.kind == "cpu":
+            torch.set_num_threads(_cores(workers))
+        return load(workers.identity, device=workers.plan.kind)
 
     def _embed(self, uris: list[str]) -> Iterator[dict[str, Any]]:
         starts = range(0, len(uris), self._batch_size)
@@ -330,10 +378,21 @@ class _Encoder:
                 yield row | {"embedding": next(rows).tobytes() if facts.error is None else None}
 
 
-def _identify(model: str, weights: str | None, device: str, precision: str) -> dict[str, Any]:
+def _identify(model: str, weights: str | None, device: str, precision: str) -> tuple[dict[str, Any], int]:
+    """The identity of an encoder, and how many workers with it can share a GPU; 1 without a GPU."""
     from ood_audit.encoders.clip import load_encoder as load
+    from ood_audit.encoders.memory import processes_that_fit
 
-    return load(model, weights=weights, device=device, precision=precision).identity.to_json()
+    encoder = load(model, weights=weights, device=device, precision=precision)
+    return encoder.identity.to_json(), processes_that_fit(encoder) if device == "cuda" else 1
+
+
+def _room(identity: EncoderIdentity) -> int:
+    """How many workers with an encoder can share a GPU."""
+    from ood_audit.encoders.clip import load_same_encoder as load
+    from ood_audit.encoders.memory import processes_that_fit
+
+    return processes_that_fit(load(identity, device="cuda"))
 
 
 def _write_work(path: Path, work: Iterable[Work], rows: int) -> list[int]:
@@ -371,23 +430,30 @@ def _read_piece(path: Path, number: int, piece: _Piece) -> list[pa.Table]:
     return [pa.table({"uri": uris, "piece": pa.array([number] * piece.count, pa.int64())})]
 
 
-def _plan(device: str) -> tuple[str, int, int]:
-    """The kind of workers, how many, and the cores of each: one a GPU, with its share of the cores; else one a core."""
+def _cores(workers: Workers) -> int:
+    """The cores of a worker, where this runs."""
+    import ray
+
+    return workers.plan.cores_on(ray.get_runtime_context().get_node_id())
+
+
+def _plan(device: str) -> Plan:
+    """The workers that suit a cluster: a few a GPU, as its cores allow, with their share of these; else one a core."""
     _connect()
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = [(int(node["GPU"]), int(node.get("CPU", 0))) for node in nodes if node.get("GPU", 0) >= 1]
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device {printable(device)} with --engine ray: choose auto, cpu or cuda (all GPUs)")
+    nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    cores = {node: int(has.get("CPU", 0)) for node, has in nodes}
+    gpus = {node: (int(has["GPU"]), cores[node]) for node, has in nodes if has.get("GPU", 0) >= 1}
     if gpus and device != "cpu":
-        return "cuda", sum(count for count, _ in gpus), max(1, min(cores // count for count, cores in gpus))
+        return Plan("cuda", gpus, max(by_cores(count // places) for places, count in gpus.values()))
     if device == "cuda":
         raise UsageError("--device cuda: the Ray cluster has no GPU; use --device auto")
-    cores = sum(int(node.get("CPU", 0)) for node in nodes)
-    if not cores:
+    if not any(cores.values()):
         raise UsageError("the Ray cluster has no CPU and no GPU to embed on; start nodes with `ray start`")
-    return "cpu", cores, 1
+    return Plan("cpu", {node: (count, count) for node, count in cores.items() if count})
 
 
 def _connect() -> None:

@@ -113,8 +113,8 @@ def _both_bytes(image: Image.Image, tiles: list[Any], stated: _Stated) -> Values
     raw_modes = [str(_raw_mode(tile)) for tile in tiles]
     file, kind = getattr(image, "fp", None), image.format
     image.load()
-    others = [_opposite(raw) for raw in raw_modes]
-    if file is None or None in others:
+    others = [other for raw in raw_modes if (other := _opposite(raw))]
+    if file is None or len(others) < len(raw_modes):
         return None
     high = np.asarray(image)
     if stated.no_data is None and high[..., :3].max() >= 128:  # all of the bits are in use
@@ -250,8 +250,8 @@ def _valid(values: Values, no_data: float | None) -> Values | None:
             valid = np.abs(values) < _HUGE  # false for NaN as well
     if no_data is not None:
         is_missing = np.isclose(values, no_data, rtol=2e-6, atol=0)  # as text, it has been rounded
-        is_missing = is_missing if values.ndim == 2 else is_missing.all(axis=2)
-        valid = ~is_missing if valid is None else valid & ~is_missing
+        has_value = ~(is_missing if values.ndim == 2 else np.all(is_missing, axis=2))
+        valid = has_value if valid is None else valid & has_value
     return valid
 
 

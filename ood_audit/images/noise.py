@@ -41,7 +41,7 @@ def quiet_libraries() -> Iterator[None]:
 @lru_cache(maxsize=1)
 def libtiff() -> Any:
     """The libtiff that Pillow uses; None where it is linked into Pillow itself, as on Windows."""
-    from PIL import _imaging  # type: ignore[attr-defined]
+    from PIL import _imaging
 
     try:
         library = ctypes.CDLL(_imaging.__file__)  # which is loaded already, and finds what it depends on

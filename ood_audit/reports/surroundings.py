@@ -40,7 +40,7 @@ class Compared:
 
     def similarities(self, images: Floats, paths: Sequence[str]) -> Floats:
         """(N, D) features → (N, K), as the score has them."""
-        to_text = images @ self.text.T
+        to_text: Floats = images @ self.text.T
         if not self.prototypes:
             return to_text
         return joined_without_torch(self.prototypes, self.weight, images, paths, to_text)

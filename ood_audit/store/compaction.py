@@ -18,7 +18,7 @@ from ood_audit.errors import StoreError
 from ood_audit.progress import Progress, silent
 from ood_audit.store import owned
 from ood_audit.store.layout import Store, flush, raise_version, remove, replacing, span, writing
-from ood_audit.store.parts import PARQUET, as_of_now, schema
+from ood_audit.store.parts import PARQUET, SCHEMA, as_of_now
 from ood_audit.store.views import connect, damaged, outdated_rows
 
 PART_ROWS = 262_144  # of a merged part, at most
@@ -112,22 +112,21 @@ def _merge(store: Store, run: list[Path]) -> Iterator[tuple[int, int]]:
             f"(SELECT image_id FROM _rows WHERE supersedes AND part BETWEEN {first} AND {last}) AS s USING (image_id) "
             f"WHERE r.part < {first}"
         ).to_arrow_table()["image_id"]
-    columns = schema(store.encoder.dimension)
     with (
         replacing(store.images / f"part-{first:08d}-{last:08d}.parquet") as temporary,
-        pq.ParquetWriter(temporary, columns, **PARQUET) as writer,
+        pq.ParquetWriter(temporary, SCHEMA, **PARQUET) as writer,
     ):
-        waiting = [columns.empty_table()]
+        waiting = [SCHEMA.empty_table()]
         for part in run:
             try:
                 with pq.ParquetFile(part) as file:
                     for batch in file.iter_batches(batch_size=_GROUP_ROWS):
                         table = _counted(pa.Table.from_batches([batch]), outdated.get(part), older)
-                        waiting.append(as_of_now(table, columns))
+                        waiting.append(as_of_now(table))
                         yield len(batch), len(table)
                         if sum(map(len, waiting)) >= _GROUP_ROWS:
                             writer.write_table(pa.concat_tables(waiting))
-                            waiting = [columns.empty_table()]
+                            waiting = [SCHEMA.empty_table()]
             except pa.ArrowInvalid as error:
                 raise damaged(f"{part}: {error}") from error
         writer.write_table(pa.concat_tables(waiting))

@@ -58,16 +58,15 @@ PARQUET = {
 }
 
 
-def schema(dimension: int) -> pa.Schema:
-    """The columns of a part."""
-    return _FACTS.append(pa.field("embedding", pa.list_(pa.float16(), dimension)))
+# Not of fixed length, which is the same in Parquet: PyArrow before 26 neither writes nor reads such lists with nulls.
+SCHEMA = _FACTS.append(pa.field("embedding", pa.list_(pa.field("element", pa.float16()))))
 
 
-def as_of_now(table: pa.Table, columns: pa.Schema) -> pa.Table:
-    """Rows of any version's part with the columns of `schema`."""
+def as_of_now(table: pa.Table) -> pa.Table:
+    """Rows of any version's part with the columns of `SCHEMA`."""
     if "note" not in table.column_names:
         table = table.append_column("note", pa.nulls(len(table), pa.string()))
-    return table.select(columns.names).cast(columns)
+    return table.select(SCHEMA.names).cast(SCHEMA)
 
 
 class PartWriter:
@@ -189,11 +188,11 @@ class PartWriter:
             row["part"] = number
         table = pa.Table.from_pylist(self._rows, schema=_FACTS)
         values = pa.array(np.concatenate(self._features) if self._features else np.empty(0, np.float16))
-        # The lists of unreadable and removed images are null: they point at the next list's start.
         has = pc.equal(table["status"], "ok").to_numpy()
-        rows = pa.array(np.where(has, np.cumsum(has) - 1, 0), mask=~has, type=pa.int64())
-        lists = pa.FixedSizeListArray.from_arrays(values, self._dimension)
-        table = table.append_column(schema(self._dimension).field("embedding"), lists.take(rows))
+        ends = np.cumsum(has, dtype=np.int32) * self._dimension
+        # The lists of unreadable and removed images are null.
+        lists = pa.ListArray.from_arrays(np.append(np.int32(0), ends), values, mask=pa.array(~has))
+        table = table.append_column("embedding", lists).cast(SCHEMA)
         with replacing(path) as temporary:
             write_part(table, temporary)
 

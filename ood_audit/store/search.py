@@ -119,7 +119,8 @@ class _Filling:
 
     def add(self, features: Floats) -> None:
         features = np.ascontiguousarray(features, np.float32)
-        found = self._try(lambda: self._centres.search(features, 1)) if self._centres is not None else None
+        centres = self._centres
+        found = self._try(lambda: centres.search(features, 1)) if centres is not None else None
         if found is None:
             self._index.add(features)
         else:
@@ -138,7 +139,7 @@ class _Filling:
 
 
 def _gpus_work() -> bool:
-    """Whether there is a GPU for FAISS. On one that is too old for its kernels FAISS ends the process, so torch is asked."""
+    """Whether FAISS has a GPU to use. On one that is too old for its kernels it ends the process, so torch is asked."""
     if not faiss.get_num_gpus():
         return False
     from ood_audit.encoders.device import choose_device

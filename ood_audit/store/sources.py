@@ -62,7 +62,7 @@ def sources(store: str | os.PathLike[str] | Store = DEFAULT_STORE) -> list[Sourc
             "SELECT source, count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error') "
             "FROM images GROUP BY source ORDER BY source"
         ).fetchall()
-    return [Source(*row, state_of(row[0])) for row in rows]
+    return [Source(source, images, unreadable, state_of(source)) for source, images, unreadable in rows]
 
 
 def forget(
@@ -171,7 +171,7 @@ def _chosen(names: Sequence[str | os.PathLike[str]], known: list[Source]) -> lis
     """The sources with these names; UsageError where one is none."""
     by_name = {source.source: source for source in known}
     chosen = []
-    for given in dict.fromkeys(map(os.fspath, names)):
+    for given in dict.fromkeys(os.fspath(name) for name in names):
         match = next((name for name in _spellings(given) if name in by_name), None)
         if match is None:
             raise UsageError(_no_such_source(given, list(by_name)))

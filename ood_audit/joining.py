@@ -13,8 +13,8 @@ R is the rank in (0, 1), and P its normal quantile, so that the tails count more
 
     ood_score = P(energy) + (¼ + ¼ G) P(standing) + w [ ¾ P(max(R(novelty), ⅘ R(around))) + ¼ P(around) ]
 
-w is G / 2 where a class has 16 images or more, 0 where it has 8 or fewer, and in between in between. G, from 0 to 1, is how
-much novelty helps when classes of this very folder play unknown ones: the nearest class of each image of the more
+w is G / 2 where a class has 16 images or more, 0 where it has 8 or fewer, and in between in between. G, from 0 to 1, is
+how much novelty helps when classes of this very folder play unknown ones: the nearest class of each image of the more
 confident 70% loses its name and its images, which are no neighbours any more. What counts is the gain in AUROC that
 novelty brings in telling such images from all others: nothing up to 2 points, all from 4 points on.
 

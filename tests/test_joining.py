@@ -16,7 +16,7 @@ from tests.made import unit
 T = 0.01
 
 
-def folder(classes=6, each=40, ood=12, spread=0.35, dimension=32, seed=0, unnamed=0.6):
+def folder(classes=6, each=40, ood=12, spread=0.6, dimension=32, seed=0, unnamed=1.5):
     """Images in tight groups around their class, which is only roughly where its name is; and images of nothing."""
     rng = np.random.default_rng(seed)
     text = unit(rng.normal(size=(classes, dimension)))
@@ -44,14 +44,14 @@ def auroc(is_ood, values):
 def test_novelty_counts_where_the_classes_are_close_together():
     images, is_ood, text = folder()
     joined, energy = join(images, text)
-    assert joined.weight > 0.5
+    assert joined.weight > 0.4
     assert auroc(is_ood, joined.ood_score) > auroc(is_ood, energy) + 0.02
     assert auroc(is_ood, joined.novelty) > 0.9
 
 
 def test_novelty_does_not_count_with_few_images_a_class():
-    images, is_ood, text = folder(each=8, ood=3)
-    joined, energy = join(images, text)
+    images, _, text = folder(each=7, ood=3)
+    joined, _ = join(images, text)
     assert joined.weight == 0
     assert set(joined.unlike) == {0}
 
@@ -76,7 +76,7 @@ def test_near_duplicates_are_no_neighbours():
 
 
 def test_which_evidence_speaks():
-    images, is_ood, text = folder()
+    images, _, text = folder()
     joined, _ = join(images, text, weight=1.0)
     names = [joining.UNLIKE[i] for i in joined.unlike]
     assert {names[i] for i in np.argsort(-joined.ood_score)[:3]} <= {"both", "the rest of the folder", "every class"}
@@ -133,14 +133,13 @@ def one_folder(tmp_path):
 
     images, is_ood, text = folder()
     vocabulary = Vocabulary(tuple((f"class {k}",) for k in range(len(text))))
-    return make_store(
-        tmp_path / "store", images, [f"{i:04d}.png" for i in range(len(images))], vocabulary, text
-    ), is_ood
+    paths = [f"{i:04d}.png" for i in range(len(images))]
+    return make_store(tmp_path / "store", images, paths, vocabulary, text), is_ood
 
 
 def test_report_ranks_by_it_and_says_which_evidence_speaks(one_folder):
     store, is_ood = one_folder
-    result = ood_audit.report(store, top=12, background=False)
+    result = ood_audit.report(store, top=12, background=False, temperature=0.1)
     assert result.scores.parameters["novelty"] > 0
     found = {int(row["path"][:4]) for row in result.rows}
     assert len(found & set(np.flatnonzero(is_ood))) >= 9
@@ -148,20 +147,20 @@ def test_report_ranks_by_it_and_says_which_evidence_speaks(one_folder):
     assert {unlike for (unlike,) in rows} <= set(joining.UNLIKE)
     ((missing,),) = store.query("SELECT count(*) FROM scores WHERE novelty IS NULL").rows
     assert missing == 0
-    again = ood_audit.score(store, background=False)
+    again = ood_audit.score(store, background=False, temperature=0.1)
     assert again.reused
-    alone = ood_audit.score(store, method="delta-energy", background=False)
+    alone = ood_audit.score(store, method="delta-energy", background=False, temperature=0.1)
     ((missing,),) = store.query("SELECT count(*) FROM scores WHERE novelty IS NULL").rows
     assert missing == alone.images
 
 
 def test_novelty_can_be_set_and_switched_off(one_folder):
     store, _ = one_folder
-    off = ood_audit.score(store, novelty=False, background=False)
+    off = ood_audit.score(store, novelty=False, background=False, temperature=0.1)
     assert off.parameters["novelty"] == 0
     ((kinds,),) = store.query("SELECT count(DISTINCT unlike) FROM scores").rows
     assert kinds == 1
-    assert ood_audit.score(store, novelty=0.3, background=False).parameters["novelty"] == 0.3
+    assert ood_audit.score(store, novelty=0.3, background=False, temperature=0.1).parameters["novelty"] == 0.3
     with pytest.raises(UsageError, match="choose auto, on, off, or a weight from 0 to 100"):
         ood_audit.score(store, novelty=-1.0)
     with pytest.raises(UsageError, match="mcm has no --novelty"):
@@ -170,11 +169,11 @@ def test_novelty_can_be_set_and_switched_off(one_folder):
 
 def test_a_sample_of_neighbours_stands_for_a_large_folder(one_folder, monkeypatch):
     store, is_ood = one_folder
-    whole = ood_audit.score(store, background=False)
+    whole = ood_audit.score(store, background=False, temperature=0.1)
     ranks = [row[0] for row in store.query("SELECT ood_score FROM scores ORDER BY path").rows]
     monkeypatch.setattr(joining, "WHOLE", 100)
     monkeypatch.setattr(joining, "SAMPLE", 160)
-    sampled = ood_audit.score(store, background=False, seed=1)
+    sampled = ood_audit.score(store, background=False, temperature=0.1, seed=1)
     assert not sampled.reused
     assert whole.images == sampled.images
     again = [row[0] for row in store.query("SELECT ood_score FROM scores ORDER BY path").rows]
@@ -186,7 +185,7 @@ def test_scores_of_an_older_version_are_still_read(one_folder):
     import pyarrow.parquet as pq
 
     store, _ = one_folder
-    path = ood_audit.score(store, background=False).path
+    path = ood_audit.score(store, background=False, temperature=0.1).path
     pq.write_table(pq.read_table(path).drop_columns(["novelty", "unlike"]), path)
     ((rows,),) = open_store(store.root).query("SELECT count(*) FROM report").rows
     assert rows == 252

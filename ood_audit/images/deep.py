@@ -113,8 +113,8 @@ def _both_bytes(image: Image.Image, tiles: list[Any], stated: _Stated) -> Values
     raw_modes = [str(_raw_mode(tile)) for tile in tiles]
     file, kind = getattr(image, "fp", None), image.format
     image.load()
-    others = [other for raw in raw_modes if (other := _opposite(raw))]
-    if file is None or len(others) < len(raw_modes):
+    others = [_opposite(raw) for raw in raw_modes]
+    if file is None or not all(others):
         return None
     high = np.asarray(image)
     if stated.no_data is None and high[..., :3].max() >= 128:  # all of the bits are in use
@@ -169,7 +169,7 @@ def _raw_mode(tile: Any) -> Any:
     return tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
 
 
-def _with_raw_mode(tile: Any, mode: str) -> Any:
+def _with_raw_mode(tile: Any, mode: str | None) -> Any:
     arguments = (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode
     return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
 
@@ -244,14 +244,15 @@ def _scaled(values: Values, stated: _Stated) -> NDArray[np.uint8]:
 
 def _valid(values: Values, no_data: float | None) -> Values | None:
     """Which pixels, (H, W), have a value; None for all."""
-    valid = None
+    valid: Values | None = None
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             valid = np.abs(values) < _HUGE  # false for NaN as well
     if no_data is not None:
-        is_missing = np.isclose(values, no_data, rtol=2e-6, atol=0)  # as text, it has been rounded
-        has_value = ~(is_missing if values.ndim == 2 else np.all(is_missing, axis=2))
-        valid = has_value if valid is None else valid & has_value
+        is_missing: Values = np.isclose(values, no_data, rtol=2e-6, atol=0)  # as text, it has been rounded
+        if values.ndim == 3:
+            is_missing = np.all(is_missing, axis=2)
+        valid = ~is_missing if valid is None else valid & ~is_missing
     return valid
 
 

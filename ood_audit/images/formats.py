@@ -3,10 +3,10 @@
 And what a file is that is none of them.
 """
 
+import importlib
 import io
-import sys
+from contextlib import suppress
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,8 @@ _COMPRESSIONS = {
 def formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are read, e.g. `JPEG`."""
     Image.init()
-    if "HEIF" not in Image.ID and ("pillow_heif" in sys.modules or find_spec("pillow_heif")):
-        from pillow_heif import register_heif_opener
-
-        register_heif_opener()
+    with suppress(ImportError):  # an optional package, which reads HEIC
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in Image.ID if name not in _NOT_DECODED)
 
 

@@ -58,8 +58,8 @@ class ZipIndex:
                 return _all_of(member, info)
         except NotImplementedError as error:
             raise UnreadableError(
-                f"packed by a method that Python cannot unpack ({printable(str(error)).lower()}); "
-                "unpack the zip file, and embed the folder"
+                "packed by a method that cannot be unpacked here; unpack the zip file with another program, and embed "
+                "the folder"
             ) from error
         except OSError:
             raise

@@ -9,16 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ood_audit import __version__
 from ood_audit.errors import UsageError
-from ood_audit.images.sources import ImageRef
 from ood_audit.images.storage import canonical, is_remote
 from ood_audit.store.layout import DEFAULT_STORE, Store, open_store, write_json, writing
-from ood_audit.store.parts import PartWriter
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
+
+if TYPE_CHECKING:
+    from ood_audit.images.found import ImageRef
 
 State = Literal["present", "missing", "empty", "link", "not checked"]
 _NEAR = 3  # names that a message suggests
@@ -86,6 +87,8 @@ def forget(
         StoreError: the store is locked or can't be written.
 
     """
+    from ood_audit.store.parts import PartWriter  # which brings PyArrow; a list of the sources needs none
+
     opened = store if isinstance(store, Store) else open_store(store)
     if isinstance(names, (str, os.PathLike)):
         names = [names]
@@ -201,7 +204,9 @@ def _no_such_source(given: str, known: list[str]) -> str:
     return f"the store has no source {name}; {hint}"
 
 
-def _images(store: Store, names: list[str]) -> Iterator[ImageRef]:
+def _images(store: Store, names: list[str]) -> "Iterator[ImageRef]":
+    from ood_audit.images.found import ImageRef
+
     with connect(store) as db:
         answer = db.execute(
             "SELECT uri, source, path, size_bytes, mtime_ns FROM images "

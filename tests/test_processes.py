@@ -171,11 +171,11 @@ def share(monkeypatch):
 
 
 def test_processes_share_a_gpu_as_its_cores_allow(share):
-    assert share(gpus=1, cores=32, free_gb=79) == ["cuda:0"] * 4
-    assert share(gpus=1, cores=16, free_gb=79) == ["cuda:0"] * 2
-    assert share(gpus=1, cores=128, free_gb=79) == ["cuda:0"] * 4
-    assert share(gpus=1, cores=8, free_gb=79) is None
-    assert share(gpus=2, cores=32, free_gb=79) == ["cuda:0", "cuda:1"] * 2
+    assert share(gpus=1, cores=32, free_gb=79) == ["cuda:0"] * 8
+    assert share(gpus=1, cores=6, free_gb=79) == ["cuda:0"] * 2
+    assert share(gpus=1, cores=128, free_gb=79) == ["cuda:0"] * 8
+    assert share(gpus=1, cores=4, free_gb=79) is None
+    assert share(gpus=2, cores=16, free_gb=79) == ["cuda:0", "cuda:1"] * 2
     assert share(gpus=8, cores=4, free_gb=79) == [f"cuda:{number}" for number in range(8)]
 
 
@@ -189,7 +189,7 @@ def test_processes_share_a_gpu_as_its_memory_allows(share):
 
 def test_few_images_are_not_worth_it(share):
     assert share(gpus=1, cores=32, free_gb=79, images=39) is None
-    assert share(gpus=2, cores=32, free_gb=79, images=39) == ["cuda:0", "cuda:1"] * 2
+    assert share(gpus=2, cores=32, free_gb=79, images=39) == ["cuda:0", "cuda:1"] * 4
     assert share(gpus=2, cores=32, free_gb=79, images=19) is None
 
 

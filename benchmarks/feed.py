@@ -56,7 +56,7 @@ def play_decoder() -> None:
     from PIL import Image
 
     slow = float(os.environ["FEED_SLOW"])
-    real = Image._getdecoder  # type: ignore[attr-defined]
+    real = Image._getdecoder
     small = Image.new("RGB", (299, 224))
 
     class Decoder:
@@ -83,8 +83,8 @@ def play_decoder() -> None:
         time.sleep(RESIZE * slow)
         return self._new(small.im)
 
-    Image._getdecoder = lambda *arguments: Decoder(real(*arguments))  # type: ignore[attr-defined]
-    Image.Image.resize = resize  # type: ignore[assignment,method-assign]
+    vars(Image)["_getdecoder"] = lambda *arguments: Decoder(real(*arguments))
+    Image.Image.resize = resize  # type: ignore[method-assign]
 
 
 def played_encoder() -> Any:
@@ -135,10 +135,10 @@ def play(cores: int) -> None:
     from ood_audit.engines import pipeline
 
     play_decoder()
-    clip.load_same_encoder = lambda *_, **__: played_encoder()  # type: ignore[assignment]
-    pipeline.forward_threads = lambda *_: (2, 1)  # type: ignore[assignment]  # as on a GPU
-    pipeline.enter_forward_thread = lambda *_: None  # type: ignore[assignment]
-    device.worker_count = lambda: cores
+    vars(clip)["load_same_encoder"] = lambda *_, **__: played_encoder()
+    vars(pipeline)["forward_threads"] = lambda *_: (2, 1)  # as on a GPU
+    vars(pipeline)["enter_forward_thread"] = lambda *_: None
+    vars(device)["worker_count"] = lambda: cores
 
 
 def played_work(pipe: Any, its_identity: Any, name: str, cores: int) -> None:
@@ -188,23 +188,24 @@ def measure(folder: Path, count: int, cores: int, seconds: float) -> None:
                 for i in range(start, start + BATCH)
             ]
 
-    processes.worker_count = lambda: count * cores  # type: ignore[assignment]
-    real_context = processes.get_context
+    vars(processes)["worker_count"] = lambda: count * cores
+    real_context = multiprocessing.get_context
 
     class Context:
         """The real one, whose processes play."""
 
         def __init__(self, method: str) -> None:
-            self._real = real_context(method)
+            self._real: Any = real_context(method)
             self.Pipe = self._real.Pipe
 
         def Process(self, *, target: Any, **options: Any) -> Any:
             return self._real.Process(target=played_work, **options)
 
-    processes.get_context = Context  # type: ignore[assignment]
+    vars(processes)["get_context"] = Context
     with tempfile.TemporaryDirectory() as temporary:
         store = create_store(Path(temporary) / "store", identity())
-        done, began, before = 0, 0.0, {}
+        done, began = 0, 0.0
+        before: dict[int, float] = {}
         with PartWriter(store, "run") as writer:
             results = processes.embed_in_processes(work(), identity(), ["gpu"] * count, print)
             for batch, decoded, features in results:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -164,7 +165,10 @@ def share(monkeypatch):
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("emptied"))
-        assert list(local.embed_images(iter(range(images)), encoder, None)) == []
+        work: Any = iter(range(images))
+        no_encoder: Any = encoder
+        no_writer: Any = None
+        assert list(local.embed_images(work, no_encoder, no_writer)) == []
         return started or None
 
     return share

@@ -14,16 +14,19 @@ futures, the stacking, the launches, the pipes between the processes, and the ro
 
 A process holds one lock, so its Python takes one core at most, however many it is given. That is why two real cores are
 enough to measure what one process can do with many played ones: it has one of them, and the process that writes has
-the other. They are not enough for the Python of several processes at full speed. So the figure for k processes is put
+the other. They are not enough for the Python of k processes at full speed. So the figure for k processes is put
 together, and each of its terms is printed:
 
-    images/s = the least of   k × (what one process with 1/k of the cores does, measured) × (k processes, each with as
-                                   few played cores as the real ones can serve, beside k times one of them, measured)
-                              what the one process that writes can take, by its processor time for an image (measured)
-                              the rate of the GPU, and that of the cores (both played)
+    images/s = the least of
+        k × (what one process with 1/k of the cores does, measured) × (what k processes do beside k times one of them,
+            measured with every sleep k times as long, so that the Python of all of them fits on the real cores)
+        what the one process that writes can take, by its processor time for an image (measured)
+        the rate of the GPU, and that of the cores (both played)
 
-It assumes that the machine has a real core for the Python of each process. Images/s are wall clock, so run it on an
-otherwise idle machine; the processor time of an image is printed beside them, which neighbours hardly change.
+It assumes that the machine has a real core for the Python of each process, besides those that decode. Images/s are wall
+clock, so run it on an otherwise idle machine: whatever else takes the two real cores lowers them, and nothing here
+raises them. The processor time of an image is printed beside them. It also counts work that needs no lock, such as
+hashing. Where the rate times this is near one core, the real core was the limit and not the played ones.
 """
 
 import argparse
@@ -45,7 +48,6 @@ LIMIT = 8000  # images/s, with 32 played cores
 DECODE, RESIZE = 0.0017, 0.0006  # seconds of a core, as `benchmarks.sizing` measures them, less their Python
 PICTURES = 64
 BATCH = 256
-SLOW = 0.25  # the share of the cores with which the real ones can serve all processes
 WARM = 1024  # images before the clock starts
 
 
@@ -53,7 +55,8 @@ def play_decoder() -> None:
     """Have Pillow sleep where it would decode and resize."""
     from PIL import Image
 
-    real = Image._getdecoder  # type: ignore[attr-defined]
+    slow = float(os.environ["FEED_SLOW"])
+    real = Image._getdecoder
     small = Image.new("RGB", (299, 224))
 
     class Decoder:
@@ -73,15 +76,15 @@ def play_decoder() -> None:
             self._pieces += 1
             if self._pieces == 1 and len(data) >= 65536:
                 return len(data) - 100, 0
-            time.sleep(DECODE)
+            time.sleep(DECODE * slow)
             return -1, 0
 
     def resize(self: Any, *_: Any, **__: Any) -> Any:
-        time.sleep(RESIZE)
+        time.sleep(RESIZE * slow)
         return self._new(small.im)
 
-    Image._getdecoder = lambda *arguments: Decoder(real(*arguments))  # type: ignore[attr-defined]
-    Image.Image.resize = resize  # type: ignore[assignment,method-assign]
+    vars(Image)["_getdecoder"] = lambda *arguments: Decoder(real(*arguments))
+    Image.Image.resize = resize  # type: ignore[method-assign]
 
 
 def played_encoder() -> Any:
@@ -97,7 +100,7 @@ def played_encoder() -> Any:
     tower = open_clip.model.CLIPVisionCfg(image_size=32, layers=12, width=32, head_width=16, patch_size=16)
     text = open_clip.model.CLIPTextCfg(context_length=8, vocab_size=100, width=16, heads=2, layers=1)
     tiny = open_clip.model.CLIP(512, tower, text).eval().requires_grad_(False)
-    seconds, gpu = 1 / float(os.environ["FEED_GPU"]), os.environ["FEED_LOCK"]
+    seconds, gpu = float(os.environ["FEED_SLOW"]) / float(os.environ["FEED_GPU"]), os.environ["FEED_LOCK"]
 
     class Played(clip.ClipEncoder):
         def __init__(self) -> None:
@@ -132,10 +135,10 @@ def play(cores: int) -> None:
     from ood_audit.engines import pipeline
 
     play_decoder()
-    clip.load_same_encoder = lambda *_, **__: played_encoder()  # type: ignore[assignment]
-    pipeline.forward_threads = lambda *_: (2, 1)  # type: ignore[assignment]  # as on a GPU
-    pipeline.enter_forward_thread = lambda *_: None  # type: ignore[assignment]
-    device.worker_count = lambda: cores
+    vars(clip)["load_same_encoder"] = lambda *_, **__: played_encoder()
+    vars(pipeline)["forward_threads"] = lambda *_: (2, 1)  # as on a GPU
+    vars(pipeline)["enter_forward_thread"] = lambda *_: None
+    vars(device)["worker_count"] = lambda: cores
 
 
 def played_work(pipe: Any, its_identity: Any, name: str, cores: int) -> None:
@@ -185,23 +188,24 @@ def measure(folder: Path, count: int, cores: int, seconds: float) -> None:
                 for i in range(start, start + BATCH)
             ]
 
-    processes.worker_count = lambda: count * cores  # type: ignore[assignment]
-    real_context = processes.get_context
+    vars(processes)["worker_count"] = lambda: count * cores
+    real_context = multiprocessing.get_context
 
     class Context:
         """The real one, whose processes play."""
 
         def __init__(self, method: str) -> None:
-            self._real = real_context(method)
+            self._real: Any = real_context(method)
             self.Pipe = self._real.Pipe
 
         def Process(self, *, target: Any, **options: Any) -> Any:
             return self._real.Process(target=played_work, **options)
 
-    processes.get_context = Context  # type: ignore[assignment]
+    vars(processes)["get_context"] = Context
     with tempfile.TemporaryDirectory() as temporary:
         store = create_store(Path(temporary) / "store", identity())
-        done, began, before = 0, 0.0, {}
+        done, began = 0, 0.0
+        before: dict[int, float] = {}
         with PartWriter(store, "run") as writer:
             results = processes.embed_in_processes(work(), identity(), ["gpu"] * count, print)
             for batch, decoded, features in results:
@@ -218,12 +222,18 @@ def measure(folder: Path, count: int, cores: int, seconds: float) -> None:
     print(json.dumps({"rate": done / took, "writer": here / done, "workers": sum(spent.values()) / done}))
 
 
-def run(folder: Path, count: int, cores: int, options: argparse.Namespace) -> dict[str, float]:
+def run(folder: Path, count: int, cores: int, slow: int, options: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.feed", "--measure", str(folder), "--processes", str(count)]
     command += ["--cores", str(cores), "--seconds", str(options.seconds)]
     lock = folder / "gpu"
     lock.touch()
-    environment = {**os.environ, "FEED_GPU": str(options.gpu), "FEED_LOCK": str(lock), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "FEED_GPU": str(options.gpu),
+        "FEED_LOCK": str(lock),
+        "FEED_SLOW": str(slow),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
@@ -246,30 +256,29 @@ def main() -> None:
 
     count = options.processes or by_cores(options.cores)
     each = options.cores // count
-    slow = max(1, round(each * SLOW))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         pictures(folder)
 
-        def shown(processes: int, cores: int) -> dict[str, float]:
-            found = run(folder, processes, cores, options)
+        def shown(processes: int, cores: int, slow: int) -> dict[str, float]:
+            found = run(folder, processes, cores, slow, options)
             what = f"{processes} process{'es' * (processes > 1)} of {cores} played cores"
             print(
-                f"{what:38} {found['rate']:7,.0f} images/s (their decoding alone "
-                f"{processes * cores / (DECODE + RESIZE):,.0f}); processor time of an image: "
+                f"{what}{f', {slow} times as slow' * (slow > 1)}: {found['rate']:,.0f} images/s; their decoding alone "
+                f"{processes * cores / (DECODE + RESIZE) / slow:,.0f}; processor time of an image: "
                 f"{found['workers'] * 1e6:.0f} µs, and {found['writer'] * 1e6:.0f} µs where it is written",
                 flush=True,
             )
             return found
 
-        alone = shown(1, options.cores)
-        share = shown(1, each)
-        slow_one = shown(1, slow)
-        slow_all = shown(count, slow)
-    together = slow_all["rate"] / (count * slow_one["rate"])
+        alone = shown(1, options.cores, 1)
+        share = shown(1, each, 1)
+        slow_one = shown(1, each, count)
+        slow_all = shown(count, each, count)
+    together = min(1.0, slow_all["rate"] / (count * slow_one["rate"]))
     terms = {
         f"{count} × {share['rate']:,.0f} × {together:.2f}": count * share["rate"] * together,
-        "the writer": 1 / slow_all["writer"],
+        "the writer": 1 / share["writer"],
         "the GPU": options.gpu,
         "decoding": options.cores / (DECODE + RESIZE),
     }

@@ -15,10 +15,11 @@ from ood_audit import prompts as tuned
 from ood_audit import vocabulary as vocabularies
 from ood_audit.annotations import Truth
 from ood_audit.errors import UsageError
+from ood_audit.joining import Evidence
 from ood_audit.matching import Chunk, map_chunks
-from ood_audit.progress import Progress, silent
+from ood_audit.progress import Progress, counting, silent
 from ood_audit.prototypes import DEFAULT_WEIGHT
-from ood_audit.scoring import Plan, described, name_of, prepare
+from ood_audit.scoring import Plan, described, evidence_of, joined_with, name_of, prepare
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.layout import computing
 from ood_audit.text import printable
@@ -89,7 +90,7 @@ def evaluate(
         store = open_store(store)
     methods = list(dict.fromkeys(only)) or _ready(store, note)
     for method in methods:
-        if method != "best":
+        if method not in ("auto", "best"):
             scores.load(method)  # there is one of that name
     known, said, missing = annotations.truth(store, truth)
     given: dict[str, Any] = {}
@@ -140,7 +141,7 @@ def _ready(store: Store, note: Callable[[str], None]) -> list[str]:
     if slow:
         asked = " ".join(f"--score {name}" for name in slow)
         note(f"left out, as their names are not encoded yet, which takes minutes: {', '.join(slow)}; ask with {asked}")
-    return [*(name for name in scores.names() if name not in slow), "best"]
+    return ["auto", *(name for name in scores.names() if name not in slow), "best"]
 
 
 def _check_overlap(known: dict[str, Truth]) -> None:
@@ -158,23 +159,31 @@ def _scored(
 ) -> tuple[list[str], list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """The ids and paths of all images; by method their ood_score, and the class they are nearest to."""
 
-    def compute(chunk: Chunk) -> tuple[list[str], list[str], list[NDArray[Any]], list[NDArray[Any]]]:
+    joint = plan.joint is not None and "auto" in plan.runs
+
+    def compute(chunk: Chunk) -> tuple[list[str], list[str], list[NDArray[Any]], list[NDArray[Any]], Any]:
         runs = plan.runs.values()
         # Apple's GPUs have no float64.
         values = [-chunk.raw(function, settings).cpu().double().numpy() for function, settings in runs]
         nearest = [chunk.similarities(settings["prototypes"]).argmax(dim=1).cpu().numpy() for _, settings in runs]
-        return chunk.image_ids, chunk.paths, values, nearest
+        evidence = evidence_of(chunk, plan, "auto") if joint else ()
+        return chunk.image_ids, chunk.paths, values, nearest, evidence
 
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
     found, done = [], 0
-    for part in map_chunks(store, plan.target, device, compute):
+    for part in map_chunks(store, plan.target, device, compute, plan.parts):
         on_progress("scoring", done, total)
         found.append(part)
         done += len(part[0])
-    ids, paths, values, nearest = zip(*found, strict=True)
+    ids, paths, values, nearest, evidence = zip(*found, strict=True)
     joined = [
         dict(zip(plan.runs, map(np.concatenate, zip(*parts, strict=True)), strict=True)) for parts in (values, nearest)
     ]
+    if joint:
+        standing, outside = (np.concatenate(parts) for parts in zip(*evidence, strict=True))
+        own = Evidence(joined[0]["auto"], standing, outside, plan.runs["auto"][1]["temperature"])
+        together = joined_with(store, plan, "auto", own, counting(on_progress, "comparing with the folder"))
+        joined[0]["auto"] = together.ood_score
     return list(chain.from_iterable(ids)), list(chain.from_iterable(paths)), joined[0], joined[1]
 
 

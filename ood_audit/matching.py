@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -195,13 +196,21 @@ def chunks(store: Store, target: Target, device: str) -> Iterator[Chunk]:
             yield _chunk(part, where, target, tensors)
 
 
-def map_chunks(store: Store, target: Target, device: str, function: Callable[[Chunk], _Value]) -> Iterator[_Value]:
+def map_chunks(
+    store: Store,
+    target: Target,
+    device: str,
+    function: Callable[[Chunk], _Value],
+    parts: list[Path] | None = None,
+) -> Iterator[_Value]:
     """`function` of each chunk, in order; on a CPU of several at once, one a core, so that no step leaves one idle.
+
+    `parts` are those of the store to read; None for those that are in force now.
 
     If a GPU runs out of memory, the chunks are halved. If it has no room for a single image, the CPU goes on.
     """
     where = choose_device(device)
-    batches: Iterator[FeatureBatch] = iter_features(store)
+    batches: Iterator[FeatureBatch] = iter_features(store, parts=parts)
     if where.type != "cpu":
         left: list[FeatureBatch] = []
         batches = _parts(batches, target, where)

@@ -17,22 +17,24 @@ from ood_audit import vocabulary as vocabularies
 from ood_audit.encoders.identity import IMPORTED
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.progress import Progress, counting, silent
-from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
+from ood_audit.store import DEFAULT_STORE, Store, open_store, schema, writing
 from ood_audit.store.layout import COMMIT_SECONDS, computing, read_json, replacing, write_json
 from ood_audit.text import printable
 from ood_audit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from ood_audit.joining import Evidence, Joined, Joint
     from ood_audit.matching import Chunk, Target
     from ood_audit.prompts import Prompts
     from ood_audit.prototypes import Prototypes
     from ood_audit.references import Calibration
 
 Note = Callable[[str], None]
-_CHOSEN = ("delta-energy", "best")  # methods whose settings are chosen on the data
-_FORMAT = 5  # of the files: scores with other columns, or without their prototypes, are not taken up
+_CHOSEN = ("auto", "delta-energy", "best")  # methods whose settings are chosen on the data
+_FORMAT = 6  # of the files: scores with other columns, or without their prototypes, are not taken up
 _OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 _MOST_KNOWN = 1000
+_NEIGHBOURS = 512  # compared with all names at a time
 _PROTOTYPES = ".safetensors"  # beside the scores that they are part of
 _GROUP_ROWS = 131_072  # of the file: fewer are slow to query
 _DEFAULT_WEIGHT = 0.2  # as in `prototypes`, which this module must not import
@@ -71,6 +73,8 @@ class Plan:
         target: what images are compared with.
         runs: by method, its function and its settings.
         delta: the settings of the columns delta_energy and energy where the method is another.
+        parts: of the store, so that every pass over the features reads the same images.
+        joint: for `auto`, what its evidence is joined from.
         forecasts: by method, where its settings were chosen on the data.
         sharpness: the temperature at which the softmax of the similarities is a probability; see `references`.
         calibration: labelled images that nothing was learned from but prototypes that do not score them.
@@ -81,6 +85,8 @@ class Plan:
     target: "Target"
     runs: dict[str, tuple[Callable[..., Any], dict[str, Any]]]
     delta: dict[str, Any]
+    parts: list[Path]
+    joint: "Joint | None"
     forecasts: dict[str, float]
     sharpness: float
     calibration: "Calibration | None"
@@ -92,12 +98,13 @@ def score(
     *,
     labels: str | Path | Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
-    method: str = "delta-energy",
+    method: str = "auto",
     temperature: float | None = None,
     top_c: int | None = None,
     reset_to: float | None = None,
     background: bool | None = None,
     prototypes: bool | None = None,
+    novelty: float | bool | None = None,
     prompts: str = "auto",
     auto: bool = True,
     seed: int = 0,
@@ -111,13 +118,16 @@ def score(
         store: a store or its folder.
         labels: a labels file, or class names; None for those last used with this store, else the folder names.
         templates: prompts with `{}` for the class name, averaged.
-        method: the score, one of `ood_audit.scores.names()`, or `best`. `ood_score` is its negative.
+        method: `auto` for ΔEnergy joined with other evidence, see `ood_audit.joining`; else a score alone, one of
+            `ood_audit.scores.names()`, whose negative is `ood_score`; or `best`.
         temperature: τ; None for the default: chosen on the data, see `auto`, or of the encoder, for ΔEnergy; of the
             score's source for the others.
         top_c: how many of the largest similarities ΔEnergy resets; None likewise.
         reset_to: the value it resets them to; None likewise.
         background: whether ΔEnergy runs over names of other things too; None likewise (else not).
         prototypes: whether reference pictures join the text, see `ood_audit.prototypes`; None likewise (else not).
+        novelty: the weight, 0 or more, of how unlike an image is to the rest of the folder, for `auto`; True or None to
+            choose it, False for none.
         prompts: tuned prompts in place of the text: `auto` for the newest that fit, `none`, or a name.
         auto: choose what is not given by leaving classes out, see `ood_audit.selection`.
         seed: of that choice.
@@ -132,13 +142,14 @@ def score(
     """
     if not isinstance(store, Store):
         store = open_store(store)
-    _check(temperature, top_c, reset_to)
+    _check(temperature, top_c, reset_to, novelty)
     given = {
         "temperature": temperature,
         "top_c": top_c,
         "reset_to": reset_to,
         "background": background,
         "prototypes": None if prototypes is None else _DEFAULT_WEIGHT * prototypes,
+        "novelty": None if novelty is None or novelty is True else float(novelty),
     }
     given = {name: value for name, value in given.items() if value is not None}
     chosen = vocabularies.choose(store, labels, templates, note)
@@ -147,6 +158,8 @@ def score(
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
     if method == "best" and (own := [name for name in ("temperature", "top_c", "reset_to") if name in given]):
         raise UsageError(f"--score best chooses --{own[0].replace('_', '-')} too; leave that out, or name a score")
+    if novelty is not None and method != "auto":
+        raise UsageError(f"--score {printable(method)} has no --novelty; leave one of them out")
     if method not in _CHOSEN:
         settings_of(method, scores.load(method), {}, given)
     with computing(store.root):
@@ -172,10 +185,10 @@ def score(
             else:
                 plan = prepare(store, chosen, own_prompts, [method], given, auto, seed, device, note, on_progress)
                 with replacing(path) as temporary:
-                    _write(store, temporary, plan, method, chosen, total, device, counting(on_progress, "scoring"))
+                    joined = _write(store, temporary, plan, method, chosen, total, device, on_progress)
                     lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
                 _keep_prototypes(path, plan, method)
-                write_json(path.with_suffix(".json"), {**request, **_found(plan, method)})
+                write_json(path.with_suffix(".json"), {**request, **_found(plan, method, joined)})
                 _drop_outdated(store, request["generation"])
             found = read_json(path.with_suffix(".json"))
             store.set_current(vocabulary=chosen.id, scores=key)
@@ -208,7 +221,7 @@ def prepare(
     """Settle the settings of some scores, and bring together what they need."""
     import torch
 
-    from ood_audit import pools, prototypes, references, selection
+    from ood_audit import joining, pools, prototypes, references, selection
     from ood_audit.encoders.device import choose_device
     from ood_audit.matching import Target
 
@@ -224,18 +237,20 @@ def prepare(
     loaded: dict[str, pools.Pool] = {}
     text = prompts.class_features if prompts else vocabularies.cached_features(store, vocabulary, encoder)
     defaults = _defaults(store, encoder)
+    duplicate = defaults.pop("duplicate")
     on_progress("reading the features")
     found, sample = references.collect(
         store, vocabulary, text, prompts.labelled if prompts else None, defaults, seed=seed
     )
-    enough = selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
-    if auto and not enough and set(methods) & set(_CHOSEN):
-        note("settings: the model's own (too little data to choose: 60 images in 6 classes are needed)")
+    # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
+    known = not sample.presumed and selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
+    can_choose = known or (selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES)
+    has_background = pools.is_available(store, "background")
     runs, forecasts = {}, {}
     for method in methods:
-        if method in _CHOSEN and auto and enough:
+        if auto and (known if method in ("auto", "delta-energy") else method == "best" and can_choose):
             grid = selection.Grid.around(given, every_score=method == "best", encoder=defaults)
-            if not pools.is_available(store, "background"):
+            if not has_background:
                 grid = replace(grid, background=(False,))
             background = pool("background") if True in grid.background else None
             chosen = selection.select(
@@ -250,9 +265,12 @@ def prepare(
             runs[method] = (scores.load(chosen.method), chosen.settings)
             forecasts[method] = chosen.forecast
         else:
-            name = "delta-energy" if method == "best" else method
+            name = "delta-energy" if method in ("best", "auto") else method
             function = scores.load(name)
-            runs[method] = (function, settings_of(name, function, defaults, given))
+            settings = settings_of(name, function, defaults, {k: v for k, v in given.items() if k != "novelty"})
+            if auto and method in ("auto", "delta-energy") and "background" not in given:
+                settings["background"] = has_background
+            runs[method] = (function, settings)
     labelled = prompts.labelled if prompts else None
     needed = set().union(*(scores.inputs(function) for function, _ in runs.values()))
     for name in ("neglabel", "csp"):
@@ -265,10 +283,17 @@ def prepare(
     # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
     unwanted = given.get("prototypes") == 0
     target = Target(text, found, [] if unwanted else prototypes.fit_folds(found, text), loaded)
+    parts = store.parts
+    joint = None
+    if "auto" in methods and auto and not known:
+        on_progress("reading the features")
+        joint = joining.read(store, text, duplicate, given.get("novelty"), parts)
     return Plan(
         target=target,
         runs=runs,
         delta=settings_of("delta-energy", None, defaults),
+        parts=parts,
+        joint=joint,
         forecasts=forecasts,
         sharpness=references.sharpness(sample, text),
         calibration=references.apart(store, found, labelled, text) if labelled else None,
@@ -294,30 +319,36 @@ def settings_of(
     return {**own, **(given or {})}
 
 
-def _check(temperature: float | None, top_c: int | None, reset_to: float | None) -> None:
+def _check(temperature: float | None, top_c: int | None, reset_to: float | None, novelty: float | bool | None) -> None:
     if temperature is not None and not 1e-4 <= temperature <= 1e4:
         raise UsageError(f"--temperature {temperature}: choose between 0.0001 and 10000")
     if top_c is not None and top_c < 1:
         raise UsageError(f"--top-c {top_c}: choose 1 or more")
     if reset_to is not None and not -1 <= reset_to <= 1:
         raise UsageError(f"--reset-to {reset_to}: choose between -1 and 1, as cosines are")
+    if novelty is not None and not 0 <= float(novelty) <= 100:
+        raise UsageError(f"--novelty {novelty}: choose auto, on, off, or a weight from 0 to 100")
 
 
 def _defaults(store: Store, encoder: Callable[[], texts.TextEncoder]) -> dict[str, Any]:
-    """The encoder's settings, read from its weights once and kept in the store."""
+    """The encoder's card, see `ScoreDefaults`: read from its weights once, and kept in the store."""
     path = store.root / "score_defaults.json"
-    if not path.exists():
+    if not path.exists() or "duplicate" not in read_json(path):  # older ones had other settings
         own = IMPORTED if store.encoder.is_imported else encoder().score_defaults
         write_json(path, asdict(own))
     return read_json(path)
 
 
-def _found(plan: Plan, method: str) -> dict[str, Any]:
+def _found(plan: Plan, method: str, joined: "Joined | None") -> dict[str, Any]:
     """What there is to tell about a plan, as JSON."""
     function, settings = plan.runs[method]
     used = plan.target.references
+    parameters = {"score": name_of(function), **settings} if method == "best" else dict(settings)
+    if joined is not None:
+        parameters["novelty"] = round(joined.weight, 3)
     return {
-        "parameters": {"score": name_of(function), **settings} if method == "best" else settings,
+        "parameters": parameters,
+        "neighbours": None if joined is None else joined.neighbours,
         "forecast": plan.forecasts.get(method),
         "references": {"source": used.source, "images": len(used.labels)} if used else None,
         "calibration": _calibration(plan, method),
@@ -329,11 +360,11 @@ def described(method: str, parameters: dict[str, Any]) -> str:
     """A score and its settings, for people: `ΔEnergy, τ = 1, c = 2, v = 0, background`."""
     symbols = {"temperature": "τ", "top_c": "c", "reset_to": "v", "prototypes": "prototypes"}
     method = parameters.get("score", method)
-    words = ["ΔEnergy" if method == "delta-energy" else method]
+    words = ["ΔEnergy" if method in ("auto", "delta-energy") else method]
     for name, value in parameters.items():
         if isinstance(value, bool):
             words += [name] if value else []
-        elif name != "score" and (name != "prototypes" or value):
+        elif name != "score" and (name not in ("prototypes", "novelty") or value):
             shown = f"{value:g}" if isinstance(value, (int, float)) else value  # others' scores may have words
             words.append(f"{symbols.get(name, name)} = {shown}")
     return ", ".join(words)
@@ -352,34 +383,50 @@ def _write(
     vocabulary: Vocabulary,
     total: int,
     device: str,
+    on_progress: Progress,
+) -> "Joined | None":
+    """Stream the store through a plan's only method into a Parquet file at `path`; returns what was joined for it."""
+    import pyarrow as pa
+
+    labels = pa.array(vocabulary.names)
+    class_of = lru_cache(maxsize=65_536)(vocabulary.class_of)
+    columns = partial(_columns, plan=plan, method=method, labels=labels, class_of=class_of)
+    if plan.joint is None:
+        _stream(store, path, plan, columns, device, total, schema.SCORES, counting(on_progress, "scoring"))
+        return None
+    first = path.with_name(path.name.removesuffix(".tmp") + ".first.tmp")
+    try:
+        evidence = partial(_columns_and_evidence, plan=plan, method=method, columns=columns)
+        _stream(store, first, plan, evidence, device, total, schema.EVIDENCE, counting(on_progress, "scoring"))
+        return _join(store, first, path, plan, method, counting(on_progress, "comparing with the folder"))
+    finally:
+        first.unlink(missing_ok=True)
+
+
+def _stream(
+    store: Store,
+    path: Path,
+    plan: Plan,
+    columns: "Callable[[Chunk], list[Any]]",
+    device: str,
+    total: int,
+    kinds: Any,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Stream the store through a plan's only method into a Parquet file at `path`."""
+    """Write the columns of all chunks into a Parquet file, beside the computation."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from ood_audit.matching import map_chunks
 
-    schema = pa.schema(
-        [("image_id", pa.string()), ("path", pa.string())]
-        + [(name, pa.float32()) for name in ("ood_score", "delta_energy", "energy", "max_cosine")]
-        + [(name, pa.dictionary(pa.int32(), pa.string())) for name in ("label", "label_2")]
-        + [("margin", pa.float32()), ("given_label", pa.dictionary(pa.int32(), pa.string()))]
-        + [(name, pa.float32()) for name in ("confidence", "given_confidence", "distance", "lead")]
-    )
-    labels = pa.array(vocabulary.names)
-    given_by_folder = lru_cache(maxsize=65_536)(vocabulary.class_of)
     done, waiting, rows = 0, [], 0
     with (
-        pq.ParquetWriter(
-            path, schema, compression="zstd", use_dictionary=["label", "label_2", "given_label"]
-        ) as writer,
+        pq.ParquetWriter(path, kinds, **schema.PARQUET) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="scores") as thread,
     ):
         writing_of = thread.submit(lambda: None)
-        columns = partial(_columns, plan=plan, method=method, labels=labels, class_of=given_by_folder)
-        for found in map_chunks(store, plan.target, device, columns):
-            waiting.append(pa.RecordBatch.from_arrays(found, schema=schema))
+        for found in map_chunks(store, plan.target, device, columns, plan.parts):
+            waiting.append(pa.RecordBatch.from_arrays(found, schema=kinds))
             rows += len(found[0])
             done += len(found[0])
             if rows >= _GROUP_ROWS:
@@ -390,6 +437,94 @@ def _write(
         writing_of.result()
         if waiting:
             writer.write_table(pa.Table.from_batches(waiting), rows)
+
+
+def _join(
+    store: Store,
+    first: Path,
+    path: Path,
+    plan: Plan,
+    method: str,
+    on_progress: Callable[[int, int], None],
+) -> "Joined":
+    """Join the evidence in a file of scores, and write it with the joined score in place of its own."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from ood_audit.joining import UNLIKE, Evidence
+
+    read = pq.read_table(first, columns=["ood_score", "standing", "outside"])
+    energy, standing, outside = (read[name].to_numpy().astype(np.float64) for name in read.column_names)
+    temperature = float(plan.runs[method][1]["temperature"])
+    joined = joined_with(store, plan, method, Evidence(energy, standing, outside, temperature), on_progress)
+    start = 0
+    with pq.ParquetFile(first) as file, pq.ParquetWriter(path, schema.SCORES, **schema.PARQUET) as writer:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            rows = slice(start, start + len(table))
+            start = rows.stop
+            own = {
+                "ood_score": pa.array(joined.ood_score[rows].astype(np.float32)),
+                "novelty": pa.array(joined.novelty[rows].astype(np.float32)),
+                "unlike": pa.DictionaryArray.from_arrays(joined.unlike[rows].astype(np.int32), list(UNLIKE)),
+            }
+            columns = [own[name] if name in own else table[name] for name in schema.SCORES.names]
+            writer.write_table(pa.table(columns, schema.SCORES))
+    return joined
+
+
+def joined_with(
+    store: Store,
+    plan: Plan,
+    method: str,
+    evidence: "Evidence",
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> "Joined":
+    """Join evidence about all images, see `joining.join`; computes that about a sample of neighbours where need be."""
+    import numpy as np
+
+    from ood_audit.joining import Evidence, join
+    from ood_audit.matching import chunk_of
+    from ood_audit.store.parts import iter_features
+
+    joint = plan.joint
+    assert joint is not None  # noqa: S101  the caller has asked
+    of_neighbours = evidence
+    if not joint.is_whole:
+        found = []
+        for start in range(0, len(joint.neighbours), _NEIGHBOURS):
+            features = joint.neighbours[start : start + _NEIGHBOURS]
+            chunk = chunk_of([""] * len(features), features, plan.target)
+            found.append((_raw(chunk, plan, method), *evidence_of(chunk, plan, method)))
+        of_neighbours = Evidence(*(np.concatenate(parts) for parts in zip(*found, strict=True)), evidence.temperature)
+    images = (batch.features for batch in iter_features(store, parts=plan.parts))
+    return join(joint, evidence, of_neighbours, images, on_progress)
+
+
+def evidence_of(chunk: "Chunk", plan: Plan, method: str) -> "tuple[Any, Any]":
+    """`standing` and `outside` of a chunk, see `joining`."""
+    from ood_audit import joining
+
+    settings = plan.runs[method][1]
+    assert plan.joint is not None  # noqa: S101  the caller has asked
+    return joining.evidence_of(chunk, plan.joint, settings["temperature"], settings["background"])
+
+
+def _raw(chunk: "Chunk", plan: Plan, method: str) -> Any:
+    """(N,) float64, the ood_score of a chunk by the score alone."""
+    return -chunk.raw(*plan.runs[method]).cpu().double().numpy()
+
+
+def _columns_and_evidence(
+    chunk: "Chunk", plan: Plan, method: str, columns: "Callable[[Chunk], list[Any]]"
+) -> list[Any]:
+    """The columns of a chunk's scores that do not depend on other images, and what the others are computed from."""
+    import pyarrow as pa
+
+    own = dict(zip(schema.SCORES.names, columns(chunk), strict=True))
+    standing, outside = evidence_of(chunk, plan, method)
+    return [*(own[name] for name in schema.EVIDENCE.names[:-2]), pa.array(standing), pa.array(outside)]
 
 
 def _keep_prototypes(path: Path, plan: Plan, method: str) -> None:
@@ -432,7 +567,8 @@ def _columns(chunk: "Chunk", plan: Plan, method: str, labels: Any, class_of: Cal
         columns += [pa.nulls(len(best), pa.dictionary(pa.int32(), pa.string())), pa.nulls(len(best), pa.float32())]
     given, *more = _beside(chunk, plan, plan.runs[method][1]["prototypes"], index[:, 0], class_of)
     columns.append(pa.DictionaryArray.from_arrays(pa.array(given, pa.int32(), mask=given < 0), labels))
-    return columns + [pa.array(values, pa.float32(), from_pandas=True) for values in more]
+    columns += [pa.array(values, pa.float32(), from_pandas=True) for values in more]
+    return [*columns, pa.nulls(len(best), pa.float32()), pa.nulls(len(best), schema.WORD)]  # novelty and unlike
 
 
 def _numbers(chunk: "Chunk", plan: Plan, method: str) -> tuple[list[Any], Any, Any]:

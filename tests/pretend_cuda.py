@@ -10,7 +10,7 @@ A dispatch mode belongs to a thread, so the threads of forward passes enter it w
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -32,6 +32,7 @@ _INDEXING = {
     aten._unsafe_index.Tensor,
 }
 _MAY_RETURN_ITSELF = ("aten.to.", "aten.contiguous", "aten.lift_fresh", "aten._reshape_alias_copy", "aten.type_as")
+_AUTOGRAD = (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView)
 _NO_NUMPY = "can't convert {} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
 
 
@@ -111,7 +112,6 @@ class PretendTensor(torch.Tensor):
             dtype=held.dtype,
             layout=held.layout,
             device=gpu.device,
-            requires_grad=held.requires_grad,
         )
         made.held, made.gpu = held, gpu
         return made
@@ -127,6 +127,27 @@ class PretendTensor(torch.Tensor):
 
     def __repr__(self, *_: Any, **__: Any) -> str:  # type: ignore[override]
         return f"PretendTensor({tuple(self.shape)}, {self.dtype}, {self.gpu.device})"
+
+    # Autograd in C++ asks a CUDA tensor for its stream, so it is the held tensors that have gradients.
+
+    @property
+    def requires_grad(self) -> bool:  # type: ignore[override]
+        return self.held.requires_grad
+
+    def requires_grad_(self, requires_grad: bool = True) -> "PretendTensor":
+        self.held.requires_grad_(requires_grad)
+        return self
+
+    @property
+    def grad(self) -> "PretendTensor | None":  # type: ignore[override]
+        return None if self.held.grad is None else PretendTensor(self.held.grad, self.gpu)
+
+    @grad.setter
+    def grad(self, value: None) -> None:
+        self.held.grad = value
+
+    def backward(self, *_: Any, **__: Any) -> None:  # type: ignore[override]
+        self.held.backward()  # type: ignore[no-untyped-call]
 
     # What C++ would do with a CUDA tensor needs CUDA, so the following are made of operations here.
 
@@ -160,13 +181,9 @@ class PretendTensor(torch.Tensor):
         return _item(self, index)
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        new = value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=self.dtype)
-        parts = index if isinstance(index, tuple) else (index,)
-        if any(_is_list(part) for part in parts):
-            rows = [None if isinstance(part, slice) else torch.as_tensor(part) for part in parts]
-            aten.index_put_.default(self, rows, new)
-        else:
-            _item(self, index).copy_(new)
+        if isinstance(value, torch.Tensor) and value.dim() and not isinstance(value, PretendTensor):
+            raise RuntimeError("Expected all tensors to be on the same device, found cuda:0 and cpu")
+        self.held[tree_map(_held, index)] = _held(value)
 
     def is_contiguous(self, *args: Any, **kwargs: Any) -> bool:
         return self.held.is_contiguous(*args, **kwargs)
@@ -183,10 +200,6 @@ class PretendTensor(torch.Tensor):
         raise TypeError(_NO_NUMPY.format(self.gpu.device))
 
     __array__ = numpy
-
-
-def _is_list(part: Any) -> bool:
-    return isinstance(part, (list, range)) or (isinstance(part, torch.Tensor) and part.dim() > 0)
 
 
 def _item(tensor: torch.Tensor, index: Any) -> torch.Tensor:
@@ -237,11 +250,12 @@ def _run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gpu: Pret
         gpu.check(function, args)
     if copies and to_gpu:
         _record_copy(gpu, args, kwargs, bool(ours))
-    result = function(*tree_map(_held, args), **tree_map(_held, kwargs))
+    with _autograd() if any(tensor.requires_grad for tensor in ours) else nullcontext():
+        result = function(*tree_map(_held, args), **tree_map(_held, kwargs))
     if gpu.kind == "mps" and to_gpu and any(of.dtype == torch.float64 for of in _tensors_of(result)):
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
     if not to_gpu:
-        return result
+        return result.detach() if ours and isinstance(result, torch.Tensor) else result
     if name.startswith(_MAY_RETURN_ITSELF) and ours and result is ours[0].held:
         return ours[0]
     wrapped = tree_map(lambda value: gpu.wrap(value) if isinstance(value, torch.Tensor) else value, result)
@@ -251,6 +265,19 @@ def _run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gpu: Pret
         except Exception:
             return wrapped
     return wrapped
+
+
+@contextmanager
+def _autograd() -> Iterator[None]:
+    """Autograd for what is called in `__torch_dispatch__`, where it is left out."""
+    keys = [key for key in _AUTOGRAD if torch._C._dispatch_tls_is_dispatch_key_excluded(key)]
+    for key in keys:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+    try:
+        yield
+    finally:
+        for key in keys:
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, True)
 
 
 def _held(value: Any) -> Any:
@@ -306,7 +333,11 @@ class _Mode(TorchDispatchMode):
         self.gpu = gpu
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _run(function, args, kwargs or {}, self.gpu)
+        kwargs = kwargs or {}
+        named = kwargs.get("device") is not None or str(function).startswith("aten.to.") or kwargs.get("pin_memory")
+        if not types and not named and function not in _PINS and function is not aten.is_pinned.default:
+            return function(*args, **kwargs)  # nothing of ours
+        return _run(function, args, kwargs, self.gpu)
 
 
 @contextmanager

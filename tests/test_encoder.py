@@ -69,7 +69,7 @@ def check(encoder: ClipEncoder, name: str) -> None:
 
 def test_starter_is_plain_open_clip(encoder):
     check(encoder, f"local-dir:{registry.STARTER}")
-    assert encoder.score_defaults.top_c == 2
+    assert encoder.score_defaults.top_c == 1
     assert encoder.identity.model == "starter"
 
 

@@ -362,9 +362,11 @@ def test_progress_reaches_its_end(pictures, store, tmp_path):
     run(pictures, store)
     new = pictures.rename(tmp_path / "renamed")
     (new / "new.jpg").write_bytes((new / "airplane" / "img_0001.jpg").read_bytes() + b"x")
-    seen = []
-    run(new, store, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 13) for done in range(1, 14)]
+    stages: dict[str, list[tuple[int, int | None]]] = {}
+    run(new, store, on_progress=lambda stage, done=0, total=None: stages.setdefault(stage, []).append((done, total)))
+    assert stages["comparing files with the store"] == [(done, 6) for done in range(1, 7)]
+    assert [done for done, _ in stages["taking over moved files"]] == list(range(1, 7))
+    assert stages["embedding"] == [(0, 1), (1, 1)]
 
 
 def test_many_files_at_once(tmp_path, store, monkeypatch, embedded):

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -166,18 +167,21 @@ def share(monkeypatch):
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("emptied"))
-        assert list(local.embed_images(iter(range(images)), encoder, None)) == []
+        work: Any = iter(range(images))
+        no_encoder: Any = encoder
+        no_writer: Any = None
+        assert list(local.embed_images(work, no_encoder, no_writer)) == []
         return started or None
 
     return share
 
 
 def test_processes_share_a_gpu_as_its_cores_allow(share):
-    assert share(gpus=1, cores=32, free_gb=79) == ["cuda:0"] * 4
-    assert share(gpus=1, cores=16, free_gb=79) == ["cuda:0"] * 2
-    assert share(gpus=1, cores=128, free_gb=79) == ["cuda:0"] * 4
-    assert share(gpus=1, cores=8, free_gb=79) is None
-    assert share(gpus=2, cores=32, free_gb=79) == ["cuda:0", "cuda:1"] * 2
+    assert share(gpus=1, cores=32, free_gb=79) == ["cuda:0"] * 8
+    assert share(gpus=1, cores=6, free_gb=79) == ["cuda:0"] * 2
+    assert share(gpus=1, cores=128, free_gb=79) == ["cuda:0"] * 8
+    assert share(gpus=1, cores=4, free_gb=79) is None
+    assert share(gpus=2, cores=16, free_gb=79) == ["cuda:0", "cuda:1"] * 2
     assert share(gpus=8, cores=4, free_gb=79) == [f"cuda:{number}" for number in range(8)]
 
 
@@ -191,7 +195,7 @@ def test_processes_share_a_gpu_as_its_memory_allows(share):
 
 def test_few_images_are_not_worth_it(share):
     assert share(gpus=1, cores=32, free_gb=79, images=39) is None
-    assert share(gpus=2, cores=32, free_gb=79, images=39) == ["cuda:0", "cuda:1"] * 2
+    assert share(gpus=2, cores=32, free_gb=79, images=39) == ["cuda:0", "cuda:1"] * 4
     assert share(gpus=2, cores=32, free_gb=79, images=19) is None
 
 

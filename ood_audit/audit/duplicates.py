@@ -375,6 +375,7 @@ def _clusters(db: duckdb.DuckDBPyConnection, search: _Search, pairs: tuple[Rows,
 def _components(one: Rows, other: Rows) -> list[Rows]:
     """The rows that pairs join, (P,) and (P,), component by component."""
     rows, ends = np.unique(np.concatenate([one, other]), return_inverse=True)
+    ends = ends.astype(np.int32)  # SciPy before 1.13 takes no others
     graph = coo_array((np.ones(len(one)), (ends[: len(one)], ends[len(one) :])), shape=(len(rows), len(rows)))
     count, component = connected_components(graph, directed=False)
     ordered = rows[np.argsort(component, kind="stable")]

@@ -232,9 +232,12 @@ def _scores(centers: Floats, likeness: Likeness) -> tuple[Floats, Floats]:
     """S, (k, M); and (k,), the largest z of each."""
     senses, name_of, logs, penalty = _taxonomy(tuple(likeness.names))
     order = np.argsort(name_of, kind="stable")
-    have_senses, starts = np.unique(name_of[order], return_index=True)
+    known = np.unique(name_of)  # the others have no sense that is common enough to be a name
+    starts = np.searchsorted(name_of[order], known)
     scores = np.full((len(centers), len(likeness.names)), -np.inf, np.float32)
-    best = np.empty(len(centers), np.float32)
+    best = np.full(len(centers), -np.inf, np.float32)
+    if not len(known):
+        return scores, best
     features = likeness.features.astype(np.float32)
     for start in range(0, len(centers), _CHUNK):
         z = (centers[start : start + _CHUNK] - likeness.mean) @ features.T / likeness.scale
@@ -242,7 +245,7 @@ def _scores(centers: Floats, likeness: Likeness) -> tuple[Floats, Floats]:
         mass = senses @ np.exp(_SHARPNESS * (z - top[:, None])).T
         value = np.log(np.maximum(mass, 1e-30)) - _SIZE * logs[:, None]
         own = np.maximum.reduceat(value[order], starts, axis=0).T / _SHARPNESS  # a noun's best sense
-        scores[start : start + _CHUNK, have_senses] = own + top[:, None] - penalty[have_senses]
+        scores[start : start + _CHUNK, known] = own + top[:, None] - penalty[known]
         best[start : start + _CHUNK] = top
     return scores, best
 

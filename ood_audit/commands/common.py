@@ -56,13 +56,16 @@ class AutoNumber(click.ParamType[Any]):
 
     name = "auto|number"
 
-    def __init__(self, kind: type[int] | type[float]) -> None:
+    def __init__(self, kind: type[int] | type[float], *, on_off: bool = False) -> None:
         self._kind = kind
+        self._words = {"on": True, "off": False} if on_off else {}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """None for `auto`."""
         if value is None or isinstance(value, self._kind) or str(value).strip().lower() == "auto":
             return None if isinstance(value, str) else value
+        if str(value).strip().lower() in self._words:
+            return self._words[str(value).strip().lower()]
         try:
             return self._kind(value)
         except ValueError:

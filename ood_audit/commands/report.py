@@ -39,11 +39,11 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
 @click.option("--name", default="latest", show_default=True, metavar="NAME", help="The report is kept as reports/NAME.")
 @click.option(
     "--score",
-    default="delta-energy",
+    default="auto",
     show_default=True,
     metavar="SCORE",
-    help="delta-energy, mcm, energy, maxlogit, simlabel, logitgap, neglabel, csp, knn, one of another package; or "
-    "best, which chooses.",
+    help="auto (ΔEnergy joined with other evidence), or one score alone: delta-energy, mcm, energy, maxlogit, "
+    "simlabel, logitgap, neglabel, csp, knn, one of another package; or best, which chooses.",
 )
 @click.option(
     "--temperature", type=AutoNumber(float), metavar="τ", help="auto, or the score's temperature.  [default: auto]"
@@ -65,6 +65,12 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
     "--prototypes/--no-prototypes",
     default=None,
     help="Compare with pictures of the classes too.  [default: chosen]",
+)
+@click.option(
+    "--novelty",
+    type=AutoNumber(float, on_off=True),
+    metavar="WEIGHT",
+    help="auto, on, off, or how much it counts that an image is unlike the rest of the folder.  [default: auto]",
 )
 @click.option("--fdr", type=float, metavar="Q", help="Flag images, of which about Q are false alarms.")
 @click.option(

@@ -329,7 +329,7 @@ class ClipEncoder:
             f"{prefix}positional_embedding": tower.positional_embedding[:length],
             f"{prefix}attn_mask": tower.attn_mask[:length, :length],
         }
-        return _unit(functional_call(self._model, shorter, kwargs={"text": tokens[:, :length]})[1])
+        return _unit(functional_call(self._model, shorter, (), {"text": tokens[:, :length]})[1])
 
     @property
     def _text_tower(self) -> Any:

@@ -72,11 +72,20 @@ class EncoderIdentity:
 
 @dataclass(frozen=True)
 class ScoreDefaults:
-    """The ΔEnergy settings that suit an encoder: temperature τ, top-c and the value reset to (v)."""
+    """What suits an encoder.
+
+    Attributes:
+        temperature: τ of ΔEnergy.
+        top_c: its c.
+        reset_to: its v.
+        duplicate: the cosine above which two images are near duplicates, so that one tells nothing about the other.
+
+    """
 
     temperature: float
     top_c: int
     reset_to: float
+    duplicate: float = 0.97
 
 
 # For vectors of which only this is likely: that a CLIP model with a logit scale of 100 made them.

@@ -22,7 +22,7 @@ def processes_that_fit(encoder: "ClipEncoder") -> int:
 
     Other GPUs are taken to have as much room. To ask them would make a CUDA context on each, which this process keeps.
     """
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in encoder._model.state_dict().values())
+    weights: int = sum(tensor.numel() * tensor.element_size() for tensor in encoder._model.state_dict().values())
     # The activations of a large model are large too, so that its weights stand for both.
     room = int((free_bytes(encoder.device) + weights) * _MARGIN)
     return room // int(_BYTES_EACH + 2 * weights)

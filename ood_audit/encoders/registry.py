@@ -66,8 +66,8 @@ def score_defaults(model: str, logit_scale: float) -> ScoreDefaults:
     """The ΔEnergy settings on the model's card; for models without one, the temperature they were trained at."""
     if model == "starter":
         card = json.loads((STARTER / "card.json").read_text(encoding="utf-8"))
-        return ScoreDefaults(**card["delta_energy"])
-    return ScoreDefaults(temperature=round(1.0 / logit_scale, 6), top_c=2, reset_to=0.0)
+        return ScoreDefaults(**card["delta_energy"], duplicate=card["duplicate"])
+    return ScoreDefaults(temperature=round(1.0 / logit_scale, 6), top_c=1, reset_to=0.0)
 
 
 def _local_dir(directory: str) -> ModelSource:

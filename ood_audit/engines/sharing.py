@@ -4,8 +4,8 @@ Decoding and the launches of a forward pass need Python's lock, and a process ha
 one process therefore prepares only a few thousand images a second, and a fast GPU waits. `benchmarks.feed` measures it.
 """
 
-_CORES = 8  # what one process can keep busy
-_MOST = 4  # processes of a GPU
+_CORES = 4  # of a process: with more, its threads wait for the lock, and so do the launches of the forward pass
+_MOST = 8  # processes of a GPU: each takes some gigabytes of its memory
 
 
 def by_cores(cores: int) -> int:

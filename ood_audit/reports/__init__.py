@@ -52,12 +52,13 @@ def report(
     labels: str | Path | Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
     name: str = DEFAULT_NAME,
-    method: str = "delta-energy",
+    method: str = "auto",
     temperature: float | None = None,
     top_c: int | None = None,
     reset_to: float | None = None,
     background: bool | None = None,
     prototypes: bool | None = None,
+    novelty: float | bool | None = None,
     prompts: str = "auto",
     auto: bool = True,
     seed: int = 0,
@@ -85,6 +86,7 @@ def report(
         reset_to: likewise.
         background: likewise.
         prototypes: likewise.
+        novelty: likewise.
         prompts: likewise.
         auto: likewise.
         seed: likewise.
@@ -122,6 +124,7 @@ def report(
             reset_to=reset_to,
             background=background,
             prototypes=prototypes,
+            novelty=novelty,
             prompts=prompts,
             auto=auto,
             seed=seed,

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _ABANDONED_SECONDS = 24 * 3600.0
-_OWNED = re.compile(r".*\.(?P<pid>\d+)@(?P<host>[^@]*?)(?:\.old)?\.tmp")
+_OWNED = re.compile(r".*\.(?P<pid>\d+)@(?P<host>[^@]*?)(?:\.\w+)?\.tmp")
 _READER = "reader"
 
 

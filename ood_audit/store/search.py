@@ -105,7 +105,9 @@ class _Filling:
     def __init__(self, index: Any, on_note: Callable[[str], None]) -> None:
         self._index = index
         self._on_note = on_note
-        self._centres = self._try(lambda: _on_gpus(faiss.IndexFlatIP(index.d))) if _gpus_work() else None
+        self._centres: Any = None
+        if _gpus_work():
+            self._centres = self._try(lambda: _on_gpus(faiss.IndexFlatIP(index.d)))
 
     def train(self, vectors: Floats) -> None:
         if self._centres is not None:
@@ -191,10 +193,10 @@ def _recall(index: Any, asked: Floats, nearest: NDArray[np.int64]) -> float:
 def write_index(index: Any, path: Path) -> None:
     """Write an index through a file of Python's: FAISS itself cannot open a path that is not ASCII on Windows."""
     with path.open("wb") as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
 
 
 def read_index(path: Path) -> Any:
     """Read an index that `write_index`, or FAISS itself, has written."""
     with path.open("rb") as file:
-        return faiss.read_index(faiss.PyCallbackIOReader(file.read))
+        return faiss.read_index(faiss.PyCallbackIOReader(file.read))  # type: ignore[attr-defined]

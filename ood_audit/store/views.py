@@ -43,7 +43,7 @@ _SCORES = """
 CREATE TABLE _no_scores (
     image_id VARCHAR, path VARCHAR, ood_score FLOAT, delta_energy FLOAT, energy FLOAT, max_cosine FLOAT,
     label VARCHAR, label_2 VARCHAR, margin FLOAT, given_label VARCHAR, confidence FLOAT, given_confidence FLOAT,
-    distance FLOAT, lead FLOAT
+    distance FLOAT, lead FLOAT, novelty FLOAT, unlike VARCHAR
 )"""
 _REPORT = """
 CREATE VIEW report AS
@@ -255,6 +255,13 @@ def _rows(result: duckdb.DuckDBPyConnection, are_json: list[int]) -> Iterator[tu
             for i in are_json:
                 row[i] = None if row[i] is None else JsonText(row[i])
             yield tuple(row)
+
+
+def count_readable(store: Store, parts: list[Path]) -> int:
+    """How many readable images some parts hold."""
+    with connect(store, parts) as db:
+        ((count,),) = db.execute("SELECT count(*) FROM images WHERE status = 'ok'").fetchall()
+    return int(count)
 
 
 def outdated_rows(store: Store, parts: list[Path]) -> dict[Path, "pa.Array"]:

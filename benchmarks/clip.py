@@ -53,7 +53,8 @@ class Set:
 
 def unit(rows: NDArray[np.floating]) -> Floats:
     rows = rows.astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    found: Floats = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return found
 
 
 def clip_sets(folder: Path) -> Iterator[Set]:
@@ -128,8 +129,7 @@ def scores(folder: Folder) -> dict[str, NDArray[np.float64]]:
     """Each score of the table, higher for more OOD."""
     cosines = torch.from_numpy(folder.images @ folder.texts.T)
     outside = None if folder.background is None else torch.from_numpy(folder.images @ folder.background.T)
-    settings = {"temperature": TEMPERATURE, "top_c": 1, "reset_to": 0.0}
-    energy = -delta_energy(cosines, background=outside, **settings).double().numpy()
+    energy = -delta_energy(cosines, temperature=TEMPERATURE, top_c=1, reset_to=0.0, background=outside).double().numpy()
     lse = np.full(len(energy), -np.inf)
     if outside is not None:
         lse = (outside.double() / TEMPERATURE).logsumexp(dim=1).numpy()

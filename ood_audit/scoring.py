@@ -497,7 +497,8 @@ def joined_with(
             features = joint.neighbours[start : start + _NEIGHBOURS]
             chunk = chunk_of([""] * len(features), features, plan.target)
             found.append((_raw(chunk, plan, method), *evidence_of(chunk, plan, method)))
-        of_neighbours = Evidence(*(np.concatenate(parts) for parts in zip(*found, strict=True)), evidence.temperature)
+        energy, standing, outside = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        of_neighbours = Evidence(energy, standing, outside, evidence.temperature)
     images = (batch.features for batch in iter_features(store, parts=plan.parts))
     return join(joint, evidence, of_neighbours, images, on_progress)
 

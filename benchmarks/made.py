@@ -72,7 +72,7 @@ def make_store(
             "supersedes": pa.array(np.zeros(count, bool)),
             "run_id": pa.array(["made-up"] * count),
             "embedding": pa.ListArray.from_arrays(
-                np.arange(0, rows.size + 1, dimension, np.int32), pa.array(rows.astype(np.float16).ravel())
+                (np.arange(count + 1) * dimension).astype(np.int32), pa.array(rows.astype(np.float16).ravel())
             ),
         }
         table = pa.Table.from_pydict(columns, schema=SCHEMA)

@@ -139,15 +139,15 @@ class PretendTensor(torch.Tensor):
         return self
 
     @property
-    def grad(self) -> "PretendTensor | None":  # type: ignore[override]
+    def grad(self) -> torch.Tensor | None:
         return None if self.held.grad is None else PretendTensor(self.held.grad, self.gpu)
 
     @grad.setter
-    def grad(self, value: None) -> None:
-        self.held.grad = value
+    def grad(self, value: torch.Tensor | None) -> None:
+        self.held.grad = value.held if isinstance(value, PretendTensor) else value
 
-    def backward(self, *_: Any, **__: Any) -> None:  # type: ignore[override]
-        self.held.backward()  # type: ignore[no-untyped-call]
+    def backward(self, *_: Any, **__: Any) -> None:
+        self.held.backward()
 
     # What C++ would do with a CUDA tensor needs CUDA, so the following are made of operations here.
 

@@ -105,8 +105,8 @@ def test_energy_is_that_of_the_score():
     rng = np.random.default_rng(1)
     cosines, others = rng.uniform(-0.2, 0.4, (50, 7)), rng.uniform(-0.2, 0.4, (50, 20))
     outside = np.log(np.exp(others / T).sum(axis=1))
-    settings_of = {"temperature": T, "top_c": 1, "reset_to": 0.0}
-    expected = -delta_energy(torch.from_numpy(cosines), background=torch.from_numpy(others), **settings_of)
+    tensors = torch.from_numpy(cosines), torch.from_numpy(others)
+    expected = -delta_energy(tensors[0], temperature=T, top_c=1, reset_to=0.0, background=tensors[1])
     np.testing.assert_allclose(energy_of(cosines, outside, T), expected.numpy(), rtol=1e-9, atol=1e-12)
 
 

@@ -117,9 +117,11 @@ def test_people_and_places_by_name_are_no_names(nouns):
 
 def test_names_that_wordnet_does_not_know_are_names_too():
     features = unit(np.eye(3, 8))
-    likeness = naming.Likeness(["widget 7", "gizmo b", "rushdie"], features.astype(np.float16), np.zeros(8), 0.1)
+    likeness = naming.Likeness(
+        ["widget 7", "gizmo b", "rushdie"], features.astype(np.float16), np.zeros(8, np.float32), 0.1
+    )
     assert naming.name_clusters(features, np.array([3, 2, 1]), likeness, 9)[:2] == ["widget 7", "gizmo b"]
-    nothing = naming.Likeness(["rushdie"], features[:1].astype(np.float16), np.zeros(8), 0.1)
+    nothing = naming.Likeness(["rushdie"], features[:1].astype(np.float16), np.zeros(8, np.float32), 0.1)
     assert naming.name_clusters(features[:1], np.array([3]), nothing, 9) == [None]
 
 

@@ -278,11 +278,12 @@ def _taxonomy(names: tuple[str, ...]) -> "tuple[csr_matrix, NDArray[np.int64], F
     words = [re.split("[ -]", name) for name in names]
     rare = np.log([1 + max(ranks.get(word, _UNKNOWN) for word in several) for several in words])
     penalty = _RARE * np.maximum(rare - _COMMON, 0) + _WORDS * np.array([len(several) - 1 for several in words])
-    # Nothing below: people and places that are so by name.
-    common = np.zeros(len(names), bool)
-    common[own] = True
-    penalty = np.where(common, penalty, np.inf)
-    return matrix, np.array(own), np.log([len(kinds) for kinds in below]).astype(np.float32), penalty.astype(np.float32)
+    return (
+        matrix,
+        np.array(own, np.int64),
+        np.log([len(kinds) for kinds in below]).astype(np.float32),
+        penalty.astype(np.float32),
+    )
 
 
 @lru_cache(maxsize=1)

@@ -387,6 +387,7 @@ def _patch(patch: pytest.MonkeyPatch, gpu: PretendGpu) -> None:
     if gpu.kind == "mps":
         patch.setattr(torch.backends.mps, "is_available", lambda: True)
         patch.setattr(torch.mps, "empty_cache", lambda: None)
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", _attention)
         return
 
     def get_device_capability(device: Any = None) -> tuple[int, int]:
@@ -402,6 +403,11 @@ def _patch(patch: pytest.MonkeyPatch, gpu: PretendGpu) -> None:
     for name in ("_lazy_init", "synchronize", "set_stream", "Stream", "empty_cache"):
         patch.setattr(torch.cuda, name, lambda *_, **__: None)
     patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+
+
+def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *_: Any, **__: Any) -> Any:
+    """C++ would look for Apple's own kernel."""
+    return aten._scaled_dot_product_attention_math.default(query, key, value, attn_mask)[0]
 
 
 def _numbered(value: Any, gpu: PretendGpu) -> Any:

@@ -399,18 +399,26 @@ def test_texts_are_halved_and_then_encoded_on_the_cpu(gpu, model, caplog):
     assert caplog.messages == [f"out of memory on cuda: it has no room for a single text; {CPU_WORDS}"]
 
 
-@pytest.mark.parametrize(("largest", "on_gpu"), [(2400, True), (300, False)], ids=["halved", "on the CPU"])
-def test_scoring_is_halved_and_then_done_on_the_cpu(gpu, store, caplog, largest, on_gpu):
+def test_chunks_are_halved_where_a_gpu_has_no_room(gpu, store, caplog):
+    target = matching.Target(np.eye(len(COLOURS), store.encoder.dimension, dtype=np.float32))
+    gpu.largest = 2400  # bytes: 15 images of 24 dimensions take 1,440, and 31 take 2,976
+    found = list(matching.map_chunks(store, target, "cuda", lambda chunk: chunk.to_text.cpu()))
+    assert [len(cosines) for cosines in found] == [15, 15, 15, 15, 3]
+    expected = torch.cat(list(matching.map_chunks(store, target, "cpu", lambda chunk: chunk.to_text)))
+    torch.testing.assert_close(torch.cat(found), expected, atol=1e-5, rtol=0)
+    assert not caplog.messages
+
+
+def test_scoring_goes_on_on_the_cpu(gpu, store, caplog):
     ood_audit.score(store, method="mcm", device="cpu")
     expected = values(store)
     for path in store.scores.iterdir():
         path.unlink()
-    gpu.largest = largest  # 2,304 bytes have the prototypes, 672 the text features, 6,048 the images
+    gpu.largest = 300  # bytes: the text features take 672
     ood_audit.score(store, method="mcm", device="cuda:0")
     assert values(store)[0] == expected[0]
     np.testing.assert_allclose(values(store)[1], expected[1], atol=1e-4)
-    told = [f"out of memory on cuda:0: it has no room for scoring; {CPU_WORDS}"]
-    assert caplog.messages == ([] if on_gpu else told)
+    assert caplog.messages == [f"out of memory on cuda:0: it has no room for scoring; {CPU_WORDS}"]
 
 
 def test_memory_that_runs_out_in_the_middle_of_scoring(gpu, store, monkeypatch):

@@ -65,7 +65,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported(project: 
         for module in _imported()
     }
     assert {module: names for module, names in sources.items() if names.isdisjoint(declared)} == {}
-    assert set(declared) - set().union(*sources.values()) <= NOT_IMPORTED
+    needed = {ALIKE.get(name, name) for name in declared}
+    assert needed - set().union(*sources.values()) <= NOT_IMPORTED
 
 
 def test_every_dependency_has_a_floor(project: dict[str, Any]) -> None:
@@ -78,9 +79,20 @@ def test_every_dependency_has_a_floor(project: dict[str, Any]) -> None:
     assert not without
 
 
-def test_a_machine_without_a_gpu_needs_nothing_of_cuda(project: dict[str, Any]) -> None:
-    """Besides what PyTorch's own build brings."""
-    assert not [name for name in _declared(project) if "gpu" in name or "cuda" in name or "nvidia" in name]
+@pytest.mark.parametrize(
+    ("system", "machine", "name"),
+    [
+        ("linux", "x86_64", "faiss-gpu"),
+        ("linux", "aarch64", "faiss-cpu"),
+        ("darwin", "arm64", "faiss-cpu"),
+        ("win32", "AMD64", "faiss-cpu"),
+    ],
+)
+def test_each_system_gets_one_faiss(project: dict[str, Any], system: str, machine: str, name: str) -> None:
+    """Both are the module `faiss`, in the same files: one beside the other would break it."""
+    asked = [one for one in map(Requirement, project["dependencies"]) if one.name.startswith("faiss")]
+    here = {"sys_platform": system, "platform_machine": machine}
+    assert [one.name for one in asked if one.marker is None or one.marker.evaluate(here)] == [name]
 
 
 def test_the_versions_of_python_are_those_that_are_allowed(project: dict[str, Any]) -> None:

@@ -178,7 +178,8 @@ def warm_up() -> None:
     for name in ("embedding", "engines.local", "reports", "reports.html", "tuning.tune", "audit.quarantine", "scoring"):
         __import__(f"ood_audit.{name}")
     encoder = clip.load_encoder("starter", device="cpu")
-    clip.load_encoder = clip.load_same_encoder = lambda *args, **options: encoder
+    for name in ("load_encoder", "load_same_encoder"):
+        setattr(clip, name, lambda *args, **options: encoder)
     parts.PART_ROWS = _PART_ROWS
     assert pyarrow.parquet and scipy.sparse.csgraph and sklearn.cluster
 
@@ -554,7 +555,7 @@ class Disk:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={self.size}", "none", folder]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={self.size}", "none", str(folder)]
         try:
             self.mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
         except OSError:
@@ -642,7 +643,7 @@ def soak(options: argparse.Namespace, root: Path) -> list[Line]:
     def until(name: str) -> float:
         nonlocal end
         end = max(end, time.monotonic()) if name == "kills" else end
-        end += options.minutes * 60 * _SHARES[name] / total
+        end += float(options.minutes) * 60 * _SHARES[name] / total
         return end
 
     lines: list[Line] = []

@@ -1,10 +1,13 @@
 # make demo   a real audit of the pictures in examples/images, offline
 # make test   lint, types and tests
+# make test-lowest   the tests on the oldest versions that pyproject.toml allows, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check docs clean
+LOWEST = $(VENV)-lowest
+
+.PHONY: demo test test-lowest check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ood-audit embed examples/images --store $(VENV)/demo
@@ -12,6 +15,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -33,5 +39,11 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -q uv
+	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev,umap]'
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST)

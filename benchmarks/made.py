@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.store import Store, create_store
 from ood_audit.store.layout import write_json
-from ood_audit.store.parts import schema, write_part
+from ood_audit.store.parts import SCHEMA, write_part
 from ood_audit.vocabulary import Vocabulary
 
 
@@ -71,9 +71,11 @@ def make_store(
             "error": pa.nulls(count, pa.string()),
             "supersedes": pa.array(np.zeros(count, bool)),
             "run_id": pa.array(["made-up"] * count),
-            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(rows.astype(np.float16).ravel()), dimension),
+            "embedding": pa.ListArray.from_arrays(
+                np.arange(0, rows.size + 1, dimension, np.int32), pa.array(rows.astype(np.float16).ravel())
+            ),
         }
-        table = pa.Table.from_pydict(columns, schema=schema(dimension))
+        table = pa.Table.from_pydict(columns, schema=SCHEMA)
         write_part(table, store.images / f"part-{number:08d}.parquet")
     write_json(store.root / "score_defaults.json", asdict(ScoreDefaults(1.0, 2, 0.0)))
     vocabulary = Vocabulary(tuple((f"class {k:04}",) for k in range(classes)))

@@ -31,6 +31,7 @@ from ood_audit import metrics, prompts, references, scoring, selection
 from ood_audit import vocabulary as vocabularies
 from ood_audit.matching import chunks
 from ood_audit.pools import load as load_pool
+from ood_audit.progress import silent
 from ood_audit.scores import load
 from ood_audit.store import Store, open_store
 from ood_audit.tuning.trainer import Settings
@@ -208,7 +209,7 @@ def spearman(store: Store, truth: dict[str, tuple[bool, str]], labels: Path, pro
     text = own.class_features if own else cached
     _, sample = references.collect(store, vocabulary, text, own.labelled if own else None, defaults)
     pool = load_pool(store, vocabulary, "background", lambda: None)  # type: ignore[arg-type, return-value]
-    plan = scoring.prepare(store, vocabulary, own, ["delta-energy"], {}, True, 0, "cpu", print, None)
+    plan = scoring.prepare(store, vocabulary, own, ["delta-energy"], {}, True, 0, "cpu", print, silent)
     plan.target.pools["background"] = pool
     chosen = selection.select(sample, text, defaults, background=pool)
     function = load("delta-energy")

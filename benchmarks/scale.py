@@ -48,8 +48,9 @@ def run(pictures: Path, model: str, name: str) -> None:
 
     at: dict[int, float] = {}
 
-    def note(done: int, total: int) -> None:
-        at[done] = time.perf_counter()
+    def note(stage: str, done: int = 0, total: int | None = None, /) -> None:
+        if stage == "embedding":
+            at[done] = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as store:
         begun = time.perf_counter()

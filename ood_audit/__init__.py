@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ood_audit.reports import report as report
     from ood_audit.scoring import score as score
     from ood_audit.store import open_store as open_store
+    from ood_audit.store.sources import forget as forget
+    from ood_audit.store.sources import sources as sources
     from ood_audit.tuning.tune import tune as tune
 
 _API = {
@@ -32,11 +34,13 @@ _API = {
     "embed": "ood_audit.embedding",
     "evaluate": "ood_audit.evaluation",
     "export": "ood_audit.audit.export",
+    "forget": "ood_audit.store.sources",
     "open_store": "ood_audit.store",
     "quarantine": "ood_audit.audit.quarantine",
     "report": "ood_audit.reports",
     "restore": "ood_audit.audit.quarantine",
     "score": "ood_audit.scoring",
+    "sources": "ood_audit.store.sources",
     "suggest": "ood_audit.audit.naming",
     "tune": "ood_audit.tuning.tune",
 }
@@ -46,11 +50,13 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "forget",
     "open_store",
     "quarantine",
     "report",
     "restore",
     "score",
+    "sources",
     "suggest",
     "tune",
 ]

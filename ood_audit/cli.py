@@ -2,9 +2,12 @@
 
 import importlib
 import io
+import keyword
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -15,6 +18,7 @@ from ood_audit.text import printable
 
 COMMANDS = {
     "embed": "Embed images into the store.",
+    "import": "Make a store of vectors computed elsewhere.",
     "labels": "Suggest a list of classes.",
     "tune": "Fit prompts to labelled images.",
     "report": "Score, rank and report what is out of distribution.",
@@ -23,6 +27,7 @@ COMMANDS = {
     "export": "List what was found, or what to keep.",
     "quarantine": "Move what was found out of the way, and back.",
     "compact": "Merge small parts of the store.",
+    "sources": "List where the images came from, and forget what is gone.",
     "status": "Show what the store holds.",
 }
 
@@ -36,7 +41,8 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"ood_audit.commands.{cmd_name}")
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        module = importlib.import_module(f"ood_audit.commands.{name}")
         command: click.Command = module.command
         return command
 
@@ -64,9 +70,29 @@ def cli(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
+    _open_standard_streams()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments or os.environ.get("OOD_AUDIT_DEBUG", "") not in ("", "0")
     sys.exit(_run(arguments, debug))
+
+
+def _open_standard_streams() -> None:
+    """Give a stream that was closed (`>&-`) the null device.
+
+    Otherwise, Python has no `sys.stdout`, and the next file that is opened gets the descriptor. What a library prints
+    would then end up in that file.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  for good
 
 
 def _run(arguments: Sequence[str], debug: bool) -> int:
@@ -76,7 +102,8 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
     try:
         # Options work before and after the command's name alike.
         rest = [argument for argument in arguments if argument != "--debug"] if debug else list(arguments)
-        code: Any = cli.main(rest, prog_name="ood-audit", standalone_mode=False, auto_envvar_prefix="OOD_AUDIT")
+        with _showing_warnings():
+            code: Any = cli.main(rest, prog_name="ood-audit", standalone_mode=False, auto_envvar_prefix="OOD_AUDIT")
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
@@ -113,6 +140,25 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
             return _interrupted()
         _complain(f"internal error, {type(error).__name__}: {error}; run it again with --debug for the traceback")
         return 1
+
+
+class _Warnings(logging.Handler):
+    """Shows what the library logs, such as that a GPU cannot be used, on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"warning: {printable(record.getMessage())}", err=True)
+
+
+@contextmanager
+def _showing_warnings() -> Iterator[None]:
+    logger, handler = logging.getLogger("ood_audit"), _Warnings(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False  # some dependencies set up the root logger
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def _interrupted() -> int:

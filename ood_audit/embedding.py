@@ -20,6 +20,7 @@ from ood_audit import __version__
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve, scan
 from ood_audit.images.storage import file_uri, is_gone, is_remote
+from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
 from ood_audit.store.layout import shown, store_root, write_json
 from ood_audit.store.views import connect
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ood_audit.encoders.clip import ClipEncoder
     from ood_audit.engines.ray import Workers
 
-OUTCOMES = ("added", "unchanged", "changed", "removed", "unreadable")
+OUTCOMES = ("added", "unchanged", "changed", "moved", "removed", "unreadable")
 ENGINES = ("local", "ray")
 _SAMPLE = 32  # images on which a precision is tried
 _SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
@@ -39,8 +40,9 @@ _SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
 class EmbedResult:
     """What a run did.
 
-    `counts` has every outcome; each image that was looked at, or is gone, is counted once. `skipped` counts files
-    that are no images, by extension. `unreadable_folders` gives the reason by folder; their images are left alone.
+    `counts` has every outcome; each image that was looked at, or is gone, is counted once. An image is `moved` if its
+    file is gone and a new file has the same bytes: it keeps its feature. `skipped` counts files that are no images, by
+    extension. `unreadable_folders` gives the reason by folder; their images are left alone.
     `notes` are sentences on what went otherwise than planned: memory that ran out, a process that died.
     """
 
@@ -64,13 +66,14 @@ def embed(
     batch_size: int | None = None,
     engine: str = "local",
     on_start: Callable[["ClipEncoder | Workers"], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress = silent,
     on_note: Callable[[str], None] | None = None,
 ) -> EmbedResult:
     """Find, decode and embed images, and bring the store into step with them.
 
     New and changed images are embedded, removed ones leave the view, unreadable ones are rows with `status='error'`
-    and are tried again next time. An interrupted run is gone on with by calling again.
+    and are tried again next time. A file that was moved or renamed since the last run, or restored, keeps its feature
+    if its bytes are the same. An interrupted run is gone on with by calling again.
 
     Args:
         sources: folders, tar files, image files, or lists of these (.txt, .csv, .parquet with a column `path`); paths,
@@ -85,7 +88,7 @@ def embed(
         engine: `local`, or `ray`: the workers of a Ray cluster read and embed. Each must see the images at the same
             paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
-        on_progress: called with the number of images done and to do.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
         on_note: called with each of the result's `notes`, as soon as there is one.
 
     Raises:
@@ -103,7 +106,8 @@ def embed(
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     root = store_root(store)
-    found = list(dict.fromkeys(resolve(source) for source in sources))
+    on_progress("looking for images")
+    found = list(dict.fromkeys(_resolved(source, root) for source in sources))
     before = sorted(root.glob("images/part-*"))
     scans = [_begun(source, root) for source in found]
     with writing(root, "images"):
@@ -115,6 +119,7 @@ def embed(
             if encoder is not None:  # the same, from another place: remember that one
                 existing = create_store(root, encoder.identity)
         else:
+            on_progress("loading the model")
             encoder = _loaders(engine).load_encoder(model, weights=weights, device=device, precision=precision)
             if precision == "auto" and engine == "local":
                 encoder.try_bf16(_some_pixels(found, encoder, root))
@@ -130,7 +135,7 @@ def embed(
         finally:
             result.seconds = round(time.monotonic() - started, 3)
             run.record()
-    read = sum(result.counts[outcome] for outcome in ("added", "unchanged", "changed"))
+    read = sum(result.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved"))
     if result.counts["unreadable"] and not read:
         raise OodAuditError(
             f"none of the {result.counts['unreadable']} images could be read; the first, {run.first_unreadable}"
@@ -153,8 +158,30 @@ def _begun(source: str, root: Path) -> _Scan:
     tables = listing(source, notes, exclude=_store_in(source, root))
     first = next(tables, None)
     if first is None:
-        raise OodAuditError(_nothing_found(source, notes))
+        raise OodAuditError(_nothing_found(source, notes) + _if_it_moved(source, root))
     return _Scan(source, chain([first], tables), notes)
+
+
+def _resolved(source: str | os.PathLike[str], root: Path) -> str:
+    """`resolve`; where nothing is there any more, the error says what to do about the images in the store."""
+    try:
+        return resolve(source)
+    except UsageError as error:
+        name = os.fspath(source)
+        hint = "" if not name or is_remote(name) else _if_it_moved(os.path.realpath(name), root)
+        raise UsageError(f"{error}{hint}") from error
+
+
+def _if_it_moved(source: str, root: Path) -> str:
+    """What to do about a source that has nothing in it, where the store has images of it; else nothing."""
+    from ood_audit.store.sources import forgetting
+
+    if not (root / "store.json").exists():
+        return ""
+    with connect(open_store(root)) as db:
+        if not db.execute("SELECT 1 FROM images WHERE source = ? LIMIT 1", [storable(source)]).fetchall():
+            return ""
+    return f"; if it moved, embed its new place instead, or drop its images with `{forgetting(source)}`"
 
 
 def _store_in(source: str, root: Path) -> str:
@@ -169,7 +196,7 @@ class _Run:
         self,
         result: EmbedResult,
         scans: list[_Scan],
-        on_progress: Callable[[int, int], None] | None,
+        on_progress: Progress,
         on_note: Callable[[str], None] | None,
     ) -> None:
         self.id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
@@ -177,7 +204,7 @@ class _Run:
         self.store = result.store
         self.scans = scans
         self.first_unreadable = ""
-        self.on_progress = on_progress or (lambda done, total: None)
+        self.on_progress = on_progress
         self.on_note = on_note or (lambda note: None)
         self.db: duckdb.DuckDBPyConnection
 
@@ -189,30 +216,45 @@ class _Run:
         engine: str,
         on_start: Callable[["ClipEncoder | Workers"], None] | None,
     ) -> None:
+        from ood_audit import adoption
         from ood_audit.store.index import BUILD_NOW_BYTES, build_index
         from ood_audit.store.parts import PartWriter
 
         self.db.execute(f"SET memory_limit = '{_SCAN_MEMORY}'")
         self.db.execute("SET temp_directory = ?", [str(self.store.images / ".scan.tmp")])
+        self.on_progress("looking for images")
         self._scan()
         counts = self.result.counts
-        unchanged, total = self._count()
+        unchanged, to_do = self._count()
         counts["unchanged"] += unchanged
+        compared, replaced = 0, list[ImageRef]()
+        if to_do and self.store.parts:
+            compared, replaced = adoption.find(self.db, counting(self.on_progress, "comparing files with the store"))
         with PartWriter(self.store, self.id) as writer:
+            for image in replaced:
+                writer.remove(image)
             for image in self._removed():
                 writer.remove(image)
                 counts["removed"] += 1
-            if total:
+            adopted = 0
+            for adopted, outcome in enumerate(adoption.adopt(self.db, writer) if compared else (), start=1):
+                counts[outcome] += 1
+                self.on_progress("taking over moved files", adopted)
+            if to_do > adopted:
+                if encoder is None:
+                    self.on_progress("loading the model")
                 embed_images = importlib.import_module(f"ood_audit.engines.{engine}").embed_images
                 encoder = encoder or _loaders(engine).load_same_encoder(self.store.encoder, device=device)
                 if on_start is not None:
                     on_start(encoder)
+                self.on_progress("embedding", 0, to_do - adopted)
                 images = embed_images(self._work(), encoder, writer, batch_size=batch_size, on_note=self._note)
                 for done, (outcome, image, error) in enumerate(images, start=1):
                     counts[outcome] += 1
                     if error is not None and not self.first_unreadable:
                         self.first_unreadable = f"{printable(image.path)}: {error}"
-                    self.on_progress(done, total)
+                    self.on_progress("embedding", done, to_do - adopted)
+        self.on_progress("building the index")
         images = sum(pq.read_metadata(part).num_rows for part in self.store.parts)
         if 2 * self.store.encoder.dimension * images <= BUILD_NOW_BYTES:  # else it would read so much, and give up
             build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
@@ -238,11 +280,15 @@ class _Run:
         write_json(self.store.runs / f"{self.id}.json", values)
 
     def _scan(self) -> None:
-        """List the sources, and compare them with the store: the table `difference` has what is not unchanged."""
+        """List the sources, and compare them with the store: the table `difference` has what is not unchanged.
+
+        The table `kept` has the prefixes of the URIs in folders that can't be read now.
+        """
         self.db.execute(
             "CREATE TABLE listing (source INTEGER, uri VARCHAR, path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)"
         )
         self.db.execute("CREATE TABLE sources (id INTEGER, source VARCHAR, prefix VARCHAR)")
+        listed = 0
         for number, one in enumerate(self.scans):
             # A folder also answers for what other sources found inside of it.
             uri = one.source.partition("?")[0] if is_remote(one.source) else file_uri(one.source)
@@ -252,8 +298,14 @@ class _Run:
                 self.db.register("batch", batch)
                 self.db.execute("INSERT INTO listing SELECT ?, * FROM batch", [number])
                 self.db.unregister("batch")
+                listed += len(batch)
+                self.on_progress("looking for images", listed)
             self.result.skipped.update(one.notes.skipped)
             self.result.unreadable_folders.update(one.notes.unreadable)
+        self.db.execute("CREATE TABLE kept (prefix VARCHAR)")
+        for folder in self.result.unreadable_folders:
+            uri = folder if is_remote(folder) else file_uri(folder)
+            self.db.execute("INSERT INTO kept VALUES (?), (?)", [uri + "/", uri + "#"])
         if len(self.scans) > 1 or not os.path.isdir(self.scans[0].source):  # else no image is found twice
             self.db.execute(
                 "CREATE OR REPLACE TABLE listing AS SELECT DISTINCT ON (uri) * FROM listing ORDER BY uri, source, path"
@@ -291,10 +343,6 @@ class _Run:
 
     def _removed(self) -> Iterator[ImageRef]:
         """Images of the sources that are no longer there. Those in folders that can't be read now are kept."""
-        self.db.execute("CREATE TABLE kept (prefix VARCHAR)")
-        for folder in self.result.unreadable_folders:
-            uri = folder if is_remote(folder) else file_uri(folder)
-            self.db.execute("INSERT INTO kept VALUES (?), (?)", [uri + "/", uri + "#"])
         sql = """
             SELECT d.uri, d.old_source, d.path, d.size_bytes, d.mtime_ns, d.old_source IN (SELECT source FROM sources)
             FROM difference AS d
@@ -327,6 +375,11 @@ def _check_encoder(
 ) -> "ClipEncoder | Workers | None":
     """Refuse (StoreError) an encoder that is not the store's. One that had to be loaded to know is returned."""
     mine = store.encoder
+    if mine.is_imported:
+        raise StoreError(
+            f"the store {printable(str(store.root))} holds imported vectors; add more with `ood-audit import`, or "
+            "embed into another store with --store DIR"
+        )
     remedy = (
         f"the store {printable(str(store.root))} holds features of --model {mine.model} --precision {mine.precision}: "
         "leave these options out, or start another store with --store DIR"

@@ -5,20 +5,26 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from ood_audit import prototypes, scores
 from ood_audit.encoders.device import (
+    CPU,
     blas_threads,
     choose_device,
     enter_forward_thread,
     forward_threads,
+    is_out_of_memory,
     log_sum_exp,
     products,
+    release_memory,
+    warn_once,
     worker_count,
 )
 from ood_audit.prototypes import Prototypes, References
@@ -30,8 +36,9 @@ if TYPE_CHECKING:
 
 _Value = TypeVar("_Value")
 _CHUNK_BYTES = 4 << 20  # of float32 cosines at a time: what the caches of a processor hold
-_GPU_CHUNK_BYTES = 256 << 20
-_WIDEST = 4096  # of more classes, a product of few images would be slow
+_GPU_CHUNK_BYTES = 256 << 20  # what is derived from the cosines takes several times as much
+_GPU_MOST_IMAGES = 65_536
+_WIDEST = 4096  # of more classes, a product of few images would be slow on a CPU
 
 
 @dataclass(frozen=True)
@@ -177,33 +184,84 @@ class Chunk:
 
 
 def chunks(store: Store, target: Target, device: str) -> Iterator[Chunk]:
-    """Stream all readable images, beside `target`; memory holds one chunk."""
+    """Stream all readable images, beside `target`; memory holds one chunk.
+
+    What is derived from a chunk on a GPU can run out of memory, which `map_chunks` handles and this does not.
+    """
     where = choose_device(device)
     tensors = _tensors(target, where)
     with torch.inference_mode():
-        for part in _parts(store, target, where):
+        for part in _parts(iter_features(store), target, where):
             yield _chunk(part, where, target, tensors)
 
 
 def map_chunks(store: Store, target: Target, device: str, function: Callable[[Chunk], _Value]) -> Iterator[_Value]:
-    """`function` of each chunk, in order; on a CPU of several at once, one a core, so that no step leaves one idle."""
+    """`function` of each chunk, in order; on a CPU of several at once, one a core, so that no step leaves one idle.
+
+    If a GPU runs out of memory, the chunks are halved. If it has no room for a single image, the CPU goes on.
+    """
     where = choose_device(device)
-    tensors = _tensors(target, where)
+    batches: Iterator[FeatureBatch] = iter_features(store)
+    if where.type != "cpu":
+        left: list[FeatureBatch] = []
+        batches = _parts(batches, target, where)
+        yield from _map_on_gpu(batches, target, where, function, left)
+        if not left:
+            return
+        warn_once(f"out of memory on {where}: it has no room for scoring; going on on the CPU")
+        batches = chain(left, batches)
+    yield from _map_on_cpu(_parts(batches, target, CPU), target, function)
+
+
+def _map_on_gpu(
+    parts: Iterator[FeatureBatch],
+    target: Target,
+    where: torch.device,
+    function: Callable[[Chunk], _Value],
+    left: list[FeatureBatch],
+) -> Iterator[_Value]:
+    """What `map_chunks` gives, until there is no memory for a single image. Then `left` gets the part in hand."""
+    tensors: dict[str, torch.Tensor] = {}
+    limit = _GPU_MOST_IMAGES
+    for part in parts:
+        start = 0
+        while start < len(part.codes):
+            some = part.slice(start, limit)
+            try:
+                with torch.inference_mode():
+                    tensors = tensors or _tensors(target, where)
+                    value = function(_chunk(some, where, target, tensors))
+                start += len(some.codes)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                size = len(some.codes) if tensors else 1
+                if size == 1:
+                    left.append(part.slice(start, len(part.codes)))
+            else:
+                yield value
+                continue
+            # Outside of `except`: the error holds the frames, and they the memory.
+            release_memory(where)
+            if left:
+                return
+            limit = size // 2
+
+
+def _map_on_cpu(parts: Iterator[FeatureBatch], target: Target, function: Callable[[Chunk], _Value]) -> Iterator[_Value]:
+    tensors = _tensors(target, CPU)
 
     def work(part: FeatureBatch) -> _Value:
         with torch.inference_mode():  # of a thread
-            return function(_chunk(part, where, target, tensors))
+            return function(_chunk(part, CPU, target, tensors))
 
-    if where.type != "cpu":
-        yield from map(work, _parts(store, target, where))
-        return
     threads_before = torch.get_num_threads()
-    passes, threads = forward_threads(where, worker_count())
-    pool = ThreadPoolExecutor(passes, "chunk", initializer=enter_forward_thread, initargs=(where, threads))
+    passes, threads = forward_threads(CPU, worker_count())
+    pool = ThreadPoolExecutor(passes, "chunk", initializer=enter_forward_thread, initargs=(CPU, threads))
     pending: deque[Future[_Value]] = deque()
     try:
         with blas_threads(threads):
-            for part in _parts(store, target, where):
+            for part in parts:
                 pending.append(pool.submit(work, part))
                 if len(pending) > 2 * passes:
                     yield pending.popleft().result()
@@ -214,13 +272,42 @@ def map_chunks(store: Store, target: Target, device: str, function: Callable[[Ch
         torch.set_num_threads(threads_before)  # what a thread sets is also the default of new ones
 
 
-def _parts(store: Store, target: Target, where: torch.device) -> Iterator[FeatureBatch]:
+def _parts(batches: Iterator[FeatureBatch], target: Target, where: torch.device) -> Iterator[FeatureBatch]:
+    """The images in the chunks that suit a device: slices of the batches, or on a GPU also several of them joined."""
     widest = max([len(target.text), *(len(pool.names) for name, pool in target.pools.items() if name == "background")])
-    room = _CHUNK_BYTES if where.type == "cpu" else _GPU_CHUNK_BYTES
-    rows = max(1, room // (4 * min(widest, _WIDEST)))
-    for batch in iter_features(store):
+    if where.type == "cpu":
+        rows = max(1, _CHUNK_BYTES // (4 * min(widest, _WIDEST)))
+    else:
+        rows = min(_GPU_MOST_IMAGES, max(1, _GPU_CHUNK_BYTES // (4 * widest)))
+        batches = _joined(batches, rows)
+    for batch in batches:
         for start in range(0, len(batch.codes), rows):
             yield batch.slice(start, rows)
+
+
+def _joined(batches: Iterator[FeatureBatch], rows: int) -> Iterator[FeatureBatch]:
+    """Batches of a multiple of `rows` images, except for the last, each joined from smaller ones."""
+    waiting: list[FeatureBatch] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(len(one.codes) for one in waiting) >= rows:
+            joined = _concatenated(waiting)
+            whole = len(joined.codes) // rows * rows
+            yield joined.slice(0, whole)
+            waiting = [joined.slice(whole, rows)]
+    if waiting:
+        yield _concatenated(waiting)
+
+
+def _concatenated(batches: Sequence[FeatureBatch]) -> FeatureBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return FeatureBatch(
+        pa.concat_arrays([batch.image_ids for batch in batches]),
+        pa.concat_arrays([batch.paths for batch in batches]),
+        pa.concat_arrays([batch.folders for batch in batches]),
+        np.concatenate([batch.codes for batch in batches]),
+    )
 
 
 def _chunk(part: FeatureBatch, where: torch.device, target: Target, tensors: dict[str, torch.Tensor]) -> Chunk:
@@ -231,9 +318,7 @@ def _chunk(part: FeatureBatch, where: torch.device, target: Target, tensors: dic
 
 def chunk_of(names: Sequence[str], features: NDArray[np.float32], target: Target) -> Chunk:
     """Some images that are not in the store, on the CPU; `names` stand for their paths."""
-    import pyarrow as pa
-
-    tensors = _tensors(target, torch.device("cpu"))
+    tensors = _tensors(target, CPU)
     own = pa.array(names, pa.string())
     return Chunk(
         FeatureBatch(own, own, pa.array([""] * len(names)), features), torch.from_numpy(features), target, tensors

@@ -32,9 +32,13 @@ def aupr_id(is_ood: Bools, ood_score: Floats) -> float:
 def fpr95(is_ood: Bools, ood_score: Floats) -> float:
     """The share of OOD images kept at the threshold whose ID recall is closest to 95%, as in MCM, NegLabel and CSP.
 
-    Thresholds are the distinct scores; of two equally close the one that keeps fewer counts.
+    Thresholds are the distinct scores, so that ties are kept or dropped together. As in the authors' code they are
+    tried from the strictest one that keeps every ID image on to stricter ones, and the first of the closest counts:
+    of several with the same recall below 1, the one that keeps the most OOD images.
     """
     kept, recall, _ = roc_curve(~is_ood, -ood_score, drop_intermediate=False)
+    last = int(np.argmax(recall == 1))
+    kept, recall = kept[last::-1], recall[last::-1]
     return float(kept[np.argmin(np.abs(recall - 0.95))])
 
 

@@ -13,66 +13,25 @@ Two details are ours, as the published code takes them from the order of files o
 noun and an adjective is an adjective, and adjectives draw their things in sorted order. And features of several prompts
 are averaged after they are given length 1, as those of the classes are everywhere in ood-audit.
 
-Features of a whole corpus are encoded once a store, under prompts that do not depend on the vocabulary.
+Where the features of the names are from: `ood_audit.corpora`.
 """
 
-import hashlib
-import json
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit import wordnet
-from ood_audit.errors import OodAuditError
-from ood_audit.store.layout import Store, replacing
-from ood_audit.text import printable
-from ood_audit.vocabulary import DEFAULT_TEMPLATE, Vocabulary
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ood_audit.encoders.clip import ClipEncoder
+from ood_audit import corpora, texts, wordnet
+from ood_audit.store.layout import Store
+from ood_audit.vocabulary import Vocabulary, cached_features
 
 NAMES = ("background", "neglabel", "csp")
 
 _SAME = 0.95  # text cosines above mean one thing
 _SHARE, _QUANTILE = 0.15, 0.95
 _CHUNK_BYTES = 32 << 20  # of float32 cosines at a time
-_BLOCK = 4096  # texts encoded at a time
-_PART = 8192  # names in a file of features
-_PHYSICAL = wordnet.PHYSICAL
-# In the order of the published code, which draws from them.
-_THINGS = (
-    "environment",
-    "space",
-    "object",
-    "scene",
-    "place",
-    "item",
-    "area",
-    "view",
-    "thing",
-    "pattern",
-    "structure",
-    "landscape",
-    "vista",
-    "creature",
-)
-_CSP_NOUNS = (
-    "a close-up photo of the nice {}.",
-    "a photo with the nice {}.",
-    "a good photo with the nice {}.",
-    "a photo of the nice {}.",
-    "{}",
-    "the {}",
-    "the good {}",
-    "the nice {}",
-)
-_CSP_ADJECTIVES = ("{}", "a nice photo of {}", "a good photo of {}", "a close-up photo of {}")
 
 Progress = Callable[[int, int], None]
 
@@ -118,22 +77,27 @@ def load(
     store: Store,
     vocabulary: Vocabulary,
     name: str,
-    encoder: "Callable[[], ClipEncoder]",
+    encoder: Callable[[], texts.TextEncoder],
     on_progress: Progress | None = None,
+    note: Callable[[str], None] = lambda message: None,
 ) -> Pool:
     """The pool `name`, one of `NAMES`, of a vocabulary; from the store where it is there, else selected and kept.
 
-    The caller holds the lock of the scores. `on_progress` is called with the number of texts encoded and to encode.
+    `on_progress` is called with the number of texts encoded and to encode; `note` is told where a slow text tower has
+    encoded only a part of the names.
 
     Raises:
         OodAuditError: a file of the pool in the store is damaged.
 
     """
-    corpus = _CORPORA[name]()
-    names = corpus.nouns + corpus.adjectives
+    if name == "background" and (imported := texts.background(store)) is not None:
+        return _imported_background(store, vocabulary, *imported, encoder)
+    corpus = corpora.CORPORA[name]()
     path = store.vocabularies / f"{vocabulary.id}-{name}.safetensors"
-    features = _features(store, corpus, encoder, on_progress)
-    found = _read(path, corpus.key)
+    features = corpora.features(store, corpus, encoder, on_progress, note=note)
+    names = corpus.names[: len(features)]
+    key = f"{corpus.key} {len(names)}"
+    found = corpora.read(path, key)
     if found is None:
         prompts = replace(vocabulary, templates=corpus.noun_prompts)
         classes = prompts.features(encoder().encode_texts)
@@ -143,36 +107,49 @@ def load(
         else:
             rows = farthest(features, len(corpus.nouns), classes, drop_same=name == "csp")
         found = {"classes": classes, "rows": rows, "pairs": pairs}
-        _write(path, found, corpus.key)
+        corpora.write(path, found, key)
     rows = found["rows"]
     if name != "background":
         names, features = [names[row] for row in rows], features[rows]
     return Pool(names, features, found["classes"], found["pairs"])
 
 
+def _imported_background(
+    store: Store,
+    vocabulary: Vocabulary,
+    names: list[str],
+    features: NDArray[np.float32],
+    encoder: Callable[[], texts.TextEncoder],
+) -> Pool:
+    """The background of a store whose background names were imported with their vectors."""
+    classes = cached_features(store, vocabulary, encoder)
+    return Pool(names, features.astype(np.float16), classes, naming(names, features, vocabulary, classes))
+
+
+def is_available(store: Store, name: str) -> bool:
+    """Whether a pool can be had: imported vectors without a model have a background only if it was imported too."""
+    without_model = store.encoder.is_imported and store.encoder.model == "imported"
+    return not without_model or (name == "background" and texts.background(store) is not None)
+
+
 def nouns(
-    store: Store, encoder: "Callable[[], ClipEncoder] | None" = None, on_progress: Progress | None = None
+    store: Store, encoder: Callable[[], texts.TextEncoder] | None = None, on_progress: Progress | None = None
 ) -> tuple[list[str], NDArray[np.float16]] | None:
     """The names of `background`, those of classes too, and their (M, D) text features.
 
-    From the store; else they are encoded and kept there, or None without an `encoder`. With one, the caller holds the
-    lock of the scores.
+    All of them are encoded where that has not been done; without an `encoder` it is those that are there, or None.
 
     Raises:
-        OodAuditError: a file of them in the store is damaged.
+        OodAuditError: a file of them is damaged.
 
     """
-    corpus = _CORPORA["background"]()
-    if encoder is None:
-        parts = range(-(-len(corpus.nouns) // _PART))
-        if not all((store.vocabularies / f"wordnet-{corpus.key}-{i:02}.safetensors").exists() for i in parts):
-            return None
-        encoder = _refuse
-    return corpus.nouns, _features(store, corpus, encoder, on_progress)
-
-
-def _refuse() -> "ClipEncoder":
-    raise OodAuditError("the text features of the nouns are of another corpus; run `ood-audit labels suggest`")
+    if (imported := texts.background(store)) is not None:
+        return imported[0], imported[1].astype(np.float16)
+    corpus = corpora.CORPORA["background"]()
+    if encoder is None and not corpora.known(store, corpus):
+        return None
+    features = corpora.features(store, corpus, encoder, on_progress, everything=True)
+    return corpus.names[: len(features)], features
 
 
 def naming(
@@ -231,108 +208,3 @@ def _cosines(
     rows = max(1, _CHUNK_BYTES // (4 * max(classes.shape)))
     for start in range(0, len(features), rows):
         yield start, features[start : start + rows].astype(np.float32) @ classes.T
-
-
-@dataclass(frozen=True)
-class _Corpus:
-    """The words of a pool and the prompts that they are put in."""
-
-    nouns: list[str]
-    adjectives: list[str]
-    noun_prompts: tuple[str, ...]
-    adjective_prompts: tuple[str, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """A hash of them: the name of the files of their features."""
-        content = json.dumps([self.nouns, self.adjectives, self.noun_prompts, self.adjective_prompts])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-def _background() -> _Corpus:
-    nouns = wordnet.names(*_PHYSICAL)
-    return _Corpus([name for name in nouns if name.count(" ") <= 2], [], (DEFAULT_TEMPLATE,))
-
-
-def _neglabel() -> _Corpus:
-    adjectives, nouns = _words(without=())
-    return _Corpus(nouns, adjectives, ("the nice {}",), ("This is a {} photo",))
-
-
-def _csp() -> _Corpus:
-    adjectives, nouns = _words(without=("noun.person", "noun.quantity", "noun.group", "adj.pert"))
-    draw = random.Random(0)  # noqa: S311
-    return _Corpus(nouns, [f"{word} {draw.choice(_THINGS)}" for word in adjectives], _CSP_NOUNS, _CSP_ADJECTIVES)
-
-
-def _words(without: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Adjectives and nouns. The lists of NegLabel's authors, which CSP's took over, have no animals and no food."""
-    files = [file for file in wordnet.files() if file not in ("noun.animal", "noun.food", *without)]
-    adjectives = wordnet.names(*(file for file in files if file.startswith("adj.")))
-    nouns = wordnet.names(*(file for file in files if file.startswith("noun.")))
-    return adjectives, sorted(set(nouns).difference(adjectives))
-
-
-_CORPORA: dict[str, Callable[[], _Corpus]] = {"background": _background, "neglabel": _neglabel, "csp": _csp}
-
-
-def _features(
-    store: Store, corpus: _Corpus, encoder: "Callable[[], ClipEncoder]", on_progress: Progress | None
-) -> NDArray[np.float16]:
-    """(M, D) of a corpus, from the store where they are. Kept in parts, so that an encoding of hours can be resumed."""
-    parts = [
-        (words[start : start + _PART], prompts)
-        for words, prompts in ((corpus.nouns, corpus.noun_prompts), (corpus.adjectives, corpus.adjective_prompts))
-        for start in range(0, len(words), _PART)
-    ]
-    total = sum(len(words) * len(prompts) for words, prompts in parts)
-    done = 0
-    features: list[NDArray[np.float16]] = []
-    for number, (words, prompts) in enumerate(parts):
-        path = store.vocabularies / f"wordnet-{corpus.key}-{number:02}.safetensors"
-        found = _read(path, corpus.key)
-        if found is None:
-            blocks = []
-            for block in _encode(words, prompts, encoder().encode_texts):
-                blocks.append(block)
-                done += len(block) * len(prompts)
-                if on_progress is not None:
-                    on_progress(done, total)
-            found = {"features": np.concatenate(blocks)}
-            _write(path, found, corpus.key)
-        else:
-            done += len(words) * len(prompts)
-        features.append(found["features"])
-    return np.concatenate(features)
-
-
-def _encode(
-    words: Sequence[str], prompts: tuple[str, ...], encode_texts: Callable[[Sequence[str]], NDArray[np.float32]]
-) -> Iterator[NDArray[np.float16]]:
-    """(M, D) in blocks: the mean over the prompts, of length 1."""
-    size = _BLOCK // len(prompts)
-    for start in range(0, len(words), size):
-        block = Vocabulary(tuple((word,) for word in words[start : start + size]), prompts)
-        yield block.features(encode_texts).astype(np.float16)
-
-
-def _read(path: "Path", corpus_key: str) -> dict[str, Any] | None:
-    """The arrays of a file; None where there is none, or it was made from another corpus."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "numpy") as file:
-            if (file.metadata() or {}).get("corpus") != corpus_key:
-                return None
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise OodAuditError(f"{printable(str(path))} is damaged; delete it and run the command again") from error
-
-
-def _write(path: "Path", arrays: dict[str, Any], corpus_key: str) -> None:
-    from safetensors.numpy import save_file
-
-    with replacing(path) as temporary:
-        save_file(arrays, temporary, {"corpus": corpus_key})

@@ -13,8 +13,9 @@ sets of prototypes, each made without a part of them (`FOLDS`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 from zlib import crc32
 
@@ -73,14 +74,28 @@ class Prototypes:
 
         from ood_audit.encoders import device
 
-        center, whiten, means, missing = (
-            torch.as_tensor(a, device=images.device) for a in (self.center, self.whiten, self.means, self.missing)
-        )
+        center, whiten, means, missing = self._on(images.device)
         whitened = torch.nn.functional.normalize(device.products(images - center, whiten.T), dim=1)
         found = device.products(whitened, means)
         if not self.missing.any():
             return found
         return torch.where(missing, self.slope * to_text + self.intercept, found)
+
+    def cosines_without_torch(self, images: Floats, to_text: Floats) -> Floats:
+        """As `cosines`, of NumPy arrays: for few images, where torch would take longer to import."""
+        found: Floats = _unit((images - self.center) @ self.whiten) @ self.means.T
+        return np.where(self.missing, self.slope * to_text + self.intercept, found).astype(np.float32)
+
+    def _on(self, device: Any) -> tuple[Any, ...]:
+        """`center`, `whiten`, `means` and `missing` as tensors on a device, moved there once."""
+        import torch
+
+        where, tensors = self.__dict__.get("_moved", (None, ()))
+        if where != device:
+            arrays = (self.center, self.whiten, self.means, self.missing)
+            tensors = tuple(torch.from_numpy(array).to(device) for array in arrays)
+            self.__dict__["_moved"] = device, tensors  # the class is frozen
+        return tuple(tensors)
 
     @cached_property
     def missing(self) -> NDArray[np.bool_]:
@@ -107,6 +122,61 @@ def unseen_cosines(made: "Sequence[Prototypes | None]", images: Any, folds: Any,
         if those is not None and len(rows):
             found[rows] = those.cosines(images[rows], to_text[rows])
     return found
+
+
+def joined_without_torch(
+    made: "Sequence[Prototypes | None]", weight: float, images: Floats, paths: Sequence[str], to_text: Floats
+) -> Floats:
+    """(N, K) text and prototypes joined, as the scores compare images with them; of NumPy arrays.
+
+    Args:
+        made: as `fit_folds` gives them.
+        weight: of the prototypes.
+        images: (N, D) image features.
+        paths: (N,) their paths within their sources.
+        to_text: (N, K) their cosines to the text features.
+
+    """
+    folds = fold_of(paths) if len(made) > 1 else np.zeros(len(paths), np.int64)
+    to_prototypes = to_text.copy()
+    for fold, those in enumerate(made):
+        rows = np.flatnonzero(folds == fold)
+        if those is not None:
+            to_prototypes[rows] = those.cosines_without_torch(images[rows], to_text[rows])
+    joined: Floats = (1 - weight) * to_text + weight * to_prototypes
+    return joined
+
+
+def save(path: Path, made: "Sequence[Prototypes | None]") -> None:
+    """Keep prototypes in a file, for `load`."""
+    from safetensors.numpy import save_file
+
+    arrays = {
+        f"{fold}.{field.name}": np.ascontiguousarray(getattr(those, field.name), np.float32)
+        for fold, those in enumerate(made)
+        if those is not None
+        for field in fields(those)
+    }
+    save_file(arrays, path, {"folds": str(len(made))})
+
+
+def load(path: Path) -> "list[Prototypes | None]":
+    """What `save` has kept; OSError, ValueError or SafetensorError where it cannot be read."""
+    from safetensors import safe_open
+
+    names = [field.name for field in fields(Prototypes)]
+    with safe_open(path, "numpy") as file:
+        there = set(file.keys())
+        return [
+            Prototypes(*(_plain(file.get_tensor(f"{fold}.{name}")) for name in names))
+            if f"{fold}.center" in there
+            else None
+            for fold in range(int(file.metadata()["folds"]))
+        ]
+
+
+def _plain(array: Floats) -> Any:
+    return array if array.ndim else float(array)
 
 
 def fold_of(names: Sequence[str]) -> NDArray[np.int64]:

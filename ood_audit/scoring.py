@@ -5,32 +5,35 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ood_audit import prompts as tuned
-from ood_audit import scores
+from ood_audit import scores, texts
 from ood_audit import vocabulary as vocabularies
+from ood_audit.encoders.identity import IMPORTED
 from ood_audit.errors import OodAuditError, StoreError, UsageError
+from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
-from ood_audit.store.layout import read_json, replacing, write_json
+from ood_audit.store.layout import COMMIT_SECONDS, computing, read_json, replacing, write_json
+from ood_audit.text import printable
 from ood_audit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from ood_audit.encoders.clip import ClipEncoder
     from ood_audit.matching import Chunk, Target
     from ood_audit.prompts import Prompts
+    from ood_audit.prototypes import Prototypes
     from ood_audit.references import Calibration
 
 Note = Callable[[str], None]
-Progress = Callable[[int, int], None]
 _CHOSEN = ("delta-energy", "best")  # methods whose settings are chosen on the data
-_FORMAT = 4  # of the file: scores with other columns are not taken up
+_FORMAT = 5  # of the files: scores with other columns, or without their prototypes, are not taken up
 _OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 _MOST_KNOWN = 1000
+_PROTOTYPES = ".safetensors"  # beside the scores that they are part of
 _GROUP_ROWS = 131_072  # of the file: fewer are slow to query
 _DEFAULT_WEIGHT = 0.2  # as in `prototypes`, which this module must not import
 
@@ -99,10 +102,8 @@ def score(
     auto: bool = True,
     seed: int = 0,
     device: str = "auto",
-    lock_held: bool = False,
     note: Note = lambda message: None,
-    on_texts: Progress | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = silent,
 ) -> Scores:
     """Score every readable image; what was scored before and has not changed is taken as it is.
 
@@ -121,10 +122,8 @@ def score(
         auto: choose what is not given by leaving classes out, see `ood_audit.selection`.
         seed: of that choice.
         device: where the matrix product runs.
-        lock_held: the caller is inside of `writing(store.root, "scores")`.
         note: told, in a sentence, what was chosen where the caller did not say.
-        on_texts: called with the number of names encoded and to encode, where a pool of names has to be.
-        on_progress: called with the number of images done and to do.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
         UsageError: the vocabulary or a setting makes no sense. StoreError: no store, or another is writing.
@@ -150,7 +149,7 @@ def score(
         raise UsageError(f"--score best chooses --{own[0].replace('_', '-')} too; leave that out, or name a score")
     if method not in _CHOSEN:
         settings_of(method, scores.load(method), {}, given)
-    with nullcontext() if lock_held else writing(store.root, "scores"):
+    with computing(store.root):
         own_prompts = tuned.choose(store, chosen, prompts, note)
         if own_prompts and not own_prompts.recipe["prototypes"]:
             given.setdefault("prototypes", 0.0)
@@ -167,13 +166,19 @@ def score(
         key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
         path = store.scores / f"{key}.parquet"
         reused = path.exists() and path.with_suffix(".json").exists()  # the recipe is written last
-        if not reused:
-            plan = prepare(store, chosen, own_prompts, [method], given, auto, seed, device, note, on_texts)
-            _write(store, path, plan, method, chosen, total, device, on_progress)
-            write_json(path.with_suffix(".json"), {**request, **_found(plan, method)})
-            _drop_outdated(store, request["generation"])
-        found = read_json(path.with_suffix(".json"))
-        store.set_current(vocabulary=chosen.id, scores=key)
+        with ExitStack() as lock:
+            if reused:
+                lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
+            else:
+                plan = prepare(store, chosen, own_prompts, [method], given, auto, seed, device, note, on_progress)
+                with replacing(path) as temporary:
+                    _write(store, temporary, plan, method, chosen, total, device, counting(on_progress, "scoring"))
+                    lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
+                _keep_prototypes(path, plan, method)
+                write_json(path.with_suffix(".json"), {**request, **_found(plan, method)})
+                _drop_outdated(store, request["generation"])
+            found = read_json(path.with_suffix(".json"))
+            store.set_current(vocabulary=chosen.id, scores=key)
     return Scores(
         store=store,
         vocabulary=chosen,
@@ -198,9 +203,9 @@ def prepare(
     seed: int,
     device: str,
     note: Note,
-    on_texts: Progress | None,
+    on_progress: Progress,
 ) -> Plan:
-    """Settle the settings of some scores and bring together what they need. The caller holds the lock of the scores."""
+    """Settle the settings of some scores, and bring together what they need."""
     import torch
 
     from ood_audit import pools, prototypes, references, selection
@@ -209,23 +214,17 @@ def prepare(
 
     torch.manual_seed(seed)
     choose_device(device)
-    encoders: list[ClipEncoder] = []
-
-    def encoder() -> "ClipEncoder":
-        from ood_audit.encoders.clip import load_same_encoder
-
-        if not encoders:
-            encoders.append(load_same_encoder(store.encoder, device=device))
-        return encoders[0]
+    encoder = texts.encoder_of(store, device, on_progress)
 
     def pool(name: str) -> "pools.Pool":
         if name not in loaded:
-            loaded[name] = pools.load(store, vocabulary, name, encoder, on_texts)
+            loaded[name] = pools.load(store, vocabulary, name, encoder, counting(on_progress, "encoding names"), note)
         return loaded[name]
 
     loaded: dict[str, pools.Pool] = {}
     text = prompts.class_features if prompts else vocabularies.cached_features(store, vocabulary, encoder)
     defaults = _defaults(store, encoder)
+    on_progress("reading the features")
     found, sample = references.collect(
         store, vocabulary, text, prompts.labelled if prompts else None, defaults, seed=seed
     )
@@ -236,8 +235,18 @@ def prepare(
     for method in methods:
         if method in _CHOSEN and auto and enough:
             grid = selection.Grid.around(given, every_score=method == "best", encoder=defaults)
+            if not pools.is_available(store, "background"):
+                grid = replace(grid, background=(False,))
             background = pool("background") if True in grid.background else None
-            chosen = selection.select(sample, text, defaults, grid=grid, background=background, seed=seed)
+            chosen = selection.select(
+                sample,
+                text,
+                defaults,
+                grid=grid,
+                background=background,
+                seed=seed,
+                on_progress=counting(on_progress, "choosing settings"),
+            )
             runs[method] = (scores.load(chosen.method), chosen.settings)
             forecasts[method] = chosen.forecast
         else:
@@ -294,11 +303,12 @@ def _check(temperature: float | None, top_c: int | None, reset_to: float | None)
         raise UsageError(f"--reset-to {reset_to}: choose between -1 and 1, as cosines are")
 
 
-def _defaults(store: Store, encoder: Callable[[], "ClipEncoder"]) -> dict[str, Any]:
+def _defaults(store: Store, encoder: Callable[[], texts.TextEncoder]) -> dict[str, Any]:
     """The encoder's settings, read from its weights once and kept in the store."""
     path = store.root / "score_defaults.json"
     if not path.exists():
-        write_json(path, asdict(encoder().score_defaults))
+        own = IMPORTED if store.encoder.is_imported else encoder().score_defaults
+        write_json(path, asdict(own))
     return read_json(path)
 
 
@@ -342,9 +352,9 @@ def _write(
     vocabulary: Vocabulary,
     total: int,
     device: str,
-    on_progress: Progress | None,
+    on_progress: Callable[[int, int], None],
 ) -> None:
-    """Stream the store through a plan's only method into a Parquet file."""
+    """Stream the store through a plan's only method into a Parquet file at `path`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -361,9 +371,8 @@ def _write(
     given_by_folder = lru_cache(maxsize=65_536)(vocabulary.class_of)
     done, waiting, rows = 0, [], 0
     with (
-        replacing(path) as temporary,
         pq.ParquetWriter(
-            temporary, schema, compression="zstd", use_dictionary=["label", "label_2", "given_label"]
+            path, schema, compression="zstd", use_dictionary=["label", "label_2", "given_label"]
         ) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="scores") as thread,
     ):
@@ -377,11 +386,37 @@ def _write(
                 writing_of.result()
                 writing_of = thread.submit(writer.write_table, pa.Table.from_batches(waiting), rows)
                 waiting, rows = [], 0
-            if on_progress is not None:
-                on_progress(done, total)
+            on_progress(done, total)
         writing_of.result()
         if waiting:
             writer.write_table(pa.Table.from_batches(waiting), rows)
+
+
+def _keep_prototypes(path: Path, plan: Plan, method: str) -> None:
+    """Keep the prototypes beside the scores that they are part of, so that a report can show the same similarities."""
+    if not plan.runs[method][1]["prototypes"] or not any(plan.target.prototypes):
+        return
+    from ood_audit.prototypes import save
+
+    with replacing(path.with_suffix(_PROTOTYPES)) as temporary:
+        save(temporary, plan.target.prototypes)
+
+
+def prototypes_of(scored: Scores) -> "list[Prototypes | None]":
+    """The prototypes that are part of these scores; empty where they are of the names alone."""
+    from safetensors import SafetensorError
+
+    from ood_audit.prototypes import load
+
+    path = scored.path.with_suffix(_PROTOTYPES)
+    if not scored.parameters["prototypes"] or not path.exists():
+        return []
+    try:
+        return load(path)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise StoreError(
+            f"{printable(str(path))} is damaged; delete {printable(str(scored.path))} and run again"
+        ) from error
 
 
 def _columns(chunk: "Chunk", plan: Plan, method: str, labels: Any, class_of: Callable[[str], int | None]) -> list[Any]:
@@ -505,4 +540,5 @@ def _drop_outdated(store: Store, generation: int) -> None:
             outdated = True
         if outdated:
             path.unlink()
+            path.with_suffix(_PROTOTYPES).unlink(missing_ok=True)
             recipe.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ Nothing that a dropped class has taught takes part: prototypes are made from the
 the images that they score, and names of dropped classes are back in the background, as those of unknown classes are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from typing import TYPE_CHECKING, Any
@@ -147,6 +147,7 @@ def select(
     background: "Pool | None" = None,
     rounds: int = ROUNDS,
     seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Selection:
     """Try all settings of the grid.
 
@@ -158,6 +159,7 @@ def select(
         background: needed where the grid has it.
         rounds: how many times classes are dropped.
         seed: of the choice of classes.
+        on_progress: called with the number of rounds done and to do.
 
     """
     import torch
@@ -172,6 +174,7 @@ def select(
     images, texts = torch.from_numpy(sample.features), torch.from_numpy(text)
     to_text = images @ texts.T
     use_background = background is not None and True in grid.background
+    on_progress(0, rounds)
     outside = _outside(images[judged], background, kept, grid) if use_background and background is not None else {}
     aurocs = np.empty((rounds, len(candidates)))
     for i, keep in enumerate(kept):
@@ -188,6 +191,7 @@ def select(
             columns += _other_scores(grid, to_kept[judged], joined[judged])
             columns.append(_knn(images, judged, rows, part_of))
         aurocs[i] = _aurocs(torch.stack(columns, dim=1).numpy(), ~keep[sample.labels[judged]])
+        on_progress(i + 1, rounds)
     mean = aurocs.mean(axis=0)
     chosen = _simplest_of_the_best(candidates, aurocs)
     return Selection(*candidates[chosen], float(mean[chosen]), float(aurocs[:, chosen].std()), candidates, mean)

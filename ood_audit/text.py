@@ -6,6 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
 
+class JsonText(str):
+    """A value that is JSON already."""
+
+    __slots__ = ()
+
+
 def storable(name: str) -> str:
     r"""`name` as valid UTF-8: bytes that the file system could not decode become `\xNN`."""
     try:

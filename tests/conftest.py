@@ -31,6 +31,12 @@ def run_cli(*arguments: object, cwd: Path | None = None, **environment: str) -> 
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """The tests neither read nor write the cache folder of the person who runs them."""
+    os.environ["OOD_AUDIT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def encoder():
     from ood_audit.encoders.clip import load_encoder

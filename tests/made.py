@@ -21,14 +21,19 @@ def unit(rows):
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-def make_store(root: Path, features, paths: Sequence[str], vocabulary: Vocabulary, text) -> Store:
-    """A store of images with these (N, D) features at these paths, whose last used vocabulary has (K, D) features."""
+def make_store(
+    root: Path, features, paths: Sequence[str], vocabulary: Vocabulary, text, hashes: Sequence[str] | None = None
+) -> Store:
+    """A store of images with these (N, D) features at these paths, whose last used vocabulary has (K, D) features.
+
+    `hashes` are those of their bytes, by default all different.
+    """
     identity = EncoderIdentity("made-up", None, "none", "0" * 64, {}, "gelu", "fp32", text.shape[1])
     store = create_store(root, identity)
     with PartWriter(store, "run") as writer:
-        for path, vector in zip(paths, features, strict=True):
+        for i, (path, vector) in enumerate(zip(paths, features, strict=True)):
             image = ImageRef(f"file:///made-up/{path}", "/made-up", path, 1, 1)
-            decoded = Decoded(8, 8, "PNG", 1, 1, image.image_id)
+            decoded = Decoded(8, 8, "PNG", 1, 1, hashes[i] if hashes else image.image_id)
             writer.add(image, decoded, np.asarray(vector, np.float32), supersedes=False)
     write_json(store.root / "score_defaults.json", asdict(ScoreDefaults(1.0, 2, 0.0)))
     add_vocabulary(store, vocabulary, text)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -57,6 +58,32 @@ def test_fdr_is_benjamini_and_hochbergs_rule():
     assert found.expected == pytest.approx(0.1 * found.flagged.sum())
 
 
+levels = st.sampled_from(["0.01", "0.05", "0.1", "0.15", "0.2", "0.3", "0.35", "0.6", "0.7", "0.9"])
+
+
+@given(scores, scores, levels)
+def test_both_rules_decide_as_fractions_do(calibration, ood_score, written):
+    """Also where a p-value is exactly the bound, which doubles lose."""
+    level, n, count = Fraction(written), len(calibration), len(ood_score)
+    p = [Fraction(1 + sum(c >= s for c in calibration), n + 1) for s in ood_score]
+    passing = [q for k, q in enumerate(sorted(p), 1) if q <= level * k / count]
+
+    by_rate = flag(np.array(calibration), np.array(ood_score), false_alarms=float(written))
+    by_discoveries = flag(np.array(calibration), np.array(ood_score), fdr=float(written))
+
+    assert by_rate.flagged.tolist() == [q <= level for q in p]
+    assert by_rate.reachable == (Fraction(1, n + 1) <= level)
+    assert by_discoveries.flagged.tolist() == [q <= max(passing, default=-1) for q in p]
+    assert by_discoveries.reachable == (bool(passing) or p.count(Fraction(1, n + 1)) * level >= Fraction(count, n + 1))
+
+
+def test_an_exact_tie_is_flagged():
+    """Six of seven images have p = 3/5, which is just 0.7 · 6 / 7."""
+    found = flag(np.array([0.0, 0.0, -1.0, -1.0]), np.array([0.0] * 6 + [-1.0]), fdr=0.7)
+    assert found.p_values.tolist() == [0.6] * 6 + [1.0]
+    assert found.flagged.tolist() == [True] * 6 + [False]
+
+
 def test_too_few_calibration_images_are_said_to_be():
     found = flag(np.zeros(10), np.ones(5), false_alarms=0.05)
     assert not found.flagged.any()
@@ -109,7 +136,7 @@ def test_a_report_flags_and_lists_its_findings(audited):
     assert meta["flags"]["expected"] == pytest.approx(0.1 * len(rows))
     kinds = dict(store.query("SELECT kind, count(*) FROM issues GROUP BY 1").rows)
     shift = meta["shift"]
-    assert kinds["ood"] == shift["semantic"] == meta["flags"]["flagged"] - shift["flagged_covariate"]
+    assert kinds["ood"] == meta["flags"]["flagged"] == shift["semantic"] + shift["flagged_covariate"]
     assert kinds.get("covariate-shift", 0) == shift["covariate"]
     assert kinds["exact-duplicate"] == 1
     assert kinds["unreadable"] == store.query("SELECT count(*) FROM images WHERE status = 'error'").rows[0][0] >= 1

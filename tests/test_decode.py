@@ -279,3 +279,290 @@ def test_a_truncated_large_jpeg_is_still_an_error(tmp_path, photo, encoder):
     result = decode(uri, encoder.prepare, at_least=encoder.decode_size)
     assert result.error is not None and "truncated" in result.error
     assert (result.width, result.height) == size
+
+
+# Deep pictures
+
+
+def tiff(values, *, tags=None, planar=False, deflate=False) -> bytes:
+    """A TIFF of one strip (or one a plane) of any numbers, with some tags more: number → (type, values)."""
+    values = values.astype(values.dtype.newbyteorder("<"))
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    strips = list(np.moveaxis(values, 2, 0)) if planar else [values]
+    data = [zlib.compress(strip.tobytes()) if deflate else strip.tobytes() for strip in strips]
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    entries: dict[int, tuple[str, Any]] = {
+        256: ("I", [values.shape[1]]),
+        257: ("I", [values.shape[0]]),
+        258: ("H", [8 * values.itemsize] * channels),
+        259: ("H", [8 if deflate else 1]),
+        262: ("H", [2 if channels > 2 else 1]),
+        273: ("I", [0] * len(data)),
+        277: ("H", [channels]),
+        278: ("I", [values.shape[0]]),
+        279: ("I", [len(strip) for strip in data]),
+        284: ("H", [2 if planar else 1]),
+        339: ("H", [kind] * channels),
+        **(tags or {}),
+    }
+    packed: dict[int, tuple[int, int, bytes]] = {}
+    at = 8 + 2 + 12 * len(entries) + 4 + sum(1000 for _ in entries)
+    for tag, (code, numbers) in sorted(entries.items()):
+        if tag == 273:
+            numbers = [at + sum(map(len, data[:i])) for i in range(len(data))]
+        content = numbers if code == "s" else struct.pack(f"<{len(numbers)}{code}", *numbers)
+        packed[tag] = ({"s": 2, "H": 3, "I": 4, "f": 11, "d": 12}[code], len(numbers), content)
+    directory, more = struct.pack("<H", len(packed)), b""
+    for tag, (number, count, content) in packed.items():
+        place = (
+            struct.pack("<I", 8 + 2 + 12 * len(packed) + 4 + len(more)) if len(content) > 4 else content.ljust(4, b"\0")
+        )
+        more += content if len(content) > 4 else b""
+        directory += struct.pack("<HHI", tag, number, count) + place
+    head = b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + more
+    return head.ljust(at, b"\0") + b"".join(data)
+
+
+def deep_png(values, *, sbit: int | None = None) -> bytes:
+    channels = 1 if values.ndim == 2 else values.shape[2]
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    stated = chunk(b"sBIT", bytes([sbit] * channels)) if sbit else b""
+    content = chunk(b"IHDR", header) + stated + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+def pnm(values, most: int) -> bytes:
+    kind = b"P6" if values.ndim == 3 else b"P5"
+    content: bytes = values.astype(">u2").tobytes()
+    return b"%s %d %d %d\n" % (kind, values.shape[1], values.shape[0], most) + content
+
+
+def eight_bits(content: bytes):
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(to_rgb(image)).astype(int)
+
+
+@pytest.fixture(scope="module")
+def small(photo):
+    return np.asarray(photo.resize((60, 40))).astype(float)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_fewer_bits_than_the_container_has_are_no_black_picture(small, bits):
+    most = 2**bits - 1
+    grey = small[..., 1]
+    colour_of, grey_of = np.round(small / 255 * most).astype(np.uint16), np.round(grey / 255 * most).astype(np.uint16)
+    opaque = np.full((*grey.shape, 1), most, np.uint16)
+    greys = [
+        tiff(grey_of),
+        tiff(grey_of, deflate=True),
+        deep_png(grey_of),
+        deep_png(np.concatenate([grey_of[..., None], opaque], axis=2)),
+        pnm(grey_of, 65535),
+        pnm(grey_of, most),
+    ]
+    if bits < 16:
+        greys += [deep_png(grey_of, sbit=bits), deep_png(grey_of << (16 - bits), sbit=bits)]
+    for content in greys:
+        assert np.abs(eight_bits(content) - grey[..., None]).max() <= 1
+    for content in (
+        tiff(colour_of),
+        tiff(colour_of, deflate=True),
+        tiff(colour_of, planar=True),
+        deep_png(colour_of),
+        deep_png(np.concatenate([colour_of, opaque], axis=2)),
+        deep_png(np.concatenate([colour_of, opaque * 0 + 65535], axis=2)),
+        pnm(colour_of, 65535),
+    ):
+        assert np.abs(eight_bits(content) - small).max() <= 1
+
+
+def test_a_dim_picture_stays_dim_where_its_file_states_the_scale(small):
+    dim = small[..., 1] / 4
+    values = np.round(dim / 255 * 4095).astype(np.uint16)
+    for content in (
+        deep_png(values, sbit=12),
+        pnm(values, 4095),
+        tiff(values, tags={340: ("H", [0]), 341: ("H", [4095])}),
+        tiff((dim / 255 * 7).astype(np.float32), tags={340: ("f", [0.0]), 341: ("f", [7.0])}),
+    ):
+        assert np.abs(eight_bits(content) - dim[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("no_data", [-9999.0, -3.4028234663852886e38, 0.25])
+def test_floats_without_what_is_not_finite_and_no_data(small, no_data):
+    grey = small[..., 1]
+    values = (grey / 255).astype(np.float32)
+    values[:5], values[5:8], values[8:10], values[10:12] = np.inf, -np.inf, np.nan, no_data
+    got = eight_bits(tiff(values, tags={42113: ("s", f"{no_data}\0".encode())}))
+    assert (got[:12] == 0).all()
+    assert np.abs(got[12:] - grey[12:, :, None]).max() <= 1
+    metres = (grey * 10 - 300).astype(np.float32)  # neither 0 to 1 nor 0 to 255
+    metres[:5], metres[7, 7] = no_data, 1e30
+    got = eight_bits(tiff(metres, tags={42113: ("s", f"{no_data}\0".encode())}))
+    expected = (grey - grey[5:].min()) * 255 / np.ptp(grey[5:])
+    assert (got[:5] == 0).all()
+    assert np.abs(np.delete(got[5:, :, 0] - expected[5:], 2 * 60 + 7)).max() <= 1
+
+
+def test_no_data_of_integers(small):
+    values = np.round(small / 255 * 1023).astype(np.uint16)
+    values[:10] = 65535
+    expected = small.copy()
+    expected[:10] = 0
+    tags = {42113: ("s", b"65535\0")}
+    assert np.abs(eight_bits(tiff(values, tags=tags)) - expected).max() <= 1
+    assert np.abs(eight_bits(tiff(values[..., 1], tags=tags)) - expected[..., 1:2]).max() <= 1
+    signed = (small[..., 1] * 16 - 1024).astype(np.int16)
+    assert (
+        np.abs(
+            eight_bits(tiff(signed))[..., 0] - (small[..., 1] - small[..., 1].min()) * 255 / np.ptp(small[..., 1])
+        ).max()
+        <= 1
+    )
+
+
+def test_0_may_be_white(small):
+    values = np.round((255 - small[..., 1]) / 255 * 4095).astype(np.uint16)
+    assert np.abs(eight_bits(tiff(values, tags={262: ("H", [0])})) - small[..., 1:2]).max() <= 1
+
+
+@pytest.mark.parametrize("values", [np.full((9, 9), np.nan), np.full((9, 9), np.inf), np.full((9, 9), -9999.0)])
+def test_a_picture_without_values_is_an_error(tmp_path, values):
+    (tmp_path / "x.tif").write_bytes(tiff(values.astype(np.float32), tags={42113: ("s", b"-9999\0")}))
+    result = decode(file_uri(str(tmp_path / "x.tif")), np.asarray)
+    assert (result.pixels, result.error) == (None, "no pixel has a value: all are no-data or not finite")
+
+
+def test_few_grey_levels_are_noted(tmp_path, photo):
+    mask = np.zeros((300, 200), np.uint8)
+    for level in range(7):
+        mask[level * 3 : level * 3 + 3, :4] = level + 1
+        Image.fromarray(mask).save(tmp_path / "mask.png")
+        note = decode(file_uri(str(tmp_path / "mask.png")), np.asarray).note
+        assert note == (f"only {level + 2} grey levels" if level + 2 < 8 else None)
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "flat.png")
+    assert decode(file_uri(str(tmp_path / "flat.png")), np.asarray).note == "only 1 grey level"
+    photo.save(tmp_path / "photo.png")
+    assert decode(file_uri(str(tmp_path / "photo.png")), np.asarray).note is None
+
+
+# What is no image, or none that Pillow reads
+
+
+def _archive(make) -> bytes:
+    out = io.BytesIO()
+    make(out)
+    return out.getvalue()
+
+
+def _zip(out):
+    import zipfile
+
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("a", "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            tiff(np.zeros((4, 4), np.uint16), tags={259: ("H", [34887])}),
+            "cannot read (LERC): save it with LZW or Deflate",
+        ),
+        (tiff(np.zeros((4, 4), np.uint16), tags={259: ("H", [65123])}), "cannot read (number 65123)"),
+        (tiff(np.zeros((4, 4, 5), np.uint16)), "(5 samples of 16 bits): convert it to 1 or 3 samples"),
+        (tiff(np.zeros((4, 4))), "(1 sample of 64 floating-point bits)"),
+        (b"II*\0\x08\0\0\0", "damaged TIFF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which Pillow cannot read by itself: pip install pillow-heif"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0mp42isom", "a video, not an image"),
+        (_archive(_zip), "a zip archive, not an image: name it .zip"),
+        (b"\x1f\x8b\x08\0", "a gzip file"),
+        (b"%PDF-1.7", "a PDF, not an image"),
+        (b"<?xml version='1.0'?><svg/>", "SVG: convert it to PNG"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
+    ],
+)
+def test_what_can_not_be_read_is_named_with_a_remedy(tmp_path, content, words):
+    (tmp_path / "x.jpg").write_bytes(content)
+    result = decode(file_uri(str(tmp_path / "x.jpg")), np.asarray)
+    assert result.error is not None and words in result.error, result.error
+
+
+def test_a_compression_that_libtiff_lacks_is_named(tmp_path):
+    from PIL import features
+
+    from ood_audit.images.noise import libtiff
+
+    library = libtiff()
+    if library is None or not features.check("libtiff") or library.TIFFIsCODECConfigured(50001):
+        return  # this Pillow reads it
+    (tmp_path / "x.tif").write_bytes(tiff(np.zeros((4, 4), np.uint8), tags={259: ("H", [50001])}))
+    result = decode(file_uri(str(tmp_path / "x.tif")), np.asarray)
+    assert result.error is not None and "cannot read (WebP)" in result.error
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("IMG_1.HEIC", "JPEG"), ("a.jpg", "PNG"), ("b.png", "WEBP"), ("c.jxl", "GIF")]
+)
+def test_the_content_counts_and_not_the_name(tmp_path, photo, name, kind):
+    from ood_audit.images.sources import ScanNotes, scan
+
+    photo.resize((32, 32)).save(tmp_path / name, kind)
+    (image,) = scan(str(tmp_path), ScanNotes())
+    result = decode(image.uri, np.asarray)
+    assert (result.error, result.format) == (None, kind)
+
+
+def test_heic_is_read_where_its_package_is_installed(monkeypatch):
+    import sys
+    from types import SimpleNamespace
+
+    from ood_audit.images.formats import formats
+
+    called = []
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=lambda: called.append(1)))
+    formats.cache_clear()
+    assert "JPEG" in formats()
+    formats.cache_clear()
+    assert called == [1]
+
+
+# Nothing else than an error
+
+
+def test_mutated_files_are_errors_and_nothing_else(tmp_path, small, capfd):
+    """Bytes changed, cut out and put in, in files that take every path through the decoder."""
+    from ood_audit.images.noise import quiet_libraries
+
+    deep_colour = np.round(small / 255 * 1023).astype(np.uint16)
+    picture = Image.fromarray(small.astype(np.uint8))
+    seeds = [
+        tiff(deep_colour, deflate=True),
+        tiff(deep_colour, planar=True),
+        tiff(deep_colour[..., 0], tags={340: ("H", [0]), 341: ("H", [4095]), 42113: ("s", b"65535\0")}),
+        tiff(small[..., 0].astype(np.float32), tags={42113: ("s", b"-9999\0")}),
+        deep_png(deep_colour, sbit=10),
+        pnm(deep_colour, 65535),
+        pnm(deep_colour[..., 0], 1023),
+        *(_archive(lambda out, kind=kind: picture.save(out, kind)) for kind in ("GIF", "WEBP", "JPEG", "BMP")),
+    ]
+    rng = np.random.default_rng(0)
+    with quiet_libraries():
+        for turn in range(220):
+            content = bytearray(seeds[turn % len(seeds)])
+            for _ in range(rng.integers(1, 6)):
+                at = int(rng.integers(len(content) if turn % 3 else min(400, len(content))))
+                change = rng.integers(3)
+                if change == 0:
+                    content[at] = int(rng.integers(256))
+                elif change == 1:
+                    del content[at : at + int(rng.integers(1, 40))]
+                else:
+                    content[at:at] = rng.bytes(int(rng.integers(1, 8)))
+            (tmp_path / "x").write_bytes(content)
+            result = decode(file_uri(str(tmp_path / "x")), np.asarray)
+            assert (result.pixels is None) == (result.error is not None)
+            assert result.error is None or "\n" not in result.error
+    assert capfd.readouterr().err == ""

@@ -14,10 +14,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+import ood_audit
 from ood_audit.encoders import clip, registry
 from ood_audit.encoders.clip import ClipEncoder, load_encoder
 from ood_audit.encoders.folding import fold_batch_norm
 from ood_audit.errors import EncoderError, UsageError
+from tests.cli import invoke
 from tests.conftest import EXAMPLES
 
 PHOTOS = sorted((EXAMPLES / "images" / "butterfly").iterdir())[:4]
@@ -218,6 +220,85 @@ def test_published_weights_come_with_their_settings(tmp_path, monkeypatch):
     (tmp_path / "mine.pt").write_bytes(b"")
     assert registry.find_model("ViT-B-32", str(tmp_path / "ViT-B-32.pt"), cuda=False).quick_gelu
     assert not registry.find_model("ViT-B-32", str(tmp_path / "mine.pt"), cuda=False).quick_gelu
+
+
+def of_file(architecture: str, path: Path, **options: Any) -> dict[str, Any]:
+    """The preprocessing for a checkpoint at `path`."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    return registry.find_model(architecture, str(path), cuda=False, **options).preprocessing
+
+
+@pytest.mark.parametrize(
+    ("architecture", "resize_mode", "interpolation", "mean"),
+    [
+        ("ViT-B-16-SigLIP2-256", "squash", "bicubic", 0.5),
+        ("MobileCLIP-S1", "shortest", "bilinear", 0.0),
+        ("ViT-L-14-CLIPA", "squash", "bilinear", 0.485),
+        ("ViT-H-14-378", "squash", "bicubic", 0.48145466),
+        ("ViT-B-32", "shortest", "bicubic", 0.48145466),
+    ],
+)
+def test_a_file_is_prepared_for_as_all_weights_of_its_architecture_are(
+    tmp_path, architecture, resize_mode, interpolation, mean
+):
+    found = of_file(architecture, tmp_path / "open_clip_model.safetensors")
+    assert (found["resize_mode"], found["interpolation"], found["mean"][0]) == (resize_mode, interpolation, mean)
+
+
+def test_a_file_that_could_be_prepared_for_in_two_ways_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(EncoderError, match=r"model.safetensors: .*not all .* alike.*open_clip_config.json beside it$"):
+        of_file("ViT-L-14", path)
+    assert of_file("ViT-L-14", tmp_path / "ViT-L-14.pt")["mean"][0] == 0.48145466  # known by the name of the file
+    # A store that has been made with it goes on as it began.
+    assert of_file("ViT-L-14", path, recorded={"size": 224, **PREPROCESS}) == PREPROCESS
+    config = {"model_cfg": open_clip.get_model_config("ViT-L-14"), "preprocess_cfg": PREPROCESS}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    assert of_file("ViT-L-14", path) == PREPROCESS
+
+
+def test_the_configuration_beside_a_file_goes_before_all_else(tmp_path):
+    config = tmp_path / "open_clip_config.json"
+    config.write_text(json.dumps({"preprocess_cfg": PREPROCESS, "model_cfg": {"quick_gelu": True}}))
+    for name in ("ViT-B-32.pt", "mine.pt"):
+        assert of_file("ViT-B-32", tmp_path / name) == PREPROCESS
+        assert registry.find_model("ViT-B-32", str(tmp_path / name), cuda=False).quick_gelu
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "mine.pt").rename(tmp_path / "blobs" / "0a1b")  # as the hub's client keeps files
+    (tmp_path / "mine.pt").symlink_to("blobs/0a1b")
+    source = registry.find_model("ViT-B-32", str(tmp_path / "mine.pt"), cuda=False)
+    assert source.preprocessing == PREPROCESS
+    assert source.weights_option == str(tmp_path / "mine.pt")
+    config.write_text(json.dumps({"model_cfg": open_clip.get_model_config("ViT-B-16-SigLIP2-256")}))
+    with pytest.raises(EncoderError, match=r"of another model than ViT-B-32; use --model local-dir:"):
+        of_file("ViT-B-32", tmp_path / "mine.pt")
+    for broken in ("{", "[]", '{"preprocess_cfg": 3}', '{"model_cfg": []}'):
+        config.write_text(broken)
+        with pytest.raises(EncoderError, match=r"no configuration of open_clip; repair or remove it$"):
+            of_file("ViT-B-32", tmp_path / "mine.pt")
+
+
+def test_what_a_file_is_prepared_for_is_told_and_kept(tmp_path, monkeypatch):
+    """Through `embed`: in a note, and in the store, which then goes on the same way without the configuration."""
+    cfg = open_clip.get_model_config("ViT-S-32-alt")
+    cfg = {**cfg, "vision_cfg": {**VIT, "image_size": 224, "patch_size": 32}, "text_cfg": TEXT}
+    monkeypatch.setattr("open_clip.factory.get_model_config", lambda name: json.loads(json.dumps(cfg)))
+    monkeypatch.setattr("open_clip.get_model_config", lambda name: cfg)
+    monkeypatch.setattr("open_clip.tokenizer.DEFAULT_CONTEXT_LENGTH", 16)
+    save(tmp_path, cfg, **PREPROCESS)
+    weights = tmp_path / "open_clip_model.safetensors"
+    told = invoke(
+        *("embed", PHOTOS[0], "--model", "ViT-S-32-alt", "--weights", weights, "--store", tmp_path / "store"),
+        *("--device", "cpu", "--precision", "fp32"),
+    )
+    assert told.returncode == 0, told.stderr
+    expected = "preprocessing: 224 × 224, squash, bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5\n"
+    assert expected in told.stderr
+    kept = ood_audit.open_store(tmp_path / "store").encoder
+    assert {name: kept.preprocessing[name] for name in PREPROCESS} == PREPROCESS
+    again = clip.load_same_encoder(kept, device="cpu")
+    check(again, f"local-dir:{tmp_path}")
 
 
 def test_auto_is_the_starter_without_cuda():

@@ -3,32 +3,62 @@
 import csv
 import json
 import shutil
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import ood_audit
 from ood_audit import metrics
 from ood_audit.errors import UsageError
-from ood_audit.evaluation import read_truth
 from tests.conftest import EXAMPLES, run_cli
 
 
 def test_both_fpr95_on_an_example_worked_by_hand():
     """20 ID images score 1 … 20; OOD images score 0.5, 18.5, 19.5 and 30.
 
-    Keeping the 19 lowest ID images (95%) keeps all up to 19, and with them the OOD images at 0.5 and 18.5: 2 of 4.
+    Keeping the 19 lowest ID images (95%), and not the one at 20, keeps at most all below 20, and with them the OOD
+    images at 0.5, 18.5 and 19.5: 3 of 4. A threshold between 19 and 19.5 would keep 2 at the same recall.
     Catching 95% of 4 OOD images takes all 4, so down to 0.5, where all 20 ID images are flagged.
     """
     ood_score = np.array([*range(1, 21), 0.5, 18.5, 19.5, 30])
     is_ood = np.array([False] * 20 + [True] * 4)
-    assert metrics.fpr95(is_ood, ood_score) == 0.5
+    assert metrics.fpr95(is_ood, ood_score) == 0.75
     assert metrics.fpr95_ood(is_ood, ood_score) == 1.0
     ood_score[20] = 17.5  # now the last OOD image is caught at 17.5, with ID images 18, 19 and 20
     assert metrics.fpr95_ood(is_ood, ood_score) == 3 / 20
+
+
+def authors_fpr95(id_scores, ood_scores):
+    """As MCM's utils/detection_util.py does it, step by step; higher scores are more in-distribution."""
+    thresholds = sorted({*id_scores, *ood_scores}, reverse=True)
+    recalls = [sum(s >= t for s in id_scores) / len(id_scores) for t in thresholds]
+    best, distance = None, np.inf
+    for threshold, recall in reversed(list(zip(thresholds, recalls, strict=True))[: recalls.index(1) + 1]):
+        if abs(recall - 0.95) < distance:
+            best, distance = threshold, abs(recall - 0.95)
+    return sum(s >= best for s in ood_scores) / len(ood_scores)
+
+
+few_values = st.lists(st.integers(0, 60), min_size=1, max_size=80)
+
+
+@settings(max_examples=150, deadline=None)
+@given(few_values, few_values)
+def test_fpr95_is_that_of_the_authors_code(id_scores, ood_scores):
+    is_ood = np.array([False] * len(id_scores) + [True] * len(ood_scores))
+    ood_score = -np.array([*id_scores, *ood_scores], float)
+    assert metrics.fpr95(is_ood, ood_score) == authors_fpr95(id_scores, ood_scores)
+
+
+def test_of_thresholds_of_equal_recall_the_one_that_keeps_the_most_counts():
+    """19 of 20 ID images score below 100; nothing is nearer to 95%, wherever among the OOD images below 1,000."""
+    ood_score = np.array([*range(19), 1000, 200, 300, 2000])
+    is_ood = np.array([False] * 20 + [True] * 3)
+    assert metrics.fpr95(is_ood, ood_score) == 2 / 3
 
 
 def test_ties_are_kept_or_flagged_together():
@@ -99,26 +129,40 @@ def test_what_could_not_be_compared_is_counted_and_named(evaluated):
     assert "2 paths of the store are not in the truth (airplane/" in done.stderr
 
 
-def test_truth_may_be_parquet(tmp_path):
-    pq.write_table(pa.table({"path": ["a.jpg", "b.jpg"], "is_ood": [True, False]}), tmp_path / "t.parquet")
-    assert {path: truth.is_ood for path, truth in read_truth(tmp_path / "t.parquet").items()} == {
-        "a.jpg": True,
-        "b.jpg": False,
-    }
+def test_two_sources_with_the_same_names_inside_are_told_apart(tmp_path):
+    """Compared by image, not by path: by path, the second source would have the answers of the first."""
+    truth = ["path,is_ood,label"]
+    for source, is_ood in (("a", 0), ("b", 1)):
+        for folder in ("airplane", "cup"):
+            pictures = sorted((EXAMPLES / "images" / folder).iterdir())[is_ood::2][:2]
+            (tmp_path / source / folder).mkdir(parents=True)
+            for number, picture in enumerate(pictures):
+                shutil.copy(picture, tmp_path / source / folder / f"{number}.jpg")
+                truth.append(f"{tmp_path}/{source}/{folder}/{number}.jpg,{is_ood},{folder}")
+    (tmp_path / "truth.csv").write_text("\n".join(truth))
+    store = tmp_path / "store"
+    ood_audit.embed([tmp_path / "a", tmp_path / "b"], store=store, model="starter", device="cpu")
+    options: dict[str, Any] = {"labels": ["airplane", "cup"], "only": ["mcm"], "rounds": 2, "auto": False}
+    result = ood_audit.evaluate(store, truth=tmp_path / "truth.csv", **options)
+    assert (result.images, result.ood, result.not_in_store, result.not_in_truth) == (8, 4, [], [])
+    ood_audit.score(store, labels=["airplane", "cup"], method="mcm", auto=False)
+    rows = ood_audit.open_store(store).query("SELECT source, ood_score FROM scores JOIN images USING (image_id)").rows
+    expected = roc_auc_score([source.endswith("b") for source, _ in rows], [score for _, score in rows])
+    assert result.rows[0]["auroc"] == expected
+    (tmp_path / "truth.csv").write_text("path,is_ood\ncup/0.jpg,0\n")
+    with pytest.raises(UsageError, match=r"line 2: cup/0\.jpg is 2 images of the store"):
+        ood_audit.evaluate(store, truth=tmp_path / "truth.csv", **options)
 
 
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("path,label\na.jpg,cat\n", "missing: is_ood"),
-        ("", "missing: is_ood, path"),
-        ("path,is_ood\na.jpg,0\nb.jpg,perhaps\n", "row 2: is_ood is 'perhaps'"),
-    ],
-)
-def test_truth_that_can_not_be_used(tmp_path, content, complaint):
-    (tmp_path / "truth.csv").write_text(content)
-    with pytest.raises(UsageError, match=complaint):
-        read_truth(tmp_path / "truth.csv")
+def test_opposite_answers_and_unknown_labels_are_refused(store_copy, tmp_path):
+    rows = "path,is_ood,label\nairplane/img_0001.jpg,0,airplane\ncup/img_0002.jpg,1,\n"
+    options: dict[str, Any] = {"truth": tmp_path / "truth.csv", "labels": ["airplane", "cup"]}
+    (tmp_path / "truth.csv").write_text(f"{rows}./airplane/img_0001.jpg,1,\n")
+    with pytest.raises(UsageError, match=r"is ID \(airplane\) in line 2 and OOD in line 4; remove one"):
+        ood_audit.evaluate(store_copy, **options)
+    (tmp_path / "truth.csv").write_text(f"{rows}airplane/img_0003.jpg,0,airplanes\n")
+    with pytest.raises(UsageError, match=r"'airplanes' \(line 4, close to 'airplane'\) is not in the vocabulary"):
+        ood_audit.evaluate(store_copy, **options)
 
 
 def test_truth_of_other_images_is_refused(store_copy, tmp_path):

@@ -848,3 +848,172 @@ def test_debug_shows_the_traceback(folder):
     done = run_cli("query", "SELECT 1", "--store", "nowhere", "--debug", cwd=folder)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+# Values, streams and libraries
+
+
+@pytest.mark.parametrize("fmt", ["csv", "json", "jsonl", "table"])
+def test_values_are_written_as_duckdb_writes_them(small_store, call, fmt):
+    sql = """
+        SELECT 1.50::DECIMAL(10, 2) AS decimal, 0::DECIMAL(20, 10) AS zero, 'infinity'::DATE AS date,
+               '2020-01-02 03:04:05'::TIMESTAMP AS time, INTERVAL '1 month 2 days' AS span, '\\xAA\\x00a'::BLOB AS blob,
+               ['inf'::DOUBLE, 'nan'::DOUBLE, 1] AS list, {'a': DATE '2020-01-02', 'b': [1.5]} AS struct,
+               MAP {'k': 'é'} AS map, '-inf'::DOUBLE AS infinite, 'nan'::FLOAT AS nan, true AS yes, NULL AS nothing,
+               'c90d3d2e-3e5a-4f6a-9d4e-0d4ed8b5f7b1'::UUID AS uuid, (2::HUGEINT ** 100)::HUGEINT AS huge;  -- all;
+    """
+    code, out, err = call("query", sql, "--store", small_store, "--format", fmt)
+    assert (code, err) == (0, "")
+    for word in ("Decimal", "datetime", "timedelta", "UUID(", "True", "None", "9999"):
+        assert word not in out
+    texts = {
+        **{"decimal": "1.50", "zero": "0.0000000000", "date": "infinity", "time": "2020-01-02 03:04:05"},
+        **{"span": "1 month 2 days", "blob": r"\xAA\x00a", "list": "[inf, nan, 1.0]", "map": "{k=é}"},
+        **{"struct": "{'a': 2020-01-02, 'b': [1.5]}", "infinite": "-inf", "nan": "nan", "yes": "true", "nothing": ""},
+        **{"uuid": "c90d3d2e-3e5a-4f6a-9d4e-0d4ed8b5f7b1", "huge": str(2**100)},
+    }
+    if fmt == "csv":
+        assert list(csv.DictReader(io.StringIO(out))) == [texts]
+    elif fmt == "table":
+        assert all(text in out for text in texts.values())
+    else:
+        read = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"), parse_float=str)
+        assert (read if fmt == "jsonl" else read[0]) == {
+            **texts,
+            **{"list": [None, None, "1.0"], "struct": {"a": "2020-01-02", "b": ["1.5"]}, "map": {"k": "é"}},
+            **{"infinite": None, "nan": None, "yes": True, "nothing": None, "huge": 2**100},
+        }
+
+
+def test_rows_that_duckdb_converts_stay_in_order(small_store, call):
+    sql = "SELECT range AS n, DATE '2020-01-01' + range::INTEGER AS day FROM range(20000) ORDER BY hash(range)"
+    _, out, _ = call("query", sql, "--store", small_store, "--format", "csv")
+    plain = ood_audit.open_store(small_store).query(sql).rows
+    assert out.splitlines()[1:] == [f"{n},{day}" for n, day in plain]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(small_store, closed):
+    """The exit code is what it would be; and what is opened next does not become the standard output."""
+    store = str(small_store)
+    for arguments, code in (
+        ("embed --help", 0),
+        (f"query 'SELECT now() AS t' --format jsonl --store '{store}'", 0),
+        (f"query 'SELECT 1' --format csv --store '{store}'", 0),
+        (f"query 'SELECT nope' --store '{store}'", 2),
+        ("status --store nowhere", 1),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m ood_audit {arguments} {closed}"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == code, (arguments, done.stderr)
+        assert not re.search("internal|Traceback|Exception", done.stdout + done.stderr)
+        assert done.stdout == "" or ">&-" not in closed.split()
+        assert done.stderr == "" or "2>&-" not in closed
+
+
+def _damaged_tiffs(folder: Path, count: int) -> None:
+    out = io.BytesIO()
+    with Image.open(PHOTO) as photo:
+        photo.convert("RGB").resize((64, 64)).save(out, "TIFF", compression="tiff_lzw")
+        photo.save(folder / "good.png")
+    for i in range(count):
+        content = bytearray(out.getvalue())
+        content[20 + i : 400] = b"\xff" * (380 - i)
+        (folder / f"{i}.tif").write_bytes(content)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_scan_of_damaged_files_is_told_in_one_line(tmp_path, call, warm, monkeypatch, reachable):
+    from ood_audit.images import noise
+
+    (tmp_path / "in").mkdir()
+    _damaged_tiffs(tmp_path / "in", 30)
+    if not reachable:  # as where libtiff is linked into Pillow
+        monkeypatch.setattr(noise, "libtiff", lambda: None)
+    before = sys.stderr
+    code, out, err = call("embed", tmp_path / "in", "--store", tmp_path / "store")
+    assert sys.stderr is before
+    assert code == 0
+    assert out.startswith("1 added") and "30 unreadable" in out
+    (line,) = [line for line in err.splitlines() if not line.startswith("model: ")]
+    assert line.startswith("see the unreadable ones: ")
+    errors = ood_audit.open_store(tmp_path / "store").query("SELECT error FROM images WHERE status = 'error'").rows
+    assert all(error.startswith("damaged TIFF") for (error,) in errors)
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_our_own_errors_are_not_silenced(capfd, monkeypatch, reachable):
+    from ood_audit.images import noise
+
+    if not reachable:
+        monkeypatch.setattr(noise, "libtiff", lambda: None)
+    with open(os.dup(2), "w", buffering=1) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)  # not pytest's own
+    with open(2, "w", buffering=1, closefd=False) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        with noise.quiet_libraries():
+            print("ours", file=sys.stderr)
+        os.write(2, b"and after\n")
+        monkeypatch.undo()
+    assert capfd.readouterr().err == "ours\nand after\n"
+
+
+def test_the_library_leaves_libtiff_alone(tmp_path, capfd):
+    """What a caller of the Python API sees on stderr is that caller's business."""
+    from ood_audit.images.decode import decode
+    from ood_audit.images.noise import libtiff, quiet_libraries
+
+    if libtiff() is None:
+        return  # nothing to set
+    _damaged_tiffs(tmp_path, 1)
+    uri = file_uri(str(tmp_path / "0.tif"))
+    with quiet_libraries():
+        decode(uri, lambda image: image)
+    assert capfd.readouterr().err == ""
+    decode(uri, lambda image: image)
+    assert capfd.readouterr().err != ""
+
+
+def test_nothing_to_suggest_says_why(small_store, tmp_path, call, warm):
+    store = shutil.copytree(small_store, tmp_path / "store")
+    code, _, err = call("labels", "suggest", "--store", store)
+    assert code == 0
+    assert "nothing to suggest: 2 images cannot be compared" in err
+    assert "embed at least 6" in err
+
+
+def test_label_issues_are_looked_for_or_not(tmp_path, call, warm):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        shutil.copy(PHOTO, tmp_path / "in" / f"{name}.jpg")
+    call("embed", tmp_path / "in", "--store", tmp_path / "store")
+    (tmp_path / "labels.txt").write_text("cup\nchair\n")
+    code, _, err = call("report", "--labels", tmp_path / "labels.txt", "--no-auto", "--store", tmp_path / "store")
+    assert code == 0, err
+    assert "label issues: none looked for" in err
+    assert "superfluous copies: 1" in err
+    assert "label issues: 0" not in err
+
+
+def test_parts_without_notes_are_read(small_store, tmp_path, call, warm):
+    """As 0.1.0 wrote them: they are read beside new ones, in any order, and are merged with these."""
+    import pyarrow.parquet as pq
+
+    store = Path(shutil.copytree(small_store, tmp_path / "store"))
+    (part,) = store.glob("images/part-*.parquet")
+    pq.write_table(pq.read_table(part).drop_columns(["note"]), part)
+    query = ("query", "SELECT path, note FROM images ORDER BY path", "--format", "csv", "--store", store)
+    assert call(*query)[:2] == (0, "path,note\nchair/2.jpg,\ncup/1.jpg,\n")
+    (tmp_path / "more").mkdir()
+    Image.new("L", (64, 64), 9).save(tmp_path / "more" / "flat.png")
+    assert call("embed", tmp_path / "more", "--store", store)[0] == 0
+    answer = "path,note\nchair/2.jpg,\ncup/1.jpg,\nflat.png,only 1 grey level\n"
+    assert call(*query)[:2] == (0, answer)
+    assert call("report", "--no-auto", "--store", store)[0] == 0
+    assert call("compact", "--store", store)[0] == 0
+    assert len(list(store.glob("images/part-*.parquet"))) == 1
+    assert call(*query)[:2] == (0, answer)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ood_audit
-from ood_audit import pools, wordnet
+from ood_audit import corpora, wordnet
 from ood_audit.audit import naming
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.store import open_store
@@ -36,7 +36,7 @@ def text_features():
 @pytest.fixture
 def nouns(monkeypatch) -> tuple[list[str], Any]:
     """Ten nouns in place of 45,000; what `pools.nouns` would encode."""
-    monkeypatch.setitem(pools._CORPORA, "background", lambda: pools._Corpus(sorted(NAMES), [], ("{}",)))
+    monkeypatch.setitem(corpora.CORPORA, "background", lambda: corpora.Corpus(sorted(NAMES), [], ("{}",)))
     order = np.argsort(NAMES)
     by_name = dict(zip(NAMES, text_features(), strict=True))
 
@@ -244,8 +244,8 @@ def test_a_named_report_on_a_scored_store_needs_no_torch(tmp_path, nouns):
     naming.suggest(store)
     ood_audit.report(store, top=9)
     code = (
-        "import sys\nfrom ood_audit import pools\nfrom ood_audit.audit import naming\nnaming._LIKE = 1.0\n"
-        f"pools._CORPORA['background'] = lambda: pools._Corpus({sorted(NAMES)!r}, [], ('{{}}',))\n"
+        "import sys\nfrom ood_audit import corpora\nfrom ood_audit.audit import naming\nnaming._LIKE = 1.0\n"
+        f"corpora.CORPORA['background'] = lambda: corpora.Corpus({sorted(NAMES)!r}, [], ('{{}}',))\n"
         "import ood_audit\nmade = ood_audit.report(sys.argv[1], top=9)\nassert made.rows[0]['cluster'] == 'hedgehog'\n"
         "print([name for name in ('torch', 'open_clip', 'faiss') if name in sys.modules])"
     )

@@ -290,6 +290,33 @@ def test_shown_paths_commands_and_copies_are_copied(page):
     assert texts == ["\n".join(f"d{i}/{HOSTILE[1]}" for i in range(15))]  # never the ones to keep
 
 
+def test_two_images_of_one_path_are_two_and_each_has_its_own_longest_bar(browser, tmp_path):
+    """Of two sources: both paths are copied; and each dialog's first bar is the card's nearest class."""
+    best = {"cat": [("cat", 0.4), ("dog", 0.3)], "dog": [("dog", 0.5), ("cat", 0.1)]}
+    rows = [
+        known(i + 1, path="a/1.jpg", label=label, top_classes=best[label], neighbours=[])
+        for i, label in enumerate(["cat", "dog"])
+    ]
+    path = tmp_path / "report.html"
+    path.write_text(render(whole(rows=rows, map_points=[])), encoding="utf-8")
+    page = browser.new_page()
+    try:
+        page.goto(path.as_uri())
+        with copied(page) as texts:
+            page.click("#ood-copy")
+        assert texts == ["a/1.jpg\na/1.jpg"]
+        for card, label in zip(page.query_selector_all("#cards .card"), best, strict=True):
+            card.query_selector("[data-does=details]").click()
+            bars = page.evaluate(
+                "[...document.querySelectorAll('#details-classes .bars > div')].map(line => [line.querySelector('dt')"
+                ".textContent, line.querySelector('.bar').getBoundingClientRect().width])"
+            )
+            assert max(bars, key=lambda bar: bar[1])[0] == bars[0][0] == label
+            page.keyboard.press("Escape")
+    finally:
+        page.close()
+
+
 def test_tabs_by_keyboard(page):
     page.focus("#tab-ood")
     for key, tab in (

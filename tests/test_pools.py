@@ -3,6 +3,7 @@
 import hashlib
 import random
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ood_audit import pools, wordnet
+import ood_audit
+from ood_audit import corpora, pools, wordnet
+from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import OodAuditError
 from ood_audit.pools import Pool, farthest, naming
 from ood_audit.store.layout import Store
@@ -41,16 +44,22 @@ class WordSums:
 @pytest.fixture
 def small(monkeypatch):
     """Corpora of a few hundred words, in several parts."""
-    monkeypatch.setattr(pools, "_PHYSICAL", ("noun.shape", "noun.phenomenon"))
-    monkeypatch.setattr(pools, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.shape")))
-    monkeypatch.setattr(pools, "_PART", 100)
-    monkeypatch.setattr(pools, "_BLOCK", 64)
+    monkeypatch.setattr(corpora, "_PHYSICAL", ("noun.shape", "noun.phenomenon"))
+    monkeypatch.setattr(corpora, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.shape")))
+    monkeypatch.setattr(corpora, "_PART", 100)
+    monkeypatch.setattr(corpora, "_BLOCK", 64)
     monkeypatch.setattr(pools, "_CHUNK_BYTES", 4 * 16 * 50)
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store", None)  # type: ignore[arg-type]
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv("OOD_AUDIT_CACHE", str(tmp_path / "cache"))
+    return Store(tmp_path / "store", EncoderIdentity("made-up", None, "none", "0" * 64, {}, "gelu", "fp32", 16))
+
+
+def encoded(store):
+    """The folder of the encoded names."""
+    return corpora._folder(store)
 
 
 def load(store, name, encoder, vocabulary=VOCABULARY, on_progress=None):
@@ -58,7 +67,7 @@ def load(store, name, encoder, vocabulary=VOCABULARY, on_progress=None):
 
 
 def test_background_names():
-    corpus = pools._background()
+    corpus = corpora._background()
     assert len(corpus.nouns) == 44908
     assert not corpus.adjectives
     assert {"sacred ibis", "new york", "lincoln", "pizza", "triangle"} <= set(corpus.nouns)
@@ -67,7 +76,7 @@ def test_background_names():
 
 
 def test_neglabel_words():
-    corpus = pools._neglabel()
+    corpus = corpora._neglabel()
     nouns, adjectives = set(corpus.nouns), set(corpus.adjectives)
     assert not nouns & adjectives
     assert "red" in adjectives  # also a noun; an adjective in the published selection too
@@ -78,12 +87,12 @@ def test_neglabel_words():
 
 
 def test_csp_words():
-    corpus, nouns = pools._csp(), set(pools._csp().nouns)
+    corpus, nouns = corpora._csp(), set(corpora._csp().nouns)
     assert "poncho" in nouns
     assert not {"archer", "apothecaries' unit", "sacred ibis"} & nouns  # person, quantity, animal
     random.seed(0)  # as the published code does
     words = wordnet.names("adj.all", "adj.ppl")
-    assert corpus.adjectives == [f"{word} {random.choice(pools._THINGS)}" for word in words]
+    assert corpus.adjectives == [f"{word} {random.choice(corpora._THINGS)}" for word in words]
 
 
 @settings(max_examples=40, deadline=None)
@@ -151,7 +160,7 @@ def test_background_of_a_store(small, store):
     encoder, progress = WordSums(), []
     vocabulary = Vocabulary((("star",), ("chocolate",)), ("art of {}.", "{}"))
     pool = load(store, "background", encoder, vocabulary, lambda *done: progress.append(done))
-    assert pool.names == [n for n in wordnet.names("noun.shape", "noun.phenomenon") if len(n.split()) <= 3]
+    assert sorted(pool.names) == [n for n in wordnet.names("noun.shape", "noun.phenomenon") if len(n.split()) <= 3]
     expected = encoder.encode_texts([f"a photo of a {name}." for name in pool.names])
     np.testing.assert_allclose(pool.features, expected, atol=1e-3)
     # Whatever the templates of the vocabulary: those of the corpus, or no cosine would be near 1.
@@ -177,7 +186,7 @@ def test_selections_of_a_store(small, store, name):
     assert len(pool.names) == selected + int(len(adjectives) * 0.15)
     assert set(pool.names[:selected]) < set(nouns)
     assert pool.pairs.shape == (0, 2)
-    corpus = pools._CORPORA[name]()
+    corpus = corpora.CORPORA[name]()
     for text, feature in zip(pool.names, pool.negatives, strict=True):
         own = corpus.noun_prompts if text in nouns else corpus.adjective_prompts
         mean = encoder.encode_texts([prompt.replace("{}", text) for prompt in own]).mean(axis=0)
@@ -223,16 +232,17 @@ def test_an_interrupted_encoding_goes_on(small, store):
 
 def test_another_corpus_is_selected_from_anew(small, store, monkeypatch):
     first = load(store, "neglabel", WordSums())
-    monkeypatch.setattr(pools, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.motive")))
+    monkeypatch.setattr(corpora, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.motive")))
     second = load(store, "neglabel", WordSums())
     assert not set(first.names[:20]) & set(second.names[: int(0.15 * len(wordnet.names("noun.motive")))])
 
 
-@pytest.mark.parametrize("which", ["wordnet-*-01", f"{VOCABULARY.id}-background"])
+@pytest.mark.parametrize("which", ["*-01", f"{VOCABULARY.id}-background"])
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
 def test_damaged_files_are_named(small, store, which, damage):
     load(store, "background", WordSums())
-    (path,) = store.vocabularies.glob(f"{which}.safetensors")
+    folder = encoded(store) if "-01" in which else store.vocabularies
+    (path,) = folder.glob(f"{which}.safetensors")
     path.write_bytes(path.read_bytes()[:-10] if damage is None else damage)
     with pytest.raises(OodAuditError, match=rf"{path.name} is damaged; delete it and run the command again"):
         load(store, "background", WordSums())
@@ -248,3 +258,51 @@ def test_a_real_encoder(small, store, tmp_path):
     pool = load(store, "csp", encoder)
     assert pool.negatives.shape == (len(pool.names), 24)
     np.testing.assert_allclose(np.linalg.norm(pool.negatives, axis=1), 1, atol=2e-3)
+
+
+def test_a_slow_text_tower_begins_with_the_coarse_names(small, store, monkeypatch):
+    monkeypatch.setattr(corpora, "COARSE", 50)
+    monkeypatch.setattr(corpora, "_PATIENCE", 0.0)
+    notes: list[str] = []
+    encoder: Any = WordSums()
+    pool = pools.load(store, VOCABULARY, "background", lambda: encoder, note=notes.append)
+    names = corpora.CORPORA["background"]().names
+    assert pool.names == names[:50]
+    assert f"50 of {len(names)} names" in notes[0]
+    assert "labels suggest" in notes[0]
+    again = pools.load(store, VOCABULARY, "background", lambda: pytest.fail("it encodes again"), note=notes.append)
+    assert again.names == pool.names
+    assert len(notes) == 2
+    everything, features = pools.nouns(store, lambda: encoder)  # type: ignore[misc]
+    assert everything == names
+    assert len(features) == len(names)
+    assert pools.load(store, VOCABULARY, "background", lambda: encoder, note=notes.append).names == names
+    assert len(notes) == 2
+
+
+def test_stores_share_what_one_of_them_encoded(small, store, tmp_path):
+    load(store, "background", WordSums())
+    other = Store(tmp_path / "other", store.encoder)
+    encoder = WordSums()
+    load(other, "background", encoder)
+    assert len(encoder.texts) == 4  # the names of the classes and their synonyms alone
+
+
+def test_the_bundled_background_is_what_the_starter_makes_of_the_names(encoder, example_store):
+    store = ood_audit.open_store(example_store)
+    corpus = corpora.CORPORA["background"]()
+    assert corpora.are_encoded(store, "background")
+    kept = corpora.features(store, corpus, None)
+    rows = np.linspace(0, len(corpus.names) - 1, 200).astype(int)
+    made = encoder.encode_texts([f"a photo of a {corpus.names[row]}." for row in rows])
+    assert (kept[rows].astype(np.float32) * made).sum(axis=1).min() > 0.99999
+
+
+def test_the_first_names_cover_the_rest(example_store):
+    """The order is from coarse to fine: 4,096 of its first names come nearer to all others than 4,096 random ones."""
+    kept = corpora.features(ood_audit.open_store(example_store), corpora.CORPORA["background"](), None)[::5]
+    whole = corpora.features(ood_audit.open_store(example_store), corpora.CORPORA["background"](), None)
+    dice = np.random.default_rng(0)
+    first, random_ones = whole[:512], whole[dice.choice(len(whole), 512, replace=False)]
+    near = [(kept.astype(np.float32) @ some.astype(np.float32).T).max(axis=1).mean() for some in (first, random_ones)]
+    assert near[0] > near[1]

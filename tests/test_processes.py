@@ -50,7 +50,9 @@ def two(monkeypatch, encoder):
 def kill(when: int, count: int, seen: list[int]):
     """An `on_progress` that kills `count` processes when `when` images are done, and records how many there are."""
 
-    def on_progress(done: int, total: int) -> None:
+    def on_progress(stage: str, done: int = 0, total: int | None = None, /) -> None:
+        if stage != "embedding" or not done:
+            return
         children = multiprocessing.active_children()
         seen.append(len(children))
         if done == when:

@@ -122,7 +122,7 @@ def test_the_same_rows_as_on_one_machine(cluster, many, tmp_path, warm):  # noqa
 
 
 def test_interrupted_then_a_worker_is_killed(cluster, notes, many, store):  # noqa: F811
-    def interrupt(done: int, total: int) -> None:
+    def interrupt(stage: str, done: int = 0, total: int | None = None, /) -> None:
         if done == 20:
             raise KeyboardInterrupt
 
@@ -133,8 +133,8 @@ def test_interrupted_then_a_worker_is_killed(cluster, notes, many, store):  # no
     before = set(notes.iterdir())
     killed: list[int] = []
 
-    def kill(done: int, total: int) -> None:
-        if not killed and (workers := set(notes.iterdir()) - before):
+    def kill(stage: str, done: int = 0, total: int | None = None, /) -> None:
+        if done and not killed and (workers := set(notes.iterdir()) - before):
             killed.append(int(workers.pop().name))
             os.kill(killed[0], signal.SIGKILL)
 
@@ -188,8 +188,8 @@ def test_the_driver_is_killed_then_a_node_is_lost(cluster, notes, server, many, 
     assert (store / "images" / ".work.arrow.tmp").exists()
     lost: list[Any] = []
 
-    def lose(done: int, total: int) -> None:
-        if not lost:
+    def lose(stage: str, done: int = 0, total: int | None = None, /) -> None:
+        if done and not lost:
             lost.append(cluster.second)
             cluster.remove_node(cluster.second, allow_graceful=False)
 

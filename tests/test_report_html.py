@@ -571,6 +571,43 @@ def test_a_neighbour_that_is_listed_is_not_embedded_again():
     assert data["pictures"] == []
 
 
+def test_a_neighbour_of_another_source_with_the_same_path_is_another_image():
+    """Two sources may each hold `a/1.jpg`; an image is known by its id."""
+    other = {"image_id": "other", "path": "a/1.jpg", "uri": "file:///more/a/1.jpg", "thumbnail": b"RIFF\x00other"}
+    second = {"image_id": "id2", "path": "a/1.jpg", "uri": "file:///more/a/1.jpg", "thumbnail": b"RIFF\x00second"}
+    rows = [row(1, image_id="id1", neighbours=[other, second]), row(2, **second, neighbours=[{**second, **row(1)}])]
+    rows[1]["neighbours"][0]["image_id"] = "id1"
+    parsed = Parsed(render(page(rows=rows)))
+
+    assert parsed.data["records"][0]["near"] == [["a/1.jpg", 0], 1]
+    assert parsed.data["records"][1]["near"] == [0]
+    assert base64.b64decode(parsed.data["pictures"][0].partition(",")[2]) == b"RIFF\x00other"
+    assert [a["data-image"] for a in parsed.find("li") if "data-image" in a] == ["0", "1"]  # to be copied, both
+
+
+def test_an_image_in_two_lists_has_one_number():
+    parsed = Parsed(render(page(rows=[row(1, image_id="m1")], findings=[label_issue(), label_issue(image_id="m2")])))
+
+    assert [a["data-image"] for a in parsed.find("li") if "data-image" in a] == ["0", "0", "1"]
+
+
+def test_the_nearest_class_has_the_similarity_of_its_bar():
+    best = [("cat", 0.31), ("dog", 0.25)]
+    data = Parsed(render(page(rows=[row(top_classes=best, measure="similarity")]))).data
+
+    assert dict(data["records"][0]["facts"])["Nearest class"] == "cat (similarity 0.3100)"
+
+
+def test_a_picture_that_was_not_made_for_want_of_room_is_not_gone():
+    parsed = Parsed(render(page(rows=[row(thumbnail=b""), row(2, thumbnail=None)])))
+
+    assert [text for text in parsed.text("p") if text.startswith(("No room", "The file"))] == [
+        "No room for its picture",
+        "The file is gone",
+    ]
+    assert "1 picture is left out" in " ".join(parsed.text("p", **{"class": "notice"}))
+
+
 def test_scores_that_are_no_numbers_break_nothing():
     strange = [("a", float("nan")), ("b", float("inf")), ("c", -0.2), ("d", -0.5)]
     data = Parsed(render(page(rows=[row(top_classes=strange)], map_points=[(float("nan"), 0.5, "flagged", 0)]))).data

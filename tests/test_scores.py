@@ -29,7 +29,7 @@ def maxlogit(row, classes):
 
 def logitgap(row, classes):
     ordered = sorted(row, reverse=True)
-    others = ordered[1 : max(2, round(0.2 * len(row)))]
+    others = ordered[1 : 1 + max(5, round(0.2 * len(row)))]
     return ordered[0] - sum(others) / len(others) if others else ordered[0]
 
 
@@ -37,7 +37,7 @@ def simlabel(row, classes):
     affinities = []
     for i in range(len(row)):
         likeness = [(float(classes[i] @ classes[j]), j) for j in range(len(row)) if j != i]
-        nearest = [j for _, j in sorted(likeness, reverse=True)[:5]]
+        nearest = [j for _, j in sorted(likeness, reverse=True)[:10]]
         affinities.append(row[i] + (np.mean([row[j] for j in nearest]) if nearest else 0))
     return softmax(affinities).max()
 
@@ -74,7 +74,7 @@ SLOW: dict[str, Any] = {"mcm": mcm, "energy": energy, "maxlogit": maxlogit, "log
 
 @pytest.mark.parametrize("name", SLOW)
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 30), st.integers(0, 10**6))
+@given(st.integers(1, 60), st.integers(0, 10**6))
 def test_agrees_with_its_formula(name, count, seed):
     rng = np.random.default_rng(seed)
     classes = rng.normal(size=(count, 8))
@@ -82,6 +82,20 @@ def test_agrees_with_its_formula(name, count, seed):
     cosines = rng.uniform(-1, 1, (3, count))
     got = raw(scores.load(name), torch.from_numpy(cosines), torch.from_numpy(classes), {})
     np.testing.assert_allclose(got, [SLOW[name](row, classes) for row in cosines], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("classes", "runners_up"), [(2, 1), (5, 4), (6, 5), (10, 5), (20, 5), (25, 5), (100, 20), (1000, 200)]
+)
+def test_logitgap_averages_a_fifth_of_the_classes_and_five_at_least(classes, runners_up):
+    """The released scripts have 5 of 10, 10 of 20, 20 of 100 and 88 of 1,000, which no one rule gives."""
+    cosines = torch.zeros(1, classes, dtype=torch.float64)
+    cosines[0, 0], cosines[0, 1] = 2.0, 1.0
+    assert scores.load("logitgap")(cosines).item() == pytest.approx(2 - 1 / runners_up)
+
+
+def test_simlabel_counts_the_ten_most_similar_classes():
+    assert scores.options(scores.load("simlabel")) == {"temperature": 1.0, "alpha": 1.0, "similar": 10}
 
 
 @pytest.mark.parametrize("name", ["mcm", "energy"])

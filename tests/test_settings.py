@@ -478,9 +478,11 @@ def test_a_report_on_scored_images_needs_no_torch(made, monkeypatch):
     assert "torch" in other.stderr  # the block holds: to score anew needs it
 
 
-def test_a_second_writer_is_told_of_the_first(made):
+def test_a_second_writer_is_told_of_the_first(made, monkeypatch):
+    from ood_audit import scoring
     from ood_audit.store import writing
 
+    monkeypatch.setattr(scoring, "COMMIT_SECONDS", 0.1)
     store = made(8, 10)
     with writing(store.root, "scores"), pytest.raises(StoreError, match="another ood-audit"):
         ood_audit.score(store)

@@ -86,7 +86,7 @@ def test_changed_and_removed_shards(shards, tmp_path):
     store = tmp_path / "store"
     run(shards, store)
     pack(shards / "shard-0.tar", [("airplane/new.jpg", PHOTOS[0].read_bytes()), ("x.jpg", b"no picture")])
-    assert run(shards, store) == {"added": 1, "removed": 3, "unchanged": 3, "unreadable": 1}
+    assert run(shards, store) == {"moved": 1, "removed": 2, "unchanged": 3, "unreadable": 1}
     (shards / "shard-1.tar").unlink()
     assert run(shards, store) == {"removed": 3, "unchanged": 1, "unreadable": 1}
     assert rows(store) == [("shard-0.tar/airplane/new.jpg", "ok"), ("shard-0.tar/x.jpg", "error")]
@@ -129,18 +129,18 @@ def test_a_damaged_shard_is_a_row_beside_its_readable_members(shards, tmp_path, 
 
 
 def test_a_shard_that_can_not_be_read_now_keeps_its_images(shards, tmp_path, monkeypatch):
-    from ood_audit.images import tars
+    from ood_audit.images import archives
 
     store = tmp_path / "store"
     run(shards, store)
-    opened = tars._opened
+    opened = archives._opened
 
     def refuse(uri):
         if uri.endswith("shard-0.tar"):
             raise PermissionError(13, "Permission denied", uri)
         return opened(uri)
 
-    monkeypatch.setattr(tars, "_opened", refuse)
+    monkeypatch.setattr(archives, "_opened", refuse)
     result = ood_audit.embed(shards, store=store, device="cpu")
     assert +result.counts == {"unchanged": 3}
     assert result.unreadable_folders == {str(shards / "shard-0.tar"): "Permission denied"}
@@ -220,7 +220,7 @@ def test_reports_duplicates_lists_and_quarantine(shards, tmp_path):
     done = invoke("quarantine", tmp_path / "away", "--duplicates", "--store", store, "--format", "csv")
     assert done.returncode == 0, done.stderr
     if ".tar#" in found[0]:
-        assert "a member of a tar file" in done.stdout
+        assert "a member of an archive" in done.stdout
     else:
         assert not os.path.exists(copy)
     assert len(list(shards.glob("*.tar"))) == 2

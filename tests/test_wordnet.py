@@ -79,6 +79,30 @@ def test_looking_up_changes_nothing():
     assert wordnet._nouns().singulars["knives"] == ["knife"]
 
 
+@pytest.mark.parametrize(
+    ("wordnet_id", "names"),
+    [
+        ("n02691156", ("airplane", "aeroplane", "plane", "airplane (heavier-than-air craft)")),
+        ("n02012849", ("crane", "crane (wading bird)")),
+        ("n03126707", ("crane", "crane (lifting device)")),
+        ("n01440764", ("tench", "tinca tinca", "tench (cyprinid)")),
+        ("n00001740", ("entity",)),  # the first of all, below nothing
+        ("n99999999", ()),
+        ("n0269115", ()),
+        ("a02691156", ()),
+        ("dog", ()),
+    ],
+)
+def test_names_by_id(wordnet_id, names):
+    """ImageNet's ids are the offsets of WordNet 3.0, also for those whose names are of several things."""
+    assert wordnet.named(wordnet_id) == names
+
+
+def test_a_name_with_its_kind_is_known_by_the_name():
+    assert "wading bird" in wordnet.same_thing("crane (wading bird)")
+    assert "dog" in wordnet.same_thing("golden\u2010Retriever")
+
+
 def test_the_licence_goes_with_it():
     licence = resources("ood_audit").joinpath("wordnet/LICENSE").read_text()
     assert "WordNet 3.0 Copyright 2006 by Princeton University" in licence
@@ -98,10 +122,10 @@ def test_build_reads_the_format(tmp_path):
     )
     (tmp_path / "adjectives").write_text("00000001 44 a 02 Galore(ip) 0 rich 0 001 @ 00000002 a 0000 | w\n")
     assert build.synsets(tmp_path / "nouns", tmp_path / "adjectives").to_pylist() == [
-        {"file": "noun.Tops", "names": ["entity"], "hypernyms": []},
-        {"file": "noun.animal", "names": ["wood ibis", "wood stork"], "hypernyms": [0]},
-        {"file": "noun.location", "names": ["paris"], "hypernyms": [0, 1]},
-        {"file": "adj.ppl", "names": ["galore"], "hypernyms": []},
+        {"file": "noun.Tops", "names": ["entity"], "hypernyms": [], "offset": 1},
+        {"file": "noun.animal", "names": ["wood ibis", "wood stork"], "hypernyms": [0], "offset": 2},
+        {"file": "noun.location", "names": ["paris"], "hypernyms": [0, 1], "offset": 3},
+        {"file": "adj.ppl", "names": ["galore"], "hypernyms": [], "offset": None},
     ]
     (tmp_path / "noun.exc").write_text("axes ax axis\nbases_on_balls base_on_balls\n")
     assert build.plurals(tmp_path / "noun.exc").to_pylist() == [

@@ -113,10 +113,14 @@ def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issu
 
 
 def clusters(db: "DuckDBPyConnection", path: Path, most: int) -> list[list[dict[str, Any]]]:
-    """The first clusters, for a page: lists of rows, the one to keep first."""
+    """The first `most` images of clusters, for a page: lists of rows, the one to keep first.
+
+    The column `copies` is the number of images in the cluster, of which the last one here may lack some.
+    """
     answer = db.execute(
-        "SELECT d.*, i.uri FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
-        "WHERE d.cluster <= $most ORDER BY d.cluster, NOT d.keep, d.path",
+        "SELECT d.*, i.uri, count(*) OVER (PARTITION BY d.cluster) AS copies "
+        "FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
+        "ORDER BY d.cluster, NOT d.keep, d.path LIMIT $most",
         {"path": str(path), "most": most},
     )
     names = [column[0] for column in answer.description or []]

@@ -1,6 +1,7 @@
 """From scores to decisions: what is flagged, by which shift, which labels look wrong; and the findings of a report."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -158,28 +159,35 @@ def _counted(told: shift.Shifts, flagged: Any) -> dict[str, Any]:
 
 
 def _flagged(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
+    """A finding for each flagged image, and one for each covariate image; an image may be both."""
     rows = db.execute(
         "SELECT image_id, uri, path, p_value, label, shift, p_distance, flagged, cluster FROM report "
-        "WHERE flagged OR shift = 'covariate' ORDER BY ood_score DESC, path, image_id"
+        "WHERE flagged OR shift = 'covariate' ORDER BY rank"
     ).fetchall()
     for image_id, uri, path, p_value, label, kind, p_distance, flagged, cluster in rows:
+        if flagged:
+            evidence = f"p = {p_value:.3g}: so unlike the classes are few of the labelled images; nearest class {label}"
+            evidence += f"; looks like: {cluster}" if cluster else ""
+            evidence += "; by its shift a known class in another style" if kind == "covariate" else ""
+            todo = "look at it; take it out or add a class"
+            yield Issue(image_id, uri, path, "ood", 1 - p_value, evidence, todo, report)
         if kind == "covariate":
             evidence = f"looks like {label}, but unlike its labelled pictures: p = {p_distance:.3g}"
             evidence += f"; out of distribution by the score as well: p = {p_value:.3g}" if flagged else ""
             todo = "if pictures of this style belong here, label some for `ood-audit tune`; else take it out"
             # Less severe than an unknown class: its label may well be right.
             yield Issue(image_id, uri, path, "covariate-shift", (1 - p_distance) / 2, evidence, todo, report)
-            continue
-        evidence = f"p = {p_value:.3g}: so unlike the classes are few of the labelled images; nearest class {label}"
-        evidence += f"; looks like: {cluster}" if cluster else ""
-        yield Issue(image_id, uri, path, "ood", 1 - p_value, evidence, "look at it; take it out or add a class", report)
 
 
 def _about(flags: dict[str, Any]) -> list[str]:
     n, level = flags["calibration"], flags["level"]
     what = "false discovery rate" if flags["rule"] == "fdr" else "false alarm rate"
     if not flags["reachable"]:
-        needed = f"{int(np.ceil(1 / level)) - 1} are needed" if flags["rule"] != "fdr" else "use --false-alarms"
+        needed = (
+            f"{math.ceil(1 / calibration.as_written(level)) - 1} are needed"
+            if flags["rule"] != "fdr"
+            else "use --false-alarms"
+        )
         return [
             f"nothing can be flagged at a {what} of {level:g}: {n} calibration images can't tell it, {needed}; "
             "label more, or register all labelled ones with `ood-audit tune --epochs 0`"

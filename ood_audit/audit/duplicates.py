@@ -52,7 +52,9 @@ Rows = NDArray[np.int64]
 _PICTURES = """
 CREATE TABLE pictures AS
 SELECT image_id, path, uri, width, height, size_bytes, mtime_ns, content_hash,
-       first_value(image_id) OVER (PARTITION BY content_hash ORDER BY mtime_ns, path, image_id) AS first
+       first_value(image_id) OVER (
+           PARTITION BY coalesce(content_hash, image_id) ORDER BY mtime_ns, path, image_id
+       ) AS first
 FROM images WHERE status = 'ok'
 """
 
@@ -132,7 +134,7 @@ def find(
         cosine: the least cosine.
         bits: how many of the 256 bits of the hashes may differ.
         near: look for near duplicates too: minutes where exact ones take seconds, for hundreds of thousands of images.
-        device: where to look for near ones: `auto`, `cpu`, `cuda`, `cuda:N` or `mps` (which is done on the CPU).
+        device: where to look for near ones: `auto`, `cpu`, `cuda` or `cuda:N`; `mps` means the CPU.
         on_progress: called with the number of images done and to do.
         on_note: called when the memory of the GPU is full, and the CPU goes on.
 
@@ -238,7 +240,7 @@ class _Search:
         """The fingerprint of the first of several files with the same bytes that still has them."""
         for file in files:
             decoded = decode(file["uri"], fingerprint)
-            if decoded.pixels is not None and decoded.content_hash == content_hash:
+            if decoded.pixels is not None and content_hash in (None, decoded.content_hash):
                 return decoded.pixels
             self.missing.add(file["image_id"])
         return None

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 FORMATS = ("paths", "csv", "keep-list")
 _CSV = ("path", "kind", "severity", "evidence", "suggestion", "uri")
 _SQL = {
-    "paths": "SELECT uri FROM selected GROUP BY uri ORDER BY max(severity) DESC, uri",
+    "paths": "SELECT uri FROM selected GROUP BY uri ORDER BY max(severity) DESC, min(place), uri",
     "keep-list": "SELECT uri FROM images WHERE status = 'ok' AND image_id NOT IN (SELECT image_id FROM selected) "
     "ORDER BY uri",
     "csv": "SELECT uri, kind, severity::VARCHAR::DOUBLE, evidence, suggestion FROM selected "  # 0.9, not 0.89999998
-    "ORDER BY severity DESC, uri, kind",
+    "ORDER BY severity DESC, place, kind",
 }
 
 
@@ -46,8 +46,8 @@ def export(
     """Write the findings of some kinds, or the images without them.
 
     `paths` and `keep-list` are absolute paths, byte for byte as the file system has them, one a line (TAR#MEMBER for a
-    member of a tar file, the URI of what is remote): the images with a finding, the worst first; and all readable
-    images of the store without one. `csv` has a row a finding; a name
+    member of a tar file, the URI of what is remote): the images with a finding, the worst first and of
+    equally bad ones the most OOD; and all readable images of the store without one. `csv` has a row a finding; a name
     that is not UTF-8 shows its bytes as `\\xNN` there, and its `uri` is exact.
 
     Args:

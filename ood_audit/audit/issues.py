@@ -17,6 +17,12 @@ from ood_audit.store.views import connect
 from ood_audit.text import printable
 
 _BATCH = 65_536
+# The findings with the place of their image: the first row that is about it. They are written most OOD first, so that
+# the place tells images of the same severity apart as their rank does.
+_PLACED = (
+    "(SELECT * EXCLUDE (file_row_number), min(file_row_number) OVER (PARTITION BY image_id) AS place "
+    "FROM read_parquet($findings, hive_partitioning = false, file_row_number = true))"
+)
 
 
 def schema() -> pa.Schema:
@@ -44,15 +50,16 @@ def write(path: Path, rows: Iterable[Issue], *, generation: int) -> None:
 
 
 def read(store: Store, report: str | None = None) -> list[Issue]:
-    """The findings of a report, by default the current one; the worst first.
+    """The findings of a report, by default the current one; the worst first, and of equally bad ones the most OOD.
 
     Raises:
         StoreError: there is no such report, or it is of an ood-audit that wrote no findings.
 
     """
-    with connect(store, report=_found(store, report)) as db:
-        sql = f"SELECT {', '.join(COLUMNS)} FROM issues ORDER BY severity DESC, uri, kind"
-        return [Issue(*row) for row in db.execute(sql).fetchall()]
+    name = _found(store, report)
+    with connect(store, report=name) as db:
+        sql = f"SELECT {', '.join(COLUMNS)} FROM {_PLACED} ORDER BY severity DESC, place, kind"
+        return [Issue(*row) for row in db.execute(sql, {"findings": str(store.reports / name / FILE)}).fetchall()]
 
 
 @contextmanager
@@ -60,6 +67,8 @@ def selecting(
     store: Store, kinds: Collection[str], report: str | None = None
 ) -> Iterator[tuple[duckdb.DuckDBPyConnection, int]]:
     """DuckDB with the table `selected`: the findings of `kinds` with what the store knows of their images.
+
+    Its column `place` orders findings of the same severity, see `read`.
 
     Yields:
         the connection, and the number of findings left out because their image has changed, or left the store, since
@@ -83,12 +92,12 @@ def selecting(
             f"""
             CREATE TABLE selected AS
             SELECT {", ".join(f"s.{column}" for column in COLUMNS if column not in ("uri", "path"))},
-                   i.uri, i.source, i.path, i.size_bytes, i.mtime_ns, i.content_hash
-            FROM issues AS s JOIN images AS i USING (image_id)
+                   s.place, i.uri, i.source, i.path, i.size_bytes, i.mtime_ns, i.content_hash
+            FROM {_PLACED} AS s JOIN images AS i USING (image_id)
             JOIN (SELECT image_id, max(part) AS part FROM _rows GROUP BY image_id) AS n USING (image_id)
             WHERE list_contains($kinds, s.kind) AND n.part <= $generation
             """,
-            {"kinds": list(kinds), "generation": generation},
+            {"kinds": list(kinds), "generation": generation, "findings": str(store.reports / name / FILE)},
         )
         row = db.execute(
             "SELECT (SELECT count(*) FROM issues WHERE list_contains($kinds, kind)) - (SELECT count(*) FROM selected)",

@@ -129,7 +129,8 @@ def findings(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
     cursor = db.cursor()  # so that the caller may use `db` meanwhile
     cursor.execute(
         "SELECT image_id, uri, path, given, suggested_label, p_given, p, label_issue "
-        "FROM label_issues JOIN images USING (image_id) WHERE found ORDER BY label_issue DESC, path, image_id"
+        "FROM label_issues JOIN images USING (image_id) JOIN (SELECT image_id, ood_score FROM scores) USING (image_id) "
+        "WHERE found ORDER BY label_issue DESC, ood_score DESC, path, image_id"
     )
     while rows := cursor.fetchmany(_BATCH):
         for image_id, uri, path, given, label, p_given, p, severity in rows:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from ood_audit.store.layout import flush
 
+_WINDOWS = os.name == "nt"
 _CHUNK = 1 << 20
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
@@ -64,16 +65,19 @@ def settle(source: str, target: str, temporary: str, *, dry_run: bool = False) -
     here, there = os.path.lexists(source), os.path.lexists(target)
     if (here or there) and not dry_run:
         with suppress(FileNotFoundError):
-            os.unlink(temporary)
+            _unlink(temporary)
     if there and (not here or _same(source, target)):
         if here and not dry_run:
-            os.unlink(source)
+            _unlink(source)
         return "target"
     return "source" if here else None
 
 
 def _rename(source: str, target: str) -> None:
     """Rename within a file system, but not over an existing file."""
+    if _WINDOWS:  # where a rename never replaces a file, and a file that is read-only has no second name to remove
+        os.rename(source, target)
+        return
     info = os.lstat(source)
     try:
         os.link(source, target, follow_symlinks=False)
@@ -95,12 +99,22 @@ def _remove(source: str, info: os.stat_result, target: str) -> None:
         flush(os.path.dirname(target))
         if _state(os.lstat(source)) != _state(info):
             raise OSError(errno.EBUSY, "it changed while it was moved", source)
-        os.unlink(source)
+        _unlink(source)
     except FileNotFoundError:  # somebody else has removed it: ours may be the last one
         pass
     except OSError:
-        os.unlink(target)
+        _unlink(target)
         raise
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except PermissionError:
+        if not _WINDOWS:
+            raise
+        os.chmod(path, stat.S_IWRITE)  # Windows removes no file that is read-only
+        os.unlink(path)
 
 
 def _state(info: os.stat_result) -> tuple[int, int, int, int]:
@@ -119,7 +133,7 @@ def _copy(source: str, target: str, temporary: str) -> None:
                 digest.update(chunk)
                 writing.write(chunk)
             writing.flush()
-            with suppress(OSError):  # only root gives files away
+            with suppress(OSError, AttributeError):  # only root gives files away, and nobody on Windows
                 os.fchown(writing.fileno(), info.st_uid, info.st_gid)
             with suppress(PermissionError):  # the other file system may have no such modes
                 shutil.copystat(source, temporary)
@@ -129,13 +143,13 @@ def _copy(source: str, target: str, temporary: str) -> None:
         _rename(temporary, target)
     except OSError:
         with suppress(FileNotFoundError):
-            os.unlink(temporary)
+            _unlink(temporary)
         raise
 
 
 def _make_folders(folder: str) -> None:
     missing = []
-    while not os.path.isdir(folder):
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):  # a drive may be missing, too
         missing.append(folder)
         folder = os.path.dirname(folder)
     for new in reversed(missing):

@@ -21,7 +21,7 @@ import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,21 +30,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit import pools, wordnet
+from ood_audit import pools, texts, wordnet
 from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.progress import Progress, counting, silent
 from ood_audit.prototypes import sample
-from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
+from ood_audit.store import DEFAULT_STORE, Store, open_store
+from ood_audit.store.layout import computing
 from ood_audit.store.parts import iter_features
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
     from scipy.sparse import csr_matrix
 
-    from ood_audit.encoders.clip import ClipEncoder
 
 Floats = NDArray[np.float32]
 MOST = 20_000  # images that are clustered; the others are put into the clusters that are found
 EXAMPLES = 3
+FEW = 6  # with fewer images there is one cluster, which is the mean that it would be compared with
 
 # Chosen on the 707 pictures of Caltech-101 that `benchmarks/suggest.py` measures, beside photographs of PACS.
 _SHARPNESS, _SIZE = 2.0, 0.7  # a and δ
@@ -82,6 +84,21 @@ class Suggestions:
     images: int
     unnamed: int
 
+    @property
+    def why_none(self) -> str | None:
+        """Why there is no name, as a sentence; None where there are names."""
+        if self.rows:
+            return None
+        if self.images < FEW:
+            images = "1 image" if self.images == 1 else f"{self.images} images"
+            return (
+                f"nothing to suggest: {images} cannot be compared with what is usual in the store; embed at least {FEW}"
+            )
+        return (
+            "nothing to suggest: no group of images looks more like a noun than the other images do, as where all "
+            "show the same kind of thing; write the list of classes by hand"
+        )
+
 
 @dataclass(frozen=True)
 class Likeness:
@@ -106,7 +123,7 @@ def suggest(
     *,
     most: int = 50,
     device: str = "auto",
-    on_texts: Callable[[int, int], None] | None = None,
+    on_progress: Progress = silent,
 ) -> Suggestions:
     """Name what is in a store's images, without a list of classes.
 
@@ -116,7 +133,7 @@ def suggest(
         store: a store or its folder.
         most: how many names at most.
         device: for the encoder, if the nouns have to be encoded.
-        on_texts: called with the number of names encoded and to encode.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
         UsageError: `most` makes no sense. StoreError: no store, or another is writing.
@@ -131,19 +148,19 @@ def suggest(
     if total == 0:
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
 
-    def encoder() -> "ClipEncoder":
-        from ood_audit.encoders.clip import load_same_encoder
-
-        return load_same_encoder(store.encoder, device=device)
-
-    with writing(store.root, "scores"):
-        nouns = pools.nouns(store, encoder, on_texts)
-    assert nouns is not None  # noqa: S101  with an encoder they are always there
-    sampled, _ = _collect(store, total, {})
-    likeness = _likeness(*nouns, sampled)
-    centers, labels = clusters(sampled)
-    names = name_clusters(centers, np.bincount(labels, minlength=len(centers)), likeness, most)
-    return _counted(store, centers, names, total)
+    if total < FEW:
+        return Suggestions([], total, total)
+    with computing(store.root):
+        encoder = texts.encoder_of(store, device, on_progress)
+        nouns = pools.nouns(store, encoder, counting(on_progress, "encoding names"))
+        assert nouns is not None  # noqa: S101  with an encoder they are always there
+        on_progress("putting like images together")
+        sampled, _ = _collect(store, total, {})
+        likeness = _likeness(*nouns, sampled)
+        centers, labels = clusters(sampled)
+        on_progress("naming the groups")
+        names = name_clusters(centers, np.bincount(labels, minlength=len(centers)), likeness, most)
+        return _counted(store, centers, names, total)
 
 
 def name_images(

@@ -10,9 +10,10 @@ import io
 import json
 import os
 import secrets
+import shlex
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -25,8 +26,10 @@ from ood_audit.audit.moving import content_hash, move, settle
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.images.storage import file_uri, is_file, local_path
 from ood_audit.images.storage import place as named
+from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.layout import flush
+from ood_audit.store.sources import forgetting, state_of
 from ood_audit.text import printable, storable
 
 JOURNAL = "quarantine.jsonl"
@@ -89,7 +92,7 @@ def quarantine(
     kinds: Collection[str],
     report: str | None = None,
     dry_run: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress = silent,
 ) -> Result:
     """Move the images with a finding of some kinds to `dest`, where `restore` finds them again.
 
@@ -103,7 +106,7 @@ def quarantine(
         kinds: of `findings.KINDS`.
         report: the report's name; by default the current one.
         dry_run: only say what would be done.
-        on_progress: called with the number of images done and to do.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
         UsageError: `dest` is where `embed` would find the images again, or no folder for this; or see `selecting`.
@@ -117,9 +120,10 @@ def quarantine(
     with selecting(store, kinds, report) as (db, outdated):
         _check_place(root, store, [source for (source,) in db.execute("SELECT DISTINCT source FROM images").fetchall()])
         answer = db.execute(
-            "SELECT image_id, uri, path, size_bytes, mtime_ns, content_hash, list(kind ORDER BY kind) AS kinds, "
-            "list(evidence ORDER BY kind) AS evidence, list(suggestion ORDER BY kind) AS suggestions, "
-            "any_value(report) AS report FROM selected GROUP BY ALL ORDER BY uri"
+            "SELECT image_id, uri, source, path, size_bytes, mtime_ns, content_hash, "
+            "list(kind ORDER BY kind) AS kinds, list(evidence ORDER BY kind) AS evidence, "
+            "list(suggestion ORDER BY kind) AS suggestions, any_value(report) AS report "
+            "FROM selected GROUP BY ALL ORDER BY uri"
         )
         names = [column[0] for column in answer.description or []]
         chosen = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
@@ -140,8 +144,7 @@ def quarantine(
             if isinstance(step, Entry):
                 step = _do(journal, step, dry_run)
             outcomes.append(step)
-            if on_progress is not None:
-                on_progress(done, len(chosen))
+            on_progress("moving", done, len(chosen))
     return Result(outcomes, len(journal.settled), outdated)
 
 
@@ -149,7 +152,7 @@ def restore(
     dest: str | os.PathLike[str],
     *,
     dry_run: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress = silent,
 ) -> Result:
     """Put everything in a quarantine back to where it was, the last one moved first.
 
@@ -158,7 +161,7 @@ def restore(
     Args:
         dest: the quarantine's folder.
         dry_run: only say what would be done.
-        on_progress: called with the number of images done and to do.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
         UsageError: `dest` is no quarantine.
@@ -173,8 +176,7 @@ def restore(
         entries = journal.inside()[::-1]
         for done, entry in enumerate(entries, start=1):
             outcomes.append(_undo(journal, entry, dry_run))
-            if on_progress is not None:
-                on_progress(done, len(entries))
+            on_progress("moving back", done, len(entries))
     return Result(outcomes, len(journal.settled))
 
 
@@ -267,7 +269,7 @@ class _Plan:
         """The move to make, or why there is none."""
         uri, digest = image["uri"], image["content_hash"]
         if not is_file(uri):
-            what = "a member of a tar file" if uri.startswith("file:") else "not on this machine"
+            what = "a member of an archive" if uri.startswith("file:") else "not on this machine"
             return _left(image, f"it is {what}; leave it out with `ood-audit export --format keep-list`")
         origin = local_path(uri)
         if uri != file_uri(origin):
@@ -280,7 +282,7 @@ class _Plan:
         try:
             info = os.lstat(origin)
         except OSError:
-            return _left(image, "no such file any more; run `ood-audit embed`")
+            return _left(image, _gone(image["source"]))
         if not stat.S_ISREG(info.st_mode) and not stat.S_ISLNK(info.st_mode):
             return _left(image, "not a regular file")
         if _changed(origin, image["size_bytes"], image["mtime_ns"], digest):
@@ -470,6 +472,14 @@ def _temporary(target: str, entry: Entry) -> str:
 def _outcome(outcome: str, image: dict[str, Any], place: str, reason: str = "") -> Outcome:
     path = storable(named(image["uri"]))
     return Outcome(outcome, path, storable(place), ", ".join(image["kinds"]), reason, image["uri"])
+
+
+def _gone(source: str) -> str:
+    """Why an image whose file is gone is left, and what to do."""
+    name = shlex.quote(printable(source))
+    if state_of(source) in ("missing", "empty"):
+        return f"its source {name} is gone; embed the place it moved to, or run `{forgetting(source)}`"
+    return f"no such file any more; run `ood-audit embed {name}`, with the place it moved to if that is elsewhere"
 
 
 def _left(image: dict[str, Any], reason: str, place: str = "") -> Outcome:

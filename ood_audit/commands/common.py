@@ -2,17 +2,20 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import click
 
 from ood_audit.errors import UsageError
+from ood_audit.progress import Progress, silent
 from ood_audit.store.findings import KINDS
-from ood_audit.store.layout import DEFAULT_STORE
-from ood_audit.text import printable, write_csv
+from ood_audit.store.layout import DEFAULT_STORE, Store
+from ood_audit.text import JsonText, printable, write_csv
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SELECTIONS = {
@@ -44,6 +47,7 @@ device_option = click.option(
 )
 
 
+_NOT_FINITE = re.compile("NaN|Infinity")
 SEED = click.IntRange(0, 2**32 - 1)
 
 
@@ -139,6 +143,14 @@ def note_outdated(findings: int) -> None:
         note(f"findings left out, as their image has changed or gone since: {findings}; run `ood-audit report` again")
 
 
+def note_missing(store: Store) -> None:
+    """Warn of sources that are no longer where the store has them, if some are."""
+    from ood_audit.store.sources import warning
+
+    if (text := warning(store)) is not None:
+        note(f"warning: {text}")
+
+
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], format: str) -> None:
     """Rows to stdout. Tables show control characters as escapes; the other formats hold the exact values.
 
@@ -150,7 +162,7 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], format: st
         rows = list(rows)
         cells = [[_cell(value) for value in row] for row in rows]
         numbers = [
-            bool(rows) and all(isinstance(row[i], (int, float, type(None))) for row in rows)
+            bool(rows) and all(isinstance(row[i], (int, float, Decimal, type(None))) for row in rows)
             for i in range(len(columns))
         ]
         align = ["right" if number else "left" for number in numbers]
@@ -164,36 +176,86 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], format: st
             )
         )
     elif format == "csv":
-        write_csv(sys.stdout, columns, rows)
+        write_csv(sys.stdout, columns, ([_text(value) for value in row] for row in rows))
     else:
-        records = ({name: _json(value) for name, value in zip(columns, row, strict=True)} for row in rows)
-        escape = "utf" not in (sys.stdout.encoding or "").lower()
-        if format == "json":
-            click.echo(json.dumps(list(records), indent=2, ensure_ascii=escape, default=str))
-        else:
-            for record in records:
-                click.echo(json.dumps(record, ensure_ascii=escape, default=str))
+        _print_json(columns, rows, one_a_line=format == "jsonl")
+
+
+def _print_json(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, one_a_line: bool) -> None:
+    escape = "utf" not in (sys.stdout.encoding or "").lower()
+    names = [json.dumps(name, ensure_ascii=escape) for name in columns]
+    records = (
+        [
+            f"{name}: {cell}"
+            for name, cell in {n: _json_text(v, escape) for n, v in zip(names, row, strict=True)}.items()
+        ]
+        for row in rows
+    )
+    if one_a_line:
+        for record in records:
+            click.echo("{" + ", ".join(record) + "}")
+        return
+    blocks = ("  {\n    " + ",\n    ".join(record) + "\n  }" for record in records)
+    text = ",\n".join(blocks)
+    click.echo(f"[\n{text}\n]" if text else "[]")
 
 
 @contextmanager
-def progress(what: str, unit: str = "image") -> Iterator[Callable[[int, int], None]]:
-    """A callback of done and total that draws a bar on stderr, where that is a terminal."""
+def progress() -> Iterator[Progress]:
+    """A `Progress` that draws a bar for each stage on stderr, where that is a terminal; elsewhere a silent one."""
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield silent
         return
-    from tqdm import tqdm
+    bars = _Bars()
+    try:
+        yield bars
+    finally:
+        bars.close()
 
-    with tqdm(desc=what, unit=unit, dynamic_ncols=True, leave=False) as bar:
 
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+class _Bars:
+    """One bar at a time. Each has a clock of its own, so that the rate and the end it shows are those of its stage."""
 
-        yield update
+    _COUNTED = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    _OPEN = "{desc} … [{elapsed}]"
+
+    def __init__(self) -> None:
+        self._stage: str | None = None
+        self._bar: Any = None
+
+    def __call__(self, stage: str, done: int = 0, total: int | None = None, /) -> None:
+        if stage != self._stage or (self._bar.total is None) != (total is None):
+            self._begin(stage, total)
+        self._bar.total = total
+        self._bar.set_description_str(stage if total is not None or not done else f"{stage}: {done:,}", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def _begin(self, stage: str, total: int | None) -> None:
+        from tqdm import tqdm
+
+        self.close()
+        layout = self._OPEN if total is None else self._COUNTED
+        self._stage = stage
+        self._bar = tqdm(desc=stage, total=total, bar_format=layout, unit="", dynamic_ncols=True, leave=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._stage = self._bar = None
+
+
+def _json_text(value: Any, escape: bool) -> str:
+    """A value as JSON, which has no NaN and no infinity; `JsonText` is that already, but for these."""
+    if isinstance(value, Decimal):
+        return f"{value:f}" if value.is_finite() else "null"
+    if isinstance(value, JsonText):
+        if value.isascii() and not _NOT_FINITE.search(value):
+            return value
+        value = json.loads(value, parse_constant=lambda name: None)
+    return json.dumps(_json(value), ensure_ascii=escape, default=str)
 
 
 def _json(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
@@ -203,7 +265,14 @@ def _json(value: Any) -> Any:
     return value
 
 
+def _text(value: Any) -> Any:
+    """A value for CSV and tables, as DuckDB writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:f}" if isinstance(value, Decimal) else value
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "" if value is None else printable(str(value))
+    return "" if value is None else printable(str(_text(value)))

@@ -16,8 +16,8 @@ def command(store: str) -> None:
     from ood_audit.store import open_store
     from ood_audit.store.compaction import compact
 
-    with progress("compacting", "row") as update:
-        done = compact(open_store(store), on_progress=update)
+    with progress() as on_progress:
+        done = compact(open_store(store), on_progress=on_progress)
     click.echo(
         f"{done.parts_before} parts became {done.parts_after}; {done.dropped} rows dropped; "
         f"{done.bytes_before / 1e6:,.1f} MB became {done.bytes_after / 1e6:,.1f} MB"

@@ -22,7 +22,11 @@ from ood_audit.text import printable
     help="auto (the store's own; for a new store ViT-B-16 with CUDA, else starter), starter, ARCH/TAG, "
     "hf-hub:ORG/NAME, local-dir:DIR, or ARCH with --weights.",
 )
-@click.option("--weights", metavar="FILE", help="A checkpoint for --model ARCH.")
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="A checkpoint for --model ARCH; an open_clip_config.json beside it tells its preprocessing.",
+)
 @device_option
 @click.option(
     "--precision",
@@ -43,17 +47,21 @@ from ood_audit.text import printable
 def command(sources: tuple[str, ...], **options: Any) -> None:
     """Find, decode and embed images into the store.
 
-    SOURCE is a folder (searched recursively), a .tar file, an image, or a list of these (.txt, or .csv or .parquet with
-    a column named path); here, or at s3://, gs://, hdfs:// or https://. A store is brought into step with its sources:
-    new and changed images are embedded, removed ones leave the view, and unreadable ones are rows with their error.
+    SOURCE is a folder (searched recursively), a .tar or .zip file, an image, or a list of these (.txt, or .csv or
+    .parquet with a column named path); here, or at s3://, gs://, hdfs:// or https://. A store is brought into step with
+    its sources: new and changed images are embedded, removed ones leave the view, and unreadable ones are rows with
+    their error.
+    Files that were moved or renamed keep their features: embed the new place.
     """
     from ood_audit.embedding import OUTCOMES, embed
+    from ood_audit.images.noise import quiet_libraries
 
-    with progress("embedding") as update:
-        result = embed(sources, on_start=_announce, on_progress=update, on_note=_warn, **options)
+    with quiet_libraries(), progress() as on_progress:
+        result = embed(sources, on_start=_announce, on_progress=on_progress, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():
         note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images are left as they were")
-    counts = ", ".join(f"{result.counts[outcome]} {outcome}" for outcome in OUTCOMES)
+    shown = [outcome for outcome in OUTCOMES if outcome != "moved" or result.counts["moved"]]
+    counts = ", ".join(f"{result.counts[outcome]} {outcome}" for outcome in shown)
     skipped = ", ".join(f"{n} {printable(kind)}" for kind, n in result.skipped.most_common(8))
     files = f"; skipped {result.skipped.total()} other files ({skipped})" if skipped else ""
     click.echo(f"{counts}{files}; {result.seconds:.1f} s")
@@ -67,6 +75,7 @@ def _announce(encoder: Any) -> None:
         f"model: {identity.model} ({identity.architecture}, {identity.activation}, {identity.dimension} dimensions), "
         f"{identity.precision} on {encoder.device}"
     )
+    note(f"preprocessing: {identity.prepares}")
 
 
 def _warn(text: str) -> None:

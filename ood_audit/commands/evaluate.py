@@ -20,12 +20,20 @@ SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood
 @click.command("evaluate", epilog="Example: ood-audit evaluate --truth truth.csv --labels classes.txt --format json")
 @store_option
 @click.option(
-    "--truth", required=True, metavar="FILE", help="CSV or Parquet: path, is_ood (0 or 1) and, if known, label."
+    "--truth", required=True, metavar="FILE", help="CSV, JSON or Parquet: path, is_ood (0 or 1) and, if known, label."
 )
 @click.option(
-    "--labels", metavar="FILE", help="One class a line, synonyms after |.  [default: as last time, or folders]"
+    "--labels",
+    metavar="FILE",
+    help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
 )
-@click.option("--score", "only", multiple=True, metavar="SCORE", help="Only this one; repeatable.  [default: all]")
+@click.option(
+    "--score",
+    "only",
+    multiple=True,
+    metavar="SCORE",
+    help="Evaluate only this score; repeatable.  [default: all but those with names to encode]",
+)
 @click.option(
     "--prototypes/--no-prototypes", default=None, help="Give every score pictures of the classes.  [default: chosen]"
 )
@@ -42,8 +50,8 @@ def command(format: str, **options: Any) -> None:
     from ood_audit.evaluation import evaluate
     from ood_audit.metrics import METRICS
 
-    with progress("encoding names", "name") as on_texts:
-        result = evaluate(note=note, on_texts=on_texts, **options)
+    with progress() as on_progress:
+        result = evaluate(note=note, on_progress=on_progress, **options)
     if format == "table":
         rows = [[_with_interval(row, name) if name in METRICS else row[name] for name in SHOWN] for row in result.rows]
         print_rows(SHOWN, rows, format)

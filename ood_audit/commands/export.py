@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import note, note_outdated, selected_kinds, selection_options, store_option
+from ood_audit.commands.common import note, note_missing, note_outdated, selected_kinds, selection_options, store_option
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
@@ -31,12 +31,13 @@ def command(store: str, report: str | None, format: str, null: bool, output: str
     any list of paths.
     """
     from ood_audit.audit.export import export
-    from ood_audit.store.layout import replacing
+    from ood_audit.store.layout import open_store, replacing
 
     kinds = selected_kinds(**selection)
+    opened = open_store(store)
     if output is None:
         out = sys.stdout.buffer
-        result = export(store, out=out, kinds=kinds, format=format, null=null, report=report)
+        result = export(opened, out=out, kinds=kinds, format=format, null=null, report=report)
         out.flush()
     else:
         target = os.path.realpath(output)
@@ -45,7 +46,8 @@ def command(store: str, report: str | None, format: str, null: bool, output: str
         if not os.path.isdir(os.path.dirname(target)):
             raise UsageError(f"--output {printable(output)}: there is no such folder; make it first")
         with replacing(Path(target)) as temporary, temporary.open("wb") as file:
-            result = export(store, out=file, kinds=kinds, format=format, null=null, report=report)
+            result = export(opened, out=file, kinds=kinds, format=format, null=null, report=report)
     what = {"paths": "images found", "keep-list": "images to keep", "csv": "findings"}[format]
     note(f"{what}: {result.lines}" + (f", in {output}" if output else ""))
     note_outdated(result.outdated)
+    note_missing(opened)

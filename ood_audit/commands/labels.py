@@ -33,13 +33,15 @@ def suggest(store: str, most: int, device: str, format: str) -> None:
     from ood_audit.audit.naming import as_labels
     from ood_audit.audit.naming import suggest as name
 
-    with progress("encoding names", "name") as on_texts:
-        found = name(store, most=most, device=device, on_texts=on_texts)
+    with progress() as on_progress:
+        found = name(store, most=most, device=device, on_progress=on_progress)
     if format == "labels":
         click.echo(as_labels(found), nl=False)
     else:
         rows = [[row.name, row.images, *(row.examples + [None] * 2)[:3]] for row in found.rows]
         print_rows(_COLUMNS, rows, format)
+    if found.why_none:
+        note(found.why_none)
     note(f"{len(found.rows)} names for {found.images - found.unnamed} of {found.images} images")
     if format != "labels" and found.rows:
         note("make a list of them: ood-audit labels suggest --format labels > classes.txt")

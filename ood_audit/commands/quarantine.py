@@ -38,12 +38,14 @@ def command(
 
     if undo and (report is not None or any(selection.values())):
         raise UsageError("--undo puts everything back; leave out what selects findings")
-    with progress("moving") as update:
+    with progress() as on_progress:
         if undo:
-            result = quarantine.restore(dest, dry_run=dry_run, on_progress=update)
+            result = quarantine.restore(dest, dry_run=dry_run, on_progress=on_progress)
         else:
             kinds = selected_kinds(**selection)
-            result = quarantine.quarantine(dest, store, kinds=kinds, report=report, dry_run=dry_run, on_progress=update)
+            result = quarantine.quarantine(
+                dest, store, kinds=kinds, report=report, dry_run=dry_run, on_progress=on_progress
+            )
     columns = [field.name for field in fields(quarantine.Outcome)]
     shown = columns[:-1] if format == "table" else columns
     print_rows(shown, [astuple(outcome)[: len(shown)] for outcome in result.outcomes], format)

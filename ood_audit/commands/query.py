@@ -20,7 +20,7 @@ def command(sql: str, store: str, format: str) -> None:
     from ood_audit.store.views import streaming
 
     opened = open_store(store)
-    with streaming(opened, sql) as (columns, rows):
+    with streaming(opened, sql, values="json" if "json" in format else "text") as (columns, rows):
         if re.search(r"\b(scores|report)\b", sql, re.IGNORECASE) and "scores" not in opened.current():
             note("nothing is scored yet: run `ood-audit report --labels FILE`")
         print_rows(columns, rows, format)

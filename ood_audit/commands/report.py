@@ -11,6 +11,7 @@ from ood_audit.commands.common import (
     device_option,
     format_option,
     note,
+    note_missing,
     print_rows,
     progress,
     store_option,
@@ -28,7 +29,7 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
 @click.option(
     "--labels",
     metavar="FILE",
-    help="One class a line, synonyms after |.  [default: as last time, or folders]",
+    help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
 )
 @click.option("--template", multiple=True, metavar="TEXT", help="A prompt with {}; repeat to average.")
 @click.option("--template-set", type=click.Choice(["openai-imagenet", "simple"]), help="open_clip's prompts.")
@@ -97,6 +98,7 @@ def command(
     Prints the most out-of-distribution images, and writes all formats to reports/NAME in the store: report.html,
     report.csv, report.json (the top), report.parquet (all images).
     """
+    from ood_audit.images.noise import quiet_libraries
     from ood_audit.reports import report
     from ood_audit.scoring import described
 
@@ -106,13 +108,12 @@ def command(
         from ood_audit.vocabulary import template_set as prompts
 
         template = prompts(template_set)
-    with progress("encoding names", "name") as on_texts, progress("scoring") as on_progress:
+    with quiet_libraries(), progress() as on_progress:
         result = report(
             templates=template or None,
             method=score,
             background={"auto": None, "on": True, "off": False}[background],
             note=note,
-            on_texts=on_texts,
             on_progress=on_progress,
             **options,
         )
@@ -128,7 +129,9 @@ def command(
         note(sentence)
     found = result.decisions
     if found.labels["found"] or found.duplicates["extra"]:
-        note(f"label issues: {found.labels['found']}; superfluous copies: {found.duplicates['extra']}")
+        issues = [f"label issues: {found.labels['found']}"] if found.labels["labelled"] else []
+        note("; ".join([*issues, f"superfluous copies: {found.duplicates['extra']}"]))
+    note_missing(scores.store)
     note(f"report: {result.html}")
     if fail_over is None:
         return 0

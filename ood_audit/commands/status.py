@@ -2,7 +2,7 @@
 
 import click
 
-from ood_audit.commands.common import format_option, print_rows, store_option
+from ood_audit.commands.common import format_option, note_missing, print_rows, store_option
 from ood_audit.store.layout import Store, open_store, read_json, shown
 
 
@@ -11,6 +11,8 @@ from ood_audit.store.layout import Store, open_store, read_json, shown
 @format_option
 def command(store: str, format: str) -> None:
     """Show what the store holds: images, encoder, vocabulary, scores, the last run."""
+    from ood_audit.store.sources import sources as listed
+
     opened = open_store(store)
     ok, unreadable, sources, size, classes, scored = opened.query(
         "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error'), "
@@ -31,6 +33,7 @@ def command(store: str, format: str) -> None:
         ("images", ok),
         ("unreadable", unreadable),
         ("sources", sources),
+        ("missing_sources", sum(source.is_missing for source in listed(opened))),
         ("image_bytes", size),
         ("parts", len(opened.parts)),
         ("classes", classes),
@@ -44,6 +47,7 @@ def command(store: str, format: str) -> None:
         print_rows(["what", "value"], rows, format)
     else:
         print_rows([name for name, _ in rows], [[value for _, value in rows]], format)
+    note_missing(opened)
 
 
 def _in_step(store: Store) -> bool:

@@ -19,10 +19,12 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
 @click.command("tune", epilog="Example: ood-audit tune --labels classes.txt --from labelled/ --shots 8 --name first")
 @store_option
 @click.option(
-    "--labels", metavar="FILE", help="One class a line, synonyms after |.  [default: as last time, or folders]"
+    "--labels",
+    metavar="FILE",
+    help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
 )
 @click.option("--from", "folder", metavar="FOLDER", help="Labelled images, FOLDER/CLASS/…, apart from those audited.")
-@click.option("--annotations", metavar="FILE", help="CSV or Parquet: path (of an image in the store), label.")
+@click.option("--annotations", metavar="FILE", help="CSV, JSON or Parquet: path (of an image in the store), label.")
 @click.option("--loss", type=click.Choice(["ebm", "coop"]), default="ebm", show_default=True, help="What is minimised.")
 @click.option(
     "--ebm",
@@ -76,6 +78,7 @@ def command(
     Ctrl-C saves the best so far and exits with 130. The next report uses the prompts, unless they made the held-out
     figures worse.
     """
+    from ood_audit.images.noise import quiet_libraries
     from ood_audit.tuning.trainer import Settings
     from ood_audit.tuning.tune import tune
 
@@ -88,7 +91,7 @@ def command(
     if given.get("ebm") == "literal":
         given.setdefault("mask", "top")
     settings = Settings(init=None if init.strip().lower() == "random" else init, **given)
-    with progress("embedding") as on_embed, _epochs() as on_epoch:
+    with quiet_libraries(), progress() as on_progress, _epochs() as on_epoch:
         result = tune(
             store,
             labels=labels,
@@ -99,7 +102,7 @@ def command(
             name=name,
             device=device,
             note=note,
-            on_embed=on_embed,
+            on_progress=on_progress,
             on_epoch=on_epoch,
         )
     found = result.tuned

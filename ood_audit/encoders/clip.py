@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from torch.func import functional_call
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from ood_audit.encoders.device import (
+    CPU,
+    FP16_NEEDS_GPU,
     autocast,
     bf16_in_hardware,
     cast_for,
@@ -34,17 +37,20 @@ from ood_audit.encoders.device import (
     reuse_freed_memory,
     stack,
     to_device,
+    warn_once,
     worker_count,
 )
 from ood_audit.encoders.folding import fold_batch_norm
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.encoders.registry import ModelSource, find_model, score_defaults
-from ood_audit.errors import EncoderError
+from ood_audit.errors import EncoderError, UsageError
 from ood_audit.images.decode import Pixels
 from ood_audit.text import printable
 
 Features = NDArray[np.float32]
 _TEXT_BATCH = 256
+_BATCH_SIZES = {"cpu": 8, "mps": 64}  # 256 on an Apple GPU would take 5 GB of the memory that it shares with the CPU
+_BATCH_MULTIPLE = 32  # cuDNN tries its algorithms anew for each batch size, so there should be few
 AGREEMENT = 0.999  # the least cosine between features that count as the same
 _REDUCED = 3  # how many times the model's input size a JPEG keeps at least, for that agreement
 
@@ -55,9 +61,10 @@ class ClipEncoder:
     Attributes:
         identity: what makes its features comparable with others.
         score_defaults: the ΔEnergy settings that suit it.
-        device: where it runs.
+        device: where it runs. It changes to the CPU if a GPU has no memory for a single image or text.
         batch_size: images a forward pass that suits the device. On a CPU a small batch stays in the caches.
         batch_limit: None, or what a forward pass was cut down to when memory ran out.
+        text_limit: the largest number of texts a forward pass. It is halved when memory runs out.
         decode_size: a JPEG decoded to no fewer pixels than this on its shorter side has the features of the whole
             one (cosine ≥ `AGREEMENT`); None where the model's resizing is of an unknown kind.
         logit_scale: what the model was trained to multiply its cosines by.
@@ -70,9 +77,11 @@ class ClipEncoder:
         model = _load(source)
         self.device = device
         self.precision = precision
-        self.batch_size = 8 if device.type == "cpu" else 256
+        self.batch_size = _BATCH_SIZES.get(device.type, 256)
         self.batch_limit: int | None = None
+        self.text_limit = _TEXT_BATCH
         config: dict[str, Any] = dict(model.visual.preprocess_cfg)
+        self._moving = Lock()
         self._to_pil, mean, std = _split(image_transform_v2(PreprocessCfg(**config), is_train=False))
         self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
         self._crops = config.get("resize_mode") == "shortest"
@@ -89,10 +98,12 @@ class ClipEncoder:
             model.visual = fold_batch_norm(model.visual, torch.rand(1, 3, height, width))
             if device.type == "cpu" and forward_threads(device, worker_count())[1] == 1:
                 prepare_for_one_thread(model.visual)
+            if device.type == "cuda":
+                torch.backends.cudnn.benchmark = True
+        model.visual = cast_for(model.visual, device, precision)
         self._model = model.to(device=device, memory_format=self._layout)
-        self._model.visual = cast_for(self._model.visual, device, precision)
         with torch.inference_mode():
-            probe = self._images(torch.zeros(1, height, width, 3, dtype=torch.uint8))
+            probe = self._images(to_device(torch.zeros(1, height, width, 3, dtype=torch.uint8), device))
         self.logit_scale = float(model.logit_scale.exp().max())
         self.score_defaults: ScoreDefaults = score_defaults(source.model, self.logit_scale)
         self.identity = EncoderIdentity(
@@ -121,34 +132,68 @@ class ClipEncoder:
     def encode_images(self, pixels: Sequence[Pixels]) -> Features:
         """`prepare`d pixels → (N, D) float32 features of length 1. Safe to call from threads.
 
-        Where memory runs out, the batch is halved until it fits, now and from then on (`batch_limit`).
+        Where memory runs out, the batch is halved until it fits, now and from then on (`batch_limit`). A GPU without
+        memory for a single image is given up for the CPU.
 
         Raises:
+            UsageError: the features are of fp16, and the encoder is on a CPU.
             EncoderError: there is no memory for a single image.
 
         """
         found: list[Features] = []
-        done = 0
+        done, limit_before = 0, self.batch_limit
         while done < len(pixels):
+            with self._moving:
+                device = self.device
+            if device.type == "cpu" and self.precision == "fp16":
+                raise UsageError(FP16_NEEDS_GPU)
             size = min(len(pixels) - done, self.batch_limit or len(pixels))
             try:
                 with torch.inference_mode():
-                    batch = stack(pixels[done : done + size], self.device)
-                    found.append(self._images(batch).cpu().numpy())
+                    batch = stack(pixels[done : done + size], device, self._filled(size))
+                    found.append(self._images(batch)[:size].cpu().numpy())
                 done += size
                 continue
             except (RuntimeError, MemoryError) as error:
+                if self.device != device:
+                    continue  # another thread has moved the model meanwhile
                 if not is_out_of_memory(error):
                     raise
-                if size == 1:
+                if size == 1 and device.type == "cpu":
                     raise EncoderError(
-                        f"no memory on {self.device} for a single image; free some, "
+                        f"no memory on {device} for a single image; free some, "
                         f"or choose another --device or a smaller model than {self.identity.model}"
                     ) from error
             # Outside of `except`: the error holds the frames, and they the memory.
-            self.batch_limit = min(size // 2, self.batch_limit or size)
-            release_memory(self.device)
+            release_memory(device)
+            if size > 1:
+                self.batch_limit = min(size // 2, self.batch_limit or size)
+            else:
+                self.batch_limit = limit_before
+                self.move_to_cpu("a single image")
         return np.concatenate(found)
+
+    def move_to_cpu(self, lacking: str) -> None:
+        """Give up a GPU for the CPU, for good, and warn that it has no memory for what is `lacking`.
+
+        A forward pass of another thread fails, if it is in the middle of the model, and is repeated.
+        """
+        with self._moving:
+            if self.device.type == "cpu":
+                return
+            device, self.device = self.device, CPU
+            reuse_freed_memory()
+            self._model.to(CPU)
+            self._mean, self._std = self._mean.to(CPU), self._std.to(CPU)
+            self.batch_size, self.text_limit = _BATCH_SIZES["cpu"], _TEXT_BATCH
+        release_memory(device)
+        warn_once(f"out of memory on {device}: it has no room for {lacking}; going on on the CPU")
+
+    def _filled(self, size: int) -> int:
+        """How many images to run for `size` of them: see `_BATCH_MULTIPLE`."""
+        if self.device.type != "cuda" or self._layout != torch.channels_last or self.batch_limit is not None:
+            return size
+        return size if size < _BATCH_MULTIPLE else -(-size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
 
     @property
     def may_use_bf16(self) -> bool:
@@ -195,17 +240,57 @@ class ClipEncoder:
     def encode_texts(self, texts: Sequence[str]) -> Features:
         """Texts → (N, D) float32 features of length 1. Texts beyond the context length are cut, as in training.
 
-        Short texts go together, and only as far as they matter: three times as fast for class names.
+        They are computed in float32 whatever the precision of the images, which are compared with them all the same.
+        Half precision is no faster for texts on most CPUs. Short texts go together, and only as far as they matter:
+        three times as fast for class names.
+
+        Raises:
+            EncoderError: there is no memory for a single text, or the features are not finite.
+
         """
         features: list[torch.Tensor] = []
-        with torch.inference_mode(), autocast(self.device, self.precision):
+        with torch.inference_mode():
             for start in range(0, len(texts), 16 * _TEXT_BATCH):
                 tokens = self._tokenize(list(texts[start : start + 16 * _TEXT_BATCH]))
                 order = tokens.argmax(dim=1).argsort(stable=True)  # by the place of end-of-text, the highest id
-                batches = (to_device(tokens[rows], self.device) for rows in torch.split(order, _TEXT_BATCH))
-                found = [self.text_features(batch).cpu() for batch in batches]
+                found = [self._texts(tokens[rows]) for rows in torch.split(order, _TEXT_BATCH)]
                 features.append(torch.cat(found)[order.argsort()])
-        return torch.cat(features).numpy()
+        result = torch.cat(features)
+        if not result.isfinite().all():
+            raise EncoderError(
+                f"text features of --model {self.identity.model} are not finite: its weights are damaged; "
+                "get them again, or choose another model"
+            )
+        return result.numpy()
+
+    def _texts(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(N, L) token ids → (N, D), both on the CPU. Halves its batches as `encode_images` does."""
+        found: list[torch.Tensor] = []
+        done = 0
+        while done < len(tokens):
+            rows = tokens[done : done + self.text_limit]
+            try:
+                found.append(self.text_features(to_device(rows, self.device)).cpu())
+                done += len(rows)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.device.type == "cpu" and len(rows) == 1:
+                    raise EncoderError(
+                        f"no memory on {self.device} for a single text; free some, "
+                        f"or choose a smaller model than {self.identity.model}"
+                    ) from error
+            self.shrink_texts(len(rows))  # outside of `except`: see `encode_images`
+        return torch.cat(found)
+
+    def shrink_texts(self, size: int) -> None:
+        """After memory ran out with `size` texts: halve `text_limit`, or give up a GPU that has no room for one."""
+        release_memory(self.device)
+        if size > 1:
+            self.text_limit = min(size, self.text_limit) // 2 or 1
+        else:
+            self.move_to_cpu("a single text")
 
     def tokenize(self, texts: Sequence[str], context_length: int | None = None) -> torch.Tensor:
         """(N, L) int64 token ids, on the CPU; L is the model's context length unless another is asked for."""
@@ -251,37 +336,76 @@ class ClipEncoder:
         return getattr(self._model, "text", self._model)  # CustomTextCLIP has a tower, CLIP is its own
 
     def _images(self, batch: torch.Tensor) -> torch.Tensor:
-        images = to_device(batch, self.device).permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout)
+        """(N, H, W, 3) uint8 on the device → (N, D) there."""
+        images = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout)
         images.div_(255.0).sub_(self._mean).div_(self._std)  # as ToTensor and Normalize do
-        with autocast(self.device, self.precision):
+        with autocast(batch.device, self.precision):
             return _unit(self._model.encode_image(images))
 
 
 def load_encoder(
-    model: str = "auto", *, weights: str | None = None, device: str = "auto", precision: str = "auto"
+    model: str = "auto",
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    recorded: dict[str, Any] | None = None,
+    texts_only: bool = False,
+    fall_back: bool = True,
 ) -> ClipEncoder:
-    """Load an encoder as the command line names it.
+    """Load an encoder as the command line names it. If a GPU has no memory for it, it is loaded on the CPU.
 
     Args:
         model: `auto`, `starter`, `ARCH/TAG`, `hf-hub:ORG/NAME`, `local-dir:DIR`, or `ARCH` with `weights`.
         weights: a checkpoint file: safetensors, or a state dict that loads without unpickling code.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Encoding uses one GPU; `engines/` shares work among all.
-        precision: `auto`, `fp32`, `bf16` or `fp16`.
+        precision: `auto`, `fp32`, `bf16` or `fp16`: that of the image tower. fp16 needs a GPU.
+        recorded: see `registry.find_model`.
+        texts_only: accept fp16 on a CPU, which can encode texts and refuses images.
+        fall_back: whether to load on the CPU if a GPU has no memory for the model.
 
     Raises:
-        UsageError: a name makes no sense or the device is not there.
-        EncoderError: the weights can't be had, or don't fit.
+        UsageError: a name makes no sense, or the device is not there or does not work.
+        EncoderError: the weights can't be had, or don't fit, or there is no memory for them.
 
     """
     chosen = choose_device(device)
-    source = find_model(model, weights, cuda=chosen.type == "cuda")
-    return ClipEncoder(source, chosen, choose_precision(precision, chosen))
-
-
-def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto") -> ClipEncoder:
-    """The encoder that a store was made with; EncoderError where it has changed since."""
+    source = find_model(model, weights, cuda=chosen.type == "cuda", recorded=recorded)
+    known = texts_only and precision != "auto"
     try:
-        encoder = load_encoder(identity.model, weights=identity.weights, device=device, precision=identity.precision)
+        return ClipEncoder(source, chosen, precision if known else choose_precision(precision, chosen))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        if chosen.type == "cpu" or not fall_back:
+            raise EncoderError(
+                f"no memory on {chosen} for --model {source.model}; free some, or choose another --device or model"
+            ) from error
+    release_memory(chosen)  # outside of `except`: see `encode_images`
+    warn_once(f"out of memory on {chosen}: it has no room for the model; going on on the CPU")
+    return load_encoder(
+        model, weights=weights, device="cpu", precision=precision, recorded=recorded, texts_only=texts_only
+    )
+
+
+def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto", fall_back: bool = True) -> ClipEncoder:
+    """The encoder that a store was made with. On a CPU, one of fp16 encodes texts, and refuses images.
+
+    Raises:
+        UsageError: see `load_encoder`.
+        EncoderError: the encoder has changed since, can't be had, or does not fit.
+
+    """
+    try:
+        encoder = load_encoder(
+            identity.model,
+            weights=identity.weights,
+            device=device,
+            precision=identity.precision,
+            recorded=identity.preprocessing,
+            texts_only=True,
+            fall_back=fall_back,
+        )
     except EncoderError as error:
         raise EncoderError(
             f"{error}; this is the store's encoder: if it has moved, name its new place once, "

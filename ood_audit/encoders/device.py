@@ -2,10 +2,12 @@
 
 import copy
 import ctypes
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +16,80 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from ood_audit.errors import UsageError
+from ood_audit.text import printable
 
 _CPU_FACTS = Path("/proc/cpuinfo")
 _ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 _FORWARD_THREADS = 8  # beyond it, Python's lock is what they wait for
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU = torch.device("cpu")
+FP16_NEEDS_GPU = "--precision fp16 needs a GPU to encode images; on a CPU use fp32 or bf16, with a store of its own"
+# What PyTorch's allocators, cuBLAS, cuDNN and FAISS say. cuBLAS also fails to initialize where memory is full.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cublas_status_alloc_failed",
+    "cublas_status_not_initialized",
+    "cudnn_status_alloc_failed",
+    "alloc fail",
+)
+_log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` → a device that is there; UsageError where it is not."""
+    """Resolve `auto`, `cpu`, `cuda`, `cuda:N` or `mps` to a device that works.
+
+    `auto` takes a GPU only if it can compute a small product; otherwise it logs a warning and takes the CPU.
+
+    Raises:
+        UsageError: the device does not exist, or it was named and does not work.
+
+    """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return _automatic_device()
+    device = _named_device(name)
+    if device.type != "cpu" and (reason := why_unusable(device)):
+        raise UsageError(f"--device {name}: {reason}; use --device auto or cpu")
+    return device
+
+
+def _automatic_device() -> torch.device:
+    if torch.cuda.is_available():
+        device = torch.device("cuda")
+    elif torch.backends.mps.is_available():
+        device = torch.device("mps")
+    else:
+        return CPU
+    if reason := why_unusable(device):
+        warn_once(f"{reason}; using the CPU instead")
+        return CPU
+    return device
+
+
+@lru_cache(maxsize=64)
+def why_unusable(device: torch.device) -> str | None:
+    """Try a small product on a GPU, once per process. Returns None if it works, otherwise the reason in words."""
+    try:
+        ones = torch.ones(8, 8, device=device)
+        if float((ones @ ones).sum().cpu()) == 512:
+            return None
+        return f"{device} computes wrong results"
+    except Exception as error:  # PyTorch, CUDA and the driver each raise their own
+        if is_out_of_memory(error):
+            return f"{device} has no free memory (other programs may hold it)"
+        if "no kernel image" in str(error):
+            return f"this PyTorch has no kernels for {device} (the GPU is too old or too new for it)"
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"{device} does not work ({printable(lines[0])[:200]})"
+
+
+@lru_cache(maxsize=256)
+def warn_once(message: str) -> None:
+    """Log a warning, once per process. The command line shows it as a note."""
+    _log.warning(message)
+
+
+def _named_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -44,32 +107,47 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 (else fp16) on CUDA, where it is free, and fp32 elsewhere; see `ClipEncoder.try_bf16`."""
+    """The precision in which images are encoded. Texts are always encoded in float32.
+
+    `auto` is fp32 on CPUs (but see `ClipEncoder.try_bf16`) and Apple GPUs. On CUDA it is bf16 if every GPU that shares
+    the work has it in hardware, from compute capability 8.0 on, and fp16 otherwise. `torch.cuda.is_bf16_supported` does
+    not tell: it counts emulation.
+
+    Raises:
+        UsageError: fp16 on a CPU.
+
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise UsageError(FP16_NEEDS_GPU)
     if name != "auto":
-        if name == "fp16" and device.type == "cpu":
-            raise UsageError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16")
         return name
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    capability = min(torch.cuda.get_device_capability(one) for one in all_devices(device))
+    return "bf16" if capability >= (8, 0) else "fp16"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Mixed precision for a forward pass, whatever the weights are in; see `cast_for`."""
-    if precision == "fp32":
+    if _is_float32(device, precision):
         return nullcontext()
     return torch.autocast(device.type, dtype=PRECISIONS[precision])
 
 
 def cast_for(tower: torch.nn.Module, device: torch.device, precision: str) -> torch.nn.Module:
-    """The tower that `autocast` is to run; on a CPU a copy whose weights are cast already.
+    """A copy of the tower whose weights are cast once, for `autocast` to run.
 
-    Autocast casts them anew in every pass: on a CPU, whose batches are small, that can take longer than all else. On a
-    GPU it does not matter, and the weights stay in float32.
+    Otherwise autocast casts them anew in every pass: half of all kernels on a GPU, and longer than everything else on a
+    CPU, where batches are small. The copy also takes half of the memory.
     """
-    if device.type != "cpu" or precision == "fp32":
+    if _is_float32(device, precision):
         return tower
     return copy.deepcopy(tower).to(PRECISIONS[precision])
+
+
+def _is_float32(device: torch.device, precision: str) -> bool:
+    """An encoder of fp16 on a CPU encodes texts only, so its image tower is left as it is."""
+    return precision == "fp32" or (precision == "fp16" and device.type == "cpu")
 
 
 def prepare_for_one_thread(tower: torch.nn.Module) -> None:
@@ -102,16 +180,20 @@ def bf16_in_hardware() -> bool:
 
 def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a CPU tensor over; to CUDA through pinned memory, without waiting."""
-    if device.type == "cuda":
+    if device.type == "cuda" and batch.device.type == "cpu":  # CUDA tensors cannot be pinned
         pinned = batch if batch.is_pinned() else batch.pin_memory()
         return pinned.to(device, non_blocking=True)
     return batch.to(device)
 
 
-def stack(pixels: Sequence[NDArray[np.uint8]], device: torch.device) -> torch.Tensor:
-    """(H, W, 3) arrays → one (N, H, W, 3) uint8 tensor on the device; for CUDA written into pinned memory at once."""
-    batch = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    np.stack(pixels, out=batch.numpy())
+def stack(pixels: Sequence[NDArray[np.uint8]], device: torch.device, size: int | None = None) -> torch.Tensor:
+    """(H, W, 3) arrays → one (N, H, W, 3) uint8 tensor on the device; for CUDA written into pinned memory at once.
+
+    It has `size` rows, if that is more than there are arrays. What is in the others is undefined.
+    """
+    rows = max(size or 0, len(pixels))
+    batch = torch.empty((rows, *pixels[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.stack(pixels, out=batch.numpy()[: len(pixels)])
     return to_device(batch, device)
 
 
@@ -151,17 +233,19 @@ def all_devices(device: torch.device) -> list[str]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a forward pass failed for lack of memory, on the device or on the CPU."""
+    """Whether something failed for lack of memory, on the device or on the CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    text = str(error).lower()  # the CPU's allocator, cuDNN and MPS raise plain RuntimeErrors
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    text = str(error).lower()  # the CPU's allocator, CUDA's libraries, FAISS and MPS raise plain RuntimeErrors
+    return isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
 
 
 def release_memory(device: torch.device) -> None:
     """Give unused GPU memory back, before a smaller batch is tried."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def worker_count() -> int:
@@ -176,11 +260,11 @@ def forward_threads(device: torch.device, cores: int) -> tuple[int, int]:
 
     On a CPU one a core, as far as `cores` and torch's own setting (OMP_NUM_THREADS) allow. Threads that share a
     pass wait for each other at every layer, for as long as a decoding thread has taken a core from one of them, and
-    wait actively. Passes side by side never wait. On a GPU there are two, so that one batch is copied while the
-    model runs on the other.
+    wait actively. Passes side by side never wait. With CUDA there are two, so that one batch is copied while the
+    model runs on the other. On an Apple GPU there is one, because two threads crash in Metal (pytorch#197805).
     """
     if device.type != "cpu":
-        return 2, torch.get_num_threads()
+        return 2 if device.type == "cuda" else 1, torch.get_num_threads()
     budget = max(1, min(cores, torch.get_num_threads()))
     each = -(-budget // _FORWARD_THREADS)
     return budget // each, each

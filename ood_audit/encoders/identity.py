@@ -21,6 +21,16 @@ class EncoderIdentity:
     precision: str
     dimension: int
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether the features were computed elsewhere, so that nothing is known of the encoder but its name."""
+        return self.architecture == "imported"
+
+    @classmethod
+    def imported(cls, model: str | None, weights: str | None, dimension: int) -> "EncoderIdentity":
+        """The identity of vectors that others computed, with the model that encodes the names, if one is known."""
+        return cls(model or "imported", weights, "imported", "", {}, "", "fp32", dimension)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, as in store.json."""
         return asdict(self)
@@ -29,6 +39,20 @@ class EncoderIdentity:
     def from_json(cls, values: dict[str, Any]) -> "EncoderIdentity":
         """The reverse of `to_json`."""
         return cls(**values)
+
+    @property
+    def prepares(self) -> str:
+        """The preprocessing in words: `224 × 224, shortest, bicubic, mean 0.5 0.5 0.5, std 0.5 0.5 0.5`."""
+        values = dict(self.preprocessing)
+        size = values.get("size", "?")
+        height, width = size if isinstance(size, list) else (size, size)
+        words = [
+            f"{width} × {height}",
+            *(str(values[name]) for name in ("resize_mode", "interpolation") if name in values),
+        ]
+        for name in ("mean", "std"):
+            words += [f"{name} {' '.join(f'{value:.4g}' for value in values[name])}"] if name in values else []
+        return ", ".join(words)
 
     def differences(self, other: "EncoderIdentity") -> list[str]:
         """What would make features of the two incomparable; empty where they are the same encoder."""
@@ -53,6 +77,10 @@ class ScoreDefaults:
     temperature: float
     top_c: int
     reset_to: float
+
+
+# For vectors of which only this is likely: that a CLIP model with a logit scale of 100 made them.
+IMPORTED = ScoreDefaults(temperature=0.01, top_c=1, reset_to=0.0)
 
 
 def _short(value: object) -> str:

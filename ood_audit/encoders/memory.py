@@ -24,7 +24,8 @@ def processes_that_fit(encoder: "ClipEncoder") -> int:
     """
     weights: int = sum(tensor.numel() * tensor.element_size() for tensor in encoder._model.state_dict().values())
     # The activations of a large model are large too, so that its weights stand for both.
-    return int((free_bytes(encoder.device) + weights) * _MARGIN) // (_BYTES_EACH + 2 * weights)
+    room = int((free_bytes(encoder.device) + weights) * _MARGIN)
+    return room // int(_BYTES_EACH + 2 * weights)
 
 
 def leave_gpu(encoder: "ClipEncoder") -> None:

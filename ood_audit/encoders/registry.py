@@ -14,6 +14,7 @@ from ood_audit.errors import EncoderError, UsageError
 from ood_audit.text import printable
 
 STARTER = Path(__file__).parent / "starter"
+CONFIG = "open_clip_config.json"
 AUTO_ON_CUDA = "ViT-B-16/laion2b_s34b_b88k"
 OFFLINE_REMEDY = "fetch it where there is a network and use --model ARCH --weights FILE, or use --model starter"
 
@@ -33,16 +34,18 @@ class ModelSource:
     preprocessing: dict[str, Any] = field(default_factory=dict)
 
 
-def find_model(model: str, weights: str | None, *, cuda: bool) -> ModelSource:
+def find_model(model: str, weights: str | None, *, cuda: bool, recorded: dict[str, Any] | None = None) -> ModelSource:
     """Resolve what the user typed; downloads weights that open_clip names and that are not cached yet.
 
     Args:
         model: `auto`, `starter`, `ARCH/TAG`, `ARCH`, `hf-hub:ORG/NAME` or `local-dir:DIR`.
         weights: a checkpoint file, with `ARCH` only.
         cuda: what `auto` depends on.
+        recorded: the preprocessing that a store has been made with, for a checkpoint whose own cannot be known.
 
     Raises:
-        UsageError: the name makes no sense. EncoderError: the weights can't be had.
+        UsageError: the name makes no sense.
+        EncoderError: the weights can't be had, or their preprocessing cannot be known.
 
     """
     if model == "auto":
@@ -56,21 +59,21 @@ def find_model(model: str, weights: str | None, *, cuda: bool) -> ModelSource:
         return _local_dir(rest)
     if scheme == "hf-hub":
         return _hub(model, rest)
-    return _built_in(model, weights)
+    return _built_in(model, weights, recorded)
 
 
 def score_defaults(model: str, logit_scale: float) -> ScoreDefaults:
     """The ΔEnergy settings on the model's card; for models without one, the temperature they were trained at."""
     if model == "starter":
-        card = json.loads((STARTER / "card.json").read_text())
+        card = json.loads((STARTER / "card.json").read_text(encoding="utf-8"))
         return ScoreDefaults(**card["delta_energy"])
     return ScoreDefaults(temperature=round(1.0 / logit_scale, 6), top_c=2, reset_to=0.0)
 
 
 def _local_dir(directory: str) -> ModelSource:
     path = Path(directory).expanduser().resolve()
-    if not (path / "open_clip_config.json").is_file():
-        raise EncoderError(f"{printable(str(path))} holds no open_clip_config.json; give a folder saved by open_clip")
+    if not (path / CONFIG).is_file():
+        raise EncoderError(f"{printable(str(path))} holds no {CONFIG}; give a folder saved by open_clip")
     if not any(path.glob(f"*{suffix}") for suffix in (".safetensors", ".bin", ".pth")):
         raise EncoderError(
             f"{printable(str(path))} holds no weights; put open_clip_model.safetensors beside the config"
@@ -82,7 +85,7 @@ def _hub(model: str, repository: str) -> ModelSource:
     from open_clip.pretrained import download_pretrained_from_hf
 
     _fail_fast_without_network()
-    for filename in ("open_clip_config.json", None):  # None: the weights, safetensors first
+    for filename in (CONFIG, None):  # None: the weights, safetensors first
         try:
             path = download_pretrained_from_hf(repository, filename=filename)
         except Exception as error:  # the hub's client raises many kinds
@@ -93,7 +96,7 @@ def _hub(model: str, repository: str) -> ModelSource:
     return ModelSource(model, model, None)
 
 
-def _built_in(model: str, weights: str | None) -> ModelSource:
+def _built_in(model: str, weights: str | None, recorded: dict[str, Any] | None) -> ModelSource:
     import open_clip
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
@@ -104,7 +107,7 @@ def _built_in(model: str, weights: str | None) -> ModelSource:
         raise UsageError(f"--model {printable(model)}: open_clip has no architecture {printable(architecture)}{hint}")
     tags = list_pretrained_tags_by_model(architecture)
     if weights is not None:
-        return _own_file(architecture, weights)
+        return _own_file(architecture, weights, recorded)
     if not tag:
         offer = f"--model {architecture}/TAG (TAG: {', '.join(tags)}), or " if tags else ""
         raise UsageError(f"--model {architecture} needs weights: {offer}--weights FILE")
@@ -120,24 +123,75 @@ def _built_in(model: str, weights: str | None) -> ModelSource:
     return ModelSource(model, architecture, path, None, bool(config.get("quick_gelu")), dict(config))
 
 
-def _own_file(architecture: str, weights: str) -> ModelSource:
-    """A checkpoint on disk. OpenAI's own carry the model's sizes as extra keys; they were trained with QuickGELU."""
-    path = Path(weights).expanduser().resolve()
+def _own_file(architecture: str, weights: str, recorded: dict[str, Any] | None) -> ModelSource:
+    """A checkpoint on disk, which does not say how its pictures were prepared.
+
+    That is told, in this order, by an open_clip_config.json beside it; by the name of the file, if open_clip publishes
+    weights under it; by all published weights of the architecture, if they agree; and by the store that it is for. An
+    architecture of which nothing is published is prepared for as open_clip trains by default.
+    """
+    path = Path(os.path.abspath(Path(weights).expanduser()))  # not resolved: a cache links to files without neighbours
     if not path.is_file():
         raise EncoderError(f"--weights {printable(weights)}: no such file")
-    known = _settings_of_known_file(architecture, path.name)
-    return ModelSource(architecture, architecture, str(path), str(path), bool(known.get("quick_gelu")), known)
+    beside = _config_beside(architecture, path)
+    published = _published(architecture)
+    known = next((tag for tag in published if tag.get("url", "").rsplit("/", 1)[-1] == path.name), {})
+    quick_gelu = bool(known.get("quick_gelu") or beside.get("model_cfg", {}).get("quick_gelu"))
+    preprocessing = _preprocessing(beside.get("preprocess_cfg") or known) or _agreed(published, recorded)
+    if preprocessing is None:
+        raise EncoderError(
+            f"--weights {printable(weights)}: the weights of {architecture} are not all preprocessed for alike, "
+            f"and the file does not say how its own are; put its {CONFIG} beside it"
+        )
+    return ModelSource(architecture, architecture, str(path), str(path), quick_gelu, preprocessing)
 
 
-def _settings_of_known_file(architecture: str, filename: str) -> dict[str, Any]:
-    """What open_clip knows of published weights, found by the name of the file that they are published as."""
+def _agreed(published: list[dict[str, Any]], recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The preprocessing of all published weights, if it is one; else the one that is recorded, if there is any."""
+    kinds = list(map(_preprocessing, published))
+    if all(kind == kinds[0] for kind in kinds):
+        return kinds[0] if kinds else {}
+    return None if recorded is None else _preprocessing(recorded)
+
+
+def _published(architecture: str) -> list[dict[str, Any]]:
+    """What open_clip knows of the weights that it publishes, or that are published with it."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
-    for tag in list_pretrained_tags_by_model(architecture):
-        config = get_pretrained_cfg(architecture, tag)
-        if config.get("url") and config["url"].rsplit("/", 1)[-1] == filename:
-            return dict(config)
-    return {}
+    return [get_pretrained_cfg(architecture, tag) for tag in list_pretrained_tags_by_model(architecture)]
+
+
+def _preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration is about preprocessing, but for the size, which is the architecture's."""
+    names = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
+    return {name: config[name] for name in names if config.get(name) is not None}
+
+
+def _config_beside(architecture: str, path: Path) -> dict[str, Any]:
+    """The configuration in the folder of a checkpoint; empty where there is none."""
+    import open_clip
+
+    beside = path.with_name(CONFIG)
+    if not beside.is_file():
+        return {}
+    try:
+        config: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        own, theirs = (_size(of) for of in (config.get("model_cfg", {}), open_clip.get_model_config(architecture)))
+        config.get("preprocess_cfg", {}).items()
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise EncoderError(f"{printable(str(beside))} is no configuration of open_clip; repair or remove it") from error
+    if any(mine != other for mine, other in zip(own, theirs, strict=True) if mine is not None):
+        raise EncoderError(
+            f"{printable(str(beside))} is of another model than {architecture}; "
+            f"use --model local-dir:{printable(str(path.parent))} instead, or move the weights to a folder of their own"
+        )
+    return config
+
+
+def _size(model: dict[str, Any]) -> tuple[Any, Any]:
+    """The dimension of a model's features and the size of its pictures, where they are told."""
+    size = model.get("vision_cfg", {}).get("image_size")
+    return model.get("embed_dim"), [size, size] if isinstance(size, int) else size
 
 
 def _unavailable(what: str, origin: str) -> str:

@@ -139,6 +139,7 @@ def _work(pipe: Connection, identity: EncoderIdentity, device: str, cores: int) 
 
     from ood_audit.encoders.clip import load_same_encoder
     from ood_audit.engines.pipeline import Pipeline
+    from ood_audit.images.noise import quiet_libraries
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be blocked
     sending = Lock()
@@ -168,7 +169,7 @@ def _work(pipe: Connection, identity: EncoderIdentity, device: str, cores: int) 
     try:
         torch.set_num_threads(min(cores, torch.get_num_threads()))
         encoder = load_same_encoder(identity, device=device)
-        with Pipeline(encoder, cores=cores) as pipeline:
+        with quiet_libraries(), Pipeline(encoder, cores=cores) as pipeline:
             while True:
                 number, uris = pipe.recv()
                 pipeline.submit(uris).add_done_callback(partial(done, number))

@@ -62,6 +62,7 @@ _RESULT = pa.schema(
         ("mtime_ns", pa.int64()),
         ("content_hash", pa.string()),
         ("error", pa.string()),
+        ("note", pa.string()),
         ("embedding", pa.binary()),  # (D,) float32
         ("batch_limit", pa.int32()),  # what memory allows, where a batch was halved
         ("lost", pa.bool_()),  # the piece was given up
@@ -318,7 +319,10 @@ class _Encoder:
 
     def __init__(self, workers: Workers, batch_size: int, tries: Any, version: str) -> None:
         from ood_audit.engines.pipeline import Pipeline
+        from ood_audit.images.noise import quiet_libraries
 
+        self._quiet = quiet_libraries()
+        self._quiet.__enter__()  # this process is ours, and decodes until it ends
         self._batch_size = batch_size
         self._tries = tries
         self._failure = None

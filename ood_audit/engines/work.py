@@ -1,7 +1,7 @@
 """What every engine is handed, and what becomes of it in the store."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -37,7 +37,8 @@ def write_batch(
         writer: of the store.
         batch: the images.
         decoded: the facts of each, with its error if it has one.
-        features: (N, D) of those without an error, in order; None where there is none.
+        features: (N, D) of those without an error, in order; None where there is none. An image whose features are
+            not finite gets a row with that error.
 
     Yields:
         For each its outcome (`added`, `changed` or `unreadable`), the image, and its error.
@@ -45,10 +46,18 @@ def write_batch(
     """
     rows = iter(() if features is None else features)
     for item, facts in zip(batch, decoded, strict=True):
+        row = next(rows) if facts.error is None else None
+        if row is not None and not (np.isfinite(row).all() and row.any()):
+            facts = replace(facts, error=_not_finite(writer.store.encoder.precision))
         if facts.error is None:
-            writer.add(item.image, facts, next(rows), supersedes=not item.is_new)
+            writer.add(item.image, facts, row, supersedes=not item.is_new)
             yield "added" if item.is_new else "changed", item.image, None
         else:
             if facts.error != item.known_error:
                 writer.add(item.image, facts, None, supersedes=not item.is_new)
             yield "unreadable", item.image, facts.error
+
+
+def _not_finite(precision: str) -> str:
+    remedy = "embed into a new store with --precision fp32" if precision != "fp32" else "choose another model"
+    return f"features are not finite in {precision}; {remedy}"

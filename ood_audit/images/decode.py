@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ood_audit.images.formats import formats
+from ood_audit.images import deep
+from ood_audit.images.formats import formats, unreadable_compression, why_unknown
 from ood_audit.images.storage import read
 from ood_audit.text import printable
 
 Pixels = NDArray[np.uint8]
 PIXEL_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own; half a gigabyte as RGB
+_FEW_LEVELS = 8
 _ON_ITS_SIDE = (
     Image.Transpose.TRANSPOSE,
     Image.Transpose.ROTATE_270,
@@ -35,6 +37,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 class Decoded:
     """What was read of one file: facts, and either `pixels` or an `error`.
 
+    `note` says what is odd about a picture that could be read: it has fewer than 8 grey levels.
+
     `width` and `height` are those of the upright picture (EXIF orientation applied); `content_hash` is 128 bits of
     BLAKE2b of the file's bytes, in hexadecimal.
     """
@@ -47,6 +51,7 @@ class Decoded:
     content_hash: str | None = None
     pixels: Pixels | None = None
     error: str | None = None
+    note: str | None = None
 
 
 def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = None) -> Decoded:
@@ -65,6 +70,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
 
     """
     facts: dict[str, Any] = {}
+    data, compression = b"", None
     try:
         content = read(uri)
         data = content.data
@@ -74,6 +80,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
             return Decoded(**facts, error="empty file")
         with Image.open(io.BytesIO(data), formats=formats()) as image:
             whole = image.size
+            compression = unreadable_compression(image) if image.format == "TIFF" else None
             facts.update(format=image.format, width=image.width, height=image.height)
             if at_least is not None:
                 image.draft(None, (at_least, at_least))
@@ -87,9 +94,9 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
         pixels = prepare(upright, whole) if reduced else prepare(upright)
         if reduced and _nearly_clipped(pixels):
             return decode(uri, prepare)
-        return Decoded(**facts, pixels=pixels)
+        return Decoded(**facts, pixels=pixels, note=_few_levels(upright))
     except Exception as error:  # Pillow's readers raise anything at all on hostile bytes
-        return Decoded(**facts, error=_explain(error, facts))
+        return Decoded(**facts, error=compression or _explain(error, facts, data))
 
 
 def _nearly_clipped(pixels: Pixels) -> bool:
@@ -118,11 +125,10 @@ def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The first frame, upright, as 8-bit RGB: transparency over white, deeper than 8 bits scaled down."""
-    image.load()
+    loaded = deep.load(image)
     orientation = _orientation(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = _eight_bits(image)
-    elif image.has_transparency_data:
+    image = loaded
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
@@ -147,27 +153,28 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
     }.get(value)
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Integers are taken as 16 bits deep (8, where none is over 255), floats as [0, 1] or [0, 255]; else min to max."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    low, high = float(values.min()), float(values.max())
-    if image.mode.startswith("I;16"):
-        low, high = 0.0, 65535.0
-    elif low >= 0.0:
-        integers = image.mode != "F"
-        steps = (255.0, 65535.0) if integers else (1.0, 255.0)
-        low, high = 0.0, next((step for step in steps if high <= step), high)
-    scaled = (values - low) * (255.0 / max(high - low, 1e-12))
-    return Image.fromarray(np.round(scaled).astype(np.uint8), "L")
+def _few_levels(image: Image.Image) -> str | None:
+    """A note on a picture with fewer than 8 grey levels."""
+    some = image.resize((64, 64), Image.Resampling.NEAREST)  # has no level that the picture does not have
+    if min(image.size) > 64 and _levels(some) >= _FEW_LEVELS:
+        return None
+    levels = _levels(image)
+    return None if levels >= _FEW_LEVELS else f"only {levels} grey level{'s' * (levels > 1)}"
 
 
-def _explain(error: Exception, facts: dict[str, Any]) -> str:
+def _levels(image: Image.Image) -> int:
+    return sum(count > 0 for count in image.convert("L").histogram())
+
+
+def _explain(error: Exception, facts: dict[str, Any], data: bytes) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file, or a link to nothing"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if isinstance(error, UnidentifiedImageError):
-        return "not an image: its bytes are of no known format"
+        return why_unknown(data)
+    if isinstance(error, deep.NoValuesError):
+        return str(error)
     if isinstance(error, Image.DecompressionBombError):
         return f"decompression bomb: more than {PIXEL_LIMIT:,} pixels"
     if isinstance(error, MemoryError):

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ood_audit.images import tars
+from ood_audit.images import archives
 from ood_audit.images.formats import extensions, looks_like_image
 from ood_audit.images.found import BATCH, COLUMNS, ScanNotes, tables
-from ood_audit.images.storage import file_uri
+from ood_audit.images.storage import ARCHIVES, file_uri
 from ood_audit.text import storable
 
 _CHUNK = 16_384  # entries of a folder that are looked at together
@@ -54,7 +54,7 @@ def walk(root: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[pa
                     pending += folders
                     for shard in shards:
                         path = storable(os.path.relpath(shard, root).replace(os.sep, "/"))
-                        yield from tables(tars.members(file_uri(shard), path, notes))
+                        yield from tables(archives.members(file_uri(shard), path, notes))
                     if rows.count >= most:
                         yield rows.take()
                         most = BATCH
@@ -91,7 +91,7 @@ class _Rows:
         return table
 
     def add(self, folder: str, entries: list[os.DirEntry[str]], notes: ScanNotes) -> tuple[list[str], list[str]]:
-        """Take up the images among some entries of a folder; returns the folders and the tar files among them."""
+        """Take up the images among some entries of a folder; returns the folders and the archives among them."""
         names, infos, folders, shards = _plain(entries) or _one_by_one(entries, notes)
         self._sizes += [info.st_size if info else 0 for info in infos]
         self._times += [info.st_mtime_ns if info else 0 for info in infos]
@@ -132,7 +132,7 @@ def _plain(entries: list[os.DirEntry[str]]) -> _Found | None:
 
 
 def _one_by_one(entries: list[os.DirEntry[str]], notes: ScanNotes) -> _Found:
-    """The names and facts (None: a link to nothing) of the images among the entries; the folders and tar files."""
+    """The names and facts (None: a link to nothing) of the images among the entries; the folders and archives."""
     names: list[str] = []
     infos: list[os.stat_result | None] = []
     folders, shards = [], []
@@ -142,7 +142,7 @@ def _one_by_one(entries: list[os.DirEntry[str]], notes: ScanNotes) -> _Found:
                 folders.append(entry.path)
             continue
         suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.name.startswith(".") or (suffix and suffix not in extensions() and suffix != tars.SUFFIX):
+        if entry.name.startswith(".") or (suffix and suffix not in extensions() and suffix not in ARCHIVES):
             notes.skipped[storable(suffix or entry.name)] += 1
             continue
         try:
@@ -151,7 +151,7 @@ def _one_by_one(entries: list[os.DirEntry[str]], notes: ScanNotes) -> _Found:
             info = None
         if info is not None and not stat.S_ISREG(info.st_mode):  # a pipe or a socket would block its reader
             notes.skipped["not a regular file"] += 1
-        elif suffix == tars.SUFFIX:
+        elif suffix in ARCHIVES:
             shards.append(entry.path)
         elif not suffix and not looks_like_image(entry.path):
             notes.skipped["no extension"] += 1

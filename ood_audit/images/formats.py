@@ -1,18 +1,48 @@
-"""Which files are images: the formats that Pillow decodes by itself, by extension or by first bytes."""
+"""Which files are images: the formats that Pillow decodes by itself, by extension or by first bytes.
 
+And what a file is that is none of them.
+"""
+
+import importlib
+import io
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 # Pillow can name these but not decode them, or hands them to an outside program (EPS runs Ghostscript).
 _NOT_DECODED = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "WMF"}
+# Files of these names are pictures as well. Many are JPEGs by their content; others get a row that says what to do.
+_MORE_EXTENSIONS = (".heic", ".heif", ".hif", ".jxl")
+_HEIF = "HEIC, which Pillow cannot read by itself: pip install pillow-heif, or convert it to JPEG"
+_OTHERS: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"PK\x03\x04", "a zip archive, not an image: name it .zip, and it is read as a source"),
+    (0, b"Rar!", "a RAR archive, not an image: unpack it, and embed the folder"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive, not an image: unpack it, and embed the folder"),
+    (0, b"\x1f\x8b", "a gzip file, not an image: unpack it first"),
+    (257, b"ustar", "a tar file, not an image: name it .tar, and it is read as a source"),
+    (0, b"%PDF", "a PDF, not an image: convert its pages to PNG or JPEG"),
+    (0, b"%!PS", "not an image of pixels but PostScript: convert it to PNG"),
+    (0, b"\xff\x0a", "JPEG XL, which Pillow cannot read: convert it to JPEG or PNG"),
+    (4, b"JXL ", "JPEG XL, which Pillow cannot read: convert it to JPEG or PNG"),
+    (0, b"version https://git-lfs", "not an image but a pointer of Git LFS: run `git lfs pull`"),
+)
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_COMPRESSIONS = {
+    **{6: "old-style JPEG", 34661: "JBIG", 34712: "JPEG 2000", 33003: "JPEG 2000", 33005: "JPEG 2000", 34887: "LERC"},
+    **{34892: "lossy JPEG", 34925: "LZMA", 34933: "PNG", 34934: "JPEG XR", 50000: "Zstandard", 50001: "WebP"},
+    **{50002: "JPEG XL", 52546: "JPEG XL"},
+}
 
 
 @lru_cache(maxsize=1)
 def formats() -> tuple[str, ...]:
     """Pillow's names of the formats that are read, e.g. `JPEG`."""
     Image.init()
+    with suppress(ImportError):  # an optional package, which reads HEIC
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in Image.ID if name not in _NOT_DECODED)
 
 
@@ -20,7 +50,8 @@ def formats() -> tuple[str, ...]:
 def extensions() -> frozenset[str]:
     """Lower-case file extensions of `formats`, with the dot."""
     names = {*formats(), "MPO"}  # a JPEG with more behind it, which the JPEG reader opens
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
+    registered = (suffix for suffix, name in Image.registered_extensions().items() if name in names)
+    return frozenset((*registered, *_MORE_EXTENSIONS))
 
 
 def looks_like_image(path: str) -> bool:
@@ -35,3 +66,56 @@ def looks_like_image(path: str) -> bool:
                 return True
     except Exception:  # Pillow's readers raise anything at all on hostile bytes
         return False
+
+
+def why_unknown(data: bytes) -> str:
+    """What the bytes of a file are that no format accepts, and what can be done about it."""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+        return _HEIF
+    if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis"):
+        return "a video, not an image: extract its frames"
+    for at, magic, words in _OTHERS:
+        if data[at : at + len(magic)] == magic:
+            return words
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return _unknown_tiff(data)
+    if b"<svg" in data[:1000]:
+        return "not an image of pixels but SVG: convert it to PNG"
+    return "not an image: its bytes are of no known format"
+
+
+def unreadable_compression(image: Any) -> str | None:
+    """For a TIFF whose compression the installed libtiff lacks: words that say so."""
+    number = getattr(image, "tag_v2", {}).get(259)
+    from ood_audit.images.noise import libtiff
+
+    library = libtiff()
+    if number not in _COMPRESSIONS or library is None or library.TIFFIsCODECConfigured(number):
+        return None
+    return _compressed(number)
+
+
+def _compressed(number: Any) -> str:
+    name = _COMPRESSIONS.get(number, f"number {number}")
+    return f"a TIFF with a compression that Pillow cannot read ({name}): save it with LZW or Deflate compression"
+
+
+def _unknown_tiff(data: bytes) -> str:
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:16] if data[2:3] == b"+" or data[3:4] == b"+" else data[:8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        compression, bits, samples = tags.get(259, 1), tags.get(258, (1,)), tags.get(277, 1)
+        if compression not in TiffImagePlugin.COMPRESSION_INFO:
+            return _compressed(compression)
+        if not (tags.get(256) and tags.get(257)):
+            raise ValueError
+        kind = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}.get(tags.get(339, (1,))[0], "")
+        pixels = f"{samples} sample{'s' * (samples != 1)} of {max(bits)} {kind} bits".replace("  ", " ")
+        return (
+            f"a TIFF with pixels that Pillow cannot read ({pixels}): convert it to 1 or 3 samples of 8 or 16 bits, or "
+            "to 1 of 32-bit floats"
+        )
+    except Exception:  # the directory of a damaged file
+        return "damaged TIFF: its directory makes no sense"

@@ -21,7 +21,8 @@ class ImageRef:
     """One image file, as it was found.
 
     `path` is relative to `source`, with `/`. `uri` names the file for good (`file:///…`, percent-encoded bytes),
-    and `image_id` is its hash: the same file is the same image, whichever source led to it.
+    and `image_id` is its hash: the same file is the same image, whichever source led to it. `label` is the class
+    that an annotation gives the image.
     """
 
     uri: str
@@ -29,13 +30,19 @@ class ImageRef:
     path: str
     size_bytes: int
     mtime_ns: int
+    label: str | None = None
 
     @property
     def folder(self) -> str:
-        """The folder part of `path`, without the names of tar files; empty at the top of the source."""
+        """The label, if there is one; else the folder part of `path`, without the names of archives.
+
+        It is empty at the top of the source.
+        """
+        if self.label is not None:
+            return self.label
         folder = self.path.rpartition("/")[0]
         if "#" in self.uri:
-            folder = "/".join(part for part in folder.split("/") if not part.lower().endswith(".tar"))
+            folder = "/".join(part for part in folder.split("/") if not part.lower().endswith((".tar", ".zip")))
         return folder
 
     @property

@@ -1,6 +1,7 @@
 """Lists of images: .txt, one a line, or .csv and .parquet with a column `path`.
 
-Entries are paths, members of tar files (TAR#MEMBER), or URIs; relative ones start from the list's own folder.
+Entries are paths, members of tar and zip files (ARCHIVE#MEMBER), or URIs; relative ones start from the list's own
+folder.
 """
 
 import csv
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, quote_from_bytes, urlsplit
 
 from ood_audit.errors import UsageError
-from ood_audit.images import storage, tars
+from ood_audit.images import storage
 from ood_audit.images.found import UNKNOWN, ScanNotes
 from ood_audit.images.storage import file_uri, is_remote
 from ood_audit.text import printable, storable
@@ -63,10 +64,12 @@ def _local_entry(source: str, entry: str) -> tuple[str, str]:
     location = os.path.normpath(os.path.join(base, entry))
     inside = location.startswith(base.rstrip(os.sep) + os.sep)
     path = storable((os.path.relpath(location, base) if inside else location).replace(os.sep, "/"))
-    tar, separator, member = location.partition(f"{tars.SUFFIX}#")
-    if separator and not os.path.lexists(location):
-        uri = f"{file_uri(tar + tars.SUFFIX)}#{quote_from_bytes(os.fsencode(member))}"
-        return uri, path.replace(f"{tars.SUFFIX}#", f"{tars.SUFFIX}/", 1)
+    parts = storage.archive_and_member(location)
+    if parts is not None and not os.path.lexists(location):
+        archive, member = parts
+        return f"{file_uri(archive)}#{quote_from_bytes(os.fsencode(member))}", "/".join(
+            storage.archive_and_member(path) or (path,)
+        )
     return file_uri(location), path
 
 
@@ -80,9 +83,8 @@ def _remote_entry(source: str, entry: str) -> tuple[str, str]:
 
 def _named(entry: str) -> str:
     """The canonical URI of an entry; where there is none, a URI that can't be read, so that its row says why."""
-    base, separator, member = entry.partition(f"{tars.SUFFIX}#")
-    if separator:
-        return f"{_named(base + tars.SUFFIX)}#{member}"
+    if parts := storage.archive_and_member(entry):
+        return f"{_named(parts[0])}#{parts[1]}"
     try:
         return storage.canonical(entry)
     except UsageError:

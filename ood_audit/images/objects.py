@@ -18,10 +18,10 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from pyarrow import fs
 
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.images import tars
+from ood_audit.images import archives
 from ood_audit.images.formats import extensions
 from ood_audit.images.found import ScanNotes
-from ood_audit.images.storage import Content, UnreadableError
+from ood_audit.images.storage import ARCHIVES, Content, UnreadableError
 from ood_audit.text import printable
 
 SCHEMES = ("s3", "gs", "hdfs")
@@ -170,8 +170,8 @@ def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[
             if exclude is not None and uri.startswith(exclude.partition("?")[0] + "/"):
                 continue
             suffix = os.path.splitext(name)[1].lower()
-            if suffix == tars.SUFFIX and not name.startswith("."):
-                yield from tars.members(uri, below, notes)
+            if suffix in ARCHIVES and not name.startswith("."):
+                yield from archives.members(uri, below, notes)
             elif name.startswith(".") or suffix not in extensions():
                 notes.skipped[suffix or ("no extension" if not name.startswith(".") else name)] += 1
             else:

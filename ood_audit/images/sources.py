@@ -1,4 +1,4 @@
-"""Finding images: folders, tar files, single files and lists, here or elsewhere, as a stream."""
+"""Finding images: folders, archives, single files and lists, here or elsewhere, as a stream."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.images import storage, tars
+from ood_audit.images import archives, storage
 from ood_audit.images.folders import walk
 from ood_audit.images.found import UNKNOWN, ImageRef, ScanNotes, tables
 from ood_audit.images.lists import LIST_SUFFIXES, listed
@@ -30,14 +30,16 @@ def resolve(source: str | os.PathLike[str]) -> str:
         name = storage.canonical(name)
         if not name.startswith("http") and not _kind(name):
             raise UsageError(f"nothing there: {printable(name)}")
-        if name.startswith("http") and name.partition("?")[0].lower().endswith(tars.SUFFIX):
-            raise UsageError(f"{printable(name)}: members of a tar file can't be read over HTTP; download it first")
+        if name.startswith("http") and archives.is_archive(name.partition("?")[0]):
+            raise UsageError(f"{printable(name)}: members of an archive can't be read over HTTP; download it first")
         return name
     path = os.path.realpath(source)
     if not name or not os.path.exists(path):
         raise UsageError(f"no such file or folder: {printable(name) or '(an empty name)'}")
     if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise UsageError(f"{printable(path)} is compressed, so its members can't be read one by one; make it a .tar")
+        raise UsageError(
+            f"{printable(path)} is compressed, so its members can't be read one by one; make it a .tar or .zip"
+        )
     return path
 
 
@@ -47,8 +49,8 @@ def listing(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Ite
     The first one comes as soon as an image is found, and is small.
 
     Args:
-        source: a folder (searched recursively), a tar file, an image, or a list of these (.txt, .csv, .parquet); on
-            this machine or elsewhere.
+        source: a folder (searched recursively), a tar or zip file, an image, or a list of these (.txt, .csv, .parquet);
+            on this machine or elsewhere.
         notes: filled in along the way.
         exclude: a folder that is never entered (the store).
 
@@ -67,8 +69,8 @@ def listing(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Ite
     name = storable(os.path.basename(plain))
     if plain.lower().endswith(LIST_SUFFIXES):
         return tables(listed(source, notes))
-    if plain.lower().endswith(tars.SUFFIX):
-        return tables(tars.members(uri, name, notes))
+    if archives.is_archive(plain):
+        return tables(archives.members(uri, name, notes))
     try:
         size_bytes, mtime_ns = storage.facts(uri) or (0, 0)
     except OSError:  # whatever is wrong with what the user named, it gets a row

@@ -2,31 +2,30 @@
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ood_audit import __version__
+from duckdb import DuckDBPyConnection
+
+from ood_audit import __version__, texts
 from ood_audit import prompts as tuned
 from ood_audit.audit import copies, decisions, issues, naming
 from ood_audit.audit.decisions import Decisions
-from ood_audit.errors import UsageError
+from ood_audit.errors import StoreError, UsageError
+from ood_audit.progress import Progress, counting, silent
 from ood_audit.reports import content, ranking, writers
 from ood_audit.reports.html import render
-from ood_audit.scoring import Scores, score
+from ood_audit.reports.surroundings import Compared
+from ood_audit.scoring import Scores, prototypes_of, score
 from ood_audit.store import DEFAULT_STORE, Store, findings, open_store, writing
-from ood_audit.store.layout import replacing
+from ood_audit.store.layout import COMMIT_SECONDS, computing, replacing
 from ood_audit.store.views import connect, limit_memory
 from ood_audit.text import printable
 from ood_audit.vocabulary import cached_features
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ood_audit.encoders.clip import ClipEncoder
 
 DEFAULT_NAME = "latest"
 
@@ -67,8 +66,7 @@ def report(
     near_duplicates: bool | None = None,
     device: str = "auto",
     note: Callable[[str], None] = lambda message: None,
-    on_texts: Callable[[int, int], None] | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress = silent,
 ) -> Report:
     """Score every image, rank them, and write `reports/NAME/`.
 
@@ -77,7 +75,7 @@ def report(
 
     Args:
         store: a store or its folder.
-        top: how many of the most OOD images to list.
+        top: how many of the most OOD images to list. The page has, besides, all that is found, up to 5,000 of a kind.
         name: the report's name.
         labels: see `ood_audit.score`, as for the other arguments.
         templates: likewise.
@@ -95,8 +93,7 @@ def report(
         near_duplicates: see `ood_audit.audit.copies.current`.
         device: see `ood_audit.score`.
         note: likewise.
-        on_texts: likewise.
-        on_progress: likewise.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
         UsageError, StoreError, OodAuditError: see `ood_audit.score`.
@@ -113,7 +110,7 @@ def report(
             raise UsageError(f"{option} {level}: choose between 0 and 1, as 0.05")
     if fdr is not None and false_alarms is not None:
         raise UsageError("give --fdr or --false-alarms, not both")
-    with writing(store.root, "scores"):  # one lock for both: what is reported is what was scored
+    with computing(store.root):
         generation = store.generation
         scores = score(
             store,
@@ -129,46 +126,61 @@ def report(
             auto=auto,
             seed=seed,
             device=device,
-            lock_held=True,
             note=note,
-            on_texts=on_texts,
             on_progress=on_progress,
         )
-        duplicates, counts = copies.current(store, near_duplicates, device=device, on_note=note)
-        with connect(store) as db, replacing(store.reports / name) as folder:
-            limit_memory(db, store)
-            folder.mkdir()
-            recipe = decisions.read_recipe(scores.path)
-            decided = decisions.decide(db, recipe, counts, fdr=fdr, false_alarms=false_alarms)
-            decided.notes.extend(naming.group(db, store, scores.images, top))
-            if not counts["near"]:
-                decided.notes.append(
-                    "duplicates: only exact ones were looked for; ask for near ones: --near-duplicates"
-                )
-            decisions.save(db, folder)
-            ranking.write_all(db, folder / "report.parquet")
-            issues.write(folder / findings.FILE, decisions.findings(db, duplicates, name), generation=generation)
-            rows = ranking.top(db, top)
-            meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
-            writers.write_csv(folder / "report.csv", rows)
-            writers.write_json(folder / "report.json", rows)
-            writers.write_json(folder / "meta.json", meta)
-            shown = content.gather(store, db, name, meta, rows, duplicates, _text(scores, device))
-            (folder / "report.html").write_text(render(shown), encoding="utf-8")
-        store.set_current(report=name, decided=scores.path.stem)
+        duplicates, counts = copies.current(
+            store, near_duplicates, counting(on_progress, "looking for duplicates"), device=device, on_note=note
+        )
+        with ExitStack() as lock:
+            # This report's own scores: another report, of other classes, may be made at the same time.
+            current = {"vocabulary": scores.vocabulary.id, "scores": scores.path.stem}
+            with _connected(store, scores, current) as db, replacing(store.reports / name) as folder:
+                limit_memory(db, store)
+                folder.mkdir()
+                on_progress("deciding what to flag")
+                recipe = decisions.read_recipe(scores.path)
+                decided = decisions.decide(db, recipe, counts, fdr=fdr, false_alarms=false_alarms)
+                on_progress("naming what is flagged")
+                decided.notes.extend(naming.group(db, store, scores.images, top))
+                if not counts["near"]:
+                    decided.notes.append(
+                        "duplicates: only exact ones were looked for; ask for near ones: --near-duplicates"
+                    )
+                on_progress("writing the report")
+                decisions.save(db, folder)
+                ranking.write_all(db, folder / "report.parquet")
+                issues.write(folder / findings.FILE, decisions.findings(db, duplicates, name), generation=generation)
+                rows = ranking.top(db, top)
+                meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
+                writers.write_csv(folder / "report.csv", rows)
+                writers.write_json(folder / "report.json", rows)
+                writers.write_json(folder / "meta.json", meta)
+                shown = content.gather(store, db, name, meta, top, duplicates, _compared(scores, device))
+                (folder / "report.html").write_text(render(shown), encoding="utf-8")
+                lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
+            store.set_current(**current, report=name, decided=scores.path.stem)
     return Report(store.reports / name, rows, scores, decided)
 
 
-def _text(scores: Scores, device: str) -> "NDArray[np.float32]":
-    """(K, D): what the classes were compared by; in the store since they were scored."""
+@contextmanager
+def _connected(store: Store, scores: Scores, current: dict[str, Any]) -> Iterator[DuckDBPyConnection]:
+    """A connection whose views show these scores; StoreError where others have replaced them."""
+    try:
+        with connect(store, current=current) as db:
+            yield db
+    except (OSError, StoreError) as error:
+        if scores.path.exists():
+            raise
+        raise StoreError("images were added and scored anew meanwhile; run the command again") from error
 
-    def encoder() -> "ClipEncoder":
-        from ood_audit.encoders.clip import load_same_encoder
 
-        return load_same_encoder(scores.store.encoder, device=device)
-
+def _compared(scores: Scores, device: str) -> Compared:
+    """What the classes were compared by; in the store since they were scored."""
+    encoder = texts.encoder_of(scores.store, device)
     found = tuned.choose(scores.store, scores.vocabulary, scores.prompts, lambda message: None)
-    return found.class_features if found else cached_features(scores.store, scores.vocabulary, encoder)
+    text = found.class_features if found else cached_features(scores.store, scores.vocabulary, encoder)
+    return Compared(text, prototypes_of(scores), scores.parameters["prototypes"])
 
 
 def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: dict[str, int]) -> dict[str, Any]:

@@ -27,14 +27,14 @@ class Pictures:
         self._extra: dict[bytes, int] = {}
 
     def url(self, content: bytes | None) -> Markup | None:
-        """For an attribute; None where there is no picture, or no room."""
-        if not content:
+        """For an attribute; None where there is no picture, or no room: then it may not even have been made (empty)."""
+        if content is None:
             return None
-        self._room -= 4 * len(content) // 3
-        if self._room < 0:
-            self._room += 4 * len(content) // 3
+        size = 4 * len(content) // 3
+        if not content or size > self._room:
             self.left_out += 1
             return None
+        self._room -= size
         return Markup("data:image/webp;base64," + base64.b64encode(content).decode())  # noqa: S704
 
     def add(self, content: bytes | None) -> int:
@@ -46,7 +46,7 @@ class Pictures:
 
 
 def key(image: Row) -> str:
-    """What an image is known by: its id, if that is given."""
+    """What an image is known by: its id, if that is given. A path is that of two images where there are two sources."""
     return str(image.get("image_id") or image["path"])
 
 
@@ -61,6 +61,9 @@ def evidence_by_image(findings: Iterable[Row]) -> dict[str, list[str]]:
 def row_card(row: Row, place: int, evidence: dict[str, list[str]], pictures: Pictures) -> dict[str, Any]:
     """A listed image; `place` is the number of its record."""
     given, shift = row.get("given_label"), row.get("shift")
+    best = row.get("top_classes") or []
+    similarity = best[0][1] if best and best[0][0] == row["label"] else row["max_cosine"]
+    measure = row.get("measure", "cosine")
     facts = [
         ("OOD score", number(row["ood_score"])),
         ("p-value", None if row.get("p_value") is None else number(row["p_value"])),
@@ -68,7 +71,7 @@ def row_card(row: Row, place: int, evidence: dict[str, list[str]], pictures: Pic
         ("Shift", SHIFTS.get(shift or "", shift)),
         ("Looks like", row.get("cluster")),
         ("Given label", given),
-        ("Nearest class", f"{row['label']} (cosine {number(row['max_cosine'])})"),
+        ("Nearest class", f"{row['label']} ({measure} {number(similarity)})"),
         ("Runner-up", row["label_2"] and _runner_up(row)),
         ("ΔEnergy", number(row["delta_energy"])),
         ("Energy", number(row["energy"])),
@@ -76,7 +79,10 @@ def row_card(row: Row, place: int, evidence: dict[str, list[str]], pictures: Pic
     ]
     return {
         "place": place,
+        "key": key(row),
         "row": row,
+        "similarity": similarity,
+        "measure": measure,
         "path": row["path"],
         "uri": row["uri"],
         "picture": pictures.url(row["thumbnail"]),
@@ -103,10 +109,11 @@ def label_card(finding: Row, place: int, row: Row, pictures: Pictures) -> dict[s
     facts = [("Given label", given), ("Suggested label", finding["suggestion"])]
     return {
         "place": place,
+        "key": key(finding),
         "path": finding["path"],
         "uri": finding.get("uri") or row.get("uri"),
         "picture": pictures.url(thumbnail),
-        "gone": not thumbnail,
+        "gone": thumbnail is None,
         "class": finding["suggestion"],
         "given": given,
         "severity": finding["severity"],
@@ -124,13 +131,14 @@ def clusters(duplicates: Sequence[list[Row]], place: int, pictures: Pictures) ->
     clusters: list[dict[str, Any]] = []
     shown = 0
     for number_of, copies in enumerate(duplicates, start=1):
-        if shown + len(copies) > LIMIT:
+        ordered = sorted(copies, key=lambda copy: not copy["keep"])[: LIMIT - shown]
+        if len(ordered) < min(2, len(copies)):
             break
-        ordered = sorted(copies, key=lambda copy: not copy["keep"])
         cards = [_copy_card(copy, place + shown + i, pictures) for i, copy in enumerate(ordered)]
         kinds = {copy["kind"] for copy in copies if not copy["keep"]}
-        clusters.append({"number": number_of, "cards": cards, "exact": kinds == {"exact"}})
-        shown += len(copies)
+        size = copies[0].get("copies", len(copies))
+        clusters.append({"number": number_of, "cards": cards, "size": size, "exact": kinds == {"exact"}})
+        shown += len(ordered)
     return clusters
 
 
@@ -139,10 +147,11 @@ def _copy_card(copy: Row, place: int, pictures: Pictures) -> dict[str, Any]:
     size = f"{copy['width']} × {copy['height']} px"
     return {
         "place": place,
+        "key": key(copy),
         "path": copy["path"],
         "uri": copy.get("uri"),
         "picture": pictures.url(copy.get("thumbnail")),
-        "gone": not copy.get("thumbnail"),
+        "gone": copy.get("thumbnail") is None,
         "keep": bool(copy["keep"]),
         "what": what,
         "size": size,
@@ -175,6 +184,6 @@ def _record(
 def neighbour(near: Any, rows: list[Row], places: dict[str, int], pictures: Pictures) -> int | tuple[str, int]:
     """The number of the row, where the page has it; else the path as shown, and the place of its picture."""
     image = near if isinstance(near, dict) else rows[near]
-    if image["path"] in places:
-        return places[image["path"]]
+    if key(image) in places:
+        return places[key(image)]
     return printable(image["path"]), pictures.add(image.get("thumbnail"))

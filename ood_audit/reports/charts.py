@@ -74,7 +74,7 @@ def points(sample: Iterable[tuple[float, float, str, int]], rows: Sequence[dict[
     given = list(sample)
     on_map = {row for *_, row in given}
     given += [
-        (*row["xy"], "flagged" if row.get("flagged") else "in-distribution", i)
+        (*row["xy"], "flagged" if row.get("flagged") else row.get("kind", "in-distribution"), i)
         for i, row in enumerate(rows)
         if row.get("xy") is not None and i not in on_map
     ]

@@ -3,20 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from duckdb import DuckDBPyConnection
-from numpy.typing import NDArray
 
 from ood_audit.audit import copies
 from ood_audit.reports import ranking
 from ood_audit.reports.cards import LIMIT
 from ood_audit.reports.html import Page, Summary
-from ood_audit.reports.surroundings import LISTED, look_around
-from ood_audit.reports.thumbnails import thumbnails
+from ood_audit.reports.surroundings import LISTED, Compared, Listed, look_around
+from ood_audit.reports.thumbnails import MOST, thumbnails
 from ood_audit.scoring import described
 from ood_audit.store import Store
 
-_LABELS, _CLUSTERS = 500, 250  # shown at most
 Row = dict[str, Any]
 
 
@@ -25,9 +22,9 @@ def gather(
     db: DuckDBPyConnection,
     name: str,
     meta: dict[str, Any],
-    rows: list[Row],
+    top: int,
     duplicates: Path,
-    text: NDArray[np.float32],
+    compared: Compared,
 ) -> Page:
     """The page of a report.
 
@@ -36,22 +33,23 @@ def gather(
         db: the connection on which `decisions.decide` was called.
         name: the report's.
         meta: as in meta.json.
-        rows: the listed images.
+        top: how many of the most OOD images are listed, beside all that are flagged or covariate.
         duplicates: the file of `copies.current`.
-        text: (K, D) the text features of the classes, those of the tuned prompts if there are.
+        compared: what the images were scored against.
 
     """
-    rows = rows[:LIMIT]
+    rows, total = ranking.listed(db, top, LIMIT)
     labels = _rows(
         db,
         "SELECT l.image_id, i.uri, i.path, 'label' AS kind, l.label_issue AS severity, l.given AS given_label, "
         "l.suggested_label AS suggestion, printf('labelled %s, looks like %s: probability %.2f against %.2f', l.given, "
         "l.suggested_label, l.p, l.p_given) AS evidence "
-        "FROM label_issues AS l JOIN images AS i USING (image_id) WHERE l.found "
-        f"ORDER BY severity DESC, path LIMIT {_LABELS}",
+        "FROM label_issues AS l JOIN images AS i USING (image_id) "
+        "JOIN (SELECT image_id, rank FROM report) AS r USING (image_id) WHERE l.found "
+        f"ORDER BY severity DESC, rank LIMIT {LIMIT}",
     )
-    clusters = copies.clusters(db, duplicates, _CLUSTERS)
-    around = look_around(store, [row["image_id"] for row in rows], meta["scored"], text)
+    clusters = copies.clusters(db, duplicates, LIMIT)
+    around = look_around(store, _listed(rows, meta["classes"]), meta["scored"], compared)
     listed = {row["image_id"] for row in rows}
     ids = sorted({near for several in around.neighbours.values() for near in several})
     near = {
@@ -63,24 +61,26 @@ def gather(
     beside = [row for image_id, row in near.items() if image_id in first or image_id in listed]
     wanted = [*rows, *labels, *(copy for cluster in clusters for copy in cluster), *beside]
     uris = list(dict.fromkeys(row["uri"] for row in wanted))
-    pictures = dict(zip(uris, thumbnails(uris), strict=True))
+    pictures = dict(zip(uris, thumbnails(uris[:MOST]), strict=False))
     for row in wanted:
-        row["thumbnail"] = pictures[row["uri"]]
-    shown = [
-        {
-            **row,
-            "top_classes": [(meta["classes"][k], cosine) for k, cosine in around.classes[row["image_id"]]],
-            "xy": around.places.get(row["image_id"]),
-            "neighbours": [near[i] for i in around.neighbours.get(row["image_id"], ()) if i in near],
-        }
-        for row in rows
-    ]
+        row["thumbnail"] = pictures.get(row["uri"], b"")  # no room for it
     found = dict(
         db.execute(
             "SELECT image_id, CASE WHEN flagged THEN 'flagged' WHEN shift = 'covariate' THEN 'covariate-shift' "
             "ELSE 'label' END FROM report WHERE flagged OR shift = 'covariate' OR suggested_label IS NOT NULL"
         ).fetchall()
     )
+    shown = [
+        {
+            **row,
+            "measure": "similarity" if compared.prototypes else "cosine",
+            "kind": found.get(row["image_id"], "in-distribution"),
+            "top_classes": [(meta["classes"][k], cosine) for k, cosine in around.classes[row["image_id"]]],
+            "xy": around.places.get(row["image_id"]),
+            "neighbours": [near[i] for i in around.neighbours.get(row["image_id"], ()) if i in near],
+        }
+        for row in rows
+    ]
     flags, shift, share = meta["flags"], meta["shift"], meta["ood_share"]
     return Page(
         title=f"ood-audit: {name}",
@@ -94,9 +94,10 @@ def gather(
         ],
         rows=shown,
         histogram=ranking.histogram(db),
-        cut=rows[-1]["ood_score"] if rows else None,
+        cut=next((row["ood_score"] for i, row in enumerate(reversed(rows)) if row["rank"] == len(rows) - i), None),
+        listed=total,
         scored=meta["scored"],
-        unreadable=ranking.unreadable(db),
+        unreadable=ranking.unreadable(db, LIMIT),
         unreadable_count=meta["unreadable"],
         summary=Summary(
             flagged=flags["flagged"] if flags else None,
@@ -121,10 +122,22 @@ def gather(
     )
 
 
+def _listed(rows: list[Row], classes: list[str]) -> list[Listed]:
+    """The images with the numbers of their nearest classes."""
+    number_of = {name: number for number, name in enumerate(classes)}
+    return [
+        Listed(
+            row["image_id"],
+            row["path"],
+            tuple(number_of[row[name]] for name in ("label", "label_2") if row[name] is not None),
+        )
+        for row in rows
+    ]
+
+
 def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
     """What to do next, and the command for it."""
     flags, labels, extra = meta["flags"], meta["labels"]["found"], meta["duplicates"]["extra"]
-    unknown = meta["shift"]["semantic"] if meta["shift"] else flags and flags["flagged"]
     steps = []
     if flags is None:
         steps.append(
@@ -134,12 +147,12 @@ def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
                 "ood-audit tune --from FOLDER --epochs 0",
             )
         )
-    elif unknown:
+    elif flags["flagged"]:
         steps.append(
             (
-                f"Look at the {_plural(unknown, 'image')} flagged as of no class. What belongs here after all is a "
-                "class to add to the list. See where the others would be moved (leave out --dry-run to do it, --undo "
-                "takes it back):",
+                f"Look at the {_plural(flags['flagged'], 'flagged image')}. What belongs here after all is a class to "
+                "add to the list, or a style to label. See where the others would be moved (leave out --dry-run to do "
+                "it, --undo takes it back):",
                 "ood-audit quarantine ../aside --flagged --dry-run",
             )
         )

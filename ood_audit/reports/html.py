@@ -62,14 +62,18 @@ class Page:
         title: the name of the report.
         created: ISO time.
         facts: (term, value), shown in the header.
-        rows: the listed images, most OOD first, of which `cards.LIMIT` are shown. Each: rank, path, folder, uri (`file:///…`),
+        rows: the listed images, most OOD first, of which `cards.LIMIT` are shown: the first of the ranking, then others
+            with a finding. Each: rank, path, folder, uri (`file:///…`),
             ood_score, delta_energy, energy, max_cosine, label, label_2 (or None), margin (or None), width, height, and
             thumbnail: WebP bytes, or None when the file is gone. If known also: image_id, given_label, flagged (bool),
-            p_value, shift (in-distribution, covariate or semantic), cluster (what its group of OOD images looks like),
-            neighbours (numbers of rows, from 0, or {path, thumbnail}; the nearest first), top_classes ((label, score),
-            the best first), and xy (place on the map, 0 … 1).
+            p_value, shift (in-distribution, covariate or semantic), kind (as of `map_points`), cluster (what its group
+            of OOD images looks like), neighbours (numbers of rows, from 0, or {image_id, path, thumbnail}; the nearest
+            first), top_classes ((label, similarity), the best first, which is `label`), measure (what
+            a similarity is; a cosine by default), and xy (place on the map,
+            0 … 1).
         histogram: (low, high, count) of `ood_score`, over all images.
-        cut: `ood_score` of the last listed image.
+        cut: `ood_score` of the last image that is listed for its rank.
+        listed: how many images are listed in all; by default as many as there are rows.
         scored: the number of all images that have a score.
         unreadable: (path, error), the first of them.
         unreadable_count: how many there are in all.
@@ -77,7 +81,8 @@ class Page:
         findings: as `ood_audit.store.findings.Issue`, the worst first: image_id, path, kind, severity, evidence,
             suggestion; those of kind `label` also with uri, given_label and thumbnail, if known. None: not looked for.
         duplicates: clusters, each a list of copies: path, keep (bool), kind (exact or near), width, height,
-            size_bytes, and if known uri and thumbnail. None: not looked for.
+            size_bytes, and if known uri, thumbnail and copies (how many the cluster has, if not all are given). None:
+            not looked for.
         map_points: (x, y, kind, row) of a sample of the images: x and y 0 … 1, kind in-distribution, flagged or that of
             another finding, and the number of its row from 0, or -1. Rows with xy are added to it.
         next_steps: (sentence, command).
@@ -98,6 +103,7 @@ class Page:
     duplicates: list[list[Row]] | None = None
     map_points: list[tuple[float, float, str, int]] = field(default_factory=list)
     next_steps: list[tuple[str, str]] = field(default_factory=list)
+    listed: int | None = None
 
 
 def render(page: Page) -> str:
@@ -111,7 +117,8 @@ def render(page: Page) -> str:
     evidence = cards.evidence_by_image(page.findings or [])
     labels = [finding for finding in page.findings or [] if finding["kind"] == "label"]
     by_image = {cards.key(row): row for row in reversed(page.rows)}
-    places = {row["path"]: i for i, row in reversed(list(enumerate(listed)))}
+    places = {cards.key(row): i for i, row in reversed(list(enumerate(listed)))}
+    ranked = sum(row["rank"] == i for i, row in enumerate(page.rows, start=1))  # from the first on, with no gap
 
     rows = [cards.row_card(row, i, evidence, pictures) for i, row in enumerate(listed)]
     mislabelled = [
@@ -123,6 +130,7 @@ def render(page: Page) -> str:
         near = card["row"].get("neighbours") or []
         card["record"]["near"] = [cards.neighbour(one, page.rows, places, pictures) for one in near]
     copies = [card for cluster in clusters for card in cluster["cards"]]
+    _number_images([*rows, *mislabelled, *copies])
     records = [card["record"] for card in [*rows, *mislabelled, *copies]]
     points = charts.points(page.map_points, listed)
     data = {
@@ -138,6 +146,8 @@ def render(page: Page) -> str:
         classes=_numbered(rows),
         shifts=_counted(listed, "shift", cards.SHIFTS),
         flagged=sum(bool(row.get("flagged")) for row in listed),
+        ranked=ranked,
+        listed=len(page.rows) if page.listed is None else page.listed,
         knows_flagged=any(row.get("flagged") is not None for row in listed),
         groups=_numbered(rows, "group"),
         labels=mislabelled,
@@ -169,7 +179,7 @@ def _template() -> Template:
 
 
 def _resource(name: str) -> str:
-    return files("ood_audit.reports").joinpath(name).read_text("utf-8")
+    return files("ood_audit.reports").joinpath(name).read_text(encoding="utf-8")
 
 
 def _exact(text: str) -> Markup:
@@ -185,6 +195,13 @@ def _json(value: Any) -> Markup:
 
 def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _number_images(shown: list[dict[str, Any]]) -> None:
+    """Give each card the number of its image, which is the same in every list; a path may be that of two images."""
+    numbers: dict[str, int] = {}
+    for card in shown:
+        card["image"] = numbers.setdefault(card["key"], len(numbers))
 
 
 def _numbered(shown: list[dict[str, Any]], name: str = "class") -> list[tuple[int, str, int]]:
@@ -205,7 +222,7 @@ def _counted(rows: list[Row], name: str, names: dict[str, str]) -> list[tuple[st
 
 
 def _figures(page: Page, labels: list[Row]) -> dict[str, Any]:
-    """The figures of the summary, with what can be counted here."""
+    """The figures of the page, each in one place: tiles, tabs and texts all have them from here."""
     given = page.summary
     clusters, extra, issues = given.duplicate_clusters, given.superfluous_copies, given.label_issues
     if clusters is None and page.duplicates is not None:

@@ -15,6 +15,21 @@ def top(db: DuckDBPyConnection, limit: int) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 
 
+def listed(db: DuckDBPyConnection, top: int, most: int) -> tuple[list[dict[str, Any]], int]:
+    """The images of a page: the `top` most OOD ones, and all that are flagged or covariate.
+
+    Returns:
+        The first `most` of them by rank, with the columns of the view `report`, and how many they are in all.
+
+    """
+    condition = "rank <= $top OR flagged OR shift = 'covariate'"
+    answer = db.execute(f"FROM report WHERE {condition} ORDER BY rank LIMIT $most", {"top": top, "most": most})
+    names = [column[0] for column in answer.description or []]
+    rows = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+    total = db.execute(f"SELECT count(*) FROM report WHERE {condition}", {"top": top}).fetchall()[0][0]
+    return rows, int(total)
+
+
 def counts(db: DuckDBPyConnection) -> dict[str, int]:
     """How many images were scored, and how many could not be read."""
     row = db.execute(
@@ -50,7 +65,7 @@ def histogram(db: DuckDBPyConnection) -> list[tuple[float, float, int]]:
     return [(float(low), float(high), int(n)) for low, high, n in rows]
 
 
-def unreadable(db: DuckDBPyConnection, limit: int = 200) -> list[tuple[str, str]]:
+def unreadable(db: DuckDBPyConnection, limit: int) -> list[tuple[str, str]]:
     """Path and error of images that could not be read."""
     rows = db.execute("SELECT path, error FROM images WHERE status = 'error' ORDER BY path LIMIT ?", [limit])
     return [(str(path), str(error)) for path, error in rows.fetchall()]

@@ -47,8 +47,9 @@ async function copy(text, what) {
 }
 
 function copyPaths(elements) {
-  const paths = new Set(Array.from(elements, (element) => element.dataset.path)); // an image may be in two lists
-  copy([...paths].join("\n"), counted(paths.size, "path", "paths"));
+  const paths = new Map(); // an image may be in two lists, and two images may have the same path
+  for (const element of elements) paths.set(element.dataset.image ?? element, element.dataset.path);
+  copy([...paths.values()].join("\n"), counted(paths.size, "path", "paths"));
 }
 
 const copyCard = (card) => copy(card.dataset.path, "the path");

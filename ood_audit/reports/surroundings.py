@@ -1,5 +1,6 @@
 """What stands around the listed images: classes, their nearest neighbours, and a map of a sample of the store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ood_audit.prototypes import sample
+from ood_audit.prototypes import Prototypes, joined_without_torch, sample
 from ood_audit.reports.mapping import coordinates
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features, unit
@@ -23,13 +24,45 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What the images were scored against.
+
+    Attributes:
+        text: (K, D) the text features of the classes.
+        prototypes: as `prototypes.fit_folds` gives them; empty where the names alone count.
+        weight: of the prototypes.
+
+    """
+
+    text: Floats
+    prototypes: Sequence[Prototypes | None] = ()
+    weight: float = 0.0
+
+    def similarities(self, images: Floats, paths: Sequence[str]) -> Floats:
+        """(N, D) features → (N, K), as the score has them."""
+        to_text: Floats = images @ self.text.T
+        if not self.prototypes:
+            return to_text
+        return joined_without_torch(self.prototypes, self.weight, images, paths, to_text)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image on the page: its id, its path, and the numbers of the nearest class and of the runner-up, if any."""
+
+    image_id: str
+    path: str
+    nearest: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """Ids, and places on the map.
 
     Attributes:
         neighbours: by image id, the ids of the nearest images, the nearest first.
         places: by image id, x and y in 0 … 1.
-        classes: by image id, the numbers of the nearest classes and the cosines to their text features, the best first.
+        classes: by image id, the numbers of the nearest classes and the similarities to them, the best first.
 
     """
 
@@ -38,17 +71,17 @@ class Surroundings:
     classes: dict[str, list[tuple[int, float]]]
 
 
-def look_around(store: Store, listed: list[str], total: int, text: Floats) -> Surroundings:
+def look_around(store: Store, listed: list[Listed], total: int, compared: Compared) -> Surroundings:
     """Two passes over the features: for those of the listed images and of the sample, then for the neighbours.
 
     Args:
         store: the store.
-        listed: ids of the listed images.
+        listed: the listed images.
         total: how many readable images there are.
-        text: (K, D) the text features of the classes.
+        compared: what they were scored against.
 
     """
-    looked_at = pa.array(listed, pa.string())
+    looked_at = pa.array([image.image_id for image in listed], pa.string())
     chosen = sample(total, most=MAPPED)
     own = np.zeros((len(looked_at), store.encoder.dimension), np.float32)
     sampled, ids, start = [own[:0]], [], 0
@@ -69,18 +102,25 @@ def look_around(store: Store, listed: list[str], total: int, text: Floats) -> Su
     return Surroundings(
         neighbours=_nearest(store, looked_at[:most], own[:most]),
         places={i: (float(x), float(y)) for i, (x, y) in zip([*ids, *apart], places.tolist(), strict=True)},
-        classes=dict(zip(listed, _classes(own, text), strict=True)),
+        classes=dict(zip(looked_at.to_pylist(), _classes(listed, own, compared), strict=True)),
     )
 
 
-def _classes(own: Floats, text: Floats) -> list[list[tuple[int, float]]]:
-    """For each row the nearest classes, with their cosines."""
+def _classes(listed: list[Listed], own: Floats, compared: Compared) -> list[list[tuple[int, float]]]:
+    """For each image the nearest classes with their similarities, first those that the scores name as the nearest.
+
+    Two similarities that are the same but for rounding can be in another order here than in the scores.
+    """
     found = []
     for start in range(0, len(own), _BLOCK):
-        cosines = own[start : start + _BLOCK] @ text.T
-        best = np.argsort(-cosines, axis=1, kind="stable")[:, :CLASSES]
-        values = np.take_along_axis(cosines, best, axis=1)
-        found += [list(zip(*row, strict=True)) for row in zip(best.tolist(), values.tolist(), strict=True)]
+        some = listed[start : start + _BLOCK]
+        block = compared.similarities(own[start : start + _BLOCK], [image.path for image in some])
+        for image, similarities in zip(some, block, strict=True):
+            others = np.argsort(-similarities, kind="stable")[: CLASSES + len(image.nearest)].tolist()
+            best = list(dict.fromkeys([*image.nearest, *others]))[:CLASSES]
+            values = similarities[best]
+            values[0] = values.max()
+            found.append(list(zip(best, np.minimum.accumulate(values).tolist(), strict=True)))
     return found
 
 

@@ -11,6 +11,7 @@ BUDGET = 10_000_000  # bytes of all pictures of a page; a third more as base64
 # Pixels of the longer side, WebP quality, and the bytes that a photograph takes: the mean over 150 of Caltech-101 and
 # PACS (which are themselves about 300 pixels wide: the first is an estimate).
 _STEPS = ((480, 75, 24_000), (320, 70, 8_000), (224, 65, 5_000), (160, 60, 2_850), (128, 50, 1_900), (96, 45, 1_200))
+MOST = BUDGET // _STEPS[-1][2]  # pictures; of more, the budget has no room for the last ones
 
 
 def thumbnails(uris: Sequence[str], *, budget: int = BUDGET) -> list[bytes | None]:

@@ -1,9 +1,12 @@
-"""SimLabel: a class counts for more where the classes that are like it match too. ShuZou-1/SimLabel.
+"""SimLabel: a class counts for more where the classes that are like it match too. After ShuZou-1/SimLabel.
 
-    A_i = s_i + α · mean of s_d over the classes d most similar to i (by text)
+    A_i = s_i + α · mean of s_d over the classes d most similar to i by text, i itself not among them
     SimLabel = max_i softmax(A/τ)_i   higher is more in-distribution
 
-τ = 1, α = 1 and 5 similar classes, as there. `ood_score` is −SimLabel.
+This is a text variant of the published score: τ = 1 and α = 1 are the authors', the rest is not. Their released code
+finds the similar classes among in-distribution test *images*, weights each by how often it occurs with i, and counts i
+itself. Here there are only the names: the 10 classes with the highest text–text cosine, each with the same weight.
+`ood_score` is −SimLabel.
 """
 
 from torch import Tensor
@@ -12,7 +15,7 @@ from ood_audit.scores.mcm import mcm
 
 
 def simlabel(
-    cosines: Tensor, *, classes: Tensor, temperature: float = 1.0, alpha: float = 1.0, similar: int = 5
+    cosines: Tensor, *, classes: Tensor, temperature: float = 1.0, alpha: float = 1.0, similar: int = 10
 ) -> Tensor:
     """(N, K) cosines and the (K, D) text features of the classes → (N,) raw values."""
     likeness = classes @ classes.T

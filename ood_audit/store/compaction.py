@@ -6,7 +6,7 @@ are no longer in force (`Store.parts`), and may be deleted one by one. The newes
 scores, index and findings are still those of the store.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ood_audit.errors import StoreError
+from ood_audit.progress import Progress, silent
+from ood_audit.store import owned
 from ood_audit.store.layout import Store, flush, raise_version, remove, replacing, span, writing
-from ood_audit.store.parts import PARQUET, schema
+from ood_audit.store.parts import PARQUET, SCHEMA, as_of_now
 from ood_audit.store.views import connect, damaged, outdated_rows
 
 PART_ROWS = 262_144  # of a merged part, at most
@@ -46,7 +48,7 @@ class Compacted:
     left: int
 
 
-def compact(store: Store, *, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Compacted:
+def compact(store: Store, *, on_progress: Progress = silent) -> Compacted:
     """Merge small parts that follow each other, and drop superseded and removed rows.
 
     What a query sees stays the same throughout. Needs room on the disk for one merged part; memory holds some rows.
@@ -54,7 +56,7 @@ def compact(store: Store, *, on_progress: Callable[[int, int], None] = lambda do
 
     Args:
         store: the store.
-        on_progress: called with the number of rows read and to read.
+        on_progress: called with the rows read and to read, see `ood_audit.progress.Progress`.
 
     Raises:
         StoreError: another is writing, a part is damaged, or the disk is full.
@@ -72,7 +74,7 @@ def compact(store: Store, *, on_progress: Callable[[int, int], None] = lambda do
             for rows, kept in _merge(store, run):
                 done += rows
                 dropped += rows - kept
-                on_progress(done, total)
+                on_progress("compacting", done, total)
             _sweep(store)
         left = len(_replaced(store))
         return Compacted(parts_before, len(store.parts), dropped, bytes_before, _bytes(store), left)
@@ -110,22 +112,21 @@ def _merge(store: Store, run: list[Path]) -> Iterator[tuple[int, int]]:
             f"(SELECT image_id FROM _rows WHERE supersedes AND part BETWEEN {first} AND {last}) AS s USING (image_id) "
             f"WHERE r.part < {first}"
         ).to_arrow_table()["image_id"]
-    columns = schema(store.encoder.dimension)
     with (
         replacing(store.images / f"part-{first:08d}-{last:08d}.parquet") as temporary,
-        pq.ParquetWriter(temporary, columns, **PARQUET) as writer,
+        pq.ParquetWriter(temporary, SCHEMA, **PARQUET) as writer,
     ):
-        waiting = [columns.empty_table()]
+        waiting = [SCHEMA.empty_table()]
         for part in run:
             try:
                 with pq.ParquetFile(part) as file:
                     for batch in file.iter_batches(batch_size=_GROUP_ROWS):
                         table = _counted(pa.Table.from_batches([batch]), outdated.get(part), older)
-                        waiting.append(table.cast(columns))
+                        waiting.append(as_of_now(table))
                         yield len(batch), len(table)
                         if sum(map(len, waiting)) >= _GROUP_ROWS:
                             writer.write_table(pa.concat_tables(waiting))
-                            waiting = [columns.empty_table()]
+                            waiting = [SCHEMA.empty_table()]
             except pa.ArrowInvalid as error:
                 raise damaged(f"{part}: {error}") from error
         writer.write_table(pa.concat_tables(waiting))
@@ -149,6 +150,8 @@ def _replaced(store: Store) -> list[Path]:
 def _sweep(store: Store) -> None:
     """Delete them, unless a report or a score run may be reading them."""
     if replaced := _replaced(store):
+        if owned.has_readers(store.root):
+            return
         try:
             with writing(store.root, "scores"):
                 for part in replaced:

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ood_audit import __version__
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import StoreError
 from ood_audit.images.storage import is_remote
+from ood_audit.store import owned
 from ood_audit.text import printable, storable
 
 if TYPE_CHECKING:
@@ -26,11 +28,20 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 _READABLE = (1, 2)  # 1 is 2 without merged parts; `raise_version` is all that it takes
 DEFAULT_STORE = ".ood-audit"
+_WINDOWS = os.name == "nt"
+COMMIT_SECONDS = 20.0  # how long a finished score run or report waits for another one to take its name
 _WRITES = {  # the temporary files of each kind of writer
-    "images": ("images/.*", "index/.*", "runs/.*", ".store.json.*", ".images.writer.json.*"),
+    "images": ("images/.*", "index/.*", "runs/.*", "texts/.*", ".import*", ".store.json.*", ".images.writer.json.*"),
     "scores": (
         *("vocabularies/.*", "prompts/.*", "scores/.*", "reports/.*"),
-        *(".current.json.*", ".score_defaults.json.*", ".duplicates.parquet.*", ".spill", ".scores.writer.json.*"),
+        *(
+            ".current.json.*",
+            ".score_defaults.json.*",
+            ".duplicates.parquet.*",
+            ".spill*",
+            ".scores.writer.json.*",
+            ".reader-*",
+        ),
     ),
 }
 
@@ -143,7 +154,7 @@ def open_store(path: str | os.PathLike[str] = DEFAULT_STORE) -> Store:
         where = shown(root)
         raise StoreError(f"no store at {where}; make one with `ood-audit embed FOLDER`, or name one with --store DIR")
     try:
-        values = json.loads(manifest.read_text())
+        values = json.loads(manifest.read_text(encoding="utf-8"))
         version = values["version"]
         if version in _READABLE:
             return Store(root, EncoderIdentity.from_json(values["encoder"]))
@@ -220,13 +231,19 @@ def create_store(path: str | os.PathLike[str], encoder: EncoderIdentity) -> Stor
 
 
 @contextmanager
-def writing(root: Path, what: Literal["images", "scores"]) -> Iterator[None]:
+def writing(root: Path, what: Literal["images", "scores"], *, wait: float = 0.0) -> Iterator[None]:
     """Hold a lock of the store at `root` against a second writer; clears what a killed writer left behind.
 
     Images (with their index and runs) have one writer at a time, and so have scores (with vocabularies and reports):
-    a report can be made while a long `embed` runs.
+    a report can be made while a long `embed` runs. `embed` holds its lock while it runs. Scores and reports are
+    computed without one, into temporary files, and the lock is held for the moment in which these take their names.
 
     The system releases the lock when its process dies, however it dies, so no lock is ever stale.
+
+    Args:
+        root: the store's folder.
+        what: which of the two locks.
+        wait: how many seconds to wait for another writer before giving up.
 
     Raises:
         StoreError: another process is writing, or `root` can't be written to or is some other folder.
@@ -240,7 +257,7 @@ def writing(root: Path, what: Literal["images", "scores"]) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         if not any((root / name).exists() for name in ("images.lock", "store.json")) and any(root.iterdir()):
             raise StoreError(f"{where} is a folder with other things in it; name a new one with --store DIR")
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise StoreError(f"{_owner(owner)} is writing to {where}; wait for it, or use another --store") from None
     except OSError as error:
@@ -250,19 +267,33 @@ def writing(root: Path, what: Literal["images", "scores"]) -> Iterator[None]:
             f"the file system of {where} has no locks; put the store on another with --store DIR"
         ) from error
     try:
-        with _remote_lock(root, what):
+        with _remote_lock(root, what), explaining_full_disks(root):
             write_json(owner, {"pid": os.getpid(), "host": socket.gethostname()})
             for pattern in _WRITES[what]:
-                for leftover in root.glob(f"{pattern}.tmp"):
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                for leftover in filter(owned.is_leftover, root.glob(f"{pattern}.tmp")):
+                    _clear(leftover)
             yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def explaining_full_disks(root: Path) -> Iterator[None]:
+    """Turn the error of a full or read-only disk into a StoreError that says what to do."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
             raise
         raise StoreError(no_room(root, error)) from error
-    finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
+
+
+@contextmanager
+def computing(root: Path) -> Iterator[None]:
+    """Hold nothing but a marker while scores or a report are computed; see `writing` and `owned.reading`."""
+    with owned.reading(root), explaining_full_disks(root):
+        yield
 
 
 @contextmanager
@@ -308,7 +339,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Serves files and folders. A reader sees the old one or the new one, never a part of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = owned.temporary(path)
     try:
         yield temporary
         if temporary.is_dir():
@@ -316,22 +347,47 @@ def replacing(path: Path) -> Iterator[Path]:
                 flush(file)
             with _uploaded(temporary, path):
                 if path.exists():
-                    old = path.parent / f".{path.name}.{os.getpid()}.old.tmp"
-                    path.rename(old)
-                    temporary.rename(path)
+                    old = owned.temporary(path, kind=".old")
+                    _rename(path, old)
+                    try:
+                        _rename(temporary, path)
+                    except OSError:
+                        _rename(old, path)
+                        raise
                     shutil.rmtree(old)
                 else:
-                    temporary.rename(path)
+                    _rename(temporary, path)
         else:
             flush(temporary)
             with _uploaded(temporary, path):
-                temporary.replace(path)
+                _rename(temporary, path)
         flush(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Rename a file, over an existing one, or a folder."""
+    for pause in (0.01, 0.03, 0.1, 0.3, 1) if _WINDOWS else ():
+        with suppress(PermissionError):  # Windows renames nothing that another program is just reading
+            old.replace(new)
+            return
+        time.sleep(pause)
+    old.replace(new)
+
+
+def _clear(leftover: Path) -> None:
+    """Remove what a killed writer left behind; a folder that it had put aside and not replaced yet is put back."""
+    aside = re.fullmatch(r"\.(.+)\.\d+(?:@[^@]*)?\.old\.tmp", leftover.name)
+    if aside and not (leftover.parent / aside[1]).exists():
+        _rename(leftover, leftover.parent / aside[1])
+    elif leftover.is_dir():
+        shutil.rmtree(leftover)
+    else:
+        leftover.unlink()
 
 
 def _uploaded(temporary: Path, path: Path) -> AbstractContextManager[None]:
@@ -360,8 +416,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def flush(path: str | os.PathLike[str]) -> None:
     """Have a file, or the names in a folder, written to disk."""
     try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+        # Windows flushes only what is open for writing, and no folders: it keeps their names safe by itself.
+        handle = os.open(path, os.O_RDWR if _WINDOWS else os.O_RDONLY)
+    except OSError:
         return
     try:
         os.fsync(handle)
@@ -371,7 +428,7 @@ def flush(path: str | os.PathLike[str]) -> None:
 
 def _owner(path: Path) -> str:
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(path.read_text(encoding="utf-8"))
         return f"another ood-audit (process {owner['pid']} on {owner['host']})"
     except (OSError, ValueError, KeyError):
         return "another ood-audit"

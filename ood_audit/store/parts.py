@@ -43,19 +43,30 @@ _FACTS = pa.schema(
         ("error", pa.string()),
         ("supersedes", pa.bool_()),  # an older part has a row of this image, which no longer counts
         ("run_id", pa.string()),
+        ("note", pa.string()),  # what is odd about a readable image; stores of 0.1.0 have no such column
     ]
 )
 
+# Facts about the bytes of an image, which hold wherever a file with these bytes lies.
+_OF_THE_FILE = ("image_id", "part", "uri", "source", "path", "folder", "size_bytes", "mtime_ns", "supersedes", "run_id")
+INHERITED = tuple(name for name in _FACTS.names if name not in _OF_THE_FILE)
+
 # As parts are written. Features don't compress, and plain ones read ten times as fast.
 PARQUET = {
-    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id"],
+    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note"],
     "compression": dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none"},
 }
 
 
-def schema(dimension: int) -> pa.Schema:
-    """The columns of a part."""
-    return _FACTS.append(pa.field("embedding", pa.list_(pa.float16(), dimension)))
+# Not of fixed length, which is the same in Parquet: PyArrow before 26 neither writes nor reads such lists with nulls.
+SCHEMA = _FACTS.append(pa.field("embedding", pa.list_(pa.field("element", pa.float16()))))
+
+
+def as_of_now(table: pa.Table) -> pa.Table:
+    """Rows of any version's part with the columns of `SCHEMA`."""
+    if "note" not in table.column_names:
+        table = table.append_column("note", pa.nulls(len(table), pa.string()))
+    return table.select(SCHEMA.names).cast(SCHEMA)
 
 
 class PartWriter:
@@ -98,16 +109,44 @@ class PartWriter:
             "content_hash": decoded.content_hash,
             "status": "ok" if decoded.error is None else "error",
             "error": decoded.error,
+            "note": decoded.note,
         }
         if features is not None:
             self._features.append(features.astype(np.float16))
-        self._append(image, row, supersedes)
+        self._append(self._row(image, row, supersedes))
+
+    def adopt(
+        self,
+        image: ImageRef,
+        facts: dict[str, Any],
+        features: NDArray[np.float16],
+        *,
+        supersedes: bool,
+        instead_of: ImageRef | None = None,
+    ) -> None:
+        """Add an image whose bytes the store knows.
+
+        Args:
+            image: the image, with the size and time of its file.
+            facts: the `INHERITED` columns of a row of the same bytes.
+            features: (D,) of that row, as stored.
+            supersedes: whether the store has a row of `image` in its view.
+            instead_of: the image that had these bytes before they moved. It leaves the view in the same part, so that
+                whatever stops the run, exactly one of the two is in the view.
+
+        """
+        row = {**facts, "size_bytes": image.size_bytes, "mtime_ns": image.mtime_ns}
+        rows = [self._row(image, row, supersedes)]
+        if instead_of is not None:
+            rows.append(self._row(instead_of, {"status": "removed"}, True))
+        self._features.append(features)
+        self._append(*rows)
 
     def remove(self, image: ImageRef) -> None:
         """Take an image out of the view."""
-        self._append(image, {"status": "removed"}, True)
+        self._append(self._row(image, {"status": "removed"}, True))
 
-    def _append(self, image: ImageRef, row: dict[str, Any], supersedes: bool) -> None:
+    def _row(self, image: ImageRef, row: dict[str, Any], supersedes: bool) -> dict[str, Any]:
         row.update(
             image_id=image.image_id,
             uri=image.uri,
@@ -117,7 +156,10 @@ class PartWriter:
             supersedes=supersedes,
             run_id=self._run_id,
         )
-        self._rows.append(row)
+        return row
+
+    def _append(self, *rows: dict[str, Any]) -> None:
+        self._rows.extend(rows)
         if len(self._rows) >= PART_ROWS or time.monotonic() - self._started >= PART_SECONDS:
             self.flush()
 
@@ -146,11 +188,11 @@ class PartWriter:
             row["part"] = number
         table = pa.Table.from_pylist(self._rows, schema=_FACTS)
         values = pa.array(np.concatenate(self._features) if self._features else np.empty(0, np.float16))
-        # The lists of unreadable and removed images are null: they point at the next list's start.
         has = pc.equal(table["status"], "ok").to_numpy()
-        rows = pa.array(np.where(has, np.cumsum(has) - 1, 0), mask=~has, type=pa.int64())
-        lists = pa.FixedSizeListArray.from_arrays(values, self._dimension)
-        table = table.append_column(schema(self._dimension).field("embedding"), lists.take(rows))
+        ends = np.cumsum(has, dtype=np.int32) * self._dimension
+        # The lists of unreadable and removed images are null.
+        lists = pa.ListArray.from_arrays(np.append(np.int32(0), ends), values, mask=pa.array(~has))
+        table = table.append_column("embedding", lists).cast(SCHEMA)
         with replacing(path) as temporary:
             write_part(table, temporary)
 

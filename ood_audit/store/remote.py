@@ -29,6 +29,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ood_audit.errors import StoreError, UsageError
+from ood_audit.store.cache import user_cache
 from ood_audit.text import printable
 
 REFRESH_SECONDS = 60.0
@@ -52,10 +53,7 @@ def attach(url: str) -> "Mirror":
     if url.lower().startswith(("http://", "https://")):
         raise UsageError("a store can't be written over HTTP; name a folder, or s3://, gs:// or hdfs://")
     url = storage.canonical(url)
-    cache = os.environ.get("OOD_AUDIT_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ood-audit"
-    )
-    root = os.path.abspath(os.path.join(cache, "stores", hashlib.sha256(url.encode()).hexdigest()[:24]))
+    root = os.path.join(user_cache(), "stores", hashlib.sha256(url.encode()).hexdigest()[:24])
     mirror = _mirrors.get(root)
     if mirror is None:
         try:
@@ -227,8 +225,8 @@ class Mirror:
         """A name of this mirror, by which a writer that died here is known."""
         path = self._beside(".id")
         if not path.exists():
-            path.write_text(secrets.token_hex(8))
-        return path.read_text()
+            path.write_text(secrets.token_hex(8), encoding="utf-8")
+        return path.read_text(encoding="utf-8")
 
     def _listed(self, below: str) -> dict[str, tuple[int, int]]:
         """The files below a name: size and time (ns) by name."""
@@ -270,7 +268,7 @@ class Mirror:
 
     def _note(self, notes: dict[str, list[float]]) -> None:
         temporary = self._beside(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(notes))
+        temporary.write_text(json.dumps(notes), encoding="utf-8")
         temporary.replace(self._beside(".json"))
 
     def _beside(self, suffix: str) -> Path:

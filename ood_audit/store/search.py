@@ -121,7 +121,8 @@ class _Filling:
 
     def add(self, features: Floats) -> None:
         features = np.ascontiguousarray(features, np.float32)
-        found = self._try(lambda: self._centres.search(features, 1)) if self._centres is not None else None
+        centres = self._centres
+        found = self._try(lambda: centres.search(features, 1)) if centres is not None else None
         if found is None:
             self._index.add(features)
         else:

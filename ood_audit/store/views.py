@@ -1,6 +1,7 @@
 """DuckDB over the store: the views `images`, `scores`, `labels`, `report` and `issues`."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -8,30 +9,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store import findings
+from ood_audit.store import findings, owned
 from ood_audit.store.layout import Store, read_json, span
-from ood_audit.text import printable, storable
+from ood_audit.text import JsonText, printable, storable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Types whose values are the same in Python, in CSV and in JSON.
+_PLAIN = re.compile(r'U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|BOOLEAN|VARCHAR|DECIMAL\(.*\)|"NULL"')
 VIEWS = ("images", "scores", "labels", "report", "issues")
 
 _ROWS = """
 CREATE TABLE _no_rows (
     image_id VARCHAR, part INTEGER, uri VARCHAR, source VARCHAR, path VARCHAR, folder VARCHAR, width INTEGER,
     height INTEGER, format VARCHAR, size_bytes BIGINT, mtime_ns BIGINT, content_hash VARCHAR, status VARCHAR,
-    error VARCHAR, supersedes BOOLEAN, run_id VARCHAR, embedding FLOAT[]
+    error VARCHAR, supersedes BOOLEAN, run_id VARCHAR, note VARCHAR
 )"""
 _IMAGES = """
 CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
 CREATE VIEW images AS
-SELECT image_id, source, path, folder, width, height, format, size_bytes, content_hash, status, error,
+SELECT image_id, source, path, folder, width, height, format, size_bytes, content_hash, status, error, note,
        uri, mtime_ns, run_id
 FROM _rows AS r ANTI JOIN _superseded AS s ON s.image_id = r.image_id AND s.part > r.part
 WHERE status <> 'removed'
@@ -69,9 +72,16 @@ class Rows:
 
 @contextmanager
 def connect(
-    store: Store, parts: list[Path] | None = None, *, report: str | None = None
+    store: Store, parts: list[Path] | None = None, *, report: str | None = None, current: dict[str, Any] | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory DuckDB with the views of `store` (or of some of its parts, or with the findings of some `report`).
+    """An in-memory DuckDB with the views of a store.
+
+    Args:
+        store: the store.
+        parts: the parts to read; None for all that are in force.
+        report: the report whose findings are the view `issues`; None for the last one.
+        current: which vocabulary, scores and decisions the views show, as `Store.current` gives them; None for those
+            that were last used. A report names its own, as another report may be made at the same time.
 
     Raises:
         StoreError: a file of the store can't be read; also when that shows only inside of the `with`.
@@ -81,7 +91,8 @@ def connect(
     parts = store.parts if parts is None else parts
     try:
         with _interruptible(connection):
-            _create_views(connection, store, parts, report or store.current_report)
+            current = store.current() if current is None else current
+            _create_views(connection, store, parts, report or store.current_report, current)
             yield connection
     except (RuntimeError, duckdb.InterruptException) as error:  # how DuckDB passes a Ctrl-C on
         if "interrupt" in str(error).lower():
@@ -98,9 +109,9 @@ def connect(
 
 
 def limit_memory(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
-    """Have DuckDB sort and join in a gigabyte, and then on disk; for who holds the lock of the scores."""
+    """Have DuckDB sort and join in a gigabyte, and then on disk, in a folder of this process's own."""
     connection.execute("SET memory_limit = '1GB'")
-    connection.execute("SET temp_directory = ?", [str(store.root / ".spill.tmp")])
+    connection.execute("SET temp_directory = ?", [str(owned.temporary(store.root / "spill"))])
 
 
 @contextmanager
@@ -142,12 +153,15 @@ def merged() -> StoreError:
     return StoreError("parts of the store were merged meanwhile by `ood-audit compact`; run the command again")
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path], report: str) -> None:
+def _create_views(
+    connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path], report: str, current: dict[str, Any]
+) -> None:
     connection.execute(_ROWS)
-    _view(connection, "_rows", parts, "_no_rows")
+    _view(connection, "_parts", parts, "_no_rows", union_by_name=True)
+    # By name, as parts of 0.1.0 have no column `note`.
+    connection.execute("CREATE VIEW _rows AS FROM _no_rows UNION ALL BY NAME FROM _parts")
     connection.execute(_IMAGES)
     connection.execute(_SCORES)
-    current = store.current()
     scores = store.scores / f"{current.get('scores')}.parquet"
     _view(connection, "scores", [scores] if scores.exists() else [], "_no_scores")
     connection.execute(_DECISIONS)
@@ -176,8 +190,18 @@ def query(store: Store, sql: str) -> Rows:
 
 
 @contextmanager
-def streaming(store: Store, sql: str) -> Iterator[tuple[list[str], Iterator[tuple[Any, ...]]]]:
-    """`query`, for answers of any length: the columns, and the rows one after another."""
+def streaming(
+    store: Store, sql: str, *, values: Literal["python", "text", "json"] = "python"
+) -> Iterator[tuple[list[str], Iterator[tuple[Any, ...]]]]:
+    """`query`, for answers of any length: the columns, and the rows one after another.
+
+    Args:
+        store: The store.
+        sql: One SELECT.
+        values: How values are given that are no numbers, booleans or strings: as Python objects, as the text that
+            DuckDB writes to CSV, or as `JsonText`.
+
+    """
     if not storable(sql) == sql:
         raise UsageError("the query is not valid UTF-8")
     with connect(store) as connection:
@@ -189,19 +213,48 @@ def streaming(store: Store, sql: str) -> Iterator[tuple[list[str], Iterator[tupl
             statements = connection.extract_statements(sql)
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
                 raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
-            result = connection.execute(statements[0])
+            statement, odd = (sql, []) if values == "python" else _converting(connection, sql, values)
+            result = connection.execute(statement)
         except duckdb.InterruptException:
             raise
         except duckdb.Error as error:
             if root in str(error) and root not in sql and not isinstance(error, duckdb.PermissionException):
                 raise  # a file of the store that can't be read
             raise UsageError(_explain(connection, error)) from error
-        yield [column[0] for column in result.description or []], _rows(result)
+        yield [column[0] for column in result.description or []], _rows(result, odd if values == "json" else [])
 
 
-def _rows(result: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:
+def _converting(connection: duckdb.DuckDBPyConnection, sql: str, values: str) -> tuple[str, list[int]]:
+    """The same SELECT, with DuckDB converting what Python would show in a way of its own, such as dates and blobs.
+
+    Returns:
+        The statement, and the positions of the columns that it converts.
+
+    """
+    text = sql.encode()
+    end = next((at for at, _ in duckdb.tokenize(sql) if text[at : at + 1] == b";"), len(text))
+    inner = f"(\n{text[:end].decode()}\n)"
+    columns = connection.execute(f"DESCRIBE FROM {inner}").fetchall()
+    odd = [i for i, (_, kind, *_) in enumerate(columns) if not _PLAIN.fullmatch(kind)]
+    if not odd:
+        return sql, odd
+    convert = "to_json(#{})" if values == "json" else "#{}::VARCHAR"
+    chosen = (
+        (convert.format(i + 1) if i in odd else f"#{i + 1}") + f" AS {_identifier(name)}"
+        for i, (name, *_) in enumerate(columns)
+    )
+    return f"SELECT {', '.join(chosen)} FROM {inner}", odd
+
+
+def _rows(result: duckdb.DuckDBPyConnection, are_json: list[int]) -> Iterator[tuple[Any, ...]]:
     while rows := result.fetchmany(8192):
-        yield from rows
+        if not are_json:
+            yield from rows
+            continue
+        for row in map(list, rows):
+            for i in are_json:
+                row[i] = None if row[i] is None else JsonText(row[i])
+            yield tuple(row)
 
 
 def outdated_rows(store: Store, parts: list[Path]) -> dict[Path, "pa.Array"]:
@@ -222,12 +275,15 @@ def outdated_rows(store: Store, parts: list[Path]) -> dict[Path, "pa.Array"]:
     }
 
 
-def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], empty: str) -> None:
+def _view(
+    connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], empty: str, *, union_by_name: bool = False
+) -> None:
     if not files:
         connection.execute(f"CREATE VIEW {name} AS FROM {empty}")
         return
     paths = ", ".join(_quoted(os.path.abspath(file)) for file in files)
-    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{paths}], hive_partitioning = false)")
+    options = f"hive_partitioning = false, union_by_name = {union_by_name}"
+    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{paths}], {options})")
 
 
 def _labels(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
@@ -248,6 +304,10 @@ def _explain(connection: duckdb.DuckDBPyConnection, error: duckdb.Error) -> str:
     ).fetchall()
     views = "; ".join(f"{name}({names})" for name, names in sorted(columns, key=lambda row: VIEWS.index(row[0])))
     return f"{printable(str(error).splitlines()[0])}; views: {views}"
+
+
+def _identifier(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _quoted(text: str) -> str:

@@ -1,20 +1,20 @@
 """The labelled subset: which images `tune` learns from."""
 
-import csv
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ood_audit import annotations
 from ood_audit.errors import UsageError
-from ood_audit.images.sources import file_uri
+from ood_audit.names import near
+from ood_audit.progress import Progress
 from ood_audit.prompts import Labelled
 from ood_audit.store import Store, open_store
 from ood_audit.store.parts import iter_features
-from ood_audit.text import printable, storable
+from ood_audit.text import printable
 from ood_audit.vocabulary import Vocabulary
 
 Note = Callable[[str], None]
@@ -31,7 +31,7 @@ def from_folder(
     folder: str | Path,
     device: str,
     note: Note,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Progress,
 ) -> Labelled:
     """The images of FOLDER/CLASS, embedded by the store's encoder into a store of their own inside of it.
 
@@ -62,9 +62,11 @@ def from_folder(
     rows = apart.query("SELECT DISTINCT folder FROM images WHERE status = 'ok' ORDER BY 1").rows
     strange = [folder or "(no folder)" for (folder,) in rows if vocabulary.class_of(folder) is None]
     if strange:
+        close = near([folder.rpartition("/")[2] for folder in strange], vocabulary.names)
+        hint = "".join(f" ({name!r} is close to {other!r})" for name, other in list(close.items())[:1])
         raise UsageError(
             f"--from {printable(str(folder))}: {_some(strange)} {'is' if len(strange) == 1 else 'are'} not in the "
-            "vocabulary; add the class to the labels file, or take the folder away"
+            f"vocabulary{printable(hint)}; add the class to the labels file, or take the folder away"
         )
     if unreadable := done.counts["unreadable"]:
         note(f"warning: {unreadable} of the labelled images can't be read, and are left out")
@@ -76,77 +78,9 @@ def from_folder(
 
 
 def from_annotations(store: Store, vocabulary: Vocabulary, path: str | Path) -> Labelled:
-    """The images under audit that a file names: CSV or Parquet, with the columns path and label.
-
-    Raises:
-        UsageError: it can't be read, lacks a column, gives an image two labels, or names an image that is not in the
-            store or a label that is not in the vocabulary.
-
-    """
-    shown = printable(str(path))
-    rows = read_annotations(path)
-    by_name: dict[str, set[str]] = {}
-    for image_id, inside, uri in store.query("SELECT image_id, path, uri FROM images WHERE status = 'ok'").rows:
-        by_name.setdefault(inside, set()).add(image_id)
-        by_name.setdefault(uri, set()).add(image_id)
-    wanted: dict[str, int] = {}
-    missing, unknown = [], Counter[str]()
-    for name, label in rows:
-        images = by_name.get(storable(name)) or by_name.get(
-            file_uri(os.path.normpath(name)) if os.path.isabs(name) else "", set()
-        )
-        k = vocabulary.position(label)
-        if k is None:
-            unknown[label] += 1
-        elif not images:
-            missing.append(name)
-        elif len(images) > 1:
-            raise UsageError(
-                f"the annotations {shown}: {printable(name)} is {len(images)} images of the store; write absolute paths"
-            )
-        elif wanted.setdefault(image_id := min(images), k) != k:
-            labels = " and ".join(repr(vocabulary.names[i]) for i in (wanted[image_id], k))
-            raise UsageError(f"the annotations {shown} label {printable(name)} as {printable(labels)}; remove one")
-    if unknown:
-        names = [f"{label!r}" for label, _ in unknown.most_common()]
-        raise UsageError(
-            f"the annotations {shown}: {_some(names)} {'is' if len(names) == 1 else 'are'} not in the vocabulary; "
-            "correct them, or add the classes to the labels file"
-        )
-    if missing:
-        raise UsageError(
-            f"the annotations {shown} name {len(missing)} images that the store has no features of ({_some(missing)}); "
-            "write paths as the store has them, relative to the embedded folder, and embed what is new"
-        )
+    """The images under audit that a file names; see `annotations.labels`, also for what it raises."""
+    wanted = annotations.labels(store, vocabulary, path)
     return _collect(store, lambda image_id, _: wanted.get(image_id))
-
-
-def read_annotations(path: str | Path) -> list[tuple[str, str]]:
-    """(path, label) pairs of a CSV or Parquet file; UsageError where it can't be read or a column is missing."""
-    path = Path(path)
-    shown = printable(str(path))
-    try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(path)
-            columns, rows = table.column_names, table.to_pylist()
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file)
-                columns, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, ValueError, csv.Error) as error:  # Arrow's and Unicode's are ValueErrors
-        raise UsageError(
-            f"cannot read the annotations {shown}: {printable(str(getattr(error, 'strerror', None) or error))}"
-        ) from error
-    if missing := {"path", "label"} - set(columns):
-        raise UsageError(
-            f"the annotations {shown} need the columns path and label (missing: {', '.join(sorted(missing))})"
-        )
-    for number, row in enumerate(rows, start=1):
-        if not row["path"] or not row["label"]:
-            raise UsageError(f"the annotations {shown}, row {number}: write a path and a label")
-    return [(str(row["path"]), str(row["label"]).strip()) for row in rows]
 
 
 def check(labelled: Labelled, vocabulary: Vocabulary, note: Note) -> None:

@@ -19,8 +19,8 @@ from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
+_CHUNK = 256  # prompts a pass
 _STAND_INS = ("a", "x", "the", "of")  # words that tokenizers know as one token
-_CHUNK = 256  # prompts a pass; of more, the backward pass computes each chunk's activations again
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,11 @@ def prepare(
 
 
 def class_features(encoder: ClipEncoder, prompts: Prompts, context: Tensor) -> Tensor:
-    """(K, D) float32 of length 1, differentiable in the (n, W) context: the re-normalised mean over synonyms."""
-    chunks = torch.split(prompts.tokens, _CHUNK)
+    """(K, D) float32 of length 1, differentiable in the (n, W) context: the re-normalised mean over synonyms.
+
+    If there are more prompts than a pass takes, the backward pass computes each chunk's activations again.
+    """
+    chunks = torch.split(prompts.tokens, min(_CHUNK, encoder.text_limit))
     if len(chunks) == 1 or not torch.is_grad_enabled():
         rows = [_encode(encoder, tokens, prompts.start, context) for tokens in chunks]
     else:

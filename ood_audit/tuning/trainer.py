@@ -8,7 +8,21 @@ out of prompts that were trained on all of them is cheaper, but misjudges: over 
 (starter, 30 classes, three seeds) that estimate's rank correlation with the AUROC on truly unknown classes was 0.2,
 0.1 and -0.2, that of the folds 0.8, 0.8 and 0.6.
 
-As CoOp: SGD with momentum 0.9 and a cosine schedule; without its warm-up epoch and weight decay.
+What is taken from CoOp (KaiyangZhou/CoOp) are its context vectors, shared by all classes, in front of the class name,
+its cross-entropy at the model's own scale, its batches of 32, and SGD with momentum 0.9 and a cosine schedule. `--loss
+coop` is that loss, not a replica of the published recipe, from which this trainer differs by default in that
+
+- the learning rate is 0.02 instead of 0.002, without a warm-up epoch at 1e-5, and falls with every step instead of with
+  every epoch;
+- there is no weight decay (5e-4 there);
+- there are at most 40 epochs instead of 50 to 200 by the number of shots, and the epoch that the folds judge best is
+  kept instead of the last one;
+- the context starts from the words "a photo of a" and has as many vectors as they have tokens, four for CLIP, instead
+  of 16 random ones;
+- the image features are those in the store, so that no picture is cropped or flipped at random;
+- a quarter of the labelled images of each class is held out, and the number of shots is not limited;
+- the features of a class are the mean over its name and its synonyms;
+- the text tower is trained through in float32 instead of float16.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ood_audit.encoders.clip import ClipEncoder
+from ood_audit.encoders.device import is_out_of_memory
 from ood_audit.errors import UsageError
 from ood_audit.metrics import auroc
 from ood_audit.scores.delta_energy import delta_energy
@@ -141,7 +156,11 @@ def fit(
     settings: Settings = Settings(),
     on_progress: Callable[[Figures, int], None] | None = None,
 ) -> Tuned:
-    """Learn the context vectors; the encoder stays as it is. The same seed gives the same result on one machine.
+    """Learn the context vectors; the encoder stays as it is.
+
+    The same seed gives the same result on the same CPU. On a GPU results differ slightly from run to run, because the
+    order in which it adds up is not fixed. If a GPU runs out of memory, fewer prompts are encoded at a time; if it has
+    no room for one, training starts again on the CPU.
 
     Args:
         features: (M, D) float32 unit image features, of this encoder.
@@ -165,6 +184,26 @@ def fit(
         raise UsageError("tuning needs labelled images of two classes or more")
     if labels.min() < 0 or labels.max() >= len(classes) or len(labels) != len(features):
         raise ValueError("labels are indices into classes, one an image")
+    while encoder.device.type != "cpu":
+        try:
+            return _fit(features, labels, classes, encoder, settings, on_progress)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside of `except`: the error holds the frames, and they the memory.
+        encoder.shrink_texts(encoder.text_limit)
+    return _fit(features, labels, classes, encoder, settings, on_progress)
+
+
+def _fit(
+    features: Floats,
+    labels: Ints,
+    classes: Sequence[Sequence[str]],
+    encoder: ClipEncoder,
+    settings: Settings,
+    on_progress: Callable[[Figures, int], None] | None,
+) -> Tuned:
+    """`fit`, with as many prompts at a time as the encoder's `text_limit` says."""
     prompts, start = prepare(
         encoder,
         classes,

@@ -13,8 +13,10 @@ from ood_audit import __version__
 from ood_audit import prompts as tuned
 from ood_audit import vocabulary as vocabularies
 from ood_audit.errors import UsageError
+from ood_audit.progress import Progress, silent
 from ood_audit.prompts import Labelled
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
+from ood_audit.store.layout import COMMIT_SECONDS, computing
 from ood_audit.tuning import labelled as subset
 from ood_audit.tuning.trainer import Figures, Settings, Tuned, check, fit
 from ood_audit.vocabulary import Vocabulary
@@ -56,7 +58,7 @@ def tune(
     name: str | None = None,
     device: str = "auto",
     note: Callable[[str], None] = lambda message: None,
-    on_embed: Callable[[int, int], None] | None = None,
+    on_progress: Progress = silent,
     on_epoch: Callable[[Figures, int], None] | None = None,
 ) -> TuneResult:
     """Learn context vectors from labelled images; the encoder stays as it is.
@@ -72,7 +74,7 @@ def tune(
         name: of the prompts; None for one from the loss and the time.
         device: where the text tower runs.
         note: told what was chosen or left out where the caller did not say.
-        on_embed: called with the number of labelled images embedded and to embed.
+        on_progress: called with the stages of the work but the epochs, see `ood_audit.progress.Progress`.
         on_epoch: called after every epoch with its figures and the number of epochs at most.
 
     Raises:
@@ -91,21 +93,23 @@ def tune(
         store = open_store(store)
     vocabulary = vocabularies.choose(store, labels, None, note)
     if folder is not None:
-        own = subset.from_folder(store, vocabulary, folder, device, note, on_embed)
+        own = subset.from_folder(store, vocabulary, folder, device, note, on_progress)
     elif annotations is not None:
         own = subset.from_annotations(store, vocabulary, annotations)
     else:
         own = subset.from_store(store, vocabulary)
     subset.check(own, vocabulary, note)
-    with writing(store.root, "scores"):
+    with computing(store.root):
+        on_progress("loading the model")
         encoder = load_same_encoder(store.encoder, device=device)
-        found = fit(own.features, own.labels, vocabulary.classes, encoder, settings, on_epoch)
+        found = fit(own.features, own.labels, vocabulary.spoken, encoder, settings, on_epoch)
         text = vocabularies.cached_features(store, vocabulary, lambda: encoder)  # later commands read its classes there
         if found.settings.epochs == 0:  # the text as it is, and all images for references and calibration
             found = replace(found, class_features=text, held_out=np.arange(len(own.labels)), after=found.before)
         improved = _improved(found)
-        path = _save(store, name, vocabulary, own, found, improved, prototypes, encoder)
-        store.set_current(vocabulary=vocabulary.id)
+        with writing(store.root, "scores", wait=COMMIT_SECONDS):
+            path = _save(store, name, vocabulary, own, found, improved, prototypes, encoder)
+            store.set_current(vocabulary=vocabulary.id)
     return TuneResult(name, found, len(own.labels), len(np.unique(own.labels)), improved, path)
 
 

@@ -1,7 +1,8 @@
 """The nouns and adjectives of WordNet 3.0: a corpus of names, and which names denote the same things.
 
 WordNet 3.0 Copyright 2006 by Princeton University; LICENSE, beside this file. `build.py` made the data from Debian's
-package wordnet-base: all names of each noun synset with its hypernyms, and the first name of each adjective synset.
+package wordnet-base: all names of each noun synset, with its hypernyms and its offset (the number in a WordNet id such
+as n02691156), and the first name of each adjective synset.
 """
 
 import re
@@ -10,7 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ood_audit.names import key
+
 SYNSETS = Path(__file__).with_name("synsets.parquet")
+ID = re.compile(r"n\d{8}")  # a WordNet id, as ImageNet uses them: n and a noun's offset
+ORDER = Path(__file__).with_name("background_order.npy")
 PLURALS = Path(__file__).with_name("plurals.parquet")
 # The lexicographer files of what can be seen in a picture.
 PHYSICAL = tuple(
@@ -88,6 +93,45 @@ def names(*files: str) -> list[str]:
     return sorted(pc.unique(pc.list_element(table["names"], 0)).to_pylist())
 
 
+@lru_cache(maxsize=1)
+def _by_offset() -> tuple[dict[int, int], list[list[str]], list[list[int]]]:
+    """The row of each noun offset; by row, the names and the rows of the hypernyms."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(SYNSETS, columns=["offset", "names", "hypernyms"])
+    table = table.filter(table["offset"].is_valid())
+    rows = {offset: row for row, offset in enumerate(table["offset"].to_pylist())}
+    return rows, table["names"].to_pylist(), table["hypernyms"].to_pylist()
+
+
+def named(wordnet_id: str) -> tuple[str, ...]:
+    """The names of a noun by its WordNet id, the usual one first: n02691156 is airplane, aeroplane, plane.
+
+    The last one tells it from other things of its first name, as in `crane (wading bird)`, where WordNet knows a kind
+    that it belongs to. Empty where WordNet 3.0 has no such noun.
+    """
+    if not ID.fullmatch(wordnet_id):
+        return ()
+    rows, names, hypernyms = _by_offset()
+    row = rows.get(int(wordnet_id[1:]))
+    if row is None:
+        return ()
+    kinds = [f"{names[row][0]} ({names[above][0]})" for above in hypernyms[row][:1]]
+    return (*names[row], *kinds)
+
+
+@lru_cache(maxsize=1)
+def coarse_to_fine() -> list[int]:
+    """The order of the background's names in which the first n of them cover the rest, as row numbers.
+
+    They count the physical nouns of up to three words in sorted order.
+    """
+    import numpy as np
+
+    order: list[int] = np.load(ORDER, allow_pickle=False).tolist()
+    return order
+
+
 def same_thing(name: str) -> set[str]:
     """All names of what `name` may denote, of all kinds of it, and of all that it is a kind of.
 
@@ -139,8 +183,9 @@ def _reachable(rows: set[int], neighbours: list[list[int]]) -> set[int]:
 def _forms(name: str) -> set[str]:
     """A name as WordNet may spell it: with spaces, hyphens or neither, in the singular and the plural."""
     nouns = _nouns()
-    words = re.split(r"[\s_-]+", name.strip().lower())
-    spelled = {name.strip().lower(), *(between.join(words) for between in (" ", "-", ""))} - {""}
+    plain = re.sub(r"\s*\([^()]*\)\s*$", "", name)  # crane, of `crane (wading bird)`
+    words = key(plain).strip("_-").split(" ")
+    spelled = {plain.strip().lower(), *(between.join(words) for between in (" ", "-", ""))} - {""}
     forms = set(spelled)
     for form in spelled:
         start, space, last = form.rpartition(" ")

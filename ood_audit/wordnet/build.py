@@ -51,15 +51,15 @@ _ADJECTIVE_MARKER = re.compile(r"\((a|p|ip)\)$")
 
 
 def synsets(nouns: Path, adjectives: Path) -> pa.Table:
-    """The synsets of data.noun and data.adj: lexicographer file, names, and the rows of their hypernyms.
+    """The synsets of data.noun and data.adj: lexicographer file, names, the rows of their hypernyms, and offset.
 
     Names are lower-case, with spaces. Nouns come first, as hypernyms are row numbers. Of an adjective's names only the
-    first is kept.
+    first is kept. The offset in data.noun is the number in a WordNet id such as n02691156; adjectives have none.
     """
-    rows: list[tuple[str, list[str], list[str]]] = []
+    rows: list[tuple[str, list[str], list[str], int | None]] = []
     row_of: dict[str, int] = {}  # by the offset in data.noun, by which hypernyms are named
     for path in (nouns, adjectives):
-        for line in path.read_text("latin-1").splitlines():
+        for line in path.read_text(encoding="latin-1").splitlines():
             if line.startswith("  "):  # the licence
                 continue
             offset, file, _, count, *fields = line.split(" ")
@@ -73,21 +73,22 @@ def synsets(nouns: Path, adjectives: Path) -> pa.Table:
                     if symbol in ("@", "@i")
                 ]
                 row_of[offset] = len(rows)
-                rows.append((_FILES[int(file)], lemmas, above))
+                rows.append((_FILES[int(file)], lemmas, above, int(offset)))
             else:
-                rows.append((_FILES[int(file)], lemmas[:1], []))
+                rows.append((_FILES[int(file)], lemmas[:1], [], None))
     return pa.table(
         {
-            "file": pa.array([file for file, _, _ in rows]).dictionary_encode(),
-            "names": pa.array([names for _, names, _ in rows]),
-            "hypernyms": pa.array([[row_of[o] for o in above] for _, _, above in rows], pa.list_(pa.int32())),
+            "file": pa.array([file for file, *_ in rows]).dictionary_encode(),
+            "names": pa.array([names for _, names, *_ in rows]),
+            "hypernyms": pa.array([[row_of[o] for o in above] for _, _, above, _ in rows], pa.list_(pa.int32())),
+            "offset": pa.array([offset for *_, offset in rows], pa.int32()),
         }
     )
 
 
 def plurals(exceptions: Path) -> pa.Table:
     """The irregular plurals of noun.exc and their singulars; a plural may have several."""
-    lines = [line.split() for line in exceptions.read_text("latin-1").lower().splitlines()]
+    lines = [line.split() for line in exceptions.read_text(encoding="latin-1").lower().splitlines()]
     pairs = [
         (plural.replace("_", " "), singular.replace("_", " ")) for plural, *singulars in lines for singular in singulars
     ]
@@ -100,7 +101,10 @@ def main(folder: Path) -> None:
         (synsets(folder / "data.noun", folder / "data.adj"), SYNSETS),
         (plurals(folder / "noun.exc"), PLURALS),
     ):
-        pq.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=["file"])
+        small = {"offset": "DELTA_BINARY_PACKED"} if "offset" in table.column_names else None  # offsets ascend
+        pq.write_table(
+            table, path, compression="zstd", compression_level=19, use_dictionary=["file"], column_encoding=small
+        )
 
 
 if __name__ == "__main__":

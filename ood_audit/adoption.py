@@ -1,0 +1,194 @@
+"""Adopt features for files whose bytes the store knows: files that were moved, renamed, restored or only touched.
+
+`find` compares by size first. Only a new or changed file that is as large as a file which is gone, or as an earlier
+version in the store, is read and hashed. Where the hash is equal too, `adopt` writes its row with the stored feature,
+without decoding or embedding it. If an image whose file is gone had these bytes, the file has moved, and the image
+leaves the view in the same part.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from ood_audit.images.sources import ImageRef
+from ood_audit.images.storage import is_gone, read
+from ood_audit.store.parts import INHERITED, PartWriter
+from ood_audit.store.sources import state_of
+
+_TOGETHER = 1024  # files that are looked at before the next ones are listed
+_ROWS = 1024  # rows with features in memory
+
+# The rows whose features can be adopted, with the state of their image in the table `difference`. A row that is out of
+# the view counts too: `embed` removed it while its file was away, or the file had these bytes before it changed.
+_DONORS = """
+CREATE TABLE donors AS
+SELECT r.image_id, r.part, r.uri, r.source, r.path, r.size_bytes, r.mtime_ns, r.content_hash, r.status,
+       CASE WHEN s.part > r.part THEN 'superseded' ELSE d.state END AS state
+FROM _rows AS r LEFT JOIN _superseded AS s USING (image_id) LEFT JOIN difference AS d ON d.uri = r.uri
+WHERE r.status <> 'removed' AND r.content_hash IS NOT NULL AND r.size_bytes IN (SELECT size_bytes FROM wanted)
+"""
+_IRRELEVANT = """
+DELETE FROM donors
+WHERE state IS NULL OR state NOT IN ('superseded', 'changed', 'not found')
+   OR (state <> 'not found' AND status <> 'ok')
+   OR (state = 'not found' AND (
+       NOT starts_with(uri, 'file:') OR EXISTS (FROM kept AS k WHERE starts_with(donors.uri, k.prefix))
+   ))
+"""
+# Several files can have the same bytes: those with the same path go together first, then those with the same name.
+_PAIRS = """
+INSERT INTO pairs
+WITH new AS (
+    SELECT uri, content_hash, {key} AS key, row_number() OVER (PARTITION BY content_hash, {key} ORDER BY uri) AS number
+    FROM hashed ANTI JOIN pairs USING (uri) WHERE state = 'new'
+), old AS (
+    SELECT image_id, content_hash, {key} AS key,
+           row_number() OVER (PARTITION BY content_hash, {key} ORDER BY uri) AS number
+    FROM donors ANTI JOIN pairs USING (image_id) WHERE state = 'not found'
+)
+SELECT uri, image_id FROM new JOIN old USING (content_hash, key, number)
+"""
+_ADOPTED = """
+CREATE TABLE adopted AS
+SELECT h.uri, s.source, h.path, h.size_bytes, h.mtime_ns, f.image_id AS donor, f.part AS donor_part,
+       CASE WHEN p.image_id IS NOT NULL THEN 'moved' WHEN h.state = 'new' THEN 'added' ELSE 'changed' END AS outcome,
+       o.uri AS old_uri, o.source AS old_source, o.path AS old_path, o.size_bytes AS old_size, o.mtime_ns AS old_mtime
+FROM hashed AS h
+JOIN (SELECT content_hash, arg_max(image_id, part) AS image_id, max(part) AS part
+      FROM donors WHERE status = 'ok' GROUP BY content_hash) AS f USING (content_hash)
+JOIN difference AS d ON d.uri = h.uri AND d.state = h.state
+JOIN sources AS s ON s.id = d.source
+LEFT JOIN pairs AS p ON p.uri = h.uri
+LEFT JOIN donors AS o ON o.image_id = p.image_id AND o.state = 'not found'
+"""
+# An image that never could be read is decoded at its new place too, where it is a new row.
+_REPLACED = """
+SELECT o.uri, o.source, o.path, o.size_bytes, o.mtime_ns
+FROM (FROM pairs ANTI JOIN adopted USING (uri)) AS p
+JOIN donors AS o ON o.image_id = p.image_id AND o.state = 'not found'
+"""
+
+
+def find(db: duckdb.DuckDBPyConnection, on_progress: Callable[[int, int], None]) -> tuple[int, list[ImageRef]]:
+    """Find the files whose features can be adopted, as the table `adopted`, and take them out of `difference`.
+
+    Args:
+        db: has the views of the store, and the tables `difference`, `sources` and `kept`.
+        on_progress: called with the number of files that were hashed and that will be.
+
+    Returns:
+        The number of files that were hashed, and the unreadable images that have moved: each is to be removed, and its
+        file is still in `difference`.
+
+    """
+    db.execute("CREATE TABLE pairs (uri VARCHAR, image_id VARCHAR)")
+    db.execute(
+        "CREATE TABLE wanted AS SELECT uri, path, size_bytes, state FROM difference "
+        "WHERE state IN ('new', 'changed') AND size_bytes > 0 AND starts_with(uri, 'file:')"
+    )
+    db.execute(_DONORS)
+    db.execute(_IRRELEVANT)
+    _keep_what_is_gone(db)
+    count = _hash(db, on_progress)
+    for key in ("path", "split_part(path, '/', -1)", "''"):
+        db.execute(_PAIRS.format(key=key))
+    db.execute(_ADOPTED)
+    replaced = [ImageRef(*row) for row in db.execute(_REPLACED).fetchall()]
+    db.execute("DELETE FROM difference WHERE uri IN (SELECT uri FROM adopted)")
+    db.execute(
+        "DELETE FROM difference WHERE state = 'not found' "
+        "AND uri IN (SELECT o.uri FROM donors AS o JOIN pairs USING (image_id))"
+    )
+    return count, replaced
+
+
+def adopt(db: duckdb.DuckDBPyConnection, writer: PartWriter) -> Iterator[str]:
+    """Write the rows of the table `adopted`, and yield the outcome of each: `moved`, `added` or `changed`."""
+    facts = ", ".join(f"r.{name}" for name in INHERITED)
+    reader = (
+        db.cursor()
+        .sql(  # `execute` would hold all rows in memory
+            "SELECT outcome, a.uri, a.source, a.path, a.size_bytes, a.mtime_ns, old_uri, old_source, old_path, "
+            f"old_size, old_mtime, {facts}, r.embedding FROM adopted AS a "
+            "JOIN _rows AS r ON r.image_id = a.donor AND r.part = a.donor_part"
+        )
+        .to_arrow_reader(_ROWS)
+    )
+    for batch in reader:
+        values = batch.column("embedding").flatten().to_numpy(zero_copy_only=False).astype(np.float16)
+        features = values.reshape(batch.num_rows, -1)
+        rows = pa.Table.from_batches([batch]).drop_columns("embedding").to_pylist()
+        for row, feature in zip(rows, features, strict=True):
+            outcome, *image = list(row.values())[:11]
+            new, old = ImageRef(*image[:5]), ImageRef(*image[5:])
+            writer.adopt(
+                new,
+                {name: row[name] for name in INHERITED},
+                feature,
+                supersedes=outcome == "changed",
+                instead_of=old if outcome == "moved" else None,
+            )
+            yield outcome
+
+
+def _keep_what_is_gone(db: duckdb.DuckDBPyConnection) -> None:
+    """Of the images that the scan did not find, keep as donors those whose files are no longer there."""
+    db.execute("CREATE TABLE gone (image_id VARCHAR)")
+    unsure = "FROM donors WHERE state = 'not found'"
+    away = {source: _is_away(source) for (source,) in db.execute(f"SELECT DISTINCT source {unsure}").fetchall()}
+    cursor = db.cursor().execute(f"SELECT image_id, uri, source {unsure}")
+    with ThreadPoolExecutor(thread_name_prefix="stat") as pool:
+        while rows := cursor.fetchmany(_TOGETHER):
+            known = pool.map(lambda row: away[row[2]] or is_gone(row[1]), rows)
+            _insert(db, "gone", [row[:1] for row, is_away in zip(rows, known, strict=True) if is_away])
+    db.execute("DELETE FROM donors WHERE state = 'not found' AND image_id NOT IN (SELECT image_id FROM gone)")
+
+
+def _is_away(source: str) -> bool:
+    """Whether no file can be found under the name that a source has in the store."""
+    return state_of(source) in ("missing", "link")
+
+
+def _hash(db: duckdb.DuckDBPyConnection, on_progress: Callable[[int, int], None]) -> int:
+    """Hash each file that is as large as a donor: the table `hashed` has those that a donor equals."""
+    db.execute(
+        "CREATE TABLE hashed "
+        "(uri VARCHAR, path VARCHAR, state VARCHAR, content_hash VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)"
+    )
+    chosen = "FROM wanted WHERE size_bytes IN (SELECT size_bytes FROM donors)"
+    total = int((db.execute(f"SELECT count(*) {chosen}").fetchone() or [0])[0])
+    cursor = db.cursor().execute(f"SELECT uri, path, state {chosen} ORDER BY uri")  # the members of a tar file together
+    done = 0
+    with ThreadPoolExecutor(thread_name_prefix="hash") as pool:
+        while rows := cursor.fetchmany(_TOGETHER):
+            found = []
+            for row, known in zip(rows, pool.map(_content, [uri for uri, *_ in rows]), strict=True):
+                done += 1
+                on_progress(done, total)
+                if known is not None:
+                    found.append((*row, *known))
+            _insert(db, "hashed", found)
+    db.execute("DELETE FROM hashed WHERE content_hash NOT IN (SELECT content_hash FROM donors)")
+    return total
+
+
+def _content(uri: str) -> tuple[str, int, int] | None:
+    """Hash, size and time of a file; None where it can't be read, which decoding will report."""
+    try:
+        content = read(uri)
+    except (OSError, ValueError):
+        return None
+    return blake2b(content.data, digest_size=16).hexdigest(), content.size_bytes, content.mtime_ns
+
+
+def _insert(db: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[Any, ...]]) -> None:
+    if rows:
+        names = [row[0] for row in db.execute(f"DESCRIBE {table}").fetchall()]
+        db.register("found", pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))))
+        db.execute(f"INSERT INTO {table} FROM found")
+        db.unregister("found")

@@ -1,0 +1,38 @@
+"""`ood-audit sources`."""
+
+from dataclasses import astuple, fields
+
+import click
+
+from ood_audit.commands.common import format_option, note, print_rows, store_option
+from ood_audit.errors import UsageError
+
+
+@click.command("sources", epilog="Example: ood-audit sources --forget ./old-images --dry-run")
+@click.option(
+    "--forget", multiple=True, metavar="SOURCE", help="Take the images of SOURCE out of the store; repeatable."
+)
+@click.option("--dry-run", is_flag=True, help="Print what --forget would do, and do nothing.")
+@store_option
+@format_option
+def command(forget: tuple[str, ...], dry_run: bool, store: str, format: str) -> None:
+    """List the sources that the images of the store came from, and whether each is still there.
+
+    The state of a source is present, missing, empty (a folder with nothing in it), link (its path now leads elsewhere)
+    or not checked (a remote source). If a source has moved, run `ood-audit embed` on its new place: files with the same
+    content keep their features. If it is gone for good, forget it. Forgetting leaves the files alone.
+    """
+    from ood_audit.store import sources
+
+    if dry_run and not forget:
+        raise UsageError("--dry-run says what --forget would do; add --forget SOURCE")
+    found = sources.forget(forget, store, dry_run=dry_run) if forget else sources.sources(store)
+    print_rows([field.name for field in fields(sources.Source)], map(astuple, found), format)
+    images = sum(source.images + source.unreadable for source in found)
+    if forget:
+        note(f"images that {'would be' if dry_run else 'were'} forgotten: {images}; their files are left alone")
+    elif missing := [source for source in found if source.is_missing]:
+        note(
+            f"missing or empty: {len(missing)} of {len(found)} sources; embed the places they moved to, "
+            "or drop them with --forget SOURCE"
+        )

@@ -1,0 +1,307 @@
+"""Pictures with more than 8 bits a sample: 10, 12, 14 or 16 bits, 32-bit integers, and floats.
+
+The 16 bits of a sample are rarely all in use. A camera's 12 bits, read as 16, would be a black picture. So the scale is
+what the file states (PNG's sBIT; TIFF's BitsPerSample, SMinSampleValue, SMaxSampleValue and GDAL's no-data value; the
+maximum of a PGM), or else what its samples need. Samples without a value are left out, and become black.
+
+Pillow keeps one byte of each sample of a deep colour picture, and it is the wrong one here. Where it matters, the other
+byte comes from a second pass with the opposite byte order.
+"""
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin
+
+_HUGE = 1e38  # no measured value is beyond it, and libraries mark what is missing by the largest float
+_FULL = 65535.0
+_TYPE_LIMITS = (2.0**15 - 1, 2.0**16 - 1, 2.0**31 - 1, 2.0**32 - 1)
+_SWAPPED = {
+    "L": "B",
+    "B": "L",
+    "N": "B" if sys.byteorder == "little" else "L",
+}  # by the last letter of Pillow's raw modes
+_MIN_SAMPLE, _MAX_SAMPLE = (340, 280), (341, 281)  # SMinSampleValue, MinSampleValue, and so on
+_GREY_AND_ALPHA = "LA;16B"
+_NO_DATA = 42113  # of GDAL, as text
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339
+
+Values = NDArray[Any]
+
+
+class NoValuesError(ValueError):
+    """No pixel of a picture has a value."""
+
+    def __init__(self) -> None:
+        super().__init__("no pixel has a value: all are no-data or not finite")
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """What a file says of its samples.
+
+    Attributes:
+        bits: How many bits of a sample are in use.
+        may_be_spread: By the standard, the samples of a PNG are spread over all 16 bits, and sBIT says how many of
+            these mean anything. Many writers leave them small instead. Then their lower bits are in use.
+        low: The smallest value.
+        high: The largest value.
+        no_data: The value that stands for a missing one.
+        inverted: Whether 0 is white.
+        unsigned: Whether Pillow's signed 32-bit integers are unsigned ones.
+
+    """
+
+    bits: int | None = None
+    may_be_spread: bool = False
+    low: float | None = None
+    high: float | None = None
+    no_data: float | None = None
+    inverted: bool = False
+    unsigned: bool = False
+
+
+def load(image: Image.Image) -> Image.Image:
+    """Load the first frame of an opened picture, and scale it to 8 bits where its samples have more.
+
+    Raises:
+        NoValuesError: No pixel has a value.
+        Exception: What Pillow raises for a damaged file.
+
+    """
+    _mend_planes(image)
+    tiles = list(getattr(image, "tile", ()))
+    raw = str(_raw_mode(tiles[0])) if tiles else ""
+    if image.mode in ("RGB", "RGBA") and (";16" in raw or _is_deep_ppm(image, tiles)):
+        return _load_colour(image, tiles)
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        image.load()
+        return image
+    stated = _stated(image, tiles)
+    image.load()
+    values = np.asarray(image)
+    if stated.unsigned:
+        values = values.view(np.uint32)
+    grey = _scaled(values, stated)
+    return Image.fromarray(255 - grey if stated.inverted else grey, "L")
+
+
+def _load_colour(image: Image.Image, tiles: list[Any]) -> Image.Image:
+    stated = _stated(image, tiles)
+    if _is_deep_ppm(image, tiles):
+        values = _ppm_values(image, tiles[0].offset)
+    else:
+        loaded = _both_bytes(image, tiles, stated)
+        if loaded is None:
+            return image
+        values = loaded
+    colour, alpha = values[..., :3], values[..., 3:]
+    pixels = _scaled(colour, stated)
+    if not alpha.size:
+        return Image.fromarray(pixels, "RGB")
+    most = 2.0 ** (stated.bits or _bits(colour)) - 1
+    opaque = _to_bytes(alpha, 0.0, most if alpha.max() <= most else _FULL)
+    return Image.fromarray(np.concatenate([pixels, opaque], axis=2), "RGBA")
+
+
+def _both_bytes(image: Image.Image, tiles: list[Any], stated: _Stated) -> Values | None:
+    """The 16-bit samples, (H, W, channels); None where the high bytes, which `image` then has, are the picture."""
+    raw_modes = [str(_raw_mode(tile)) for tile in tiles]
+    file, kind = getattr(image, "fp", None), image.format
+    image.load()
+    others = [_opposite(raw) for raw in raw_modes]
+    if file is None or not all(others):
+        return None
+    high = np.asarray(image)
+    if stated.no_data is None and high[..., :3].max() >= 128:  # all of the bits are in use
+        return None
+    file.seek(0)
+    again: Any = Image.open(file, formats=[kind] if kind else None)
+    again.tile = [_with_raw_mode(tile, other) for tile, other in zip(again.tile, others, strict=True)]
+    again.load()
+    low = np.asarray(again).astype(np.uint16)
+    if raw_modes[0] == _GREY_AND_ALPHA:
+        grey, alpha = low[..., 0] << 8 | low[..., 1], low[..., 2] << 8 | low[..., 3]
+        return np.stack([grey, grey, grey, alpha], axis=2)
+    return high.astype(np.uint16) << 8 | low
+
+
+def _opposite(raw: str) -> str | None:
+    """The raw mode that gives the other byte of each sample."""
+    if raw == _GREY_AND_ALPHA:  # four bytes in a row, as those of an 8-bit RGBA pixel
+        return "RGBA"
+    base, _, order = raw.partition(";16")
+    if base not in ("RGB", "RGBX", "RGBA", "R", "G", "B") or order not in _SWAPPED:
+        return None
+    return f"{base};16{_SWAPPED[order]}"
+
+
+def _is_deep_ppm(image: Image.Image, tiles: list[Any]) -> bool:
+    return image.format == "PPM" and image.mode == "RGB" and bool(tiles) and tiles[0][3] == ("RGB", 65535)
+
+
+def _ppm_values(image: Image.Image, offset: int) -> Values:
+    file: IO[bytes] = image.fp  # type: ignore[attr-defined]
+    size = image.width * image.height * 3
+    file.seek(offset)
+    data = file.read(2 * size)
+    if len(data) < 2 * size:
+        raise OSError("image file is truncated")
+    return np.frombuffer(data, ">u2").astype(np.uint16).reshape(image.height, image.width, 3)
+
+
+def _mend_planes(image: Image.Image) -> None:
+    """Pillow reads the uncompressed planes of a 16-bit TIFF as if they had 8 bits; take the high bytes of those."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None or tags.get(284, 1) != 2 or set(tags.get(258, ())) != {16} or image.mode != "RGB":
+        return
+    order = "L" if tags.prefix == b"II" else "B"
+    tiles = image.tile  # type: ignore[attr-defined]
+    if all(tile[0] == "raw" and _raw_mode(tile) in ("R", "G", "B") for tile in tiles):
+        image.tile = [_with_raw_mode(tile, f"{_raw_mode(tile)};16{order}") for tile in tiles]  # type: ignore[attr-defined]
+
+
+def _raw_mode(tile: Any) -> Any:
+    return tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
+
+
+def _with_raw_mode(tile: Any, mode: str | None) -> Any:
+    arguments = (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode
+    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
+
+
+def _stated(image: Image.Image, tiles: list[Any]) -> _Stated:
+    """What the file states; to be called before the picture is loaded."""
+    if image.format == "PNG":
+        return _Stated(bits=_significant_bits(image), may_be_spread=True)
+    if image.format == "PPM" and tiles and isinstance(tiles[0][3], tuple) and tiles[0][3][-1] != 65535:
+        # Pillow has scaled the samples by the maximum in the header.
+        return _Stated(bits=16 if image.mode == "I" else None)
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return _Stated()
+    bits = max(_numbers(tags.get(258)), default=16.0)
+    return _Stated(
+        bits=int(bits) if bits < 16 else None,
+        low=min(_first(tags, _MIN_SAMPLE), default=None),
+        high=max(_first(tags, _MAX_SAMPLE), default=None),
+        no_data=min(_numbers(tags.get(_NO_DATA)), default=None),
+        inverted=tags.get(_PHOTOMETRIC) == 0,
+        unsigned=bits == 32 and image.mode == "I" and tags.get(_SAMPLE_FORMAT, (1,)) in (1, (1,)),
+    )
+
+
+def _significant_bits(image: Image.Image) -> int | None:
+    """The largest number in the chunk sBIT of a PNG."""
+    file: IO[bytes] = image.fp  # type: ignore[attr-defined]
+    before = file.tell()
+    try:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] == b"sBIT" and length <= 4:
+                bits = max(file.read(length)[:3], default=0)
+                return bits if 0 < bits < 16 else None
+            file.seek(length + 4, 1)
+        return None
+    finally:
+        file.seek(before)
+
+
+def _first(tags: TiffImagePlugin.ImageFileDirectory_v2, names: tuple[int, ...]) -> list[float]:
+    return next((numbers for name in names if (numbers := _numbers(tags.get(name)))), [])
+
+
+def _numbers(value: Any) -> list[float]:
+    """The finite numbers of a TIFF tag, whatever its type."""
+    values = value if isinstance(value, (tuple, list)) else [value]
+    numbers = []
+    for one in values:
+        try:
+            number = float(one.strip("\0 ") if isinstance(one, str) else one)
+        except (TypeError, ValueError, ZeroDivisionError):  # text, bytes, or a ratio of zeros
+            continue
+        if math.isfinite(number):
+            numbers.append(number)
+    return numbers
+
+
+def _scaled(values: Values, stated: _Stated) -> NDArray[np.uint8]:
+    """Numbers → 0 to 255; those that stand for no value are 0."""
+    valid = _valid(values, stated.no_data)
+    own = values if valid is None else values[valid]
+    if not own.size:
+        raise NoValuesError
+    scaled = _to_bytes(values, *_limits(own.reshape(-1), stated))
+    if valid is not None:
+        scaled[~valid] = 0
+    return scaled
+
+
+def _valid(values: Values, no_data: float | None) -> Values | None:
+    """Which pixels, (H, W), have a value; None for all."""
+    valid: Values | None = None
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            valid = np.abs(values) < _HUGE  # false for NaN as well
+    if no_data is not None:
+        is_missing: Values = np.isclose(values, no_data, rtol=2e-6, atol=0)  # as text, it has been rounded
+        if values.ndim == 3:
+            is_missing = np.all(is_missing, axis=2)
+        valid = ~is_missing if valid is None else valid & ~is_missing
+    return valid
+
+
+def _limits(values: Values, stated: _Stated) -> tuple[float, float]:
+    """Which values are black and white."""
+    smallest, largest = float(values.min()), float(values.max())
+    integers = values.dtype.kind != "f"
+    if (given := _given_limits(values, stated)) is not None:
+        return given
+    if not integers or smallest < 0:
+        return _usual_limits(values)
+    if stated.bits is None:
+        return 0.0, 2.0 ** _bits(values) - 1
+    spread = stated.may_be_spread and largest and not (values & ((1 << (16 - stated.bits)) - 1)).any()
+    return 0.0, _FULL if spread or largest >= 2**stated.bits else 2.0**stated.bits - 1
+
+
+def _given_limits(values: Values, stated: _Stated) -> tuple[float, float] | None:
+    """What the file states, unless that is all that its type can hold, or most samples are beyond it."""
+    low, high = stated.low or 0.0, stated.high
+    if high is None or not -_HUGE < low < high < _HUGE:
+        return None
+    if values.dtype.kind != "f" and low <= 0 and high in _TYPE_LIMITS:
+        return None
+    inside = (values >= low) & (values <= high)
+    return (low, high) if inside.mean() >= 0.5 else None
+
+
+def _usual_limits(values: Values) -> tuple[float, float]:
+    """The range of floats or signed integers without outliers; 0 to 1 or to 255 where that is what they seem to be."""
+    some = values[:: max(1, values.size // 1_000_000)].astype(np.float64)
+    first, last = np.quantile(some, [0.01, 0.99])
+    width = last - first
+    inside = values[(values >= first - width) & (values <= last + width)] if width else values
+    low, high = float(inside.min()), float(inside.max())
+    if low >= 0 and values.dtype.kind == "f":
+        if 0.25 < high <= 1:
+            return 0.0, 1.0
+        if 64 < high <= 255:
+            return 0.0, 255.0
+    return low, high
+
+
+def _bits(values: Values) -> int:
+    return max(1, int(values.max()).bit_length())
+
+
+def _to_bytes(values: Values, low: float, high: float) -> NDArray[np.uint8]:
+    wide = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
+    with np.errstate(all="ignore"):
+        scaled = (wide - low) * (255.0 / max(high - low, 1e-30))
+        return np.nan_to_num(np.clip(np.round(scaled), 0, 255)).astype(np.uint8)

@@ -1,0 +1,116 @@
+"""Who turns texts into features for a store: its encoder, or the vectors that were imported for its names."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_audit.errors import EncoderError, UsageError
+from ood_audit.names import key
+from ood_audit.progress import Progress, silent
+from ood_audit.store.layout import Store
+from ood_audit.text import printable
+
+if TYPE_CHECKING:
+    from ood_audit.encoders.identity import ScoreDefaults
+
+_CLASSES, _BACKGROUND = "classes", "background"
+
+
+class TextEncoder(Protocol):
+    """What is needed of an encoder once the images are embedded."""
+
+    @property
+    def score_defaults(self) -> "ScoreDefaults":
+        """The ΔEnergy settings that suit it."""
+
+    def tokenize(self, texts: Sequence[str]) -> Any:
+        """(N, L) token ids, a tensor: what the text tower sees of each text, cut off at its context length."""
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(N, D) features of length 1."""
+
+
+def encoder_of(store: Store, device: str = "auto", on_progress: Progress = silent) -> Callable[[], Any]:
+    """A function that gives the text encoder of a store. It is loaded when the function is first called, and once.
+
+    Raises:
+        EncoderError: when called: the model is not there any more, or the store was imported without one.
+
+    """
+    loaded: list[Any] = []
+
+    def encoder() -> Any:
+        from ood_audit.encoders.clip import load_encoder, load_same_encoder
+
+        if not loaded:
+            on_progress("loading the model")
+            if not store.encoder.is_imported:
+                loaded.append(load_same_encoder(store.encoder, device=device))
+            elif store.encoder.model == "imported":
+                raise EncoderError(
+                    "this store was imported without a model, so that no text can be encoded; give the vectors of the "
+                    "names with `ood-audit import --texts FILE`, or the model with --model"
+                )
+            else:
+                own = load_encoder(store.encoder.model, weights=store.encoder.weights, device=device)
+                if own.identity.dimension != store.encoder.dimension:
+                    raise EncoderError(
+                        f"the model {store.encoder.model} makes vectors of {own.identity.dimension} numbers, those of "
+                        f"this store have {store.encoder.dimension}; import them again with the right --model"
+                    )
+                loaded.append(own)
+        return loaded[0]
+
+    return encoder
+
+
+def class_names(store: Store) -> list[str]:
+    """The names whose vectors were imported with --texts, in their order; none where there are none."""
+    found = _read(store, _CLASSES)
+    return [] if found is None else found[0]
+
+
+def class_features(store: Store, classes: Sequence[Sequence[str]]) -> NDArray[np.float32] | None:
+    """(K, D) the imported vectors of classes, each the mean of those of its names; None without imported texts.
+
+    Raises:
+        UsageError: a class has no vector under any of its names.
+
+    """
+    found = _read(store, _CLASSES)
+    if found is None:
+        return None
+    row_of = {key(name): row for row, name in enumerate(found[0])}
+    rows = [[row_of[own] for name in names if (own := key(name)) in row_of] for names in classes]
+    if missing := [names[0] for names, own in zip(classes, rows, strict=True) if not own]:
+        some = ", ".join(printable(name) for name in missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise UsageError(
+            f"{len(missing)} of {len(classes)} classes have no imported vector ({some}); import them with --texts FILE"
+        )
+    sums = np.stack([found[1][own].sum(axis=0) for own in rows])
+    unit: NDArray[np.float32] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return unit
+
+
+def background(store: Store) -> tuple[list[str], NDArray[np.float32]] | None:
+    """The imported background names and their (M, D) vectors; None where there are none."""
+    return _read(store, _BACKGROUND)
+
+
+def paths(store: Store) -> dict[str, Path]:
+    """The files of imported texts, by what they are."""
+    return {what: store.root / "texts" / f"{what}.parquet" for what in (_CLASSES, _BACKGROUND)}
+
+
+def _read(store: Store, what: str) -> tuple[list[str], NDArray[np.float32]] | None:
+    path = paths(store)[what]
+    if not path.exists():
+        return None
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    values = table["vector"].combine_chunks().flatten().to_numpy()
+    return table["name"].to_pylist(), values.reshape(len(table), -1).astype(np.float32)

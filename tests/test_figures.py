@@ -1,0 +1,206 @@
+"""Each number of a report has one source: the page, the exports and SQL over the store say the same."""
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ood_audit
+from ood_audit import pools, prompts
+from ood_audit.audit import copies, duplicates, issues
+from ood_audit.audit.export import export
+from ood_audit.images.decode import Decoded
+from ood_audit.images.sources import ImageRef
+from ood_audit.prompts import Labelled
+from ood_audit.reports import cards
+from ood_audit.store.parts import PartWriter
+from ood_audit.store.views import connect
+from tests.made import make_store, unit
+from tests.test_report_html import Parsed, tab_texts, tile_texts
+from tests.test_shift import CLASSES, NAMES
+
+SETTINGS: dict[str, Any] = {"auto": False, "background": True, "prototypes": True, "false_alarms": 0.05}
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """A store with findings of all kinds: unknown classes, drawings, wrong folders, copies and unreadable files."""
+    rng = np.random.default_rng(0)
+    text, style = NAMES[:6], 0.8 * unit(rng.normal(size=48))
+    pool = pools.Pool(
+        [f"thing {i}" for i in range(80)], NAMES.astype(np.float16), text, np.stack([np.arange(6)] * 2, axis=1)
+    )
+
+    def images(of, count):
+        return unit(of[np.arange(count) % len(of)] + 0.09 * rng.normal(size=(count, 48)))
+
+    # The last class looks more like the name of the first than like its own: names and pictures disagree about it.
+    looks = np.concatenate([text[:5], unit(0.5 * text[5:] + 0.53 * text[:1])])
+    labelled, known = images(looks, 96), images(looks, 240)
+    strange = [images(text + style, 40), images(NAMES[6:40], 60)]
+    kinds = [(CLASSES.names[(i + (i % 40 == 0)) % 6], f"id-{i}") for i in range(240)]
+    kinds += [("new", f"drawn-{i}") for i in range(40)] + [("new", f"a-{i}") for i in range(60)]
+    features = np.concatenate([known, *strange, known[:7]])
+    paths = [f"{folder}/{name}.png" for folder, name in kinds] + [f"copies/{i}.png" for i in range(7)]
+    hashes = [f"{i:064x}" for i in [*range(340), *range(7)]]
+    store = make_store(tmp_path_factory.mktemp("audited"), features, paths, CLASSES, text, hashes)
+    own = Labelled(labelled, np.arange(96) % 6, [""] * 96, np.arange(96))
+    arrays = {"context": np.zeros((1, 48), np.float32), "class_features": text}
+    prompts.save(store, "own", CLASSES, arrays, own, {"created": "2030", "improved": True, "prototypes": True})
+    with PartWriter(store, "more") as writer:
+        for i in range(3):
+            image = ImageRef(f"file:///made-up/broken/{i}.png", "/made-up", f"broken/{i}.png", 1, 1)
+            writer.add(image, Decoded(size_bytes=1, mtime_ns=1, error="truncated"), None, supersedes=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "sizes", lambda uris: [1] * len(uris))  # as if the files were there
+        patch.setattr(pools, "load", lambda *arguments: pool)
+        made = ood_audit.report(store, top=8, **SETTINGS)
+    return store, made, text
+
+
+@pytest.fixture(scope="module")
+def page(audited):
+    return Parsed(audited[1].html.read_text(encoding="utf-8"))
+
+
+def counted(store, condition: str, view: str = "report") -> int:
+    return int(store.query(f"SELECT count(*) FROM {view} WHERE {condition}").rows[0][0])
+
+
+def exported(store, *kinds: str) -> list[str]:
+    out = io.BytesIO()
+    export(store, out=out, kinds=kinds)
+    return [line.rpartition("/made-up/")[2] for line in out.getvalue().decode().splitlines()]
+
+
+def test_each_number_of_the_page_is_that_of_sql_and_of_the_exports(audited, page):
+    store, made, _ = audited
+    flagged, covariate = counted(store, "flagged"), counted(store, "shift = 'covariate'")
+    both = counted(store, "flagged AND shift = 'covariate'")
+    labels = counted(store, "kind = 'label'", "issues")
+    copies_ = counted(store, "kind IN ('exact-duplicate', 'near-duplicate')", "issues")
+    unreadable = counted(store, "status = 'error'", "images")
+    assert unreadable == len(exported(store, "unreadable")) == 3
+    assert min(flagged - both, both, covariate - both, labels, copies_) > 0  # there is something to confuse
+
+    tiles = tile_texts(page)
+    assert tiles["Images scored"] == [str(counted(store, "true")), f"of {counted(store, 'true', 'images')} files found"]
+    assert tiles["Unreadable"][0] == str(unreadable)
+    assert tiles["Flagged"][:2] == [str(flagged), f"{flagged - both} semantic + {both} covariate shift"]
+    assert tiles["Covariate shift"][:2] == [
+        str(covariate),
+        f"known classes in another style, {both} of them flagged",
+    ]
+    assert tiles["Expected false alarms"][-1] == f"of the {flagged} flagged"
+    assert tiles["Label issues"][0] == str(labels)
+    assert tiles["Superfluous copies"][0] == str(copies_)
+    assert tab_texts(page) == [
+        f"Out of distribution {flagged}",
+        f"Label issues {labels}",
+        f"Duplicates {copies_}",
+        f"Unreadable {unreadable}",
+    ]
+    steps = " ".join(page.text("p"))
+    for count, what in (
+        (flagged, "flagged images"),
+        (labels, "labels that"),
+        (copies_, "superfluous copies"),
+        (3, "unreadable"),
+    ):
+        assert f"{count} {what}" in steps
+    assert counted(store, "kind = 'ood'", "issues") == len(exported(store, "ood")) == flagged
+    assert len(exported(store, "covariate-shift")) == covariate
+    assert len(exported(store, "label")) == labels
+    assert len(exported(store, "exact-duplicate", "near-duplicate")) == copies_
+    assert any(f"flagged: {flagged} images" in note for note in made.decisions.notes)
+
+
+def test_the_page_has_all_findings_whatever_is_printed(audited, page):
+    """`--top 8` is what is printed, and in report.csv and report.json."""
+    store, made, _ = audited
+    assert len(made.rows) == 8
+    assert len((made.folder / "report.csv").read_text().splitlines()) == 9
+    sql = "SELECT path FROM report WHERE rank <= 8 OR flagged OR shift = 'covariate' ORDER BY rank"
+    expected = [path for (path,) in store.query(sql).rows]
+    shown = [a for a in page.find("li") if "data-record" in a and a.get("aria-label", "")[:1] == "#"]
+    assert [a["data-path"] for a in shown] == expected
+    assert sum("data-flagged" in a for a in shown) == counted(store, "flagged")
+    (lead,) = [text for text in page.text("p", **{"class": "lead"}) if "that fit the classes" in text]
+    assert f"All {counted(store, 'flagged')} flagged are among them." in lead
+    # The cut is where the listing by rank ends; what is found below it is listed besides.
+    ranked = next(
+        i for i, (rank,) in enumerate(store.query(sql.replace("path FROM", "rank FROM")).rows) if rank != i + 1
+    )
+    assert f"the {ranked} that fit the classes of the vocabulary least, and {len(shown) - ranked} more" in lead
+
+
+def test_the_map_counts_what_is_found(audited, page):
+    store, _, _ = audited  # all images are on the map
+    flagged = counted(store, "flagged")
+    other = counted(store, "NOT flagged AND (shift = 'covariate' OR suggested_label IS NOT NULL)")
+    rest = counted(store, "true") - flagged - other
+    assert f"{rest} not flagged, {other} other finding, {flagged} flagged." in page.text("desc", id="map-text")[0]
+
+
+def test_the_nearest_class_is_the_longest_bar(audited):
+    """By the similarities that the score is made of, names and prototypes joined; those of names alone differ."""
+    store, _, text = audited
+    made = ood_audit.report(store, top=1000, name="whole", **SETTINGS)
+    rows = {row["path"]: row for row in store.query("FROM report").dicts()}
+    parsed = Parsed(made.html.read_text(encoding="utf-8"))
+    records = parsed.data["records"]
+    shown = [a for a in parsed.find("li") if "data-record" in a and a.get("aria-label", "")[:1] == "#"]
+    assert len(shown) == 347
+    apart = 0
+    embedding = dict(store.query(f"SELECT path, embedding FROM read_parquet('{store.parts[0]}')").rows)
+    for card in shown:
+        row, record = rows[card["data-path"]], records[int(card["data-record"])]
+        (label, similarity, width), *others = record["classes"]
+        facts = dict(record["facts"])
+        assert label == row["label"]
+        assert width == max(bar for _, _, bar in record["classes"])
+        assert facts["Nearest class"] == f"{label} (similarity {similarity})"
+        assert others[0][0] == row["label_2"]
+        gap = float(similarity.replace("−", "-")) - float(others[0][1].replace("−", "-"))
+        assert gap == pytest.approx(row["margin"], abs=2e-4)
+        apart += label != CLASSES.names[int((text @ embedding[row["path"]]).argmax())]
+    assert apart > 0
+    assert made.scores.parameters["prototypes"] > 0
+
+
+def test_similarities_of_a_reused_score_are_the_same(audited, page):
+    store, _, _ = audited
+    again = ood_audit.report(store, top=8, name="again", **SETTINGS)
+    assert again.scores.reused
+    assert Parsed(again.html.read_text(encoding="utf-8")).data["records"] == page.data["records"]
+
+
+def test_findings_of_the_same_severity_are_in_the_order_of_their_rank(audited):
+    """Most flagged images have the smallest p-value there is; their names are in another order."""
+    store, _, _ = audited
+    rank = dict(store.query("SELECT path, rank FROM report").rows)
+    for kinds in (["ood"], ["covariate-shift"], ["label"]):
+        severity = {row.path: row.severity for row in issues.read(store) if row.kind == kinds[0]}
+        in_order = sorted(severity, key=lambda path: (-severity[path], rank[path]))
+        assert list(severity) == in_order
+        assert exported(store, *kinds) == in_order
+    ood = [row for row in issues.read(store) if row.kind == "ood"]
+    assert ood[0].severity == ood[5].severity
+    assert rank[ood[0].path] == 1
+    assert [row.path for row in ood] != sorted(row.path for row in ood)
+
+
+def test_clusters_are_cut_at_the_limit_and_say_how_large_they_are(audited, monkeypatch):
+    store, _, _ = audited
+    path, counts = copies.current(store)
+    with connect(store) as db:
+        found = copies.clusters(db, path, 3)
+    assert [len(cluster) for cluster in found] == [2, 1]
+    assert found[1][0]["copies"] == 2
+    assert counts["clusters"] == 7
+    monkeypatch.setattr(cards, "LIMIT", 3)
+    nine = [{**found[0][1], "keep": i == 8, "copies": 9} for i in range(9)]
+    (shown,) = cards.clusters([nine, found[0]], 0, cards.Pictures())
+    assert [card["keep"] for card in shown["cards"]] == [True, False, False]
+    assert shown["size"] == 9

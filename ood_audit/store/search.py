@@ -193,10 +193,10 @@ def _recall(index: Any, asked: Floats, nearest: NDArray[np.int64]) -> float:
 def write_index(index: Any, path: Path) -> None:
     """Write an index through a file of Python's: FAISS itself cannot open a path that is not ASCII on Windows."""
     with path.open("wb") as file:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def read_index(path: Path) -> Any:
     """Read an index that `write_index`, or FAISS itself, has written."""
     with path.open("rb") as file:
-        return faiss.read_index(faiss.PyCallbackIOReader(file.read))  # type: ignore[attr-defined]
+        return faiss.read_index(faiss.PyCallbackIOReader(file.read))

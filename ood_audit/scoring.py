@@ -245,6 +245,8 @@ def prepare(
     # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
     known = not sample.presumed and selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
     can_choose = known or (selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES)
+    if auto and "best" in methods and not can_choose:
+        note("settings: the model's own (too little data to choose: 60 images in 6 classes are needed)")
     has_background = pools.is_available(store, "background")
     runs, forecasts = {}, {}
     for method in methods:

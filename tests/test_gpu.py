@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import ood_audit
-from ood_audit import matching, metrics, pools, scores, selection, wordnet
+from ood_audit import corpora, matching, metrics, pools, scores, selection, wordnet
 from ood_audit.encoders import clip, device
 from ood_audit.encoders.clip import load_encoder, load_same_encoder
 from ood_audit.errors import EncoderError, UsageError
@@ -45,11 +45,11 @@ def gpu():
 def small(monkeypatch):
     """Small pools of real words, and few resamples."""
     monkeypatch.setattr(clip, "bf16_in_hardware", lambda: False)
-    monkeypatch.setattr(pools, "_PHYSICAL", ("noun.shape",))
-    monkeypatch.setattr(pools, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.shape")))
+    monkeypatch.setattr(corpora, "_PHYSICAL", ("noun.shape",))
+    monkeypatch.setattr(corpora, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.shape")))
     monkeypatch.setattr(pools, "_SHARE", 0.9)
-    monkeypatch.setattr(pools, "_CSP_NOUNS", ("{}", "the nice {}"))
-    monkeypatch.setattr(pools, "_CSP_ADJECTIVES", ("{}",))
+    monkeypatch.setattr(corpora, "_CSP_NOUNS", ("{}", "the nice {}"))
+    monkeypatch.setattr(corpora, "_CSP_ADJECTIVES", ("{}",))
     monkeypatch.setattr(selection, "select", partial(selection.select, rounds=2))
     original = metrics.bootstrap
     monkeypatch.setattr(metrics, "bootstrap", lambda *given, rounds: original(*given, rounds=3))

@@ -84,12 +84,13 @@ def ood_scores(store):
 )
 def test_stores_of_every_shape(made, classes, images, shown, folders):
     store = made(classes, images, shown=shown, folders=folders)
-    for method in ("delta-energy", "best", "knn", "logitgap"):
+    for method in ("auto", "delta-energy", "best", "knn", "logitgap"):
         done = ood_audit.score(store, method=method, prototypes=True if method == "logitgap" else None)
         rows = ood_scores(store)
         assert len(rows) == images
         assert np.isfinite([row[1] for row in rows]).all()
-        assert (done.forecast is not None) == (method in ("delta-energy", "best") and images >= 80 and shown >= 6)
+        chosen = method == "best" or (method in ("auto", "delta-energy") and folders)
+        assert (done.forecast is not None) == (chosen and images >= 80 and shown >= 6)
 
 
 def test_no_readable_image(made):
@@ -149,9 +150,18 @@ def test_the_weight_is_that_of_the_prototypes_module():
     assert scoring._DEFAULT_WEIGHT == DEFAULT_WEIGHT
 
 
-@pytest.mark.parametrize(("images", "auto"), [(100, False), (10, True)])
-def test_the_background_on_without_a_choice(made, background, images, auto):
-    store = made(8, images)
+def test_the_background_is_on_where_too_little_is_known_to_choose(made, background):
+    store = made(8, 10)
+    done = ood_audit.score(store)
+    assert done.parameters["background"] is True
+    assert done.parameters["prototypes"] == 0
+    assert done.forecast is None
+    assert background == ["background"]
+
+
+def test_the_background_on_without_a_choice(made, background):
+    auto = False
+    store = made(8, 100)
     without = ood_audit.score(store, auto=auto)
     assert without.parameters["background"] is False
     assert background == []

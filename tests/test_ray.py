@@ -288,7 +288,8 @@ def test_ray_is_silent(many, tmp_path):  # noqa: F811
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 added, 0 unchanged, 0 changed, 0 removed, 0 unreadable; ")
     assert done.stdout.count("\n") == 1
-    assert done.stderr.startswith("model: starter (CLIP (EfficientNet), gelu, 384 dimensions), fp32 on ")
-    assert done.stderr.endswith(" of a Ray cluster\n")
-    assert done.stderr.count("\n") == 1
+    model, preprocessing = done.stderr.splitlines()
+    assert model.startswith("model: starter (CLIP (EfficientNet), gelu, 384 dimensions), fp32 on ")
+    assert model.endswith(" of a Ray cluster")
+    assert preprocessing.startswith("preprocessing: ")
     assert file_uri(str(image)) == rows(store)[0][0]

@@ -176,7 +176,7 @@ def evidence_of(chunk: "Chunk", joint: Joint, temperature: float, background: bo
     cosines = chunk.to_text.float().cpu().numpy()
     if not background:
         return standing(joint, cosines), np.full(len(cosines), -np.inf)
-    return standing(joint, cosines), log_sum_exp(chunk.to_background, temperature).double().cpu().numpy()
+    return standing(joint, cosines), log_sum_exp(chunk.to_background, temperature).cpu().double().numpy()
 
 
 def join(

@@ -287,7 +287,7 @@ def prepare(
     target = Target(text, found, [] if unwanted else prototypes.fit_folds(found, text), loaded)
     parts = store.parts
     joint = None
-    if "auto" in methods and auto and not known:
+    if "auto" in methods and auto and not known and labelled is None:  # flags compare with labelled images one by one
         on_progress("reading the features")
         joint = joining.read(store, text, duplicate, given.get("novelty"), parts)
     return Plan(

@@ -202,12 +202,12 @@ def test_what_can_not_be_named_is_said(tmp_path, nouns):
 
 def test_a_report_names_the_most_ood_images(tmp_path, nouns):
     store = store_of(tmp_path, {"dog": 40, "cup": 40, "hedgehog": 9, "guitar": 6})
-    before = ood_audit.report(store, top=15)
+    before = ood_audit.report(store, top=15, auto=False)
     assert [note for note in before.decisions.notes if "labels suggest` once" in note]
     assert {row["cluster"] for row in before.rows} == {None}
 
     naming.suggest(store)
-    made = ood_audit.report(store, top=15)
+    made = ood_audit.report(store, top=15, auto=False)
     names = {row["path"]: row["cluster"] for row in made.rows}
     assert {path.partition("/")[0] for path in names} == {"hedgehog", "guitar"}  # the most OOD, as it should be
     assert all(name == path.partition("/")[0] for path, name in names.items())
@@ -226,11 +226,11 @@ def test_a_report_names_the_most_ood_images(tmp_path, nouns):
 def test_flagged_images_are_named_and_their_findings_say_so(tmp_path, nouns, monkeypatch):
     store = store_of(tmp_path, {"dog": 40, "cup": 40, "hedgehog": 9, "guitar": 6})
     naming.suggest(store)
-    scores = ood_audit.score(store)
+    scores = ood_audit.score(store, auto=False)
     recipe = json.loads(scores.path.with_suffix(".json").read_text())
     recipe["calibration"] = {"ood_score": [-9.0] * 99, "distance": [0.0] * 99, "label": [0] * 99, "predicted": [0] * 99}
     monkeypatch.setattr("ood_audit.audit.decisions.read_recipe", lambda path: recipe)
-    made = ood_audit.report(store, top=3, false_alarms=0.02)  # all are beyond that calibration
+    made = ood_audit.report(store, top=3, false_alarms=0.02, auto=False)  # all are beyond that calibration
     assert made.decisions.flags is not None and made.decisions.flags["flagged"] == 95
     found = store.query("SELECT path, evidence FROM issues WHERE kind = 'ood'").rows
     named = [path for path, evidence in found if evidence.endswith(f"; looks like: {path.partition('/')[0]}")]
@@ -273,5 +273,5 @@ def test_another_vocabulary_does_not_change_the_names(tmp_path, nouns):
     other = Vocabulary((("cup",), ("guitar",)))
     add_vocabulary(store, other, text_features()[[6, 3]])
     store.set_current(vocabulary=other.id)
-    names = {row["path"]: row["cluster"] for row in ood_audit.report(store, top=49).rows}
+    names = {row["path"]: row["cluster"] for row in ood_audit.report(store, top=49, auto=False).rows}
     assert names["hedgehog/0.jpg"] == "hedgehog" and names["dog/0.jpg"] == "dog"

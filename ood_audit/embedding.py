@@ -73,7 +73,7 @@ def embed(
 
     New and changed images are embedded, removed ones leave the view, unreadable ones are rows with `status='error'`
     and are tried again next time. A file that was moved or renamed since the last run, or restored, keeps its feature
-    if its bytes are the same. An interrupted run is gone on with by calling again.
+    if its bytes are the same. To resume an interrupted run, call `embed` again.
 
     Args:
         sources: folders, tar files, image files, or lists of these (.txt, .csv, .parquet with a column `path`); paths,

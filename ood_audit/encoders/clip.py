@@ -366,7 +366,7 @@ def load_encoder(
 
     Raises:
         UsageError: a name makes no sense, or the device is not there or does not work.
-        EncoderError: the weights can't be had, or don't fit, or there is no memory for them.
+        EncoderError: the weights are not available or do not fit, or there is no memory for them.
 
     """
     chosen = choose_device(device)
@@ -393,7 +393,7 @@ def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto", fall_b
 
     Raises:
         UsageError: see `load_encoder`.
-        EncoderError: the encoder has changed since, can't be had, or does not fit.
+        EncoderError: the encoder has changed since, is not available, or does not fit.
 
     """
     try:

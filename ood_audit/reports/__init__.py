@@ -86,7 +86,7 @@ def report(
         reset_to: likewise.
         background: likewise.
         prototypes: likewise.
-        novelty: likewise.
+        novelty: see `ood_audit.score`.
         prompts: likewise.
         auto: likewise.
         seed: likewise.

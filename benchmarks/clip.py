@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ood_audit import joining, metrics, wordnet
-from ood_audit.joining import Evidence
-from ood_audit.scores.delta_energy import delta_energy
-from ood_audit.scores.mcm import mcm
+from ood_audit.classes import wordnet
+from ood_audit.scoring import joining, metrics
+from ood_audit.scoring.joining import Evidence
+from ood_audit.scoring.scores.delta_energy import delta_energy
+from ood_audit.scoring.scores.mcm import mcm
 
 SHARES = (0.01, 0.05, 0.2)
 DRAWS = 5
@@ -73,9 +74,10 @@ def clip_sets(folder: Path) -> Iterator[Set]:
 def objects(folder: Path) -> Set:
     """The starter's features, by the product itself."""
     import ood_audit
-    from ood_audit import corpora, texts
+    from ood_audit.classes import background as corpora
+    from ood_audit.classes import texts
+    from ood_audit.classes.vocabulary import Vocabulary
     from ood_audit.store.parts import iter_features
-    from ood_audit.vocabulary import Vocabulary
 
     with tempfile.TemporaryDirectory() as store:
         result = ood_audit.embed(folder / "images", store=store, model="starter", device="cpu")
@@ -147,9 +149,9 @@ def scores(folder: Folder) -> dict[str, NDArray[np.float64]]:
 
 def as_in_0_1_0(folder: Folder) -> NDArray[np.float64]:
     """ΔEnergy with the background, τ = .015, and prototypes of the confident half at a weight of .2."""
-    from ood_audit import prototypes
-    from ood_audit.prototypes import References
-    from ood_audit.selection import presume
+    from ood_audit.classes import prototypes
+    from ood_audit.classes.prototypes import References
+    from ood_audit.scoring.selection import presume
 
     to_text = torch.from_numpy(folder.images @ folder.texts.T)
     rows, labels = presume(to_text, {"temperature": 1.0, "top_c": 2, "reset_to": 0.0})

@@ -90,7 +90,7 @@ def limits(
     import torch
 
     import ood_audit.encoders.clip as clip
-    from ood_audit.embedding import embed
+    from ood_audit.embedding.run import embed
     from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
     from ood_audit.images.decode import decode
 
@@ -161,7 +161,7 @@ def limits(
 
 def peak(pictures: Path, model: str, weights: str | None) -> None:
     """Runs in a process of its own: prints the peak memory of one `embed`, in MB."""
-    from ood_audit.embedding import embed
+    from ood_audit.embedding.run import embed
 
     with tempfile.TemporaryDirectory() as store:
         embed(pictures, store=store, model=model, weights=weights)

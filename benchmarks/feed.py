@@ -131,8 +131,8 @@ def identity() -> Any:
 
 def play(cores: int) -> None:
     """Replace in this process what is played: the decoder, the encoder, and the number of cores."""
+    from ood_audit.embedding import pipeline
     from ood_audit.encoders import clip, device
-    from ood_audit.engines import pipeline
 
     play_decoder()
     vars(clip)["load_same_encoder"] = lambda *_, **__: played_encoder()
@@ -143,7 +143,7 @@ def play(cores: int) -> None:
 
 def played_work(pipe: Any, its_identity: Any, name: str, cores: int) -> None:
     """What a process of `embed_in_processes` does here."""
-    from ood_audit.engines import processes
+    from ood_audit.embedding import processes
 
     play(cores)
     processes._work(pipe, its_identity, name, cores)
@@ -173,8 +173,8 @@ def processor_seconds() -> dict[int, float]:
 
 def measure(folder: Path, count: int, cores: int, seconds: float) -> None:
     """Runs in a process of its own: prints images/s, and the processor time of an image here and in the others."""
-    from ood_audit.engines import processes
-    from ood_audit.engines.work import Work, write_batch
+    from ood_audit.embedding import processes
+    from ood_audit.embedding.work import Work, write_batch
     from ood_audit.images.sources import ImageRef, file_uri
     from ood_audit.store import create_store
     from ood_audit.store.parts import PartWriter
@@ -252,7 +252,7 @@ def main() -> None:
     if options.measure:
         measure(options.measure, options.processes, options.cores, options.seconds)
         return
-    from ood_audit.engines.sharing import by_cores
+    from ood_audit.embedding.sharing import by_cores
 
     count = options.processes or by_cores(options.cores)
     each = options.cores // count

@@ -19,7 +19,7 @@ import numpy as np
 
 import ood_audit
 from benchmarks.splits import Embedded, link
-from ood_audit.audit import decisions
+from ood_audit.findings import decide as decisions
 from ood_audit.store.views import connect
 
 RULES = [{"false_alarms": 0.01}, {"false_alarms": 0.05}, {"false_alarms": 0.1}, {"fdr": 0.1}, {"fdr": 0.2}]

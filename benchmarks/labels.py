@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from ood_audit.audit import label_issues
-from ood_audit.embedding import embed
-from ood_audit.scoring import score
+from ood_audit.embedding.run import embed
+from ood_audit.findings import label_issues
+from ood_audit.scoring.run import score
 from ood_audit.store import Store
 from ood_audit.store.views import connect
 from ood_audit.tuning.tune import tune

@@ -27,15 +27,17 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import ood_audit
-from ood_audit import metrics, prompts, references, scoring, selection
-from ood_audit import vocabulary as vocabularies
-from ood_audit.matching import chunks
-from ood_audit.pools import load as load_pool
+from ood_audit.classes import prompts
+from ood_audit.classes import vocabulary as vocabularies
+from ood_audit.classes.pools import load as load_pool
+from ood_audit.classes.vocabulary import read_vocabulary
 from ood_audit.progress import silent
-from ood_audit.scores import load
+from ood_audit.scoring import metrics, references, selection
+from ood_audit.scoring import run as scoring
+from ood_audit.scoring.scores import load
+from ood_audit.scoring.similarity import chunks
 from ood_audit.store import Store, open_store
 from ood_audit.tuning.trainer import Settings
-from ood_audit.vocabulary import read_vocabulary
 
 # Classes of objects/ that show a class of styles/ (dog, elephant, giraffe, guitar, horse, house, person).
 SHARED = {"elephant", "electric guitar", "dalmatian", "cartoon dog"}

@@ -77,7 +77,7 @@ def child(what: str, files: Path, store: Path) -> dict[str, float]:
 
 
 def in_child(what: str, files: str, store: str) -> None:
-    from ood_audit.embedding import embed
+    from ood_audit.embedding.run import embed
 
     started = time.perf_counter()
     if what == "bare":

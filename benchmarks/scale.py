@@ -44,7 +44,7 @@ def run(pictures: Path, model: str, name: str) -> None:
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
         ray.init("local", num_cpus=workers, object_store_memory=200 << 20, **quiet)
         figures["ray"] = time.perf_counter() - begun
-    from ood_audit.embedding import embed
+    from ood_audit.embedding.run import embed
 
     at: dict[int, float] = {}
 

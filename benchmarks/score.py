@@ -56,7 +56,7 @@ def limit(root: str, images: int, classes: int, dimension: int) -> dict[str, Any
     import pyarrow.parquet as pq
     import torch
 
-    from ood_audit.matching import _CHUNK_BYTES, _WIDEST
+    from ood_audit.scoring.similarity import _CHUNK_BYTES, _WIDEST
     from ood_audit.store import open_store
 
     def read() -> None:
@@ -111,9 +111,11 @@ def run(root: str, what: str) -> dict[str, Any]:
 
 def _time_steps(steps: dict[str, float]) -> None:
     """Have the steps of a report timed."""
-    from ood_audit import reports
-    from ood_audit.audit import copies, decisions, issues
+    from ood_audit.findings import copies
+    from ood_audit.findings import decide as decisions
+    from ood_audit.findings import records as issues
     from ood_audit.reports import content, ranking
+    from ood_audit.reports import run as reports
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 import ood_audit
 from benchmarks.methods import SHARED
 from benchmarks.splits import Embedded, link
-from ood_audit.audit.shift import NAMES
+from ood_audit.findings.shift import NAMES
 
 LABELLED = 12  # photos a class
 Truth = dict[Path, str]

@@ -70,8 +70,8 @@ def decoding(folder: Path) -> dict[tuple[int, int], tuple[float, float]]:
 
 def rows(dimension: int) -> tuple[float, float, float, float]:
     """Rows a second of processor time that the writer takes, and the Ray driver; bytes a row of parts and of index."""
-    from ood_audit.engines.ray import _FACTS, _RESULT
-    from ood_audit.engines.work import Work, write_batch
+    from ood_audit.embedding.ray import _FACTS, _RESULT
+    from ood_audit.embedding.work import Work, write_batch
 
     rng = np.random.default_rng(0)
     features = rng.normal(size=(ROWS, dimension)).astype(np.float32)

@@ -16,10 +16,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from ood_audit import wordnet
-from ood_audit.audit.naming import as_labels, suggest
-from ood_audit.embedding import embed
-from ood_audit.scoring import score
+from ood_audit.classes import wordnet
+from ood_audit.embedding.run import embed
+from ood_audit.findings.naming import as_labels, suggest
+from ood_audit.scoring.run import score
 from ood_audit.store import Store
 
 

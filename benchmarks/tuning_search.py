@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from ood_audit.embedding import embed
+from ood_audit.classes.vocabulary import Vocabulary, read_vocabulary
+from ood_audit.embedding.run import embed
 from ood_audit.encoders.clip import ClipEncoder, load_encoder
-from ood_audit.metrics import auroc, fpr95
-from ood_audit.scores.delta_energy import delta_energy
+from ood_audit.scoring.metrics import auroc, fpr95
+from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.store.parts import iter_features
 from ood_audit.tuning.trainer import Settings, fit
-from ood_audit.vocabulary import Vocabulary, read_vocabulary
 
 FULL = Settings(folds=0)  # all epochs
 COOP = dataclasses.replace(FULL, loss="coop")

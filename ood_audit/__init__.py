@@ -12,18 +12,18 @@ The commands as functions; each is imported when it is first used, so that `impo
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ood_audit._version import __version__
 
 if TYPE_CHECKING:
-    from ood_audit.audit.export import export as export
-    from ood_audit.audit.naming import suggest as suggest
-    from ood_audit.audit.quarantine import quarantine as quarantine
-    from ood_audit.audit.quarantine import restore as restore
-    from ood_audit.embedding import embed as embed
+    from ood_audit.actions.export import export as export
+    from ood_audit.actions.quarantine import quarantine as quarantine
+    from ood_audit.actions.quarantine import restore as restore
+    from ood_audit.embedding.run import embed as embed
     from ood_audit.errors import OodAuditError as OodAuditError
-    from ood_audit.evaluation import evaluate as evaluate
-    from ood_audit.reports import report as report
-    from ood_audit.scoring import score as score
+    from ood_audit.findings.naming import suggest as suggest
+    from ood_audit.reports.run import report as report
+    from ood_audit.scoring.evaluation import evaluate as evaluate
+    from ood_audit.scoring.run import score as score
     from ood_audit.store import open_store as open_store
     from ood_audit.store.sources import forget as forget
     from ood_audit.store.sources import sources as sources
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 _API = {
     "OodAuditError": "ood_audit.errors",
-    "embed": "ood_audit.embedding",
-    "evaluate": "ood_audit.evaluation",
-    "export": "ood_audit.audit.export",
+    "embed": "ood_audit.embedding.run",
+    "evaluate": "ood_audit.scoring.evaluation",
+    "export": "ood_audit.actions.export",
     "forget": "ood_audit.store.sources",
     "open_store": "ood_audit.store",
-    "quarantine": "ood_audit.audit.quarantine",
-    "report": "ood_audit.reports",
-    "restore": "ood_audit.audit.quarantine",
-    "score": "ood_audit.scoring",
+    "quarantine": "ood_audit.actions.quarantine",
+    "report": "ood_audit.reports.run",
+    "restore": "ood_audit.actions.quarantine",
+    "score": "ood_audit.scoring.run",
     "sources": "ood_audit.store.sources",
-    "suggest": "ood_audit.audit.naming",
+    "suggest": "ood_audit.findings.naming",
     "tune": "ood_audit.tuning.tune",
 }
 __all__ = [
@@ -60,6 +60,10 @@ __all__ = [
     "suggest",
     "tune",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

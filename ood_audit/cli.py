@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ood_audit import __version__
+from ood_audit._version import __version__
 from ood_audit.errors import OodAuditError
 from ood_audit.text import printable
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import ood_audit
-from ood_audit.audit import issues
+from ood_audit.findings import records as issues
 from ood_audit.store import findings
 from ood_audit.store.findings import Issue
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from ood_audit.classes.pools import Pool
+from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
-from ood_audit.pools import Pool
 from ood_audit.store import Store, create_store
 from ood_audit.store.layout import write_json
 from ood_audit.store.parts import PartWriter
-from ood_audit.vocabulary import Vocabulary
 
 
 def unit(rows):

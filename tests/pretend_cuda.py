@@ -383,7 +383,7 @@ def _patch(patch: pytest.MonkeyPatch, gpu: PretendGpu) -> None:
             _Mode(gpu).__enter__()
         enter(device, threads)
 
-    patch.setattr("ood_audit.engines.pipeline.enter_forward_thread", enter_forward_thread)
+    patch.setattr("ood_audit.embedding.pipeline.enter_forward_thread", enter_forward_thread)
     if gpu.kind == "mps":
         patch.setattr(torch.backends.mps, "is_available", lambda: True)
         patch.setattr(torch.mps, "empty_cache", lambda: None)

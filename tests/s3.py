@@ -73,7 +73,7 @@ class Server:
 def s3(monkeypatch, tmp_path):
     from moto.backends import get_backend
 
-    from ood_audit.images import objects
+    from ood_audit.images import object_store as objects
 
     server = Server()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ood_audit import annotations
-from ood_audit.annotations import Truth
+from ood_audit.classes import annotations
+from ood_audit.classes.annotations import Truth
+from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import UsageError
 from ood_audit.images.decode import Decoded
@@ -18,7 +19,6 @@ from ood_audit.images.sources import ImageRef, file_uri
 from ood_audit.store import create_store
 from ood_audit.store.parts import PartWriter
 from ood_audit.text import storable
-from ood_audit.vocabulary import Vocabulary
 
 CLASSES = Vocabulary((("cat", "kitty"), ("air plane",), ("dog",)))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
 import ood_audit
-from ood_audit.audit.calibration import flag, p_values
+from ood_audit.findings.calibration import flag, p_values
 from tests.conftest import EXAMPLES, run_cli
 
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=30)

@@ -13,17 +13,20 @@ import torch
 from click.testing import CliRunner
 
 import ood_audit
-from ood_audit import matching, prototypes, references, scoring
-from ood_audit.audit import issues
+from ood_audit.classes import prototypes
+from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.cli import cli
 from ood_audit.errors import StoreError
+from ood_audit.findings import records as issues
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
+from ood_audit.scoring import references
+from ood_audit.scoring import run as scoring
+from ood_audit.scoring import similarity as matching
 from ood_audit.store import compaction, findings, open_store, writing
 from ood_audit.store.compaction import compact
 from ood_audit.store.index import neighbours
 from ood_audit.store.parts import PartWriter, iter_features
-from ood_audit.vocabulary import Vocabulary
 from tests.conftest import ROOT
 from tests.made import make_store, problem, unit
 

@@ -35,7 +35,7 @@ LABELS = EXAMPLES / "classes.txt"
 @pytest.fixture(scope="session")
 def server():
     context = multiprocessing.get_context("forkserver")
-    package = ["ood_audit.cli", "ood_audit.embedding", "ood_audit.encoders.clip", "ood_audit.store.index"]
+    package = ["ood_audit.cli", "ood_audit.embedding.run", "ood_audit.encoders.clip", "ood_audit.store.index"]
     context.set_forkserver_preload([*package, "pyarrow.parquet", "pytest", "tests.conftest"])
     return context
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from ood_audit.scores.delta_energy import delta_energy
+from ood_audit.scoring.scores.delta_energy import delta_energy
 
 CASES = settings(max_examples=150, deadline=None)
 temperatures = st.sampled_from([0.01, 0.015, 0.07, 0.3, 1.0, 5.0])

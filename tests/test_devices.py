@@ -61,7 +61,7 @@ def test_a_container_s_share_is_respected(monkeypatch):
 
 
 def test_the_threads_of_the_caller_are_left_as_they_were(small, pictures):
-    from ood_audit.engines.pipeline import Pipeline
+    from ood_audit.embedding.pipeline import Pipeline
     from ood_audit.images.sources import file_uri
 
     before = torch.get_num_threads()

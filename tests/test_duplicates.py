@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance
 
 import ood_audit
-from ood_audit.audit import copies, duplicates, nearest
-from ood_audit.audit.duplicates import Duplicates, find
-from ood_audit.audit.fingerprints import SHAPE, correlations, fingerprint, hash_distances, is_flat
-from ood_audit.audit.nearest import OnGpu
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import UsageError
+from ood_audit.findings import copies, duplicates, nearest
+from ood_audit.findings.duplicates import Duplicates, find
+from ood_audit.findings.fingerprints import SHAPE, correlations, fingerprint, hash_distances, is_flat
+from ood_audit.findings.nearest import OnGpu
 from ood_audit.images.decode import decode
 from ood_audit.images.sources import ScanNotes, scan
 from ood_audit.store import Store, create_store, search
@@ -141,7 +141,7 @@ class PlayedGpu(OnGpu):
 @pytest.fixture
 def gpu(monkeypatch):
     monkeypatch.setattr(duplicates, "_gpu", lambda device: torch.device("cuda") if device != "cpu" else None)
-    monkeypatch.setattr("ood_audit.audit.nearest.OnGpu", PlayedGpu)
+    monkeypatch.setattr("ood_audit.findings.nearest.OnGpu", PlayedGpu)
     monkeypatch.setattr(PlayedGpu, "made", [])
     return PlayedGpu
 
@@ -182,7 +182,7 @@ def test_a_gpu_without_room_for_the_features_is_not_used(altered, monkeypatch):
             raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(duplicates, "_gpu", lambda device: torch.device("cuda"))
-    monkeypatch.setattr("ood_audit.audit.nearest.OnGpu", Full)
+    monkeypatch.setattr("ood_audit.findings.nearest.OnGpu", Full)
     store, expected = altered
     told: list[str] = []
     assert clusters(find(store, on_note=told.append)) == expected

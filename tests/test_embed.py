@@ -496,11 +496,11 @@ def test_files_that_vanish_between_the_scan_and_their_turn(pictures, store, monk
             path.unlink(missing_ok=True)
         return decode(uri, prepare, **options)
 
-    monkeypatch.setattr("ood_audit.engines.pipeline.decode", vanish)
+    monkeypatch.setattr("ood_audit.embedding.pipeline.decode", vanish)
     assert run(pictures, store, batch_size=2) == {"added": 4, "unreadable": 2}
     errors = rows(store, "path, error", "status = 'error'")
     assert errors == [(str(path.relative_to(pictures)), "no such file, or a link to nothing") for path in gone]
-    monkeypatch.setattr("ood_audit.engines.pipeline.decode", decode)
+    monkeypatch.setattr("ood_audit.embedding.pipeline.decode", decode)
     for path, content in kept.items():
         path.write_bytes(content)
     assert run(pictures, store) == {"unchanged": 4, "changed": 2}

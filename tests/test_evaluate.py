@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import ood_audit
-from ood_audit import metrics
 from ood_audit.errors import UsageError
+from ood_audit.scoring import metrics
 from tests.conftest import EXAMPLES, run_cli
 
 

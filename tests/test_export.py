@@ -12,7 +12,7 @@ import click
 import pytest
 
 import ood_audit
-from ood_audit.audit import export as library
+from ood_audit.actions import export as library
 from ood_audit.commands import export as thin
 from ood_audit.images.sources import file_uri
 from tests.conftest import EXAMPLES, ROOT, run_cli

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import ood_audit
-from ood_audit import pools, prompts
-from ood_audit.audit import copies, duplicates, issues
-from ood_audit.audit.export import export
+from ood_audit.actions.export import export
+from ood_audit.classes import pools, prompts
+from ood_audit.classes.prompts import Labelled
+from ood_audit.findings import copies, duplicates
+from ood_audit.findings import records as issues
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
-from ood_audit.prompts import Labelled
 from ood_audit.reports import cards
 from ood_audit.store.parts import PartWriter
 from ood_audit.store.views import connect

@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 
 import ood_audit
-from ood_audit import corpora, matching, metrics, pools, scores, selection, wordnet
+from ood_audit.classes import background as corpora
+from ood_audit.classes import pools, wordnet
 from ood_audit.encoders import clip, device
 from ood_audit.encoders.clip import load_encoder, load_same_encoder
 from ood_audit.errors import EncoderError, UsageError
+from ood_audit.scoring import metrics, scores, selection
+from ood_audit.scoring import similarity as matching
 from ood_audit.store import open_store
 from ood_audit.store.parts import iter_features
 from ood_audit.tuning.trainer import Settings, fit

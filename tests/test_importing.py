@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import ood_audit
+from ood_audit.embedding.imported import import_features, normalised
+from ood_audit.embedding.vectors import open_vectors
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.importing import import_features, normalised
 from ood_audit.store import open_store
-from ood_audit.vectors import open_vectors
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
 from tests.made import problem, unit
@@ -267,7 +267,7 @@ def test_labels_that_are_numbers_point_into_the_names(data, tmp_path):
 
 
 def test_memory_holds_one_block_of_a_compressed_npz(data, tmp_path, monkeypatch):
-    from ood_audit import vectors
+    from ood_audit.embedding import vectors
 
     monkeypatch.setattr(vectors, "BLOCK_ROWS", 32)
     np.savez_compressed(tmp_path / "f.npz", images=data[0].astype(np.float16))

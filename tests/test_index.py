@@ -9,11 +9,11 @@ import faiss
 import numpy as np
 import pytest
 
+from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import StoreError
 from ood_audit.store import search, writing
 from ood_audit.store.index import build_index, neighbours
 from ood_audit.store.parts import iter_features
-from ood_audit.vocabulary import Vocabulary
 from tests.made import make_store, problem, unit
 
 IMAGES = 3000

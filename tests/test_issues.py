@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import ood_audit
-from ood_audit.audit import issues
 from ood_audit.errors import StoreError, UsageError
+from ood_audit.findings import records as issues
 from ood_audit.store import findings
 from ood_audit.store.findings import Issue
 from tests.conftest import run_cli

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ood_audit
-from ood_audit import joining
 from ood_audit.errors import UsageError
-from ood_audit.joining import Evidence, energy_of, quantiles, quantiles_within
-from ood_audit.scores.delta_energy import delta_energy
+from ood_audit.scoring import joining
+from ood_audit.scoring.joining import Evidence, energy_of, quantiles, quantiles_within
+from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.store import open_store
 from tests.made import unit
 
@@ -36,7 +36,7 @@ def join(images, text, *, weight=None, temperature=0.1, whole=True):
 
 
 def auroc(is_ood, values):
-    from ood_audit.metrics import auroc as measured
+    from ood_audit.scoring.metrics import auroc as measured
 
     return measured(is_ood, values)
 
@@ -128,7 +128,7 @@ def test_tiny_folders(images, classes):
 @pytest.fixture
 def one_folder(tmp_path):
     """A store of the made-up folder, whose images are in no folder named as a class."""
-    from ood_audit.vocabulary import Vocabulary
+    from ood_audit.classes.vocabulary import Vocabulary
     from tests.made import make_store
 
     images, is_ood, text = folder()

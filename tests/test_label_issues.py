@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ood_audit
-from ood_audit.audit import label_issues
-from ood_audit.scoring import score
+from ood_audit.findings import label_issues
+from ood_audit.scoring.run import score
 from ood_audit.store.findings import Issue
 from ood_audit.store.views import connect
 from tests.conftest import EXAMPLES

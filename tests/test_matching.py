@@ -8,11 +8,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ood_audit import matching, prototypes, scores
-from ood_audit.matching import Target, chunk_of, chunks
-from ood_audit.pools import Pool
-from ood_audit.prototypes import FOLDS, References, fit_folds, fold_of
-from ood_audit.scores.delta_energy import delta_energy
+from ood_audit.classes import prototypes
+from ood_audit.classes.pools import Pool
+from ood_audit.classes.prototypes import FOLDS, References, fit_folds, fold_of
+from ood_audit.scoring import scores
+from ood_audit.scoring import similarity as matching
+from ood_audit.scoring.scores.delta_energy import delta_energy
+from ood_audit.scoring.similarity import Target, chunk_of, chunks
 from ood_audit.store.parts import FeatureBatch
 
 CLASSES, DIMENSION, IMAGES = 5, 16, 83

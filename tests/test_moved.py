@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import ood_audit
-import ood_audit.embedding
-from ood_audit import adoption
-from ood_audit.audit.quarantine import quarantine, restore
+import ood_audit.embedding.run
+from ood_audit.actions.quarantine import quarantine, restore
+from ood_audit.embedding import adoption
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.images.sources import file_uri
 from ood_audit.images.storage import local_path
@@ -36,7 +36,7 @@ def warm(encoder, monkeypatch):
 @pytest.fixture
 def embedded(monkeypatch):
     """The paths of the images that were decoded; cleared by the test."""
-    from ood_audit.engines import pipeline
+    from ood_audit.embedding import pipeline
 
     seen: list[str] = []
 
@@ -111,7 +111,7 @@ def test_a_folder_that_was_renamed(pictures, store, tmp_path, embedded):
     assert done.stdout.startswith("0 added, 0 unchanged, 0 changed, 6 moved, 0 removed, 0 unreadable; ")
     assert embedded == []
     assert record(store)["counts"] == {
-        **dict.fromkeys(ood_audit.embedding.OUTCOMES, 0),
+        **dict.fromkeys(ood_audit.embedding.run.OUTCOMES, 0),
         "moved": 6,
     }
     check(store, new)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import ood_audit
-from ood_audit import corpora, wordnet
-from ood_audit.audit import naming
+from ood_audit.classes import background as corpora
+from ood_audit.classes import wordnet
+from ood_audit.classes.vocabulary import Vocabulary, read_vocabulary
 from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.findings import naming
 from ood_audit.store import open_store
-from ood_audit.vocabulary import Vocabulary, read_vocabulary
 from tests.cli import invoke
 from tests.conftest import ROOT
 from tests.made import add_vocabulary, make_store, unit
@@ -229,7 +230,7 @@ def test_flagged_images_are_named_and_their_findings_say_so(tmp_path, nouns, mon
     scores = ood_audit.score(store, auto=False)
     recipe = json.loads(scores.path.with_suffix(".json").read_text())
     recipe["calibration"] = {"ood_score": [-9.0] * 99, "distance": [0.0] * 99, "label": [0] * 99, "predicted": [0] * 99}
-    monkeypatch.setattr("ood_audit.audit.decisions.read_recipe", lambda path: recipe)
+    monkeypatch.setattr("ood_audit.findings.decide.read_recipe", lambda path: recipe)
     made = ood_audit.report(store, top=3, false_alarms=0.02, auto=False)  # all are beyond that calibration
     assert made.decisions.flags is not None and made.decisions.flags["flagged"] == 95
     found = store.query("SELECT path, evidence FROM issues WHERE kind = 'ood'").rows

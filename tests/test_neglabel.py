@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ood_audit.errors import UsageError
-from ood_audit.scores import neglabel as module
-from ood_audit.scores.csp import csp
-from ood_audit.scores.neglabel import neglabel
+from ood_audit.scoring.scores import neglabel as module
+from ood_audit.scoring.scores.csp import csp
+from ood_audit.scoring.scores.neglabel import neglabel
 
 
 def unit(generator, count, dimension=8):

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ood_audit
-from ood_audit import corpora, pools, wordnet
+from ood_audit.classes import background as corpora
+from ood_audit.classes import pools, wordnet
+from ood_audit.classes.pools import Pool, farthest, naming
+from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import OodAuditError
-from ood_audit.pools import Pool, farthest, naming
 from ood_audit.store.layout import Store
 from ood_audit.store.parts import unit
-from ood_audit.vocabulary import Vocabulary
 from tests.test_encoder import MODELS, save
 
 VOCABULARY = Vocabulary((("ibis",), ("scissors", "shears"), ("zzz",)))

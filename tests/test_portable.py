@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 import pytest
 
 import ood_audit
-from ood_audit.audit import moving
+from ood_audit.actions import moving
 from ood_audit.images import storage
 from ood_audit.images.storage import file_uri, is_file, is_remote, local_path
 from ood_audit.store import layout

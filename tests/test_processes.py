@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import ood_audit
+from ood_audit.embedding import local
 from ood_audit.encoders.memory import leave_gpu
-from ood_audit.engines import local
 from ood_audit.errors import OodAuditError
 from ood_audit.images.decode import decode
 from ood_audit.images.sources import file_uri
@@ -42,8 +42,8 @@ def two(monkeypatch, encoder):
     """Two devices, worth their processes from 20 images on; the encoder of this process is the session's."""
     monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
     monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.engines.local.all_devices", lambda device: ["cpu", "cpu"])
-    monkeypatch.setattr("ood_audit.engines.local._WORTH_PROCESSES", 20)
+    monkeypatch.setattr("ood_audit.embedding.local.all_devices", lambda device: ["cpu", "cpu"])
+    monkeypatch.setattr("ood_audit.embedding.local._WORTH_PROCESSES", 20)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -99,7 +99,7 @@ def test_all_are_killed_and_the_next_run_goes_on(many, tmp_path, two, monkeypatc
         ood_audit.embed(many, store=store, device="cpu", batch_size=4, on_progress=kill(12, 2, seen))
     kept = ood_audit.open_store(store).query("SELECT count(*) FROM images").rows[0][0]
     assert 12 <= kept < COUNT
-    monkeypatch.setattr("ood_audit.engines.local._WORTH_PROCESSES", 1000)  # the rest is worth no process
+    monkeypatch.setattr("ood_audit.embedding.local._WORTH_PROCESSES", 1000)  # the rest is worth no process
     seen.clear()
     result = ood_audit.embed(many, store=store, device="cpu", on_progress=kill(0, 0, seen))
     assert set(seen) == {0}
@@ -162,7 +162,7 @@ def share(monkeypatch):
         monkeypatch.setattr(local, "_WORTH_PROCESSES", 20)
         monkeypatch.setattr(local, "_WORTH_SHARING", 40)
         monkeypatch.setattr(local, "_embed_here", here)
-        monkeypatch.setattr("ood_audit.engines.processes.embed_in_processes", elsewhere)
+        monkeypatch.setattr("ood_audit.embedding.processes.embed_in_processes", elsewhere)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free_gb * (1 << 30)), 80 << 30))
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)

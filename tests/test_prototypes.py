@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.covariance import ledoit_wolf
 
-from ood_audit import prototypes
-from ood_audit.prototypes import FOLDS, References, fit, fit_folds, fold_of
+from ood_audit.classes import prototypes
+from ood_audit.classes.prototypes import FOLDS, References, fit, fit_folds, fold_of
 
 
 def unit(rows):

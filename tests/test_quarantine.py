@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 import ood_audit
-from ood_audit.audit import issues, moving
-from ood_audit.audit import quarantine as library
-from ood_audit.audit.quarantine import JOURNAL, quarantine, restore
+from ood_audit.actions import moving
+from ood_audit.actions import quarantine as library
+from ood_audit.actions.quarantine import JOURNAL, quarantine, restore
 from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.findings import records as issues
 from ood_audit.images.sources import file_uri
 from ood_audit.store import findings
 from tests.conftest import EXAMPLES, ROOT, run_cli

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 import ood_audit
+from ood_audit.embedding import ray as engine
 from ood_audit.encoders.identity import EncoderIdentity
-from ood_audit.engines import ray as engine
 from ood_audit.errors import EncoderError, OodAuditError, UsageError
 from ood_audit.images.sources import file_uri
 from ood_audit.store import create_store

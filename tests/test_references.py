@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from ood_audit import prototypes, references
-from ood_audit.prompts import Labelled
-from ood_audit.references import apart, collect
+from ood_audit.classes import prototypes
+from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.vocabulary import Vocabulary
+from ood_audit.scoring import references
+from ood_audit.scoring.references import apart, collect
 from ood_audit.store.parts import iter_features
-from ood_audit.vocabulary import Vocabulary
 from tests.made import make_store, problem
 
 DEFAULTS = {"temperature": 1.0, "top_c": 2, "reset_to": 0.0}

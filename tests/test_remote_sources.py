@@ -14,7 +14,9 @@ import pytest
 
 import ood_audit
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.images import objects, storage, web
+from ood_audit.images import http as web
+from ood_audit.images import object_store as objects
+from ood_audit.images import storage
 from ood_audit.images.sources import ScanNotes, resolve, scan
 from tests.cli import invoke
 from tests.conftest import EXAMPLES

@@ -8,7 +8,7 @@ import pytest
 
 import ood_audit
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.images import objects
+from ood_audit.images import object_store as objects
 from ood_audit.store import open_store, remote, writing
 from ood_audit.store.parts import iter_features
 from tests.cli import invoke

@@ -61,7 +61,7 @@ def test_scores_do_not_depend_on_the_chunk(store_copy, monkeypatch):
     sql = "SELECT path, ood_score, label, margin FROM scores ORDER BY path"
     ood_audit.score(store_copy, labels=labels)
     whole = open_store(store_copy).query(sql).rows
-    monkeypatch.setattr("ood_audit.matching._CHUNK_BYTES", 100)
+    monkeypatch.setattr("ood_audit.scoring.similarity._CHUNK_BYTES", 100)
     ood_audit.score(store_copy, labels=labels, top_c=2, temperature=1.0000001)
     pieces = open_store(store_copy).query(sql).rows
     assert [(row[0], row[2]) for row in whole] == [(row[0], row[2]) for row in pieces]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from ood_audit import scores
 from ood_audit.errors import UsageError
-from ood_audit.scoring import settings_of
+from ood_audit.scoring import scores
+from ood_audit.scoring.run import settings_of
 
 
 def mcm(row, classes, temperature=1.0):

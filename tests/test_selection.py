@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from ood_audit import prototypes, scores, selection
-from ood_audit.pools import Pool
-from ood_audit.scores.delta_energy import delta_energy
-from ood_audit.selection import Grid, Sample, select, usable
+from ood_audit.classes import prototypes
+from ood_audit.classes.pools import Pool
+from ood_audit.scoring import scores, selection
+from ood_audit.scoring.scores.delta_energy import delta_energy
+from ood_audit.scoring.selection import Grid, Sample, select, usable
 
 DEFAULTS = {"temperature": 1.0, "top_c": 2, "reset_to": 0.0}
 QUICK: dict[str, Any] = {

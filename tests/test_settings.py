@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import ood_audit
-from ood_audit import metrics, pools, prompts, scoring, selection
+from ood_audit.classes import pools, prompts
+from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.prompts import Labelled
+from ood_audit.scoring import metrics, selection
+from ood_audit.scoring import run as scoring
 from ood_audit.store import open_store
-from ood_audit.vocabulary import Vocabulary
 from tests.cli import invoke
 from tests.made import make_pool, make_store, problem
 
@@ -145,7 +147,7 @@ def test_what_is_given_is_kept_and_the_rest_chosen(made):
 
 
 def test_the_weight_is_that_of_the_prototypes_module():
-    from ood_audit.prototypes import DEFAULT_WEIGHT
+    from ood_audit.classes.prototypes import DEFAULT_WEIGHT
 
     assert scoring._DEFAULT_WEIGHT == DEFAULT_WEIGHT
 
@@ -260,7 +262,7 @@ def third_party(monkeypatch):
     """A score of another package, with an option that is a word."""
     from types import SimpleNamespace
 
-    from ood_audit import scores
+    from ood_audit.scoring import scores
 
     def spread(cosines, *, how="std", power=1.0):
         return cosines.std(dim=1) ** power
@@ -489,7 +491,7 @@ def test_a_report_on_scored_images_needs_no_torch(made, monkeypatch):
 
 
 def test_a_second_writer_is_told_of_the_first(made, monkeypatch):
-    from ood_audit import scoring
+    from ood_audit.scoring import run as scoring
     from ood_audit.store import writing
 
     monkeypatch.setattr(scoring, "COMMIT_SECONDS", 0.1)

@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ood_audit
-from ood_audit import pools, prompts, scoring, selection
-from ood_audit.audit import share, shift
-from ood_audit.audit.calibration import flag
-from ood_audit.prompts import Labelled
-from ood_audit.vocabulary import Vocabulary
+from ood_audit.classes import pools, prompts
+from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.vocabulary import Vocabulary
+from ood_audit.findings import share, shift
+from ood_audit.findings.calibration import flag
+from ood_audit.scoring import run as scoring
+from ood_audit.scoring import selection
 from tests.made import make_store, unit
 
 numbers = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=25)

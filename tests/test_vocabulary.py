@@ -7,10 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ood_audit import class_lists, vocabulary
+from ood_audit.classes import class_lists, vocabulary
+from ood_audit.classes.vocabulary import (
+    Vocabulary,
+    check_templates,
+    choose,
+    from_folders,
+    read_vocabulary,
+    template_set,
+)
 from ood_audit.errors import UsageError
 from ood_audit.names import key, near
-from ood_audit.vocabulary import Vocabulary, check_templates, choose, from_folders, read_vocabulary, template_set
 from tests.made import make_store
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import ood_audit
-from ood_audit import corpora
+from ood_audit.classes import background as corpora
 from ood_audit.commands import common
 from ood_audit.store import open_store, owned, writing
 from ood_audit.store.compaction import compact
@@ -56,7 +56,7 @@ def test_report_tells_its_stages(store_copy):
 
 
 def test_choosing_settings_counts_its_rounds():
-    from ood_audit import selection
+    from ood_audit.scoring import selection
     from tests.made import problem
 
     features, labels, text = problem(8, 80)

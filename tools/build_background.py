@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from ood_audit import corpora, wordnet
+from ood_audit.classes import background as corpora
+from ood_audit.classes import wordnet
+from ood_audit.classes.vocabulary import DEFAULT_TEMPLATE
 from ood_audit.encoders.clip import load_encoder
-from ood_audit.vocabulary import DEFAULT_TEMPLATE
 
 RANK = 96
 CLUSTERS = (64, 512, 4096)

@@ -53,7 +53,7 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
     their error.
     Files that were moved or renamed keep their features: embed the new place.
     """
-    from ood_audit.embedding import OUTCOMES, embed
+    from ood_audit.embedding.run import OUTCOMES, embed
     from ood_audit.images.noise import quiet_libraries
 
     with quiet_libraries(), progress() as on_progress:

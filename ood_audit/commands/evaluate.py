@@ -47,8 +47,8 @@ def command(format: str, **options: Any) -> None:
     where 95% of the OOD images are caught. The table shows each figure with its 95% bootstrap interval; the other
     formats have the ends as columns of their own.
     """
-    from ood_audit.evaluation import evaluate
-    from ood_audit.metrics import METRICS
+    from ood_audit.scoring.evaluation import evaluate
+    from ood_audit.scoring.metrics import METRICS
 
     with progress() as on_progress:
         result = evaluate(note=note, on_progress=on_progress, **options)

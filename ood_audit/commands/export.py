@@ -30,7 +30,7 @@ def command(store: str, report: str | None, format: str, null: bool, output: str
     Paths are absolute and exact. A name with a line break needs --null or csv. A keep-list is a source for `embed`, as
     any list of paths.
     """
-    from ood_audit.audit.export import export
+    from ood_audit.actions.export import export
     from ood_audit.store.layout import open_store, replacing
 
     kinds = selected_kinds(**selection)

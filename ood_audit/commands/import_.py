@@ -28,7 +28,7 @@ def command(features: str, **options: Any) -> None:
     FEATURES is a Parquet file or a folder of them, the output folder of clip-retrieval, or a .npz, .npy or .safetensors
     file. Vectors are brought to length 1. Images whose files are there are shown in reports; the files are not needed.
     """
-    from ood_audit.importing import import_features
+    from ood_audit.embedding.imported import import_features
 
     with progress() as on_progress:
         result = import_features(features, on_progress=on_progress, **options)

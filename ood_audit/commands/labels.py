@@ -30,8 +30,8 @@ def suggest(store: str, most: int, device: str, format: str) -> None:
     do. Names are of the model's making: look at the examples, and correct them. The nouns are encoded once a store:
     seconds with the starter, minutes with a ViT on a CPU.
     """
-    from ood_audit.audit.naming import as_labels
-    from ood_audit.audit.naming import suggest as name
+    from ood_audit.findings.naming import as_labels
+    from ood_audit.findings.naming import suggest as name
 
     with progress() as on_progress:
         found = name(store, most=most, device=device, on_progress=on_progress)

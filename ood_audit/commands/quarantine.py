@@ -34,7 +34,7 @@ def command(
     that an image to keep is a link to; a symbolic link is moved itself, never what it points to. DEST keeps a journal,
     quarantine.jsonl: whenever a run is stopped, the same command, or --undo, goes on from there.
     """
-    from ood_audit.audit import quarantine
+    from ood_audit.actions import quarantine
 
     if undo and (report is not None or any(selection.values())):
         raise UsageError("--undo puts everything back; leave out what selects findings")

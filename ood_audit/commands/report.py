@@ -105,13 +105,13 @@ def command(
     report.csv, report.json (the top), report.parquet (all images).
     """
     from ood_audit.images.noise import quiet_libraries
-    from ood_audit.reports import report
-    from ood_audit.scoring import described
+    from ood_audit.reports.run import report
+    from ood_audit.scoring.run import described
 
     if template and template_set:
         raise UsageError("choose --template or --template-set, not both")
     if template_set:
-        from ood_audit.vocabulary import template_set as prompts
+        from ood_audit.classes.vocabulary import template_set as prompts
 
         template = prompts(template_set)
     with quiet_libraries(), progress() as on_progress:

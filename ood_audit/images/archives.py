@@ -103,7 +103,7 @@ def _quoted(name: str) -> str:
 def _opened(uri: str) -> Iterator[tuple[Any, int, int]]:
     """An archive, open for reading, its size and its time."""
     if is_remote(uri):
-        from ood_audit.images import objects
+        from ood_audit.images import object_store as objects
 
         with objects.open_file(uri) as opened:
             yield opened

@@ -96,6 +96,6 @@ def _kind(uri: str) -> str:
 
 def objects() -> Any:
     """The module, imported where it is needed: pyarrow's file systems take their time."""
-    from ood_audit.images import objects
+    from ood_audit.images import object_store as objects
 
     return objects

@@ -177,4 +177,4 @@ def canonical(uri: str) -> str:
 def _remote(uri: str) -> Any:
     """The module for a remote URI, imported when it is first needed."""
     http = uri.lower().startswith(("http://", "https://"))
-    return importlib.import_module(f"ood_audit.images.{'web' if http else 'objects'}")
+    return importlib.import_module(f"ood_audit.images.{'http' if http else 'object_store'}")

@@ -5,13 +5,13 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from ood_audit.audit import copies
+from ood_audit.findings import copies
 from ood_audit.reports import ranking
 from ood_audit.reports.cards import LIMIT
 from ood_audit.reports.html import Page, Summary
-from ood_audit.reports.surroundings import LISTED, Compared, Listed, look_around
+from ood_audit.reports.neighbours import LISTED, Compared, Listed, look_around
 from ood_audit.reports.thumbnails import MOST, thumbnails
-from ood_audit.scoring import described
+from ood_audit.scoring.run import described
 from ood_audit.store import Store
 
 Row = dict[str, Any]

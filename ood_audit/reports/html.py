@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from ood_audit import __version__
+from ood_audit._version import __version__
 from ood_audit.reports import cards, charts
 from ood_audit.reports.charts import number
 from ood_audit.text import printable
@@ -179,7 +179,7 @@ def _template() -> Template:
 
 
 def _resource(name: str) -> str:
-    return files("ood_audit.reports").joinpath(name).read_text(encoding="utf-8")
+    return files("ood_audit.reports").joinpath("templates").joinpath(name).read_text(encoding="utf-8")
 
 
 def _exact(text: str) -> Markup:

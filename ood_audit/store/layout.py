@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ood_audit import __version__
+from ood_audit._version import __version__
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import StoreError
 from ood_audit.images.storage import is_remote

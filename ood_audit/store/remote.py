@@ -48,7 +48,8 @@ def attach(url: str) -> "Mirror":
         UsageError: no store can be there. StoreError: it can't be reached.
 
     """
-    from ood_audit.images import objects, storage
+    from ood_audit.images import object_store as objects
+    from ood_audit.images import storage
 
     if url.lower().startswith(("http://", "https://")):
         raise UsageError("a store can't be written over HTTP; name a folder, or s3://, gs:// or hdfs://")
@@ -275,7 +276,7 @@ class Mirror:
         return self.root.with_name(self.root.name + suffix)
 
     def _failed(self, error: OSError) -> StoreError:
-        from ood_audit.images.objects import reason
+        from ood_audit.images.object_store import reason
 
         return StoreError(
             f"the store {printable(unquote(self.url))}: {reason(error)}; what was done before is kept, "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal
 
-from ood_audit import __version__
+from ood_audit._version import __version__
 from ood_audit.errors import UsageError
 from ood_audit.images.storage import canonical, is_remote
 from ood_audit.store.layout import DEFAULT_STORE, Store, open_store, write_json, writing

@@ -33,14 +33,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.encoders.device import is_out_of_memory
 from ood_audit.errors import UsageError
-from ood_audit.metrics import auroc
-from ood_audit.scores.delta_energy import delta_energy
+from ood_audit.scoring.metrics import auroc
+from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.tuning import losses
 from ood_audit.tuning.prompt import Prompts, class_features, prepare
-from ood_audit.vocabulary import Vocabulary
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

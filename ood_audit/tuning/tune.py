@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ood_audit import __version__
-from ood_audit import prompts as tuned
-from ood_audit import vocabulary as vocabularies
+from ood_audit._version import __version__
+from ood_audit.classes import labelled as subset
+from ood_audit.classes import prompts as tuned
+from ood_audit.classes import vocabulary as vocabularies
+from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, silent
-from ood_audit.prompts import Labelled
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.layout import COMMIT_SECONDS, computing
-from ood_audit.tuning import labelled as subset
 from ood_audit.tuning.trainer import Figures, Settings, Tuned, check, fit
-from ood_audit.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from ood_audit.encoders.clip import ClipEncoder

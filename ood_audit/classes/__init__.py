@@ -1,0 +1,1 @@
+"""Classes: the vocabulary, labelled images, prototypes, background names and tuned prompts."""

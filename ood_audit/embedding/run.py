@@ -1,0 +1,421 @@
+"""`embed`: bring a store into step with folders of images."""
+
+import importlib.util
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ood_audit._version import __version__
+from ood_audit.errors import OodAuditError, StoreError, UsageError
+from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve, scan
+from ood_audit.images.storage import file_uri, is_gone, is_remote
+from ood_audit.progress import Progress, counting, silent
+from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
+from ood_audit.store.layout import shown, store_root, write_json
+from ood_audit.store.views import connect
+from ood_audit.text import printable, storable
+
+if TYPE_CHECKING:
+    from ood_audit.embedding.ray import Workers
+    from ood_audit.encoders.clip import ClipEncoder
+
+OUTCOMES = ("added", "unchanged", "changed", "moved", "removed", "unreadable")
+ENGINES = ("local", "ray")
+_SAMPLE = 32  # images on which a precision is tried
+_SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
+
+
+@dataclass
+class EmbedResult:
+    """What a run did.
+
+    `counts` has every outcome; each image that was looked at, or is gone, is counted once. An image is `moved` if its
+    file is gone and a new file has the same bytes: it keeps its feature. `skipped` counts files that are no images, by
+    extension. `unreadable_folders` gives the reason by folder; their images are left alone.
+    `notes` are sentences on what went otherwise than planned: memory that ran out, a process that died.
+    """
+
+    store: Store
+    counts: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    unreadable_folders: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+
+def embed(
+    sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+    *,
+    store: str | os.PathLike[str] = DEFAULT_STORE,
+    model: str = "auto",
+    weights: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    batch_size: int | None = None,
+    engine: str = "local",
+    on_start: Callable[["ClipEncoder | Workers"], None] | None = None,
+    on_progress: Progress = silent,
+    on_note: Callable[[str], None] | None = None,
+) -> EmbedResult:
+    """Find, decode and embed images, and bring the store into step with them.
+
+    New and changed images are embedded, removed ones leave the view, unreadable ones are rows with `status='error'`
+    and are tried again next time. A file that was moved or renamed since the last run, or restored, keeps its feature
+    if its bytes are the same. To resume an interrupted run, call `embed` again.
+
+    Args:
+        sources: folders, tar files, image files, or lists of these (.txt, .csv, .parquet with a column `path`); paths,
+            or URIs (`s3://…`, `gs://…`, `hdfs://…`, `https://…`).
+        store: the store's folder, or its URI; made where there is none.
+        model: see `ood_audit.encoders.clip.load_encoder`; `auto` takes the store's own encoder where there is a store.
+        weights: a checkpoint file for `model`.
+        device: `auto`, `cpu`, `cuda` (all GPUs, with a process for each), `cuda:N` or `mps`.
+        precision: `auto`, `fp32`, `bf16` or `fp16`. `auto` is the store's own; for a new one bf16 with CUDA, and on
+            a CPU that has it in hardware where some of the images have the same features sooner; else fp32.
+        batch_size: images a forward pass; by default what suits the device.
+        engine: `local`, or `ray`: the workers of a Ray cluster read and embed. Each must see the images at the same
+            paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.
+        on_start: called with the encoder before the first image; not called where there is nothing to embed.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
+        on_note: called with each of the result's `notes`, as soon as there is one.
+
+    Raises:
+        UsageError: a source does not exist, or an argument makes no sense.
+        StoreError: the store is locked, can't be written, or is of another encoder.
+        EncoderError: the model can't be had.
+        OodAuditError: a source holds no image, or none of the images could be read.
+
+    """
+    started = time.monotonic()
+    if engine not in ENGINES:
+        raise UsageError(f"no engine {printable(engine)}; choose {' or '.join(ENGINES)}")
+    if engine == "ray" and importlib.util.find_spec("ray") is None:
+        raise UsageError("--engine ray needs Ray: pip install 'ood-audit[ray]'")
+    if isinstance(sources, (str, os.PathLike)):
+        sources = [sources]
+    root = store_root(store)
+    on_progress("looking for images")
+    found = list(dict.fromkeys(_resolved(source, root) for source in sources))
+    before = sorted(root.glob("images/part-*"))
+    scans = [_begun(source, root) for source in found]
+    with writing(root, "images"):
+        if sorted(root.glob("images/part-*")) != before:  # another run came between, and may know of newer files
+            scans = [_begun(source, root) for source in found]
+        if (root / "store.json").exists():
+            existing = open_store(root)
+            encoder = _check_encoder(existing, model, weights, device, precision, engine)
+            if encoder is not None:  # the same, from another place: remember that one
+                existing = create_store(root, encoder.identity)
+        else:
+            on_progress("loading the model")
+            encoder = _loaders(engine).load_encoder(model, weights=weights, device=device, precision=precision)
+            if precision == "auto" and engine == "local":
+                encoder.try_bf16(_some_pixels(found, encoder, root))
+            existing = create_store(root, encoder.identity)
+        result = EmbedResult(existing)
+        run = _Run(result, scans, on_progress, on_note)
+        try:
+            with connect(existing) as run.db:
+                run.bring_into_step(encoder, device, batch_size, engine, on_start)
+        except KeyboardInterrupt:
+            result.interrupted = True
+            raise
+        finally:
+            result.seconds = round(time.monotonic() - started, 3)
+            run.record()
+    read = sum(result.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved"))
+    if result.counts["unreadable"] and not read:
+        raise OodAuditError(
+            f"none of the {result.counts['unreadable']} images could be read; the first, {run.first_unreadable}"
+        )
+    return result
+
+
+@dataclass
+class _Scan:
+    """A source that has been looked into as far as its first image, and goes on from there."""
+
+    source: str
+    tables: Iterator[pa.Table]
+    notes: ScanNotes
+
+
+def _begun(source: str, root: Path) -> _Scan:
+    """Begin a scan; OodAuditError where the source holds no image."""
+    notes = ScanNotes()
+    tables = listing(source, notes, exclude=_store_in(source, root))
+    first = next(tables, None)
+    if first is None:
+        raise OodAuditError(_nothing_found(source, notes) + _if_it_moved(source, root))
+    return _Scan(source, chain([first], tables), notes)
+
+
+def _resolved(source: str | os.PathLike[str], root: Path) -> str:
+    """`resolve`; where nothing is there any more, the error says what to do about the images in the store."""
+    try:
+        return resolve(source)
+    except UsageError as error:
+        name = os.fspath(source)
+        hint = "" if not name or is_remote(name) else _if_it_moved(os.path.realpath(name), root)
+        raise UsageError(f"{error}{hint}") from error
+
+
+def _if_it_moved(source: str, root: Path) -> str:
+    """What to do about a source that has nothing in it, where the store has images of it; else nothing."""
+    from ood_audit.store.sources import forgetting
+
+    if not (root / "store.json").exists():
+        return ""
+    with connect(open_store(root)) as db:
+        if not db.execute("SELECT 1 FROM images WHERE source = ? LIMIT 1", [storable(source)]).fetchall():
+            return ""
+    return f"; if it moved, embed its new place instead, or drop its images with `{forgetting(source)}`"
+
+
+def _store_in(source: str, root: Path) -> str:
+    """What names the store where the source is, not to be searched for images."""
+    return shown(root) if is_remote(source) else os.path.realpath(root)
+
+
+class _Run:
+    """One run of `embed` on an open, locked store."""
+
+    def __init__(
+        self,
+        result: EmbedResult,
+        scans: list[_Scan],
+        on_progress: Progress,
+        on_note: Callable[[str], None] | None,
+    ) -> None:
+        self.id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+        self.result = result
+        self.store = result.store
+        self.scans = scans
+        self.first_unreadable = ""
+        self.on_progress = on_progress
+        self.on_note = on_note or (lambda note: None)
+        self.db: duckdb.DuckDBPyConnection
+
+    def bring_into_step(
+        self,
+        encoder: "ClipEncoder | Workers | None",
+        device: str,
+        batch_size: int | None,
+        engine: str,
+        on_start: Callable[["ClipEncoder | Workers"], None] | None,
+    ) -> None:
+        from ood_audit.embedding import adoption
+        from ood_audit.store.index import BUILD_NOW_BYTES, build_index
+        from ood_audit.store.parts import PartWriter
+
+        self.db.execute(f"SET memory_limit = '{_SCAN_MEMORY}'")
+        self.db.execute("SET temp_directory = ?", [str(self.store.images / ".scan.tmp")])
+        self.on_progress("looking for images")
+        self._scan()
+        counts = self.result.counts
+        unchanged, to_do = self._count()
+        counts["unchanged"] += unchanged
+        compared, replaced = 0, list[ImageRef]()
+        if to_do and self.store.parts:
+            compared, replaced = adoption.find(self.db, counting(self.on_progress, "comparing files with the store"))
+        with PartWriter(self.store, self.id) as writer:
+            for image in replaced:
+                writer.remove(image)
+            for image in self._removed():
+                writer.remove(image)
+                counts["removed"] += 1
+            adopted = 0
+            for adopted, outcome in enumerate(adoption.adopt(self.db, writer) if compared else (), start=1):
+                counts[outcome] += 1
+                self.on_progress("taking over moved files", adopted)
+            if to_do > adopted:
+                if encoder is None:
+                    self.on_progress("loading the model")
+                embed_images = importlib.import_module(f"ood_audit.embedding.{engine}").embed_images
+                encoder = encoder or _loaders(engine).load_same_encoder(self.store.encoder, device=device)
+                if on_start is not None:
+                    on_start(encoder)
+                self.on_progress("embedding", 0, to_do - adopted)
+                images = embed_images(self._work(), encoder, writer, batch_size=batch_size, on_note=self._note)
+                for done, (outcome, image, error) in enumerate(images, start=1):
+                    counts[outcome] += 1
+                    if error is not None and not self.first_unreadable:
+                        self.first_unreadable = f"{printable(image.path)}: {error}"
+                    self.on_progress("embedding", done, to_do - adopted)
+        self.on_progress("building the index")
+        images = sum(pq.read_metadata(part).num_rows for part in self.store.parts)
+        if 2 * self.store.encoder.dimension * images <= BUILD_NOW_BYTES:  # else it would read so much, and give up
+            build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
+
+    def _note(self, note: str) -> None:
+        self.result.notes.append(note)
+        self.on_note(note)
+
+    def record(self) -> None:
+        """Write what the run did to `runs/`."""
+        values = {
+            "run_id": self.id,
+            "version": __version__,
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": self.result.seconds,
+            "sources": [storable(scan.source) for scan in self.scans],
+            "counts": {outcome: self.result.counts[outcome] for outcome in OUTCOMES},
+            "skipped": dict(self.result.skipped),
+            "unreadable_folders": {storable(k): v for k, v in self.result.unreadable_folders.items()},
+            "notes": self.result.notes,
+            "interrupted": self.result.interrupted,
+        }
+        write_json(self.store.runs / f"{self.id}.json", values)
+
+    def _scan(self) -> None:
+        """List the sources, and compare them with the store: the table `difference` has what is not unchanged.
+
+        The table `kept` has the prefixes of the URIs in folders that can't be read now.
+        """
+        self.db.execute(
+            "CREATE TABLE listing (source INTEGER, uri VARCHAR, path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)"
+        )
+        self.db.execute("CREATE TABLE sources (id INTEGER, source VARCHAR, prefix VARCHAR)")
+        listed = 0
+        for number, one in enumerate(self.scans):
+            # A folder also answers for what other sources found inside of it.
+            uri = one.source.partition("?")[0] if is_remote(one.source) else file_uri(one.source)
+            prefix = uri.rstrip("/") + "/"
+            self.db.execute("INSERT INTO sources VALUES (?, ?, ?)", [number, storable(one.source), prefix])
+            for batch in one.tables:
+                self.db.register("batch", batch)
+                self.db.execute("INSERT INTO listing SELECT ?, * FROM batch", [number])
+                self.db.unregister("batch")
+                listed += len(batch)
+                self.on_progress("looking for images", listed)
+            self.result.skipped.update(one.notes.skipped)
+            self.result.unreadable_folders.update(one.notes.unreadable)
+        self.db.execute("CREATE TABLE kept (prefix VARCHAR)")
+        for folder in self.result.unreadable_folders:
+            uri = folder if is_remote(folder) else file_uri(folder)
+            self.db.execute("INSERT INTO kept VALUES (?), (?)", [uri + "/", uri + "#"])
+        if len(self.scans) > 1 or not os.path.isdir(self.scans[0].source):  # else no image is found twice
+            self.db.execute(
+                "CREATE OR REPLACE TABLE listing AS SELECT DISTINCT ON (uri) * FROM listing ORDER BY uri, source, path"
+            )
+        self.db.execute(
+            "CREATE TABLE difference AS SELECT coalesce(f.uri, i.uri) AS uri, f.source, i.source AS old_source, "
+            "coalesce(f.path, i.path) AS path, coalesce(f.size_bytes, i.size_bytes) AS size_bytes, "
+            "coalesce(f.mtime_ns, i.mtime_ns) AS mtime_ns, i.error AS known_error, "
+            "CASE WHEN f.uri IS NULL THEN 'not found' WHEN i.uri IS NULL THEN 'new' "
+            "WHEN i.status = 'error' THEN 'retry' "
+            "WHEN f.size_bytes >= 0 AND (i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns) THEN 'changed' "
+            "ELSE 'unchanged' END AS state "
+            "FROM listing AS f FULL JOIN images AS i USING (uri) WHERE state <> 'unchanged'"
+        )
+
+    def _count(self) -> tuple[int, int]:
+        """How many images are unchanged, and how many are to be embedded."""
+        found = self._number("SELECT count(*) FROM listing")
+        to_do = self._number("SELECT count(*) FROM difference WHERE state <> 'not found'")
+        return found - to_do, to_do
+
+    def _number(self, sql: str) -> int:
+        row = self.db.execute(sql).fetchone()
+        return int(row[0]) if row else 0
+
+    def _work(self) -> Iterator[Any]:
+        from ood_audit.embedding.work import Work
+
+        sql = (
+            "SELECT d.uri, s.source, d.path, d.size_bytes, d.mtime_ns, d.state, d.known_error "
+            "FROM difference AS d JOIN sources AS s ON d.source = s.id ORDER BY s.source, d.path, d.uri"
+        )
+        for *image, state, known_error in _stream(self.db, sql):
+            yield Work(ImageRef(*image), state == "new", known_error)
+
+    def _removed(self) -> Iterator[ImageRef]:
+        """Images of the sources that are no longer there. Those in folders that can't be read now are kept."""
+        sql = """
+            SELECT d.uri, d.old_source, d.path, d.size_bytes, d.mtime_ns, d.old_source IN (SELECT source FROM sources)
+            FROM difference AS d
+            WHERE d.state = 'not found'
+              AND EXISTS (FROM sources AS s WHERE s.source = d.old_source OR starts_with(d.uri, s.prefix))
+              AND NOT EXISTS (FROM kept AS k WHERE starts_with(d.uri, k.prefix))
+            ORDER BY d.uri
+        """
+        for *row, is_own in _stream(self.db, sql):
+            image = ImageRef(*row)
+            # What another source named (a hidden folder, a file of any name) this one passes over: it may be there.
+            if is_own or is_gone(image.uri):
+                yield image
+
+
+def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[tuple[Any, ...]]:
+    cursor = db.cursor()  # of its own, so that other statements don't end it
+    cursor.execute(sql)
+    while rows := cursor.fetchmany(1024):
+        yield from rows
+
+
+def _loaders(engine: str) -> Any:
+    """The module that has `load_encoder` and `load_same_encoder` for an engine."""
+    return importlib.import_module("ood_audit.embedding.ray" if engine == "ray" else "ood_audit.encoders.clip")
+
+
+def _check_encoder(
+    store: Store, model: str, weights: str | None, device: str, precision: str, engine: str
+) -> "ClipEncoder | Workers | None":
+    """Refuse (StoreError) an encoder that is not the store's. One that had to be loaded to know is returned."""
+    mine = store.encoder
+    if mine.is_imported:
+        raise StoreError(
+            f"the store {printable(str(store.root))} holds imported vectors; add more with `ood-audit import`, or "
+            "embed into another store with --store DIR"
+        )
+    remedy = (
+        f"the store {printable(str(store.root))} holds features of --model {mine.model} --precision {mine.precision}: "
+        "leave these options out, or start another store with --store DIR"
+    )
+    if precision not in ("auto", mine.precision):
+        raise StoreError(f"--precision {precision} would mix features; {remedy}")
+    if model == "auto" and weights is None:
+        return None
+    if (model, weights) == (mine.model, mine.weights):
+        return None
+    if weights is None and model != "starter" and not model.startswith("local-dir:"):  # not worth a download
+        raise StoreError(f"--model {printable(model)} is another encoder; {remedy}")
+    encoder: ClipEncoder | Workers = _loaders(engine).load_encoder(
+        model, weights=weights, device=device, precision=mine.precision
+    )
+    if differences := mine.differences(encoder.identity):
+        raise StoreError(f"--model {printable(model)} is another encoder ({differences[0]}); {remedy}")
+    return encoder
+
+
+def _some_pixels(sources: Sequence[str], encoder: "ClipEncoder", root: Path) -> list[Any]:
+    """Some of the first images of each source, as the model wants them; of those that can be read."""
+    from ood_audit.images.decode import decode
+
+    pixels = []
+    for source in sources if encoder.may_use_bf16 else ():
+        for image in islice(scan(source, ScanNotes(), exclude=_store_in(source, root)), _SAMPLE):
+            found = decode(image.uri, encoder.prepare, at_least=encoder.decode_size).pixels
+            if found is not None:
+                pixels.append(found)
+    return pixels[:: max(1, len(pixels) // _SAMPLE)]
+
+
+def _nothing_found(source: str, notes: ScanNotes) -> str:
+    where = printable(source)
+    if notes.unreadable:
+        return f"cannot read {where}: {next(iter(notes.unreadable.values())).lower()}"
+    passed = ", ".join(f"{n} {printable(kind)}" for kind, n in notes.skipped.most_common(5))
+    return f"no images in {where}" + (f" (passed over: {passed})" if passed else "") + "; the store is left as it was"

@@ -1,0 +1,138 @@
+"""The duplicates of a store, found once for its images as they are, and as findings of a report.
+
+Apart from `duplicates`, which does the finding, because a report on a store whose duplicates are known must start
+without FAISS.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ood_audit.errors import StoreError
+from ood_audit.store.findings import Issue
+from ood_audit.store.layout import Store, replacing
+from ood_audit.text import printable
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_COLUMNS = {
+    **{"image_id": "string", "path": "string", "cluster": "int32", "kind": "string", "keep": "bool"},
+    **{"kept_path": "string", "cosine": "float32", "hash_distance": "int32"},
+    **{"width": "int32", "height": "int32", "size_bytes": "int64"},
+}
+MOST = 200_000  # images: with more, near duplicates alone take minutes on a CPU; `nearest.MOST` is for a GPU
+_COUNTS = ("clusters", "images", "extra", "unreadable", "flat")
+
+
+def current(
+    store: Store,
+    near: bool | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    *,
+    device: str = "auto",
+    on_note: Callable[[str], None] = lambda note: None,
+) -> tuple[Path, dict[str, int]]:
+    """The file of the store's duplicates, a row for each `duplicates.Duplicate`; found anew if images have changed.
+
+    The caller holds the lock of the scores.
+
+    Args:
+        store: the store.
+        near: look for near duplicates too, or only for exact ones. By default for near ones of at most `MOST` images,
+            of millions where there is a GPU, or where they have been found.
+        on_progress: called with the number of images done and to do.
+        device: see `duplicates.find`.
+        on_note: see `duplicates.find`.
+
+    Returns:
+        The path, and the counts of `duplicates.Duplicates`: clusters, images, extra, unreadable, flat; and `near`,
+        whether near duplicates were looked for.
+
+    Raises:
+        StoreError: the file is damaged.
+
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = store.root / "duplicates.parquet"
+    if path.exists():
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+        except (OSError, pa.ArrowInvalid) as error:
+            raise StoreError(f"{printable(str(path))} is damaged; delete it and run the command again") from error
+        done = int(metadata.get(b"near", b"1"))  # older ones always did
+        if metadata.get(b"generation") == str(store.generation).encode() and (near is None or near == bool(done)):
+            return path, {**{name: int(metadata[name.encode()]) for name in _COUNTS}, "near": done}
+    from ood_audit.findings.duplicates import find
+
+    generation = store.generation
+    if near is None:
+        images = store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0]
+        near = images <= MOST or images <= _most_on(device, store.encoder.dimension)
+    progress = on_progress or (lambda done, total: None)
+    found = find(store, near=near, device=device, on_progress=progress, on_note=on_note)
+    counts = {**{name: int(getattr(found, name)) for name in _COUNTS}, "near": int(near)}
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
+    table = pa.Table.from_pylist([asdict(row) for row in found.rows], schema=schema)
+    values = {"generation": generation, **counts}
+    with replacing(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({k: str(v) for k, v in values.items()}), temporary)
+    return path, counts
+
+
+def _most_on(device: str, dimension: int) -> int:
+    from ood_audit.encoders.device import choose_device
+    from ood_audit.findings.nearest import most_on
+
+    return most_on(choose_device(device), dimension)
+
+
+def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issue]:
+    """The superfluous copies as findings.
+
+    Args:
+        db: a connection with the view `images`.
+        path: as `current` gives it.
+        report: the report's name.
+
+    """
+    rows = db.execute(
+        "SELECT d.image_id, i.uri, d.path, d.kind, d.kept_path, d.cosine, d.hash_distance "
+        "FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
+        "WHERE NOT d.keep ORDER BY d.cluster, d.path",
+        {"path": str(path)},
+    ).fetchall()
+    for image_id, uri, own, kind, kept, cosine, bits in rows:
+        same = kind == "exact"
+        evidence = "the same bytes" if same else f"the same picture: cosine {cosine:.3f}, {bits} of 256 bits differ"
+        severity = 1.0 if same else 0.9
+        yield Issue(image_id, uri, own, f"{kind}-duplicate", severity, f"{evidence} as {kept}", f"keep {kept}", report)
+
+
+def clusters(db: "DuckDBPyConnection", path: Path, most: int) -> list[list[dict[str, Any]]]:
+    """The first `most` images of clusters, for a page: lists of rows, the one to keep first.
+
+    The column `copies` is the number of images in the cluster, of which the last one here may lack some.
+    """
+    answer = db.execute(
+        "SELECT d.*, i.uri, count(*) OVER (PARTITION BY d.cluster) AS copies "
+        "FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
+        "ORDER BY d.cluster, NOT d.keep, d.path LIMIT $most",
+        {"path": str(path), "most": most},
+    )
+    names = [column[0] for column in answer.description or []]
+    grouped: dict[int, list[dict[str, Any]]] = {}
+    for row in answer.fetchall():
+        values = dict(zip(names, row, strict=True))
+        grouped.setdefault(values["cluster"], []).append(values)
+    return list(grouped.values())
+
+
+def unreadable(db: "DuckDBPyConnection", report: str) -> Iterator[Issue]:
+    """The images that could not be read as findings."""
+    rows = db.execute("SELECT image_id, uri, path, error FROM images WHERE status = 'error' ORDER BY path").fetchall()
+    for image_id, uri, path, error in rows:
+        yield Issue(image_id, uri, path, "unreadable", 1.0, error, "replace the file, or take it away", report)

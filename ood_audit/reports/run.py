@@ -1,0 +1,211 @@
+"""`report`: score, rank, and write the report in all its formats."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from duckdb import DuckDBPyConnection
+
+from ood_audit._version import __version__
+from ood_audit.classes import prompts as tuned
+from ood_audit.classes import texts
+from ood_audit.classes.vocabulary import cached_features
+from ood_audit.errors import StoreError, UsageError
+from ood_audit.findings import copies, naming
+from ood_audit.findings import decide as decisions
+from ood_audit.findings import records as issues
+from ood_audit.findings.decide import Decisions
+from ood_audit.progress import Progress, counting, silent
+from ood_audit.reports import content, ranking, writers
+from ood_audit.reports.html import render
+from ood_audit.reports.neighbours import Compared
+from ood_audit.scoring.run import Scores, prototypes_of, score
+from ood_audit.store import DEFAULT_STORE, Store, findings, open_store, writing
+from ood_audit.store.layout import COMMIT_SECONDS, computing, replacing
+from ood_audit.store.views import connect, limit_memory
+from ood_audit.text import printable
+
+DEFAULT_NAME = "latest"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report: its folder, and the top N rows (see the view `report` for the columns)."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    scores: Scores
+    decisions: Decisions
+
+    @property
+    def html(self) -> Path:
+        """The page to open."""
+        return self.folder / "report.html"
+
+
+def report(
+    store: str | os.PathLike[str] | Store = DEFAULT_STORE,
+    *,
+    top: int = 100,
+    labels: str | Path | Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    name: str = DEFAULT_NAME,
+    method: str = "auto",
+    temperature: float | None = None,
+    top_c: int | None = None,
+    reset_to: float | None = None,
+    background: bool | None = None,
+    prototypes: bool | None = None,
+    novelty: float | bool | None = None,
+    prompts: str = "auto",
+    auto: bool = True,
+    seed: int = 0,
+    fdr: float | None = None,
+    false_alarms: float | None = None,
+    near_duplicates: bool | None = None,
+    device: str = "auto",
+    note: Callable[[str], None] = lambda message: None,
+    on_progress: Progress = silent,
+) -> Report:
+    """Score every image, rank them, and write `reports/NAME/`.
+
+    That folder then holds report.parquet (all images), report.csv and report.json (the top N), report.html (one page
+    that opens from disk) and meta.json (how it was made). An older report of the name is replaced as a whole.
+
+    Args:
+        store: a store or its folder.
+        top: how many of the most OOD images to list. The page has, besides, all that is found, up to 5,000 of a kind.
+        name: the report's name.
+        labels: see `ood_audit.score`, as for the other arguments.
+        templates: likewise.
+        method: likewise.
+        temperature: likewise.
+        top_c: likewise.
+        reset_to: likewise.
+        background: likewise.
+        prototypes: likewise.
+        novelty: see `ood_audit.score`.
+        prompts: likewise.
+        auto: likewise.
+        seed: likewise.
+        fdr: see `ood_audit.findings.calibration.flag`, as for
+        false_alarms.
+        near_duplicates: see `ood_audit.findings.copies.current`.
+        device: see `ood_audit.score`.
+        note: likewise.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
+
+    Raises:
+        UsageError, StoreError, OodAuditError: see `ood_audit.score`.
+
+    """
+    if not 1 <= top < 2**31:
+        raise UsageError(f"--top {top}: choose 1 or more, below 2,147,483,648")
+    if not re.fullmatch(r"[\w-][\w.-]{0,60}", name):
+        raise UsageError(f"--name {printable(name)}: use at most 61 letters, digits, '-', '_' and '.'")
+    if not isinstance(store, Store):
+        store = open_store(store)
+    for option, level in (("--fdr", fdr), ("--false-alarms", false_alarms)):
+        if level is not None and not 0 < level < 1:
+            raise UsageError(f"{option} {level}: choose between 0 and 1, as 0.05")
+    if fdr is not None and false_alarms is not None:
+        raise UsageError("give --fdr or --false-alarms, not both")
+    with computing(store.root):
+        generation = store.generation
+        scores = score(
+            store,
+            labels=labels,
+            templates=templates,
+            method=method,
+            temperature=temperature,
+            top_c=top_c,
+            reset_to=reset_to,
+            background=background,
+            prototypes=prototypes,
+            novelty=novelty,
+            prompts=prompts,
+            auto=auto,
+            seed=seed,
+            device=device,
+            note=note,
+            on_progress=on_progress,
+        )
+        duplicates, counts = copies.current(
+            store, near_duplicates, counting(on_progress, "looking for duplicates"), device=device, on_note=note
+        )
+        with ExitStack() as lock:
+            # This report's own scores: another report, of other classes, may be made at the same time.
+            current = {"vocabulary": scores.vocabulary.id, "scores": scores.path.stem}
+            with _connected(store, scores, current) as db, replacing(store.reports / name) as folder:
+                limit_memory(db, store)
+                folder.mkdir()
+                on_progress("deciding what to flag")
+                recipe = decisions.read_recipe(scores.path)
+                decided = decisions.decide(db, recipe, counts, fdr=fdr, false_alarms=false_alarms)
+                on_progress("naming what is flagged")
+                decided.notes.extend(naming.group(db, store, scores.images, top))
+                if not counts["near"]:
+                    decided.notes.append(
+                        "duplicates: only exact ones were looked for; ask for near ones: --near-duplicates"
+                    )
+                on_progress("writing the report")
+                decisions.save(db, folder)
+                ranking.write_all(db, folder / "report.parquet")
+                issues.write(folder / findings.FILE, decisions.findings(db, duplicates, name), generation=generation)
+                rows = ranking.top(db, top)
+                meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
+                writers.write_csv(folder / "report.csv", rows)
+                writers.write_json(folder / "report.json", rows)
+                writers.write_json(folder / "meta.json", meta)
+                shown = content.gather(store, db, name, meta, top, duplicates, _compared(scores, device))
+                (folder / "report.html").write_text(render(shown), encoding="utf-8")
+                lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
+            store.set_current(**current, report=name, decided=scores.path.stem)
+    return Report(store.reports / name, rows, scores, decided)
+
+
+@contextmanager
+def _connected(store: Store, scores: Scores, current: dict[str, Any]) -> Iterator[DuckDBPyConnection]:
+    """A connection whose views show these scores; StoreError where others have replaced them."""
+    try:
+        with connect(store, current=current) as db:
+            yield db
+    except (OSError, StoreError) as error:
+        if scores.path.exists():
+            raise
+        raise StoreError("images were added and scored anew meanwhile; run the command again") from error
+
+
+def _compared(scores: Scores, device: str) -> Compared:
+    """What the classes were compared by; in the store since they were scored."""
+    encoder = texts.encoder_of(scores.store, device)
+    found = tuned.choose(scores.store, scores.vocabulary, scores.prompts, lambda message: None)
+    text = found.class_features if found else cached_features(scores.store, scores.vocabulary, encoder)
+    return Compared(text, prototypes_of(scores), scores.parameters["prototypes"])
+
+
+def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: dict[str, int]) -> dict[str, Any]:
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "version": __version__,
+        "method": scores.method,
+        "parameters": scores.parameters,
+        "prompts": scores.prompts,
+        "forecast": scores.forecast,
+        "references": scores.references,
+        "flags": decided.flags,
+        "shift": decided.shift,
+        "ood_share": asdict(decided.ood_share) if decided.ood_share else None,
+        "labels": decided.labels,
+        "duplicates": decided.duplicates,
+        "classes": scores.vocabulary.names,
+        "templates": scores.vocabulary.templates,
+        "model": store.encoder.model,
+        "top": top,
+        **counts,
+    }

@@ -1,0 +1,203 @@
+"""`evaluate`: every score against known answers."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_audit.classes import annotations
+from ood_audit.classes import background as corpora
+from ood_audit.classes import prompts as tuned
+from ood_audit.classes import vocabulary as vocabularies
+from ood_audit.classes.annotations import Truth
+from ood_audit.classes.prototypes import DEFAULT_WEIGHT
+from ood_audit.classes.vocabulary import Vocabulary
+from ood_audit.errors import UsageError
+from ood_audit.progress import Progress, counting, silent
+from ood_audit.scoring import metrics, scores
+from ood_audit.scoring.joining import Evidence
+from ood_audit.scoring.run import Plan, described, evidence_of, joined_with, name_of, prepare
+from ood_audit.scoring.similarity import Chunk, map_chunks
+from ood_audit.store import DEFAULT_STORE, Store, open_store
+from ood_audit.store.layout import computing
+from ood_audit.text import printable
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of each score, and what could not be compared.
+
+    Attributes:
+        rows: one a score and prompts, best AUROC first: `score`, `prompts`, the figures of `scoring.metrics`, each
+            with the ends of its bootstrap interval (`auroc_low`, `auroc_high`, …), `accuracy`: the share of ID images
+            with a known label whose nearest class it is, None without such images; `forecast`: the AUROC that was
+            expected, where settings were chosen on the data; and `settings`, in words.
+        images: how many images were compared, and how many of them are OOD.
+        not_in_store: paths of the truth that the store has no feature of.
+        not_in_truth: paths of the store that the truth says nothing of.
+
+    """
+
+    rows: list[dict[str, Any]]
+    images: int
+    ood: int
+    not_in_store: list[str]
+    not_in_truth: list[str]
+
+
+def evaluate(
+    store: str | os.PathLike[str] | Store = DEFAULT_STORE,
+    *,
+    truth: str | Path,
+    only: Sequence[str] = (),
+    labels: str | Path | Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    prototypes: bool | None = None,
+    prompts: str = "auto",
+    auto: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    rounds: int = 200,
+    note: Callable[[str], None] = lambda message: None,
+    on_progress: Progress = silent,
+) -> Evaluation:
+    """Score the store with every method and compare with the truth.
+
+    Args:
+        store: a store or its folder.
+        truth: a file with the columns path and is_ood (0 or 1) and, if known, label; see `annotations`.
+        only: the scores to evaluate. Empty for all whose names have been encoded already: `csp` alone has 415,756
+            prompts, which take minutes. `note` is told which scores are left out for that.
+        labels: see `ood_audit.score`, as for the others but `rounds`.
+        templates: likewise.
+        prototypes: likewise; for every score.
+        prompts: likewise; where there are tuned ones, the text alone is evaluated beside them.
+        auto: likewise.
+        seed: likewise.
+        device: likewise.
+        rounds: resamples for the bootstrap intervals.
+        note: likewise.
+        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
+
+    Raises:
+        UsageError: the truth or the vocabulary can't be used, or the truth knows no OOD, or no ID, image of the store.
+
+    """
+    if not isinstance(store, Store):
+        store = open_store(store)
+    methods = list(dict.fromkeys(only)) or _ready(store, note)
+    for method in methods:
+        if method not in ("auto", "best"):
+            scores.load(method)  # there is one of that name
+    known, said, missing = annotations.truth(store, truth)
+    given: dict[str, Any] = {}
+    if prototypes is not None:
+        given["prototypes"] = DEFAULT_WEIGHT * prototypes
+    vocabulary = vocabularies.choose(store, labels, templates, note)
+    annotations.check_labels(vocabulary, said, f"the truth {printable(str(truth))}")
+    _check_overlap(known)
+    with computing(store.root):
+        own = tuned.choose(store, vocabulary, prompts, note)
+        plans = {}
+        for used in [None] if own is None else [None, own]:
+            settings = dict(given)
+            if used is not None and not used.recipe["prototypes"]:  # as in `score`
+                settings.setdefault("prototypes", 0.0)
+            plan = prepare(store, vocabulary, used, methods, settings, auto, seed, device, note, on_progress)
+            plans["none" if used is None else used.name] = plan
+        scored = {name: _scored(store, plan, device, on_progress) for name, plan in plans.items()}
+    table: list[dict[str, Any]] = []
+    for name, (ids, _, collected, nearest) in scored.items():
+        plan = plans[name]
+        rows = [i for i, image_id in enumerate(ids) if image_id in known]
+        truths = [known[ids[i]] for i in rows]
+        is_ood = np.array([own.is_ood for own in truths], dtype=np.bool_)
+        for method, values in collected.items():
+            on_progress("measuring", len(table), len(plans) * len(methods))
+            row: dict[str, Any] = {"score": method, "prompts": name}
+            for metric, function in metrics.METRICS.items():
+                row[metric] = function(is_ood, values[rows])
+                low, high = metrics.bootstrap(function, is_ood, values[rows], rounds=rounds)
+                row[f"{metric}_low"], row[f"{metric}_high"] = low, high
+            row["accuracy"] = _accuracy(truths, nearest[method][rows], vocabulary)
+            table.append({**row, "forecast": plan.forecasts.get(method), "settings": _shown(plan, method)})
+    table.sort(key=lambda row: -float(row["auroc"]))
+    ids, paths, *_ = scored["none"]
+    return Evaluation(
+        rows=table,
+        images=len(rows),
+        ood=int(is_ood.sum()),
+        not_in_store=missing,
+        not_in_truth=[path for image_id, path in zip(ids, paths, strict=True) if image_id not in known],
+    )
+
+
+def _ready(store: Store, note: Callable[[str], None]) -> list[str]:
+    """All scores but those whose names would have to be encoded first, which can take many minutes."""
+    slow = [name for name in ("neglabel", "csp") if not corpora.are_encoded(store, name)]
+    if slow:
+        asked = " ".join(f"--score {name}" for name in slow)
+        note(f"left out, as their names are not encoded yet, which takes minutes: {', '.join(slow)}; ask with {asked}")
+    return ["auto", *(name for name in scores.names() if name not in slow), "best"]
+
+
+def _check_overlap(known: dict[str, Truth]) -> None:
+    """UsageError where nothing can be compared; before anything is computed."""
+    shared = [own.is_ood for own in known.values()]
+    if not any(shared) or all(shared):
+        kind = "OOD" if not any(shared) else "ID"
+        raise UsageError(
+            f"of the {len(shared)} images that the truth and the store share none is {kind}: check its paths"
+        )
+
+
+def _scored(
+    store: Store, plan: Plan, device: str, on_progress: Progress
+) -> tuple[list[str], list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """The ids and paths of all images; by method their ood_score, and the class they are nearest to."""
+
+    joint = plan.joint is not None and "auto" in plan.runs
+
+    def compute(chunk: Chunk) -> tuple[list[str], list[str], list[NDArray[Any]], list[NDArray[Any]], Any]:
+        runs = plan.runs.values()
+        # Apple's GPUs have no float64.
+        values = [-chunk.raw(function, settings).cpu().double().numpy() for function, settings in runs]
+        nearest = [chunk.similarities(settings["prototypes"]).argmax(dim=1).cpu().numpy() for _, settings in runs]
+        evidence = evidence_of(chunk, plan, "auto") if joint else ()
+        return chunk.image_ids, chunk.paths, values, nearest, evidence
+
+    total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
+    found, done = [], 0
+    for part in map_chunks(store, plan.target, device, compute, plan.parts):
+        on_progress("scoring", done, total)
+        found.append(part)
+        done += len(part[0])
+    ids, paths, values, nearest, evidence = zip(*found, strict=True)
+    joined = [
+        dict(zip(plan.runs, map(np.concatenate, zip(*parts, strict=True)), strict=True)) for parts in (values, nearest)
+    ]
+    if joint:
+        standing, outside = (np.concatenate(parts) for parts in zip(*evidence, strict=True))
+        own = Evidence(joined[0]["auto"], standing, outside, plan.runs["auto"][1]["temperature"])
+        together = joined_with(store, plan, "auto", own, counting(on_progress, "comparing with the folder"))
+        joined[0]["auto"] = together.ood_score
+    return list(chain.from_iterable(ids)), list(chain.from_iterable(paths)), joined[0], joined[1]
+
+
+def _shown(plan: Plan, method: str) -> str:
+    function, settings = plan.runs[method]
+    return described(name_of(function) if method == "best" else method, settings)
+
+
+def _accuracy(known: list[Truth], nearest: NDArray[Any], vocabulary: Vocabulary) -> float | None:
+    pairs = [
+        (vocabulary.position(truth.label), int(guess))
+        for truth, guess in zip(known, nearest, strict=True)
+        if not truth.is_ood and truth.label is not None and vocabulary.position(truth.label) is not None
+    ]
+    return float(np.mean([right == guess for right, guess in pairs])) if pairs else None

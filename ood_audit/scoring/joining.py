@@ -1,0 +1,313 @@
+"""What ranks a folder of which nothing is known but the names: several kinds of evidence, joined by their ranks.
+
+With n images of K classes and cosines s, each piece of evidence is higher for more out-of-distribution images:
+
+    energy    −ΔE, with one reset (c = 1) and the background
+    standing  −max_k z_ik with z_ik = (s_ik − mean_k) / std_k over the folder: an image may be as close to a name as
+              other images of this folder are to theirs; this corrects names that are near to everything, or to nothing
+    novelty   1 − cosine to the k-th nearest neighbour in the folder, k = n / K / 5; near duplicates do not count
+    around    −mean z of the nearest neighbours for the name that the image itself is nearest to. Unknown images that
+              are many are each other's neighbours, and not novel; but their neighbours are not like that name either
+
+R is the rank in (0, 1), and P its normal quantile, so that the tails count more than they would in a sum of ranks:
+
+    ood_score = P(energy) + (¼ + ¼ G) P(standing) + w [ ¾ P(max(R(novelty), ⅘ R(around))) + ¼ P(around) ]
+
+w is G / 2 where a class has 16 images or more, 0 where it has 8 or fewer, and in between in between. G, from 0 to 1, is
+how much novelty helps when classes of this very folder play unknown ones: the nearest class of each image of the more
+confident 70% loses its name and its images, which are no neighbours any more. What counts is the gain in AUROC that
+novelty brings in telling such images from all others: nothing up to 2 points, all from 4 points on.
+
+Where the folder has many images, the neighbours are those in a sample of it. The rule was chosen on halves of the names
+of several sets, and confirmed on other halves: `benchmarks/clip.py`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from ood_audit.store import Store
+from ood_audit.store.parts import iter_features
+from ood_audit.store.views import count_readable
+
+if TYPE_CHECKING:
+    from ood_audit.scoring.similarity import Chunk
+
+Numbers = NDArray[np.float64]
+Floats = NDArray[np.float32]
+
+WHOLE = 20_000  # images up to which all are compared with all
+SAMPLE = 8192  # images that are neighbours in a larger folder
+_BLOCK = 1024
+_CONFIDENT = 0.7  # of the images, which play images of an unknown class
+_AROUND = 0.8  # how high strange neighbours alone can put an image
+_GAIN = (2.0, 4.0)  # points of AUROC that novelty has to bring, to count at all and to count fully
+_MOST_WEIGHT = 0.5  # more would gain more on aerial pictures, and cost up to a point of AUROC on CIFAR-10
+_IMAGES_A_CLASS = (8.0, 16.0)
+_HIGH = 0.9  # rank above which a piece of evidence speaks by itself
+UNLIKE = ("every class", "the rest of the folder", "both")
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What the evidence about one folder is computed from.
+
+    Attributes:
+        neighbours: (m, D) float32 of length 1, the images that can be neighbours.
+        is_whole: whether these are all images, in the order in which they are read.
+        images: n, how many images the folder has.
+        mean: (K,) of the cosines to each class over the neighbours.
+        std: (K,) their standard deviations.
+        text: (K, D) text features.
+        duplicate: the cosine above which two images are near duplicates.
+        weight: the weight of novelty; None to choose it.
+
+    """
+
+    neighbours: Floats
+    is_whole: bool
+    images: int
+    mean: Numbers
+    std: Numbers
+    text: Floats
+    duplicate: float
+    weight: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """k: which neighbour is looked at."""
+        return max(1, round(len(self.neighbours) / len(self.text) / 5))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """(N,) each, of the same images.
+
+    Attributes:
+        energy: −ΔE.
+        standing: see the module.
+        outside: the log-sum-exp of the background at the temperature of ΔE; −inf without one.
+        temperature: that temperature.
+
+    """
+
+    energy: Numbers
+    standing: Numbers
+    outside: Numbers
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The joined evidence.
+
+    Attributes:
+        ood_score: (N,) higher for more OOD.
+        novelty: (N,) 1 − cosine to the k-th neighbour.
+        unlike: (N,) which evidence speaks, a place in `UNLIKE`.
+        weight: of novelty; 0 where it would not help.
+        neighbours: how many images the neighbours are taken from.
+
+    """
+
+    ood_score: Numbers
+    novelty: Numbers
+    unlike: NDArray[np.int8]
+    weight: float
+    neighbours: int
+
+
+def quantiles(values: Numbers) -> Numbers:
+    """(N,) → (N,), the normal quantile of each value's rank; of equal values the mean rank."""
+    found: Numbers = ndtri(_ranks(values))
+    return found
+
+
+def quantiles_within(values: Numbers, reference: Numbers) -> Numbers:
+    """(N,) values → (N,), the normal quantiles of the ranks that they would have among those of `reference`."""
+    ordered = np.sort(reference)
+    below = (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / 2
+    found: Numbers = ndtri((below + 0.5) / (len(ordered) + 1))
+    return found
+
+
+def read(store: Store, text: Floats, duplicate: float, weight: float | None, parts: list[Path]) -> Joint:
+    """Read the images of a store that can be neighbours; see `prepare` for the arguments."""
+    total = count_readable(store, parts)
+    share = 1.0 if total <= WHOLE else SAMPLE / total
+    found = [batch.features for batch in iter_features(store, parts=parts, share=share)]
+    neighbours = np.concatenate(found) if found else np.zeros((0, text.shape[1]), np.float32)
+    return prepare(neighbours, total, text, duplicate, weight)
+
+
+def prepare(neighbours: Floats, total: int, text: Floats, duplicate: float, weight: float | None = None) -> Joint:
+    """What the evidence is computed from.
+
+    Args:
+        neighbours: (m, D) float32 of length 1, the images that can be neighbours: all of them, or a sample.
+        total: how many images there are.
+        text: (K, D) float32 of length 1, the text features of the classes.
+        duplicate: the cosine above which two images are near duplicates.
+        weight: of novelty; None to choose it.
+
+    """
+    is_whole = len(neighbours) == total
+    cosines = neighbours @ text.T
+    std = np.maximum(cosines.std(axis=0, dtype=np.float64), 1e-6)
+    return Joint(neighbours, is_whole, total, cosines.mean(axis=0, dtype=np.float64), std, text, duplicate, weight)
+
+
+def standing(joint: Joint, cosines: Floats) -> Numbers:
+    """(N, K) cosines to the text features → (N,)."""
+    found: Numbers = -((cosines - joint.mean) / joint.std).max(axis=1)
+    return found
+
+
+def evidence_of(chunk: "Chunk", joint: Joint, temperature: float, background: bool) -> tuple[Numbers, Numbers]:
+    """`standing` and `outside` of the images of a chunk, (N,) each; `energy` is what the score gives."""
+    from ood_audit.encoders.device import log_sum_exp
+
+    cosines = chunk.to_text.float().cpu().numpy()
+    if not background:
+        return standing(joint, cosines), np.full(len(cosines), -np.inf)
+    return standing(joint, cosines), log_sum_exp(chunk.to_background, temperature).cpu().double().numpy()
+
+
+def join(
+    joint: Joint,
+    evidence: Evidence,
+    of_neighbours: Evidence,
+    images: Iterable[Floats],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Joined:
+    """Join the evidence about all images.
+
+    Args:
+        joint: see there.
+        evidence: of all images.
+        of_neighbours: of `joint.neighbours`; the same as `evidence` where these are all images.
+        images: blocks of the (N, D) features of all images, in the order of `evidence`.
+        on_progress: called with the number of images compared with their neighbours and in all.
+
+    """
+    cosines = joint.neighbours @ joint.text.T
+    gate = _gate(joint, cosines, of_neighbours)
+    base = quantiles(evidence.energy) + (0.25 + 0.25 * gate) * quantiles(evidence.standing)
+    enough = _ramp(joint.images / len(joint.text), *_IMAGES_A_CLASS)
+    weight = _MOST_WEIGHT * gate * enough if joint.weight is None else joint.weight
+    standings = (cosines - joint.mean) / joint.std
+    novelty, around = np.empty(len(base)), np.empty(len(base))
+    start = 0
+    for features in _blocks(images):
+        rows = slice(start, start + len(features))
+        start = rows.stop
+        novelty[rows], around[rows] = _compared(joint, features, standings)
+        on_progress(rows.stop, len(base))
+    novelty_rank = _ranks(novelty)
+    # The novelty itself, a little, so that images whose neighbours are equally strange keep an order.
+    mixed = np.maximum(novelty_rank, _AROUND * _ranks(around)) + 1e-6 * novelty_rank
+    folder = 0.75 * quantiles(mixed) + 0.25 * quantiles(around)
+    unlike = _which_speaks(_ranks(base), _ranks(folder)) if weight else np.zeros(len(base), np.int8)
+    return Joined(base + weight * folder if weight else base, novelty, unlike, weight, len(joint.neighbours))
+
+
+def _which_speaks(names: Numbers, folder: Numbers) -> NDArray[np.int8]:
+    """Of each image whether the names, the folder, or both put it where it is, as places in `UNLIKE`."""
+    both = np.minimum(names, folder) >= _HIGH
+    return np.where(both, 2, np.where(names >= folder, 0, 1)).astype(np.int8)
+
+
+def _blocks(images: Iterable[Floats]) -> Iterator[Floats]:
+    for features in images:
+        for start in range(0, len(features), _BLOCK):
+            yield features[start : start + _BLOCK]
+
+
+def _compared(joint: Joint, features: Floats, standings: Numbers) -> tuple[Numbers, Numbers]:
+    """Novelty, and how little the nearest neighbours are like the name that an image is nearest to: (N,) each."""
+    if len(joint.neighbours) < 2:
+        return np.zeros(len(features)), np.zeros(len(features))
+    k = joint.rank
+    own = ((features @ joint.text.T - joint.mean) / joint.std).argmax(axis=1)
+    cosines = features @ joint.neighbours.T
+    cosines[cosines > joint.duplicate] = -1.0  # the image itself among them
+    most = min(max(3, k), cosines.shape[1])
+    nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
+    values = -np.sort(-np.take_along_axis(cosines, nearest, axis=1), axis=1)
+    return 1.0 - values[:, min(k, most) - 1].astype(np.float64), -standings[nearest, own[:, None]].mean(axis=1)
+
+
+def _gate(joint: Joint, cosines: Floats, evidence: Evidence) -> float:
+    """G, from 0 to 1. `cosines` (m, K) and `evidence` are those of the neighbours.
+
+    The name that a class loses is not put into the background: unknown things are not named there to the letter.
+    """
+    if min(cosines.shape) < 2:
+        return 0.0
+    energy = evidence.energy
+    best = cosines.argmax(axis=1)
+    near, far = _to_neighbours(joint, best)
+    confident = _ranks(energy) < _CONFIDENT
+    left = cosines.astype(np.float64)
+    left[np.arange(len(left)), best] = -np.inf
+    without = energy_of(left[confident], evidence.outside[confident], evidence.temperature)
+    by_both = _auroc(
+        quantiles_within(energy, energy) + 0.5 * quantiles_within(-near, -near),
+        quantiles_within(without, energy) + 0.5 * quantiles_within(-far[confident], -near),
+    )
+    return _ramp(100 * (by_both - _auroc(energy, without)), *_GAIN)
+
+
+def _to_neighbours(joint: Joint, nearest_class: NDArray[np.int64]) -> tuple[Numbers, Numbers]:
+    """For each of the neighbours the cosine to the k-th of the others: of any class, and of another nearest class."""
+    features, k = joint.neighbours, joint.rank
+    near, far = np.empty(len(features)), np.empty(len(features))
+    for start in range(0, len(features), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        cosines = features[rows] @ features.T
+        cosines[cosines > joint.duplicate] = -1.0
+        near[rows] = _kth(cosines, k)
+        cosines[nearest_class[rows][:, None] == nearest_class[None, :]] = -1.0
+        far[rows] = _kth(cosines, k)
+    return near, far
+
+
+def _kth(cosines: Floats, k: int) -> Numbers:
+    k = min(k, cosines.shape[1])
+    found: Numbers = -np.partition(-cosines, k - 1, axis=1)[:, k - 1].astype(np.float64)
+    return found
+
+
+def energy_of(cosines: Numbers, outside: Numbers, temperature: float) -> Numbers:
+    """−ΔE for c = 1 and v = 0 of cosines of which some are −∞: (N, K) and (N,) → (N,)."""
+    from scipy.special import logsumexp
+
+    top = cosines.max(axis=1)
+    rest = cosines.copy()
+    rest[np.arange(len(rest)), cosines.argmax(axis=1)] = -np.inf
+    others = np.logaddexp(logsumexp(rest / temperature, axis=1), outside)
+    found: Numbers = np.logaddexp(others, 0.0) - np.logaddexp(others, top / temperature)
+    return found
+
+
+def _auroc(inside: Numbers, unknown: Numbers) -> float:
+    """How well a value tells the unknown, where it is higher, from those inside."""
+    ranks = rankdata(np.concatenate([inside, unknown]))[len(inside) :].sum()
+    count = len(unknown)
+    return float((ranks - count * (count + 1) / 2) / (count * len(inside))) if count and len(inside) else 0.5
+
+
+def _ranks(values: Numbers) -> Numbers:
+    """In (0, 1)."""
+    found: Numbers = (rankdata(values) - 0.5) / max(1, len(values))
+    return found
+
+
+def _ramp(value: float, low: float, high: float) -> float:
+    return float(np.clip((value - low) / (high - low), 0, 1))

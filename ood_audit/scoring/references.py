@@ -1,0 +1,194 @@
+"""Which pictures show what the classes look like, and which of them can judge a setting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ood_audit.classes import prototypes
+from ood_audit.classes.prototypes import DEFAULT_WEIGHT, FOLDS, Prototypes, References
+from ood_audit.classes.vocabulary import Vocabulary
+from ood_audit.scoring.selection import FEWEST_CLASSES, FEWEST_IMAGES, MOST_IMAGES, Sample, presume
+from ood_audit.store import Store
+from ood_audit.store.parts import iter_features
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ood_audit.classes.prompts import Labelled
+    from ood_audit.scoring.similarity import Target
+
+_Defaults = dict[str, Any]
+_COSINES = 1 << 26  # of all images to all classes, at most: 256 MiB
+_SHARPNESS = np.geomspace(0.003, 1.0, 40)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Labelled in-distribution images to hold a threshold to, and prototypes that have not seen them.
+
+    Attributes:
+        names: their paths or made up, so that `prototypes.fold_of` gives the fold of each.
+        features: (M, D) float32 of length 1.
+        labels: (M,) int.
+        prototypes: one a fold.
+
+    """
+
+    names: list[str]
+    features: "NDArray[np.float32]"
+    labels: "NDArray[np.int64]"
+    prototypes: "Sequence[Prototypes | None]"
+
+    def target(self, other: "Target") -> "Target":
+        """`other` with these prototypes."""
+        return replace(other, prototypes=self.prototypes)
+
+
+def apart(
+    store: Store, references: References, labelled: "Labelled", text: "NDArray[np.float32]"
+) -> Calibration | None:
+    """The labelled images that no prompt was tuned on, or 1,000 of them; None where there are none.
+
+    They are references as well, so each is scored by prototypes made without a fifth of them, its own.
+    """
+    rows = labelled.held_out[prototypes.sample(len(labelled.held_out), most=MOST_IMAGES)]
+    if len(rows) == 0:
+        return None
+    names = [f"{i:08x}" for i in range(len(rows))]
+    if references.source == "presumed":  # in the folds of their paths, where they are under audit
+        paths = _paths(store, labelled)
+        names = [paths[row] or made_up for row, made_up in zip(rows, names, strict=True)]
+        made = prototypes.fit_folds(references, text)
+        return Calibration(names, labelled.features[rows], labelled.labels[rows], made)
+    folds = np.full(len(references.labels), -1)
+    folds[rows] = prototypes.fold_of(names)  # the labelled images come first, see `collect`
+    made = prototypes.fit_folds(replace(references, folds=folds), text)
+    return Calibration(names, labelled.features[rows], labelled.labels[rows], made)
+
+
+def sharpness(sample: Sample, text: "NDArray[np.float32]") -> float:
+    """The temperature at which the softmax of the similarities fits the sample's labels best, by likelihood."""
+    import torch
+
+    rows = np.flatnonzero(sample.trusted & (sample.labels >= 0))
+    if len(rows) < FEWEST_IMAGES:
+        return 0.05
+    folds = np.arange(len(rows)) % FOLDS
+    those = References(sample.features[rows], sample.labels[rows], folds, "labelled")
+    to_text = torch.from_numpy(those.features) @ torch.from_numpy(text).T
+    joined = (1 - DEFAULT_WEIGHT) * to_text + DEFAULT_WEIGHT * _cosines(those.features, folds, those, text)
+    labels = torch.from_numpy(those.labels)
+    losses = [float(torch.nn.functional.cross_entropy(joined / t, labels)) for t in _SHARPNESS]
+    return float(_SHARPNESS[int(np.argmin(losses))])
+
+
+def collect(
+    store: Store,
+    vocabulary: Vocabulary,
+    text: "NDArray[np.float32]",
+    labelled: "Labelled | None",
+    defaults: _Defaults,
+    *,
+    seed: int = 0,
+) -> tuple[References, Sample]:
+    """The references of a store, and the sample to choose settings with.
+
+    They are the images that `tune` was given and those whose folder is named as a class; where these are fewer than 60,
+    or of fewer than 6 classes, the most confident half of the images, as the text features label them.
+
+    Args:
+        store: its readable images, or 20,000 of them; fewer where there are very many classes.
+        vocabulary: the classes.
+        text: (K, D) their text features.
+        labelled: what `tune` was given.
+        defaults: ΔEnergy's settings for the encoder, to presume by.
+        seed: of the sampling.
+
+    """
+    import torch
+
+    ids, paths, features, folders = _sampled(store, seed, most=max(MOST_IMAGES, _COSINES // len(text)))
+    folds = prototypes.fold_of(paths)
+    labels = np.array([-1 if (k := vocabulary.class_of(folder)) is None else k for folder in folders], np.int64)
+    images = torch.from_numpy(features)
+    to_text = images @ torch.from_numpy(text).T
+    in_folders = labels >= 0
+    source: Literal["labelled", "folders", "labelled and folders", "presumed"] = "folders"
+    references = References(features[in_folders], labels[in_folders], folds[in_folders], source)
+    given = np.zeros(0, bool)
+    if labelled is not None:
+        own = set(labelled.image_ids) - {""}
+        apart = in_folders & ~np.fromiter((i in own for i in ids), bool, len(ids))
+        named = _paths(store, labelled)
+        theirs = np.where(np.array(named, dtype=object) == "", -1, prototypes.fold_of(named)).astype(np.int64)
+        references = References(
+            np.concatenate([labelled.features, features[apart]]),
+            np.concatenate([labelled.labels, labels[apart]]),
+            np.concatenate([theirs, folds[apart]]),
+            "labelled and folders" if apart.any() else "labelled",
+        )
+        given = np.arange(len(references.labels)) < len(labelled.labels)
+    if len(references.labels) >= FEWEST_IMAGES and len(np.unique(references.labels)) >= min(FEWEST_CLASSES, len(text)):
+        agrees = _predicted(references, text) == references.labels
+        trusted = agrees | given if given.any() else agrees
+        sample = Sample(references.features, references.labels, trusted, presumed=False)
+        return references, _fewer(sample, seed)
+    rows, guessed = presume(to_text, defaults)
+    references = References(features[rows], guessed, folds[rows], "presumed")
+    by_prototypes = _cosines(features, folds, references, text)
+    joined = (1 - DEFAULT_WEIGHT) * to_text + DEFAULT_WEIGHT * by_prototypes
+    trusted = (to_text.argmax(dim=1) == by_prototypes.argmax(dim=1)).numpy()
+    return references, _fewer(Sample(features, joined.argmax(dim=1).numpy(), trusted, presumed=True), seed)
+
+
+def _predicted(references: References, text: "NDArray[np.float32]") -> "NDArray[np.int64]":
+    """(M,) the nearest class of each reference, by text and prototypes that have not seen it."""
+    import torch
+
+    folds = np.where(references.folds < 0, np.arange(len(references.folds)) % FOLDS, references.folds)
+    apart = References(references.features, references.labels, folds, references.source)
+    to_text = torch.from_numpy(references.features) @ torch.from_numpy(text).T
+    by_prototypes = _cosines(references.features, folds, apart, text)
+    joined = (1 - DEFAULT_WEIGHT) * to_text + DEFAULT_WEIGHT * by_prototypes
+    result: NDArray[np.int64] = joined.argmax(dim=1).numpy()
+    return result
+
+
+def _cosines(
+    features: "NDArray[np.float32]", folds: "NDArray[np.int64]", references: References, text: "NDArray[np.float32]"
+) -> Any:
+    import torch
+
+    images = torch.from_numpy(features)
+    to_text = images @ torch.from_numpy(text).T
+    made = prototypes.fit_folds(references, text)
+    return prototypes.unseen_cosines(made, images, torch.from_numpy(folds), to_text)
+
+
+def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], list[str], NDArray[np.float32], list[str]]":
+    """Ids, paths, features and folders of all readable images, or of about as many as teach anything."""
+    total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
+    share = min(most, prototypes.MOST) / max(1, total)
+    start = float(np.random.default_rng(seed).random())
+    ids, paths, features, folders = [], [], [], []
+    for batch in iter_features(store, start=start, share=share):
+        ids += batch.image_ids.to_pylist()
+        paths += batch.paths.to_pylist()
+        folders += batch.folders.to_pylist()
+        features.append(batch.features)
+    return ids, paths, np.concatenate(features), folders
+
+
+def _paths(store: Store, labelled: "Labelled") -> list[str]:
+    """The paths of labelled images that are under audit; "" for others."""
+    if not any(labelled.image_ids):
+        return [""] * len(labelled.image_ids)
+    by_id = dict(store.query("SELECT image_id, path FROM images WHERE status = 'ok'").rows)
+    return [by_id.get(image_id, "") for image_id in labelled.image_ids]
+
+
+def _fewer(sample: Sample, seed: int) -> Sample:
+    rows = prototypes.sample(len(sample.labels), seed, MOST_IMAGES)
+    return Sample(sample.features[rows], sample.labels[rows], sample.trusted[rows], sample.presumed)

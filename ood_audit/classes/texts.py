@@ -1,8 +1,7 @@
 """Who turns texts into features for a store: its encoder, or the vectors that were imported for its names."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,6 @@ from ood_audit.text import printable
 
 if TYPE_CHECKING:
     from ood_audit.encoders.identity import ScoreDefaults
-
-_CLASSES, _BACKGROUND = "classes", "background"
 
 
 class TextEncoder(Protocol):
@@ -69,7 +66,7 @@ def encoder_of(store: Store, device: str = "auto", on_progress: Progress = silen
 
 def class_names(store: Store) -> list[str]:
     """The names whose vectors were imported with --texts, in their order; none where there are none."""
-    found = _read(store, _CLASSES)
+    found = _read(store, "classes")
     return [] if found is None else found[0]
 
 
@@ -80,7 +77,7 @@ def class_features(store: Store, classes: Sequence[Sequence[str]]) -> NDArray[np
         UsageError: a class has no vector under any of its names.
 
     """
-    found = _read(store, _CLASSES)
+    found = _read(store, "classes")
     if found is None:
         return None
     row_of = {key(name): row for row, name in enumerate(found[0])}
@@ -97,16 +94,11 @@ def class_features(store: Store, classes: Sequence[Sequence[str]]) -> NDArray[np
 
 def background(store: Store) -> tuple[list[str], NDArray[np.float32]] | None:
     """The imported background names and their (M, D) vectors; None where there are none."""
-    return _read(store, _BACKGROUND)
+    return _read(store, "background")
 
 
-def paths(store: Store) -> dict[str, Path]:
-    """The files of imported texts, by what they are."""
-    return {what: store.root / "texts" / f"{what}.parquet" for what in (_CLASSES, _BACKGROUND)}
-
-
-def _read(store: Store, what: str) -> tuple[list[str], NDArray[np.float32]] | None:
-    path = paths(store)[what]
+def _read(store: Store, what: Literal["classes", "background"]) -> tuple[list[str], NDArray[np.float32]] | None:
+    path = store.imported_texts(what)
     if not path.exists():
         return None
     import pyarrow.parquet as pq

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ood_audit.classes import texts as imported
 from ood_audit.embedding.vectors import Block, VectorFile, open_vectors
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import StoreError, UsageError
@@ -115,9 +114,10 @@ def import_features(
         before = _rows_of(own, db)
         run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         counts = _write(own, run, vectors, db, source, on_progress)
-        for name, found in known.items():
-            if found is not None:
-                _keep_texts(imported.paths(own)[name], *found)
+        if known["classes"] is not None:
+            _keep_texts(own.imported_texts("classes"), *known["classes"])
+        if known["background"] is not None:
+            _keep_texts(own.imported_texts("background"), *known["background"])
         result = ImportResult(
             store=own,
             added=vectors.rows - before,

@@ -73,6 +73,10 @@ class Store:
         """Class names and their text features."""
         return self.root / "vocabularies"
 
+    def imported_texts(self, what: Literal["classes", "background"]) -> Path:
+        """The text features that were imported for the classes, or for the background names."""
+        return self.root / "texts" / f"{what}.parquet"
+
     @property
     def prompts(self) -> Path:
         """Tuned prompts."""

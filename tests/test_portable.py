@@ -11,8 +11,7 @@ import pytest
 
 import ood_audit
 from ood_audit.actions import moving
-from ood_audit.images import storage
-from ood_audit.images.storage import file_uri, is_file, is_remote, local_path
+from ood_audit.images.uri import file_uri, is_file, is_remote, local_path
 from ood_audit.store import layout
 
 PACKAGE = Path(ood_audit.__file__).parent
@@ -20,7 +19,7 @@ PACKAGE = Path(ood_audit.__file__).parent
 
 @pytest.fixture
 def windows_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_WINDOWS", True)
+    monkeypatch.setattr("ood_audit.images.uri._WINDOWS", True)
 
 
 @pytest.fixture

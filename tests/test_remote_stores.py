@@ -8,7 +8,7 @@ import pytest
 
 import ood_audit
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.images import object_store as objects
+from ood_audit.images import object_store
 from ood_audit.store import open_store, remote, writing
 from ood_audit.store.parts import iter_features
 from tests.cli import invoke
@@ -34,7 +34,7 @@ def elsewhere(monkeypatch, tmp_path):
     def move(name):
         monkeypatch.setenv("OOD_AUDIT_CACHE", str(tmp_path / name))
         monkeypatch.setattr(remote, "_mirrors", {})
-        objects._filesystem.cache_clear()
+        object_store._filesystem.cache_clear()
 
     return move
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ood_audit._version import __version__
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import StoreError
-from ood_audit.images.storage import is_remote
+from ood_audit.images.uri import is_remote
 from ood_audit.store import owned
 from ood_audit.text import printable, storable
 

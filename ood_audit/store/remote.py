@@ -48,17 +48,16 @@ def attach(url: str) -> "Mirror":
         UsageError: no store can be there. StoreError: it can't be reached.
 
     """
-    from ood_audit.images import object_store as objects
-    from ood_audit.images import storage
+    from ood_audit.images import object_store
 
     if url.lower().startswith(("http://", "https://")):
         raise UsageError("a store can't be written over HTTP; name a folder, or s3://, gs:// or hdfs://")
-    url = storage.canonical(url)
+    url = object_store.canonical(url)
     root = os.path.join(user_cache(), "stores", hashlib.sha256(url.encode()).hexdigest()[:24])
     mirror = _mirrors.get(root)
     if mirror is None:
         try:
-            filesystem, base = objects.open_place(url)
+            filesystem, base = object_store.open_place(url)
         except OSError as error:
             raise StoreError(f"cannot reach the store {printable(url)}: {error.strerror}") from error
         mirror = Mirror(url, Path(root), filesystem, base)

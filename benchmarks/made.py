@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.store import Store, create_store
-from ood_audit.store.layout import write_json
+from ood_audit.store.files import write_json
 from ood_audit.store.parts import SCHEMA, write_part
 
 

@@ -18,8 +18,8 @@ from ood_audit.classes.pools import Pool, farthest, naming
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import OodAuditError
-from ood_audit.store.layout import Store
 from ood_audit.store.parts import unit
+from ood_audit.store.store import Store
 from tests.test_encoder import MODELS, save
 
 VOCABULARY = Vocabulary((("ibis",), ("scissors", "shears"), ("zzz",)))

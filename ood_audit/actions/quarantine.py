@@ -27,7 +27,7 @@ from ood_audit.findings.records import selecting
 from ood_audit.images.uri import file_uri, is_file, local_path, location
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
-from ood_audit.store.layout import flush
+from ood_audit.store.files import flush
 from ood_audit.store.sources import forgetting, state_of
 from ood_audit.text import printable, storable
 

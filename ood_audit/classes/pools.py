@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ood_audit.classes import background as corpora
 from ood_audit.classes import texts, wordnet
 from ood_audit.classes.vocabulary import Vocabulary, cached_features
-from ood_audit.store.layout import Store
+from ood_audit.store.store import Store
 
 NAMES = ("background", "neglabel", "csp")
 

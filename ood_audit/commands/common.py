@@ -14,7 +14,7 @@ import click
 from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, silent
 from ood_audit.store.findings import KINDS
-from ood_audit.store.layout import DEFAULT_STORE, Store
+from ood_audit.store.store import DEFAULT_STORE, Store
 from ood_audit.text import JsonText, printable, write_csv
 
 F = TypeVar("F", bound=Callable[..., Any])

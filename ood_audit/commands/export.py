@@ -31,7 +31,8 @@ def command(store: str, report: str | None, format: str, null: bool, output: str
     any list of paths.
     """
     from ood_audit.actions.export import export
-    from ood_audit.store.layout import open_store, replacing
+    from ood_audit.store.files import replacing
+    from ood_audit.store.store import open_store
 
     kinds = selected_kinds(**selection)
     opened = open_store(store)

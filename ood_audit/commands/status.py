@@ -3,7 +3,8 @@
 import click
 
 from ood_audit.commands.common import format_option, note_missing, print_rows, store_option
-from ood_audit.store.layout import Store, open_store, read_json, shown
+from ood_audit.store.files import read_json, shown
+from ood_audit.store.store import Store, open_store
 
 
 @click.command("status", epilog="Example: ood-audit status --store .ood-audit --format json")

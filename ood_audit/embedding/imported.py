@@ -21,8 +21,9 @@ from ood_audit.images.found import ImageRef
 from ood_audit.images.uri import file_uri, is_file, is_remote, local_path
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
-from ood_audit.store.layout import replacing, store_root, write_json
+from ood_audit.store.files import replacing, write_json
 from ood_audit.store.parts import PartWriter
+from ood_audit.store.store import store_root
 from ood_audit.text import printable, storable
 
 _UNIT = 1e-2  # float16 and bfloat16 round lengths by less

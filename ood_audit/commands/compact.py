@@ -2,7 +2,8 @@
 
 import click
 
-from ood_audit.commands.common import note, progress, store_option
+from ood_audit.commands.options import store_option
+from ood_audit.commands.output import note, progress
 
 
 @click.command("compact", epilog="Example: ood-audit compact --store .ood-audit")

@@ -4,15 +4,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import (
-    comparison_options,
-    device_option,
-    format_option,
-    note,
-    print_rows,
-    progress,
-    store_option,
-)
+from ood_audit.commands.options import comparison_options, device_option, format_option, store_option
+from ood_audit.commands.output import note, print_rows, progress
 
 SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood", "accuracy")
 

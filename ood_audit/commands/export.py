@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import note, note_missing, note_outdated, selected_kinds, selection_options, store_option
+from ood_audit.commands.options import selected_kinds, selection_options, store_option
+from ood_audit.commands.output import note, note_missing, note_outdated
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 

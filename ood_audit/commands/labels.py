@@ -2,7 +2,8 @@
 
 import click
 
-from ood_audit.commands.common import device_option, note, print_rows, progress, store_option
+from ood_audit.commands.options import device_option, store_option
+from ood_audit.commands.output import note, print_rows, progress
 
 _COLUMNS = ("name", "images", "example", "example_2", "example_3")
 

@@ -4,18 +4,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import (
-    AutoNumber,
-    Share,
-    comparison_options,
-    device_option,
-    format_option,
-    note,
-    note_missing,
-    print_rows,
-    progress,
-    store_option,
-)
+from ood_audit.commands.options import AutoNumber, Share, comparison_options, device_option, format_option, store_option
+from ood_audit.commands.output import note, note_missing, print_rows, progress
 from ood_audit.errors import OodAuditError, UsageError
 
 COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "margin", "max_cosine")

@@ -2,7 +2,8 @@
 
 import click
 
-from ood_audit.commands.common import format_option, note_missing, print_rows, store_option
+from ood_audit.commands.options import format_option, store_option
+from ood_audit.commands.output import note_missing, print_rows
 from ood_audit.store.files import read_json, shown
 from ood_audit.store.store import Store, open_store
 

@@ -1,138 +1,21 @@
-"""What the commands share: options, tables, progress."""
+"""What the commands print: tables, notes and progress."""
 
 import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, silent
-from ood_audit.store.findings import KINDS
-from ood_audit.store.store import DEFAULT_STORE, Store
+from ood_audit.store.store import Store
 from ood_audit.text import JsonText, printable, write_csv
 
-F = TypeVar("F", bound=Callable[..., Any])
-_SELECTIONS = {
-    "flagged": ("ood",),
-    "shifted": ("covariate-shift",),
-    "duplicates": ("exact-duplicate", "near-duplicate"),
-    "label-issues": ("label",),
-    "unreadable": ("unreadable",),
-}
-
-store_option = click.option(
-    "--store",
-    envvar="OOD_AUDIT_STORE",
-    default=DEFAULT_STORE,
-    show_default=True,
-    show_envvar=True,
-    metavar="DIR",
-    help="The store's folder, or s3://BUCKET/FOLDER.",
-)
-format_option = click.option(
-    "--format",
-    type=click.Choice(["table", "csv", "json", "jsonl"]),
-    default="table",
-    show_default=True,
-    help="How rows are printed.",
-)
-device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."
-)
-
-
 _NOT_FINITE = re.compile("NaN|Infinity")
-SEED = click.IntRange(0, 2**32 - 1)
-
-
-class AutoNumber(click.ParamType[Any]):
-    """A number, or `auto`, which is None: the option's default."""
-
-    name = "auto|number"
-
-    def __init__(self, kind: type[int] | type[float], *, on_off: bool = False) -> None:
-        self._kind = kind
-        self._words = {"on": True, "off": False} if on_off else {}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """None for `auto`."""
-        if value is None or isinstance(value, self._kind) or str(value).strip().lower() == "auto":
-            return None if isinstance(value, str) else value
-        if str(value).strip().lower() in self._words:
-            return self._words[str(value).strip().lower()]
-        try:
-            return self._kind(value)
-        except ValueError:
-            kind = "a whole number" if self._kind is int else "a number"
-            self.fail(f"{value!r} is neither {kind} nor 'auto'", param, ctx)
-
-
-class Share(click.ParamType[float]):
-    """A share of the images: 1% or 0.01."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """As a number from 0 to 1."""
-        try:
-            text = str(value).strip()
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            self.fail(f"{value!r} is no share: write 1% or 0.01", param, ctx)
-        return share
-
-
-def comparison_options(command: F) -> F:
-    """How settings are chosen, and prompts."""
-    options = [
-        click.option(
-            "--prompts", default="auto", show_default=True, metavar="NAME", help="Tuned prompts: auto, none or a name."
-        ),
-        click.option(
-            "--auto/--no-auto",
-            default=True,
-            show_default=True,
-            help="Choose settings that are not given by leaving classes out (from 6 classes and 60 images on).",
-        ),
-        click.option("--seed", type=SEED, default=0, show_default=True, help="Of that choice."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def selection_options(command: F) -> F:
-    """The options that select findings, and `--report`; `selected_kinds` takes the former."""
-    for option in (
-        click.option("--report", metavar="NAME", help="The report to act on.  [default: the last one]"),
-        click.option(
-            "--kind", "kind", type=click.Choice(KINDS), multiple=True, help="One kind of finding; repeatable."
-        ),
-        *(
-            click.option(
-                f"--{name}", is_flag=True, help=f"Select the kind{'s' * (len(kinds) > 1)} {' and '.join(kinds)}."
-            )
-            for name, kinds in reversed(_SELECTIONS.items())
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def selected_kinds(kind: Sequence[str], **flags: bool) -> list[str]:
-    """The kinds of finding that the options name."""
-    chosen = [name for flag, names in _SELECTIONS.items() if flags[flag.replace("-", "_")] for name in names]
-    if not chosen and not kind:
-        raise UsageError(f"select findings: {', '.join(f'--{flag}' for flag in _SELECTIONS)} or --kind")
-    return list(dict.fromkeys([*chosen, *kind]))
 
 
 def note(message: str) -> None:

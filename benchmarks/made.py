@@ -71,6 +71,7 @@ def make_store(
             "error": pa.nulls(count, pa.string()),
             "supersedes": pa.array(np.zeros(count, bool)),
             "run_id": pa.array(["made-up"] * count),
+            "note": pa.nulls(count, pa.string()),
             "embedding": pa.ListArray.from_arrays(
                 (np.arange(count + 1) * dimension).astype(np.int32), pa.array(rows.astype(np.float16).ravel())
             ),

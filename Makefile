@@ -23,6 +23,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # Writes what is generated: docs/cli.md, and the outputs that the README shows.
 docs: $(VENV)/.installed-dev

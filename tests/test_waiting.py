@@ -9,7 +9,7 @@ import time
 import pytest
 
 import ood_audit
-from ood_audit.classes import background as corpora
+from ood_audit.classes import background
 from ood_audit.commands import output
 from ood_audit.store import files, locks, open_store, writing
 from ood_audit.store.compaction import compact
@@ -69,7 +69,7 @@ def test_choosing_settings_counts_its_rounds():
 
 
 def test_evaluate_names_the_scores_whose_names_are_not_encoded(store_copy, monkeypatch):
-    monkeypatch.setattr(corpora, "_encode", lambda *_: pytest.fail("it encodes names that nobody asked for"))
+    monkeypatch.setattr(background, "_encode", lambda *_: pytest.fail("it encodes names that nobody asked for"))
     notes: list[str] = []
     result = ood_audit.evaluate(
         store_copy, truth=EXAMPLES / "truth.csv", labels=LABELS, auto=False, rounds=2, note=notes.append

@@ -31,13 +31,12 @@ def suggest(store: str, most: int, device: str, format: str) -> None:
     do. Names are of the model's making: look at the examples, and correct them. The nouns are encoded once a store:
     seconds with the starter, minutes with a ViT on a CPU.
     """
-    from ood_audit.findings.naming import as_labels
-    from ood_audit.findings.naming import suggest as name
+    from ood_audit.findings import naming
 
     with progress() as on_progress:
-        found = name(store, most=most, device=device, on_progress=on_progress)
+        found = naming.suggest(store, most=most, device=device, on_progress=on_progress)
     if format == "labels":
-        click.echo(as_labels(found), nl=False)
+        click.echo(naming.as_labels(found), nl=False)
     else:
         rows = [[row.name, row.images, *(row.examples + [None] * 2)[:3]] for row in found.rows]
         print_rows(_COLUMNS, rows, format)

@@ -101,9 +101,9 @@ def command(
     if template and template_set:
         raise UsageError("choose --template or --template-set, not both")
     if template_set:
-        from ood_audit.classes.vocabulary import template_set as prompts
+        from ood_audit.classes import vocabulary
 
-        template = prompts(template_set)
+        template = vocabulary.template_set(template_set)
     with quiet_libraries(), progress() as on_progress:
         result = report(
             templates=template or None,

@@ -66,8 +66,8 @@ def reuse_freed_memory() -> None:
 def log_sum_exp(values: Tensor, temperature: float) -> Tensor:
     """(N, K) → (N,), log Σ exp(values/temperature) of each row; −inf where all of them are.
 
-    By torch's softmax, one fused kernel. Its logsumexp takes the exponential from MKL, which on AMD's processors is
-    twice as slow, and five times where it underflows, as at a low temperature most do.
+    It is computed by torch's softmax, one fused kernel. torch's own logsumexp is as fast at τ = 0.01, but takes eight
+    times as long where most exponentials underflow, as at τ = 0.002 (measured on AMD EPYC).
     """
     scaled = values if temperature == 1 else values / temperature
     top = scaled.amax(dim=1)

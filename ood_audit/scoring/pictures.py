@@ -3,7 +3,7 @@
 Each piece of evidence is higher for more out-of-distribution images. With the similarities s(β) of an image to the
 classes, where β is the weight of the class prototypes (see `classes.prototypes`):
 
-    energy    −ΔE of s(G / 10), with one reset (c = 1) and the background
+    energy    −ΔE, its settings chosen by leaving classes out, see `scoring.selection`
     distance  −max_k s_k(½): how far the image is from every class, by name and pictures alike
     nearest   −cosine to the nearest labelled image, without near duplicates
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-PROTOTYPE_WEIGHT = 0.1  # of the energy, where G is 1
 _DISTANCE_WEIGHT = 0.5  # of the prototypes in `distance`
 _NEAREST = 0.5  # how much `nearest` counts
 _FALL = (0.35, 0.6)  # shares of the cross-entropy

@@ -262,12 +262,7 @@ def prepare(
             pictures = replace(pictures, gain=0.0)
     runs, forecasts = {}, {}
     for method in methods:
-        if method == "auto" and pictures is not None:
-            function = scores.load("delta-energy")
-            own = {"background": has_background, "prototypes": labelled_pictures.PROTOTYPE_WEIGHT * pictures.gain}
-            own |= {name: value for name, value in given.items() if name not in ("novelty", "prototypes")}
-            runs[method] = (function, settings_of("delta-energy", function, defaults, own))
-        elif auto and (known if method in ("auto", "delta-energy") else method == "best" and can_choose):
+        if auto and (known if method in ("auto", "delta-energy") else method == "best" and can_choose):
             grid = selection.Grid.around(given, every_score=method == "best", encoder=defaults)
             if not has_background:
                 grid = replace(grid, background=(False,))

@@ -7,7 +7,7 @@ classes, where β is the weight of the class prototypes (see `classes.prototypes
     distance  −max_k s_k(½): how far the image is from every class, by name and pictures alike
     nearest   −cosine to the nearest labelled image, without near duplicates
 
-    ood_score = P(energy) + G [ P(distance) + ½ P(nearest) ]
+    ood_score = P(energy) + G [ P(distance) + ¼ P(nearest) ]
 
 P is the normal quantile of the rank among the images under audit. G, from 0 to 1, is how much the labelled images say
 that the names do not: they are scored by prototypes that have not seen them, and G grows from 0, where the prototypes
@@ -35,7 +35,7 @@ Numbers = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
 _DISTANCE_WEIGHT = 0.5  # of the prototypes in `distance`
-_NEAREST = 0.5  # how much `nearest` counts
+_NEAREST = 0.25  # how much `nearest` counts
 _FALL = (0.35, 0.6)  # shares of the cross-entropy
 _WEIGHTS = (0.05, 0.1, 0.2, 0.3)
 _TEMPERATURES = np.geomspace(0.003, 1.0, 25)

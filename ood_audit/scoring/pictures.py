@@ -96,10 +96,8 @@ def gain_of(references: References, text: Floats) -> float:
 
 def evidence_of(chunk: "Chunk", pictures: Pictures) -> tuple[Numbers, Numbers]:
     """`distance` and `nearest` of the images of a chunk, (N,) each; `energy` is what the score gives."""
-    from ood_audit.encoders.device import products
-
     distance = -chunk.largest(_DISTANCE_WEIGHT, 1)[0][:, 0]
-    cosines = products(chunk.images, chunk.tensors["references"])
+    cosines = chunk.images @ chunk.tensors["references"].T
     nearest = -cosines.masked_fill(cosines > pictures.duplicate, -1.0).amax(dim=1)
     return distance.cpu().double().numpy(), nearest.cpu().double().numpy()
 

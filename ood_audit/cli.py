@@ -19,7 +19,7 @@ from ood_audit.text import printable
 COMMANDS = {
     "embed": "Embed images into the store.",
     "import": "Make a store of vectors computed elsewhere.",
-    "labels": "Suggest a list of classes.",
+    "labels": "Suggest class names, and register labelled images.",
     "tune": "Fit prompts to labelled images.",
     "report": "Score, rank and report what is out of distribution.",
     "query": "Run SQL over the store.",

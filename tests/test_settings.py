@@ -9,7 +9,7 @@ import pytest
 
 import ood_audit
 from ood_audit.classes import pools, prompts
-from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.scoring import metrics, selection

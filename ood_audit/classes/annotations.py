@@ -59,8 +59,13 @@ class Truth:
     label: str | None
 
 
-def labels(store: Store, vocabulary: Vocabulary, path: str | Path) -> dict[str, int]:
-    """The class of each image that a file of annotations names, by image id.
+def labels(store: Store, vocabulary: Vocabulary | None, path: str | Path) -> dict[str, str]:
+    """The label of each image that a file of annotations names, by image id.
+
+    Args:
+        store: The store whose images are labelled.
+        vocabulary: The classes that labels must belong to; None accepts any label.
+        path: The file.
 
     Raises:
         UsageError: the file can't be read or lacks a column, or a row names no class of the vocabulary, no image of the
@@ -72,9 +77,10 @@ def labels(store: Store, vocabulary: Vocabulary, path: str | Path) -> dict[str, 
         Row(row.image, row.place, _filled(row.value["label"], f"{what}, {row.place}", "label"))
         for row in _read(path, what, ("label",))
     ]
-    check_labels(vocabulary, [(row.value, row.place) for row in rows], what)
-    rows = [replace(row, value=vocabulary.position(row.value)) for row in rows]
-    found = _located(store, rows, what, Path(path), lambda k: printable(repr(vocabulary.names[k])))
+    if vocabulary is not None:
+        check_labels(vocabulary, [(row.value, row.place) for row in rows], what)
+        rows = [replace(row, value=vocabulary.names[vocabulary.position(row.value) or 0]) for row in rows]
+    found = _located(store, rows, what, Path(path), lambda label: printable(repr(label)), key)
     if missing := [row for row in found if not row.image_id]:
         named = [f"{row.image} in {row.place}" for row in missing]
         raise UsageError(

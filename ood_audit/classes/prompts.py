@@ -9,28 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store.layout import Store, read_json, remove, replacing, write_json
 from ood_audit.text import printable
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The images that `tune` was given.
-
-    Attributes:
-        features: (M, D) float32 of length 1.
-        labels: (M,) int.
-        image_ids: of those under audit; "" for others.
-        held_out: (H,) the rows that no prompt was tuned on.
-
-    """
-
-    features: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    image_ids: list[str]
-    held_out: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,74 @@
 """`ood-audit labels`."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import click
 
-from ood_audit.commands.common import device_option, note, print_rows, progress, store_option
+from ood_audit.commands.common import device_option, format_option, note, print_rows, progress, store_option
+from ood_audit.store.layout import open_store
+
+if TYPE_CHECKING:
+    from ood_audit.classes.labelled import LabelledSource
 
 _COLUMNS = ("name", "images", "example", "example_2", "example_3")
+_REGISTERED = ("source", "kind", "images", "classes", "unreadable", "added")
 
 
-@click.group("labels", epilog="Example: ood-audit labels suggest --format labels > classes.txt")
+@click.group("labels", epilog="Example: ood-audit labels add labelled/")
 def command() -> None:
-    """Help with the list of classes."""
+    """Suggest class names, and register labelled images."""
+
+
+@command.command("add", epilog="Example: ood-audit labels add labelled/")
+@store_option
+@device_option
+@format_option
+@click.argument("source", metavar="FOLDER|FILE")
+def add(source: str, store: str, device: str, format: str) -> None:
+    """Register labelled images: known examples of your classes.
+
+    FOLDER holds one folder of images for each class, apart from the images under audit. FILE is a CSV, JSON or Parquet
+    file with the columns `path`, of an image in the store, and `label`. Reports then flag images at a false-alarm rate,
+    tell kinds of shift apart and compare with pictures of the classes, and `tune` learns from them. Run the command
+    again after the folder or file has changed.
+    """
+    from ood_audit.classes import labelled
+    from ood_audit.images.noise import quiet_libraries
+
+    with quiet_libraries(), progress() as on_progress:
+        added = labelled.add(open_store(store), source, device=device, note=note, on_progress=on_progress)
+    _print([added], format)
+    note("next: ood-audit report")
+
+
+@command.command("list", epilog="Example: ood-audit labels list --format json")
+@store_option
+@format_option
+def listed(store: str, format: str) -> None:
+    """List the registered labelled images."""
+    from ood_audit.classes import labelled
+
+    found = labelled.registered(open_store(store))
+    _print(found, format)
+    if not found:
+        note("no labelled images are registered; register some with `ood-audit labels add FOLDER`")
+
+
+@command.command("remove", epilog="Example: ood-audit labels remove labelled/")
+@store_option
+@click.argument("source", metavar="FOLDER|FILE")
+def remove(source: str, store: str) -> None:
+    """Remove labelled images from the store. The files themselves stay where they are."""
+    from ood_audit.classes import labelled
+
+    removed = labelled.remove(open_store(store), source)
+    note(f"removed {removed.images} labelled images from the store; the files stay where they are")
+
+
+def _print(sources: "Sequence[LabelledSource]", format: str) -> None:
+    rows = [[own.source, own.kind, own.images, len(own.classes), own.unreadable, own.added] for own in sources]
+    print_rows(_REGISTERED, rows, format)
 
 
 @command.command("suggest", epilog="Example: ood-audit labels suggest --names 30 --format labels > classes.txt")

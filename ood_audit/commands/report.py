@@ -142,7 +142,7 @@ def command(
     if fail_over is None:
         return 0
     if found.flags is None:
-        raise OodAuditError("--fail-over needs labelled images; give some: `ood-audit tune --from FOLDER --epochs 0`")
+        raise OodAuditError("--fail-over needs labelled images; register some with `ood-audit labels add FOLDER`")
     if (share := found.flags["flagged"] / scores.images) > fail_over:
         note(f"{share:.2%} of the images are flagged, more than --fail-over {fail_over:.2%}")
         return 3

@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ood_audit.classes import labelled as labelled_images
 from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes import vocabulary as vocabularies
@@ -24,6 +25,7 @@ from ood_audit.store.layout import COMMIT_SECONDS, computing, read_json, replaci
 from ood_audit.text import printable
 
 if TYPE_CHECKING:
+    from ood_audit.classes.labelled import Labelled
     from ood_audit.classes.prompts import Prompts
     from ood_audit.classes.prototypes import Prototypes
     from ood_audit.scoring.joining import Evidence, Joined, Joint
@@ -175,6 +177,7 @@ def score(
             "seed": seed,
             "prompts": [own_prompts.name, own_prompts.recipe["created"]] if own_prompts else None,
             "vocabulary": chosen.id,
+            "labelled": labelled_images.fingerprint(store),
             "generation": store.generation,
         }
         key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
@@ -241,9 +244,8 @@ def prepare(
     defaults = _defaults(store, encoder)
     duplicate = defaults.pop("duplicate")
     on_progress("reading the features")
-    found, sample = references.collect(
-        store, vocabulary, text, prompts.labelled if prompts else None, defaults, seed=seed
-    )
+    labelled = _labelled(store, vocabulary, prompts, note)
+    found, sample = references.collect(store, vocabulary, text, labelled, defaults, seed=seed)
     # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
     known = not sample.presumed and selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
     can_choose = known or (selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES)
@@ -275,7 +277,6 @@ def prepare(
             if auto and method in ("auto", "delta-energy") and "background" not in given:
                 settings["background"] = has_background
             runs[method] = (function, settings)
-    labelled = prompts.labelled if prompts else None
     needed = set().union(*(scores.inputs(function) for function, _ in runs.values()))
     for name in ("neglabel", "csp"):
         if f"{name}_negatives" in needed:
@@ -303,6 +304,14 @@ def prepare(
         calibration=references.apart(store, found, labelled, text) if labelled else None,
         given={i: int(k) for i, k in zip(labelled.image_ids, labelled.labels, strict=True) if i} if labelled else {},
     )
+
+
+def _labelled(store: Store, vocabulary: Vocabulary, prompts: "Prompts | None", note: Note) -> "Labelled | None":
+    """The registered images; where there are none, those that the prompts in use were tuned on."""
+    registered = labelled_images.load(store, vocabulary, note)
+    if registered is None:
+        return prompts.labelled if prompts else None
+    return labelled_images.apart_from(registered, prompts.labelled) if prompts else registered
 
 
 def settings_of(

@@ -13,7 +13,7 @@ from ood_audit._version import __version__
 from ood_audit.classes import labelled as subset
 from ood_audit.classes import prompts as tuned
 from ood_audit.classes import vocabulary as vocabularies
-from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, silent
@@ -66,8 +66,9 @@ def tune(
     Args:
         store: a store or its folder.
         labels: see `ood_audit.score`.
-        folder: a folder with a folder of images a class; they are embedded apart from those under audit.
-        annotations: a CSV or Parquet file: path (of an image of the store), label. Without either, the images of the
+        folder: A folder with one folder of images for each class, which is registered as labelled images first.
+        annotations: A CSV, JSON or Parquet file that names images of the store in `path` and their classes in `label`,
+            which is registered first. Where no labelled images are registered, prompts are tuned on the images of the
             store whose folder is named as a class.
         settings: how to tune; None for the defaults.
         prototypes: whether reports may take the labelled images as pictures of the classes.
@@ -92,12 +93,9 @@ def tune(
     if not isinstance(store, Store):
         store = open_store(store)
     vocabulary = vocabularies.choose(store, labels, None, note)
-    if folder is not None:
-        own = subset.from_folder(store, vocabulary, folder, device, note, on_progress)
-    elif annotations is not None:
-        own = subset.from_annotations(store, vocabulary, annotations)
-    else:
-        own = subset.from_store(store, vocabulary)
+    if (given := annotations if folder is None else folder) is not None:
+        subset.add(store, given, vocabulary=vocabulary, device=device, note=note, on_progress=on_progress)
+    own = subset.load(store, vocabulary, note) or subset.from_store(store, vocabulary)
     subset.check(own, vocabulary, note)
     with computing(store.root):
         on_progress("loading the model")

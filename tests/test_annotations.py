@@ -210,5 +210,7 @@ def test_rows_that_say_the_same_twice_are_fine(one, tmp_path):
 
 def test_labels_are_compared_as_names_are(one, tmp_path):
     store, (cat, dog) = one
-    assert annotations.labels(store, CLASSES, write(tmp_path, "path,label\ncat/1.jpg,Air_Plane\n")) == {cat: "air plane"}
+    assert annotations.labels(store, CLASSES, write(tmp_path, "path,label\ncat/1.jpg,Air_Plane\n")) == {
+        cat: "air plane"
+    }
     assert annotations.labels(store, CLASSES, write(tmp_path, "path,label\ndog/2.jpg,n02084071\n")) == {dog: "dog"}

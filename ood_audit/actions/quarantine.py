@@ -84,6 +84,9 @@ class Result:
         """How many images have each outcome."""
         return Counter(outcome.outcome for outcome in self.outcomes)
 
+    def __repr__(self) -> str:
+        return f"Result({', '.join(f'{name}={number}' for name, number in sorted(self.counts.items()))})"
+
 
 def quarantine(
     dest: str | os.PathLike[str],

@@ -268,7 +268,7 @@ def _registration(store: Store, place: str) -> Path:
 def _embedded(
     store: Store, place: str, vocabulary: Vocabulary | None, device: str, note: Note, on_progress: Progress
 ) -> "tuple[pa.Table, int]":
-    """The images of FOLDER/CLASS and how many are unreadable; the store's encoder embeds them into a store inside it."""
+    """Embed FOLDER/CLASS into a store inside the store; the images, and how many are unreadable."""
     from ood_audit.embedding.run import embed
 
     encoder = store.encoder

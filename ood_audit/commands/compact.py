@@ -2,7 +2,8 @@
 
 import click
 
-from ood_audit.commands.common import note, progress, store_option
+from ood_audit.commands.common import note, store_option
+from ood_audit.progress import bars
 
 
 @click.command("compact", epilog="Example: ood-audit compact --store .ood-audit")
@@ -16,7 +17,7 @@ def command(store: str) -> None:
     from ood_audit.store import open_store
     from ood_audit.store.compaction import compact
 
-    with progress() as on_progress:
+    with bars() as on_progress:
         done = compact(open_store(store), on_progress=on_progress)
     click.echo(
         f"{done.parts_before} parts became {done.parts_after}; {done.dropped} rows dropped; "

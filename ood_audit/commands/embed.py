@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import device_option, note, progress, store_option
+from ood_audit.commands.common import device_option, note, store_option
+from ood_audit.progress import bars
 from ood_audit.text import printable
 
 
@@ -56,7 +57,7 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
     from ood_audit.embedding.run import OUTCOMES, embed
     from ood_audit.images.noise import quiet_libraries
 
-    with quiet_libraries(), progress() as on_progress:
+    with quiet_libraries(), bars() as on_progress:
         result = embed(sources, on_start=_announce, on_progress=on_progress, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():
         note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images are left as they were")

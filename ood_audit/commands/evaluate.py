@@ -10,9 +10,9 @@ from ood_audit.commands.common import (
     format_option,
     note,
     print_rows,
-    progress,
     store_option,
 )
+from ood_audit.progress import bars
 
 SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood", "accuracy")
 
@@ -50,7 +50,7 @@ def command(format: str, **options: Any) -> None:
     from ood_audit.scoring.evaluation import evaluate
     from ood_audit.scoring.metrics import METRICS
 
-    with progress() as on_progress:
+    with bars() as on_progress:
         result = evaluate(note=note, on_progress=on_progress, **options)
     if format == "table":
         rows = [[_with_interval(row, name) if name in METRICS else row[name] for name in SHOWN] for row in result.rows]

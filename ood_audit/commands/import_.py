@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import note, progress, store_option
+from ood_audit.commands.common import note, store_option
+from ood_audit.progress import bars
 
 
 @click.command(
@@ -30,7 +31,7 @@ def command(features: str, **options: Any) -> None:
     """
     from ood_audit.embedding.imported import import_features
 
-    with progress() as on_progress:
+    with bars() as on_progress:
         result = import_features(features, on_progress=on_progress, **options)
     click.echo(f"{result.added} added, {result.changed} changed, {result.invalid} invalid")
     if result.normalised:

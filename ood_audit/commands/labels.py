@@ -1,15 +1,10 @@
 """`ood-audit labels`."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import click
 
-from ood_audit.commands.common import device_option, format_option, note, print_rows, progress, store_option
+from ood_audit.commands.common import device_option, format_option, note, print_rows, store_option
+from ood_audit.progress import bars
 from ood_audit.store.layout import open_store
-
-if TYPE_CHECKING:
-    from ood_audit.classes.labelled import LabelledSource
 
 _COLUMNS = ("name", "images", "example", "example_2", "example_3")
 _REGISTERED = ("source", "kind", "images", "classes", "unreadable", "added")
@@ -23,9 +18,8 @@ def command() -> None:
 @command.command("add", epilog="Example: ood-audit labels add labelled/")
 @store_option
 @device_option
-@format_option
 @click.argument("source", metavar="FOLDER|FILE")
-def add(source: str, store: str, device: str, format: str) -> None:
+def add(source: str, store: str, device: str) -> None:
     """Register labelled images: known examples of your classes.
 
     FOLDER holds one folder of images for each class, apart from the images under audit. FILE is a CSV, JSON or Parquet
@@ -36,9 +30,9 @@ def add(source: str, store: str, device: str, format: str) -> None:
     from ood_audit.classes import labelled
     from ood_audit.images.noise import quiet_libraries
 
-    with quiet_libraries(), progress() as on_progress:
+    with quiet_libraries(), bars() as on_progress:
         added = labelled.add(open_store(store), source, device=device, note=note, on_progress=on_progress)
-    _print([added], format)
+    note(f"registered {added.images} labelled images of {len(added.classes)} classes from {source}")
     note("next: ood-audit report")
 
 
@@ -50,7 +44,8 @@ def listed(store: str, format: str) -> None:
     from ood_audit.classes import labelled
 
     found = labelled.registered(open_store(store))
-    _print(found, format)
+    rows = [[own.source, own.kind, own.images, len(own.classes), own.unreadable, own.added] for own in found]
+    print_rows(_REGISTERED, rows, format)
     if not found:
         note("no labelled images are registered; register some with `ood-audit labels add FOLDER`")
 
@@ -64,11 +59,6 @@ def remove(source: str, store: str) -> None:
 
     removed = labelled.remove(open_store(store), source)
     note(f"removed {removed.images} labelled images from the store; the files stay where they are")
-
-
-def _print(sources: "Sequence[LabelledSource]", format: str) -> None:
-    rows = [[own.source, own.kind, own.images, len(own.classes), own.unreadable, own.added] for own in sources]
-    print_rows(_REGISTERED, rows, format)
 
 
 @command.command("suggest", epilog="Example: ood-audit labels suggest --names 30 --format labels > classes.txt")
@@ -92,7 +82,7 @@ def suggest(store: str, most: int, device: str, format: str) -> None:
     from ood_audit.findings.naming import as_labels
     from ood_audit.findings.naming import suggest as name
 
-    with progress() as on_progress:
+    with bars() as on_progress:
         found = name(store, most=most, device=device, on_progress=on_progress)
     if format == "labels":
         click.echo(as_labels(found), nl=False)

@@ -10,12 +10,12 @@ from ood_audit.commands.common import (
     note,
     note_outdated,
     print_rows,
-    progress,
     selected_kinds,
     selection_options,
     store_option,
 )
 from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.progress import bars
 
 
 @click.command("quarantine", epilog="Example: ood-audit quarantine ../set-aside --flagged --duplicates --dry-run")
@@ -38,7 +38,7 @@ def command(
 
     if undo and (report is not None or any(selection.values())):
         raise UsageError("--undo puts everything back; leave out what selects findings")
-    with progress() as on_progress:
+    with bars() as on_progress:
         if undo:
             result = quarantine.restore(dest, dry_run=dry_run, on_progress=on_progress)
         else:

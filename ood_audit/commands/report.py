@@ -13,10 +13,10 @@ from ood_audit.commands.common import (
     note,
     note_missing,
     print_rows,
-    progress,
     store_option,
 )
 from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.progress import bars
 
 COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "margin", "max_cosine")
 
@@ -114,7 +114,7 @@ def command(
         from ood_audit.classes.vocabulary import template_set as prompts
 
         template = prompts(template_set)
-    with quiet_libraries(), progress() as on_progress:
+    with quiet_libraries(), bars() as on_progress:
         result = report(
             templates=template or None,
             method=score,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ood_audit.commands.common import SEED, device_option, format_option, note, print_rows, progress, store_option
+from ood_audit.commands.common import SEED, device_option, format_option, note, print_rows, store_option
 from ood_audit.errors import UsageError
+from ood_audit.progress import bars
 
 if TYPE_CHECKING:
     from ood_audit.tuning.trainer import Figures
@@ -91,7 +92,7 @@ def command(
     if given.get("ebm") == "literal":
         given.setdefault("mask", "top")
     settings = Settings(init=None if init.strip().lower() == "random" else init, **given)
-    with quiet_libraries(), progress() as on_progress, _epochs() as on_epoch:
+    with quiet_libraries(), bars() as on_progress, _epochs() as on_epoch:
         result = tune(
             store,
             labels=labels,

@@ -54,6 +54,9 @@ class EmbedResult:
     seconds: float = 0.0
     interrupted: bool = False
 
+    def __repr__(self) -> str:
+        return f"EmbedResult({', '.join(f'{name}={self.counts[name]}' for name in OUTCOMES if self.counts[name])})"
+
 
 def embed(
     sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],

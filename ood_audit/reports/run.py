@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from duckdb import DuckDBPyConnection
 
@@ -20,6 +20,7 @@ from ood_audit.findings import copies, naming
 from ood_audit.findings import decide as decisions
 from ood_audit.findings import records as issues
 from ood_audit.findings.decide import Decisions
+from ood_audit.frames import Tabular
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.reports import content, ranking, writers
 from ood_audit.reports.html import render
@@ -30,12 +31,18 @@ from ood_audit.store.layout import COMMIT_SECONDS, computing, replacing
 from ood_audit.store.views import connect, limit_memory
 from ood_audit.text import printable
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 DEFAULT_NAME = "latest"
 
 
-@dataclass(frozen=True)
-class Report:
-    """A written report: its folder, and the top N rows (see the view `report` for the columns)."""
+@dataclass(frozen=True, repr=False)
+class Report(Tabular):
+    """A written report: its folder, and the top N rows (see the view `report` for the columns).
+
+    `to_arrow`, `to_pandas` and `to_polars` have the rows of all images, as long as the report is not replaced.
+    """
 
     folder: Path
     rows: list[dict[str, Any]]
@@ -46,6 +53,19 @@ class Report:
     def html(self) -> Path:
         """The page to open."""
         return self.folder / "report.html"
+
+    def __repr__(self) -> str:
+        flagged = self.decisions.flags["flagged"] if self.decisions.flags else None
+        return f"Report({self.folder.name!r}, images={self.scores.images}, flagged={flagged})"
+
+    def to_arrow(self) -> "pa.Table":
+        """The rows of all images as an Arrow table, the most out-of-distribution first."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self.folder / "report.parquet")
+
+    def _shown_columns(self) -> tuple[str, ...]:
+        return ("rank", "path", "label", "ood_score", "p_value", "shift")
 
 
 def report(

@@ -67,6 +67,9 @@ class Scores:
     path: Path
     reused: bool
 
+    def __repr__(self) -> str:
+        return f"Scores({self.method!r}, images={self.images}, classes={len(self.vocabulary.names)})"
+
 
 @dataclass(frozen=True)
 class Plan:

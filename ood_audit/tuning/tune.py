@@ -46,6 +46,9 @@ class TuneResult:
     improved: bool
     path: Path
 
+    def __repr__(self) -> str:
+        return f"TuneResult({self.name!r}, images={self.images}, classes={self.classes}, improved={self.improved})"
+
 
 def tune(
     store: str | os.PathLike[str] | Store = DEFAULT_STORE,

@@ -24,6 +24,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # Writes what is generated: docs/cli.md, the outputs that the pages show, and the figures.
 docs: $(VENV)/.installed-dev

@@ -74,8 +74,7 @@ def clip_sets(folder: Path) -> Iterator[Set]:
 def objects(folder: Path) -> Set:
     """The starter's features, by the product itself."""
     import ood_audit
-    from ood_audit.classes import background as corpora
-    from ood_audit.classes import texts
+    from ood_audit.classes import background, texts
     from ood_audit.classes.vocabulary import Vocabulary
     from ood_audit.store.parts import iter_features
 
@@ -88,8 +87,8 @@ def objects(folder: Path) -> Set:
         names = [name for name in names if name]
         encoder = texts.encoder_of(result.store, "cpu")()
         own = Vocabulary(tuple((name,) for name in names)).features(encoder.encode_texts)
-        corpus = corpora.CORPORA["background"]()
-        features = corpora.features(result.store, corpus, None).astype(np.float32)
+        corpus = background.CORPORA["background"]()
+        features = background.features(result.store, corpus, None).astype(np.float32)
     with (folder / "truth.csv").open(encoding="utf-8", newline="") as file:
         truth = {row["path"]: row["truth"] for row in csv.DictReader(file)}
     labels = np.array([names.index(truth[path]) if truth[path] in names else -1 for path in paths], np.int64)

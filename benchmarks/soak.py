@@ -342,7 +342,7 @@ def judge(line: Line, child: Child, code: int, allowed: tuple[int, ...]) -> None
 def is_as_it_was(uri: str, row: list[str]) -> bool:
     """Whether the picture of a row is still the one that was embedded."""
     from ood_audit.actions.moving import content_hash
-    from ood_audit.images.storage import local_path
+    from ood_audit.images.uri import local_path
 
     try:
         return content_hash(local_path(uri)) == row[0]

@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, os.path.abspath(".."))
 
-from ood_audit import __version__  # noqa: E402  from the checkout that this file lies in
+from ood_audit import __version__
 
 project = "ood-audit"
 author = "The ood-audit authors"

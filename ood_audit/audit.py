@@ -13,8 +13,9 @@ from ood_audit.findings.records import schema
 from ood_audit.frames import Tabular
 from ood_audit.progress import bars
 from ood_audit.store import DEFAULT_STORE, Store, open_store
+from ood_audit.store.files import shown
 from ood_audit.store.findings import KINDS, Issue
-from ood_audit.store.layout import shown, store_root
+from ood_audit.store.store import store_root
 from ood_audit.text import printable
 
 if TYPE_CHECKING:
@@ -394,7 +395,7 @@ class Audit:
 
         """
         from ood_audit.actions.export import export
-        from ood_audit.store.layout import replacing
+        from ood_audit.store.files import replacing
 
         with replacing(Path(path)) as temporary, temporary.open("wb") as out:
             return export(self.store, out=out, kinds=_kinds(kinds), format=format, null=null, report=report)

@@ -122,11 +122,10 @@ def test_an_audit_that_is_not_there_yet(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, example_store):
-    """A folder with the examples, a store of them, and four labelled images."""
+def small(tmp_path_factory):
+    """A folder with the examples and four labelled images; the first docstring makes a store in it."""
     folder = tmp_path_factory.mktemp("doctest")
     (folder / "examples").symlink_to(EXAMPLES)
-    shutil.copytree(example_store, folder / "audit")
     rows = [f"{name}/{path.name},{name}" for name in ("cup", "sunflower") for path in _two(name)]
     (folder / "labelled.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     return folder

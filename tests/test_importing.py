@@ -154,7 +154,7 @@ def test_without_model_and_texts_the_report_says_what_is_missing(data, tmp_path)
 
 def test_images_that_are_there_are_shown_and_others_have_a_placeholder(tmp_path, encoder):
     from ood_audit.images.decode import decode
-    from ood_audit.images.storage import file_uri
+    from ood_audit.images.uri import file_uri
 
     (tmp_path / "pictures").mkdir()
     pixels = []

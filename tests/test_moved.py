@@ -18,7 +18,7 @@ from ood_audit.actions.quarantine import quarantine, restore
 from ood_audit.embedding import adoption
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.images.sources import file_uri
-from ood_audit.images.storage import local_path
+from ood_audit.images.uri import local_path
 from ood_audit.store.compaction import compact
 from ood_audit.store.parts import PartWriter, iter_features
 from ood_audit.store.sources import forget, sources
@@ -310,7 +310,7 @@ def test_a_folder_that_can_not_be_read_now_has_not_moved(pictures, store, tmp_pa
         return lstat(path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ood_audit.images.storage.os.lstat", refuse)
+        patch.setattr("ood_audit.images.access.os.lstat", refuse)
         assert run(tmp_path / "copy", store) == {"added": 3}
     check(store, pictures, tmp_path / "copy")
 
@@ -535,7 +535,7 @@ def test_commands_warn_of_several_missing_sources_in_one_line(two, store):
 
 def test_remote_sources_are_not_asked_for(pictures, store, monkeypatch):
     run(pictures, store)
-    monkeypatch.setattr("ood_audit.images.storage._remote", lambda uri: pytest.fail("asked the network"))
+    monkeypatch.setattr("ood_audit.images.access._remote", lambda uri: pytest.fail("asked the network"))
     from ood_audit.images.sources import ImageRef
 
     opened = ood_audit.open_store(store)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import ood_audit
-from ood_audit.classes import background as corpora
-from ood_audit.classes import wordnet
+from ood_audit.classes import background, wordnet
 from ood_audit.classes.vocabulary import Vocabulary, read_vocabulary
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.findings import naming
@@ -38,7 +37,7 @@ def text_features():
 def nouns(monkeypatch, tmp_path) -> tuple[list[str], Any]:
     """Ten nouns in place of 45,000; what `pools.nouns` would encode."""
     monkeypatch.setenv("OOD_AUDIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(corpora.CORPORA, "background", lambda: corpora.Corpus(sorted(NAMES), [], ("{}",)))
+    monkeypatch.setitem(background.CORPORA, "background", lambda: background.Corpus(sorted(NAMES), [], ("{}",)))
     order = np.argsort(NAMES)
     by_name = dict(zip(NAMES, text_features(), strict=True))
 
@@ -257,7 +256,7 @@ def test_a_named_report_on_a_scored_store_needs_no_torch(tmp_path, nouns):
     ood_audit.report(store, top=9)
     code = (
         "import sys\nfrom ood_audit import corpora\nfrom ood_audit.audit import naming\nnaming._LIKE = 1.0\n"
-        f"corpora.CORPORA['background'] = lambda: corpora.Corpus({sorted(NAMES)!r}, [], ('{{}}',))\n"
+        f"background.CORPORA['background'] = lambda: background.Corpus({sorted(NAMES)!r}, [], ('{{}}',))\n"
         "import ood_audit\nmade = ood_audit.report(sys.argv[1], top=9)\nassert made.rows[0]['cluster'] == 'hedgehog'\n"
         "print([name for name in ('torch', 'open_clip', 'faiss') if name in sys.modules])"
     )

@@ -16,14 +16,17 @@ SETTINGS = {"temperature": 0.05, "top_c": 1, "reset_to": 0.0}
 
 
 def text(x: float, y: float, words: str, size: int = 13, anchor: str = "start", colour: str = INK) -> str:
+    """A line of text."""
     return f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}" fill="{colour}">{words}</text>'
 
 
 def box(x: float, y: float, width: float, height: float, colour: str) -> str:
+    """A filled rectangle."""
     return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{colour}"/>'
 
 
 def page(width: int, height: int, title: str, parts: list[str]) -> str:
+    """A whole picture."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" role="img">'
     )
@@ -88,6 +91,7 @@ def shift() -> str:
 
 
 def main() -> None:
+    """Write all figures."""
     energy = [*energy_bars(20, "a picture of a cat", KNOWN), *energy_bars(360, "a picture of a teapot", UNKNOWN)]
     drawn = {
         "delta-energy": page(680, 230, "ΔEnergy of two images", energy),

@@ -13,7 +13,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from typing import Literal
 
-from ood_audit.store.layout import flush
+from ood_audit.store.files import flush
 
 _WINDOWS = os.name == "nt"
 _CHUNK = 1 << 20

@@ -24,11 +24,10 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from ood_audit.actions.moving import content_hash, move, settle
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.findings.records import selecting
-from ood_audit.images.storage import file_uri, is_file, local_path
-from ood_audit.images.storage import place as named
+from ood_audit.images.uri import file_uri, is_file, local_path, location
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
-from ood_audit.store.layout import flush
+from ood_audit.store.files import flush
 from ood_audit.store.sources import forgetting, state_of
 from ood_audit.text import printable, storable
 
@@ -473,7 +472,7 @@ def _temporary(target: str, entry: Entry) -> str:
 
 
 def _outcome(outcome: str, image: dict[str, Any], place: str, reason: str = "") -> Outcome:
-    path = storable(named(image["uri"]))
+    path = storable(location(image["uri"]))
     return Outcome(outcome, path, storable(place), ", ".join(image["kinds"]), reason, image["uri"])
 
 

@@ -20,8 +20,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
-from ood_audit.images import storage
-from ood_audit.images.storage import file_uri, is_remote, local_path
+from ood_audit.images.access import canonical
+from ood_audit.images.uri import file_uri, is_remote, local_path, location
 from ood_audit.names import key, near
 from ood_audit.store import Store
 from ood_audit.store.views import streaming
@@ -286,7 +286,7 @@ def _located(
     for row in rows:
         meant = ids[row.image]
         if len(meant) > 1:
-            places = [storable(storage.place(uri)) for uri in sorted(meant.values())]
+            places = [storable(location(uri)) for uri in sorted(meant.values())]
             raise UsageError(
                 f"{what}, {row.place}: {printable(row.image)} is {len(meant)} images of the store "
                 f"({_some(places, ' and ', 2)}); write absolute paths or URIs"
@@ -416,7 +416,7 @@ def _real(folder: str) -> str:
 def _remote(name: str) -> list[str]:
     base, mark, member = name.partition("#")
     try:
-        return [storage.canonical(base) + mark + member]
+        return [canonical(base) + mark + member]
     except UsageError:
         return []
 

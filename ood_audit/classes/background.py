@@ -27,7 +27,8 @@ from ood_audit.classes.vocabulary import DEFAULT_TEMPLATE, Vocabulary
 from ood_audit.encoders.registry import STARTER
 from ood_audit.errors import OodAuditError
 from ood_audit.store.cache import user_cache
-from ood_audit.store.layout import Store, replacing
+from ood_audit.store.files import replacing
+from ood_audit.store.store import Store
 from ood_audit.text import printable
 
 Progress = Callable[[int, int], None]

@@ -25,9 +25,9 @@ from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.names import near
 from ood_audit.progress import Progress, silent
-from ood_audit.store import Store, open_store, owned, writing
-from ood_audit.store.layout import COMMIT_SECONDS, read_json, replacing, write_json
-from ood_audit.store.layout import remove as remove_file
+from ood_audit.store import Store, files, open_store, writing
+from ood_audit.store.files import read_json, replacing, write_json
+from ood_audit.store.locks import COMMIT_SECONDS
 from ood_audit.text import printable, storable
 
 if TYPE_CHECKING:
@@ -126,9 +126,9 @@ def add(
     )
     with writing(store.root, "scores", wait=COMMIT_SECONDS):
         path.parent.mkdir(exist_ok=True)
-        for leftover in filter(owned.is_leftover, path.parent.glob(".*.tmp")):
-            owned.delete(leftover)
-        remove_file(path)
+        for leftover in filter(files.is_leftover, path.parent.glob(".*.tmp")):
+            files.delete(leftover)
+        files.remove(path)
         with replacing(path.with_suffix(".parquet")) as temporary:
             pq.write_table(table, temporary, compression="zstd")
         write_json(path, asdict(added))
@@ -169,11 +169,11 @@ def remove(store: Store, source: str | os.PathLike[str]) -> LabelledSource:
         raise UsageError(f"no labelled images are registered from {printable(place)}; registered are: {there}")
     path = _registration(store, os.path.abspath(source))
     with writing(store.root, "scores", wait=COMMIT_SECONDS):
-        remove_file(path)
-        remove_file(path.with_suffix(".parquet"))
+        files.remove(path)
+        files.remove(path.with_suffix(".parquet"))
         if (inner := path.with_suffix("")).is_dir():
             for file in [file for file in inner.rglob("*") if file.is_file()]:
-                remove_file(file)
+                files.remove(file)
             shutil.rmtree(inner)
     return known[place]
 

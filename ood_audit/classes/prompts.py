@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store.layout import Store, read_json, remove, replacing, write_json
+from ood_audit.store.files import read_json, remove, replacing, write_json
+from ood_audit.store.store import Store
 from ood_audit.text import printable
 
 

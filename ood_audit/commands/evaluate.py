@@ -4,14 +4,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import (
-    comparison_options,
-    device_option,
-    format_option,
-    note,
-    print_rows,
-    store_option,
-)
+from ood_audit.commands.options import comparison_options, device_option, format_option, store_option
+from ood_audit.commands.output import note, print_rows
 from ood_audit.progress import bars
 
 SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood", "accuracy")

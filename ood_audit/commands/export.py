@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import note, note_missing, note_outdated, selected_kinds, selection_options, store_option
+from ood_audit.commands.options import selected_kinds, selection_options, store_option
+from ood_audit.commands.output import note, note_missing, note_outdated
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
@@ -31,7 +32,8 @@ def command(store: str, report: str | None, format: str, null: bool, output: str
     any list of paths.
     """
     from ood_audit.actions.export import export
-    from ood_audit.store.layout import open_store, replacing
+    from ood_audit.store.files import replacing
+    from ood_audit.store.store import open_store
 
     kinds = selected_kinds(**selection)
     opened = open_store(store)

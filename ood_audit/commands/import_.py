@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import note, store_option
+from ood_audit.commands.options import store_option
+from ood_audit.commands.output import note
 from ood_audit.progress import bars
 
 

@@ -2,9 +2,10 @@
 
 import click
 
-from ood_audit.commands.common import device_option, format_option, note, print_rows, store_option
+from ood_audit.commands.options import device_option, format_option, store_option
+from ood_audit.commands.output import note, print_rows
 from ood_audit.progress import bars
-from ood_audit.store.layout import open_store
+from ood_audit.store.store import open_store
 
 _COLUMNS = ("name", "images", "example", "example_2", "example_3")
 _REGISTERED = ("source", "kind", "images", "classes", "unreadable", "added")
@@ -79,13 +80,12 @@ def suggest(store: str, most: int, device: str, format: str) -> None:
     do. Names are of the model's making: look at the examples, and correct them. The nouns are encoded once a store:
     seconds with the starter, minutes with a ViT on a CPU.
     """
-    from ood_audit.findings.naming import as_labels
-    from ood_audit.findings.naming import suggest as name
+    from ood_audit.findings import naming
 
     with bars() as on_progress:
-        found = name(store, most=most, device=device, on_progress=on_progress)
+        found = naming.suggest(store, most=most, device=device, on_progress=on_progress)
     if format == "labels":
-        click.echo(as_labels(found), nl=False)
+        click.echo(naming.as_labels(found), nl=False)
     else:
         rows = [[row.name, row.images, *(row.examples + [None] * 2)[:3]] for row in found.rows]
         print_rows(_COLUMNS, rows, format)

@@ -5,15 +5,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import (
-    format_option,
-    note,
-    note_outdated,
-    print_rows,
-    selected_kinds,
-    selection_options,
-    store_option,
-)
+from ood_audit.commands.options import format_option, selected_kinds, selection_options, store_option
+from ood_audit.commands.output import note, note_outdated, print_rows
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import bars
 

@@ -4,17 +4,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import (
-    AutoNumber,
-    Share,
-    comparison_options,
-    device_option,
-    format_option,
-    note,
-    note_missing,
-    print_rows,
-    store_option,
-)
+from ood_audit.commands.options import AutoNumber, Share, comparison_options, device_option, format_option, store_option
+from ood_audit.commands.output import note, note_missing, print_rows
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import bars
 
@@ -111,9 +102,9 @@ def command(
     if template and template_set:
         raise UsageError("choose --template or --template-set, not both")
     if template_set:
-        from ood_audit.classes.vocabulary import template_set as prompts
+        from ood_audit.classes import vocabulary
 
-        template = prompts(template_set)
+        template = vocabulary.template_set(template_set)
     with quiet_libraries(), bars() as on_progress:
         result = report(
             templates=template or None,

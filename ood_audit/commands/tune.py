@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ood_audit.commands.common import SEED, device_option, format_option, note, print_rows, store_option
+from ood_audit.commands.options import SEED, device_option, format_option, store_option
+from ood_audit.commands.output import note, print_rows
 from ood_audit.errors import UsageError
 from ood_audit.progress import bars
 

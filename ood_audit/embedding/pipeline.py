@@ -9,8 +9,9 @@ import torch
 
 from ood_audit.encoders.clip import ClipEncoder, Features
 from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
+from ood_audit.images.access import REMOTE_THREADS
 from ood_audit.images.decode import Decoded, decode
-from ood_audit.images.storage import REMOTE_THREADS, is_remote
+from ood_audit.images.uri import is_remote
 
 
 class Pipeline:

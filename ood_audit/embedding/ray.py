@@ -362,11 +362,11 @@ class _Encoder:
         """The encoder, with as many threads as the worker was given cores."""
         import torch
 
-        from ood_audit.encoders.clip import load_same_encoder as load
+        from ood_audit.encoders.clip import load_same_encoder
 
         if workers.plan.kind == "cpu":
             torch.set_num_threads(_cores(workers))
-        return load(workers.identity, device=workers.plan.kind)
+        return load_same_encoder(workers.identity, device=workers.plan.kind)
 
     def _embed(self, uris: list[str]) -> Iterator[dict[str, Any]]:
         starts = range(0, len(uris), self._batch_size)
@@ -380,19 +380,19 @@ class _Encoder:
 
 def _identify(model: str, weights: str | None, device: str, precision: str) -> tuple[dict[str, Any], int]:
     """The identity of an encoder, and how many workers with it can share a GPU; 1 without a GPU."""
-    from ood_audit.encoders.clip import load_encoder as load
+    from ood_audit.encoders.clip import load_encoder
     from ood_audit.encoders.memory import processes_that_fit
 
-    encoder = load(model, weights=weights, device=device, precision=precision)
+    encoder = load_encoder(model, weights=weights, device=device, precision=precision)
     return encoder.identity.to_json(), processes_that_fit(encoder) if device == "cuda" else 1
 
 
 def _room(identity: EncoderIdentity) -> int:
     """How many workers with an encoder can share a GPU."""
-    from ood_audit.encoders.clip import load_same_encoder as load
+    from ood_audit.encoders.clip import load_same_encoder
     from ood_audit.encoders.memory import processes_that_fit
 
-    return processes_that_fit(load(identity, device="cuda"))
+    return processes_that_fit(load_same_encoder(identity, device="cuda"))
 
 
 def _write_work(path: Path, work: Iterable[Work], rows: int) -> list[int]:

@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 
 from ood_audit._version import __version__
 from ood_audit.errors import OodAuditError, StoreError, UsageError
+from ood_audit.images.access import is_gone
 from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve, scan
-from ood_audit.images.storage import file_uri, is_gone, is_remote
+from ood_audit.images.uri import file_uri, is_remote
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
-from ood_audit.store.layout import shown, store_root, write_json
+from ood_audit.store.files import shown, write_json
+from ood_audit.store.store import store_root
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
 

@@ -22,19 +22,17 @@ from torch import nn
 from torch.func import functional_call
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
+from ood_audit.encoders.cpu import bf16_in_hardware, prepare_for_one_thread, reuse_freed_memory
 from ood_audit.encoders.device import (
     CPU,
     FP16_NEEDS_GPU,
     autocast,
-    bf16_in_hardware,
     cast_for,
     choose_device,
     choose_precision,
     forward_threads,
     is_out_of_memory,
-    prepare_for_one_thread,
     release_memory,
-    reuse_freed_memory,
     stack,
     to_device,
     warn_once,

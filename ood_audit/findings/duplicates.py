@@ -26,8 +26,8 @@ from ood_audit.findings.fingerprints import (
     hash_distances,
     is_flat,
 )
+from ood_audit.images.access import sizes
 from ood_audit.images.decode import decode
-from ood_audit.images.storage import sizes
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 from ood_audit.store.search import build

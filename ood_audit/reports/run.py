@@ -27,7 +27,8 @@ from ood_audit.reports.html import render
 from ood_audit.reports.neighbours import Compared
 from ood_audit.scoring.run import Scores, prototypes_of, score
 from ood_audit.store import DEFAULT_STORE, Store, findings, open_store, writing
-from ood_audit.store.layout import COMMIT_SECONDS, computing, replacing
+from ood_audit.store.files import replacing
+from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.store.views import connect, limit_memory
 from ood_audit.text import printable
 

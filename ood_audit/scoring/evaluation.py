@@ -24,7 +24,7 @@ from ood_audit.scoring.joining import Evidence
 from ood_audit.scoring.run import Plan, described, evidence_of, joined_with, name_of, prepare
 from ood_audit.scoring.similarity import Chunk, map_chunks
 from ood_audit.store import DEFAULT_STORE, Store, open_store
-from ood_audit.store.layout import computing
+from ood_audit.store.locks import computing
 from ood_audit.text import printable
 
 

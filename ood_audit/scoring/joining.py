@@ -171,7 +171,7 @@ def standing(joint: Joint, cosines: Floats) -> Numbers:
 
 def evidence_of(chunk: "Chunk", joint: Joint, temperature: float, background: bool) -> tuple[Numbers, Numbers]:
     """`standing` and `outside` of the images of a chunk, (N,) each; `energy` is what the score gives."""
-    from ood_audit.encoders.device import log_sum_exp
+    from ood_audit.encoders.cpu import log_sum_exp
 
     cosines = chunk.to_text.float().cpu().numpy()
     if not background:

@@ -21,7 +21,8 @@ from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.scoring import scores
 from ood_audit.store import DEFAULT_STORE, Store, open_store, schema, writing
-from ood_audit.store.layout import COMMIT_SECONDS, computing, read_json, replacing, write_json
+from ood_audit.store.files import read_json, replacing, write_json
+from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.text import printable
 
 if TYPE_CHECKING:

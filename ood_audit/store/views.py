@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import duckdb
 
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store import findings, owned
-from ood_audit.store.layout import Store, read_json, span
+from ood_audit.store import findings
+from ood_audit.store.files import read_json, temporary_name
+from ood_audit.store.folder import StoreFolder, span
 from ood_audit.text import JsonText, printable, storable
 
 if TYPE_CHECKING:
@@ -72,7 +73,11 @@ class Rows:
 
 @contextmanager
 def connect(
-    store: Store, parts: list[Path] | None = None, *, report: str | None = None, current: dict[str, Any] | None = None
+    store: StoreFolder,
+    parts: list[Path] | None = None,
+    *,
+    report: str | None = None,
+    current: dict[str, Any] | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB with the views of a store.
 
@@ -108,10 +113,10 @@ def connect(
         connection.close()
 
 
-def limit_memory(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+def limit_memory(connection: duckdb.DuckDBPyConnection, store: StoreFolder) -> None:
     """Have DuckDB sort and join in a gigabyte, and then on disk, in a folder of this process's own."""
     connection.execute("SET memory_limit = '1GB'")
-    connection.execute("SET temp_directory = ?", [str(owned.temporary(store.root / "spill"))])
+    connection.execute("SET temp_directory = ?", [str(temporary_name(store.root / "spill"))])
 
 
 @contextmanager
@@ -154,7 +159,7 @@ def merged() -> StoreError:
 
 
 def _create_views(
-    connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path], report: str, current: dict[str, Any]
+    connection: duckdb.DuckDBPyConnection, store: StoreFolder, parts: list[Path], report: str, current: dict[str, Any]
 ) -> None:
     connection.execute(_ROWS)
     _view(connection, "_parts", parts, "_no_rows", union_by_name=True)
@@ -183,7 +188,7 @@ def _create_views(
     _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
 
 
-def query(store: Store, sql: str) -> Rows:
+def query(store: StoreFolder, sql: str) -> Rows:
     """Run one read-only SELECT that can read the store's files and nothing else; see `Store.query`."""
     with streaming(store, sql) as (columns, rows):
         return Rows(columns, list(rows))
@@ -191,7 +196,7 @@ def query(store: Store, sql: str) -> Rows:
 
 @contextmanager
 def streaming(
-    store: Store, sql: str, *, values: Literal["python", "text", "json"] = "python"
+    store: StoreFolder, sql: str, *, values: Literal["python", "text", "json"] = "python"
 ) -> Iterator[tuple[list[str], Iterator[tuple[Any, ...]]]]:
     """`query`, for answers of any length: the columns, and the rows one after another.
 
@@ -219,7 +224,7 @@ def streaming(
         yield [column[0] for column in result.description or []], _rows(result, odd if values == "json" else [])
 
 
-def relation(store: Store, sql: str) -> duckdb.DuckDBPyRelation:
+def relation(store: StoreFolder, sql: str) -> duckdb.DuckDBPyRelation:
     """A SELECT as a lazy relation, on a connection of its own that can read the store's files and nothing else.
 
     Raises:
@@ -238,7 +243,7 @@ def relation(store: Store, sql: str) -> duckdb.DuckDBPyRelation:
         raise UsageError(_explain(connection, error)) from error
 
 
-def _confine(connection: duckdb.DuckDBPyConnection, store: Store) -> str:
+def _confine(connection: duckdb.DuckDBPyConnection, store: StoreFolder) -> str:
     """Let a connection read the store's files and nothing else; its folder, with a separator at the end."""
     root = os.path.join(os.path.abspath(store.root), "")
     connection.execute(f"SET allowed_directories = [{_quoted(root)}]")
@@ -286,14 +291,14 @@ def _rows(result: duckdb.DuckDBPyConnection, are_json: list[int]) -> Iterator[tu
             yield tuple(row)
 
 
-def count_readable(store: Store, parts: list[Path]) -> int:
+def count_readable(store: StoreFolder, parts: list[Path]) -> int:
     """How many readable images some parts hold."""
     with connect(store, parts) as db:
         ((count,),) = db.execute("SELECT count(*) FROM images WHERE status = 'ok'").fetchall()
     return int(count)
 
 
-def outdated_rows(store: Store, parts: list[Path]) -> dict[Path, "pa.Array"]:
+def outdated_rows(store: StoreFolder, parts: list[Path]) -> dict[Path, "pa.Array"]:
     """By part, the ids of the images of which it has a row that no longer counts."""
     import numpy as np
 

@@ -64,21 +64,29 @@ def remove(source: str, store: str) -> None:
 
 @command.command("suggest", epilog="Example: ood-audit labels suggest --names 30 --format labels > classes.txt")
 @store_option
-@click.option("--names", "most", type=click.IntRange(min=1), default=50, show_default=True, help="How many at most.")
+@click.option(
+    "--names",
+    "most",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=50,
+    show_default=True,
+    help="Maximum number of names.",
+)
 @device_option
 @click.option(
     "--format",
     type=click.Choice(["table", "csv", "json", "jsonl", "labels"]),
     default="table",
     show_default=True,
-    help="How rows are printed; labels: a list of classes to start from.",
+    help="Output format. labels is a list of classes to start from.",
 )
 def suggest(store: str, most: int, device: str, format: str) -> None:
-    """Name what is in the images, to start a list of classes from.
+    """Suggest names for what is in the images, to start a list of classes.
 
-    Like images are put together, and each group is given the noun of WordNet that it looks like more than other images
-    do. Names are of the model's making: look at the examples, and correct them. The nouns are encoded once a store:
-    seconds with the starter, minutes with a ViT on a CPU.
+    Images that look alike form groups, and each group gets the noun of WordNet that it resembles more than other images
+    do. Names come from the model and can be wrong: look at the examples and correct them. The nouns are encoded once
+    for each store, which takes seconds with the starter and minutes with a ViT on a CPU.
     """
     from ood_audit.findings import naming
 

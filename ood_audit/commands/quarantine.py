@@ -14,18 +14,18 @@ from ood_audit.progress import bars
 @click.command("quarantine", epilog="Example: ood-audit quarantine ../set-aside --flagged --duplicates --dry-run")
 @click.argument("dest")
 @selection_options
-@click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
-@click.option("--undo", is_flag=True, help="Put everything in DEST back where it was.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, without doing it.")
+@click.option("--undo", is_flag=True, help="Move everything in DEST back to where it was.")
 @store_option
 @format_option
 def command(
     dest: str, store: str, report: str | None, format: str, dry_run: bool, undo: bool, **selection: Any
 ) -> None:
-    """Move what was found into the folder DEST, and back with --undo.
+    """Move images with findings to the folder DEST, and back with --undo.
 
-    Nothing is overwritten, in either direction. What has changed since it was embedded is left alone, and so is a file
-    that an image to keep is a link to; a symbolic link is moved itself, never what it points to. DEST keeps a journal,
-    quarantine.jsonl: whenever a run is stopped, the same command, or --undo, goes on from there.
+    Nothing is overwritten in either direction. A file that has changed since it was embedded stays where it is, and so
+    does a file that an image to keep links to. A symbolic link is moved as a link. DEST keeps a journal,
+    quarantine.jsonl: after an interruption, run the same command again, or --undo.
     """
     from ood_audit.actions import quarantine
 
@@ -49,6 +49,6 @@ def command(
     what = "images in the quarantine" if undo else "images selected"
     note(f"{what}: {len(result.outcomes)}" + (f" ({counts})" if counts else ""))
     if result.counts["moved"]:
-        note("to put them back, add --undo; to bring the store into step, run `ood-audit embed` again")
+        note("to move them back, add --undo; to sync the store, run `ood-audit embed` again")
     if left := result.counts["left"]:
         raise OodAuditError(f"left where they are: {left} of {len(result.outcomes)} images, for the reasons above")

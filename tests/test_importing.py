@@ -196,7 +196,7 @@ def test_importing_again_changes_and_adds(data, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        ("twice", r"1 paths stand there more than once, such as a/0001\.jpg in rows 1 and 2"),
+        ("twice", r"1 paths occur more than once, such as a/0001\.jpg in rows 1 and 2"),
         ("ragged", r"row 3: a vector of 4 numbers, while the first has 16"),
         ("no vectors", r"has no column of vectors; it has path"),
         ("no such column", r"has no column nosuch; it has path, embedding"),

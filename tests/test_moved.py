@@ -497,8 +497,8 @@ def test_a_name_that_is_no_source(two, store, tmp_path):
     for name, hint in (
         (tmp_path / "pictuers", f"did you mean {gone}?"),
         ("/nowhere/pictures", f"did you mean {gone}?"),
-        ("s3://bucket/q", "`ood-audit sources` lists those there are"),
-        ("", "`ood-audit sources` lists those there are"),
+        ("s3://bucket/q", "`ood-audit sources` lists the sources"),
+        ("", "`ood-audit sources` lists the sources"),
     ):
         done = invoke("sources", "--forget", name, "--store", store)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -236,7 +236,7 @@ def _decoded(data: bytes) -> str:
         return data.decode("utf-16")
     if b"\0" in data:
         line = len(data[: data.index(b"\0") + 1].splitlines())
-        raise ValueError(f"line {line} has a null byte, so this is no text in UTF-8; give a CSV, JSON or Parquet file")
+        raise ValueError(f"line {line} has a null byte, so this is not UTF-8 text; give a CSV, JSON or Parquet file")
     return data.decode("utf-8-sig", "surrogateescape")
 
 
@@ -254,7 +254,7 @@ def _json_records(text: str, suffix: str, what: str, wanted: str) -> tuple[list[
     records = []
     for n, entry in entries:
         if not isinstance(entry, dict):
-            raise UsageError(f"{what}, {unit} {n}: no object with path and {wanted}; write one an image")
+            raise UsageError(f"{what}, {unit} {n}: no object with path and {wanted}; write one for each image")
         columns.update(dict.fromkeys(entry))
         records.append((f"{unit} {n}", entry))
     return list(columns), records

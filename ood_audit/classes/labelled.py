@@ -314,7 +314,7 @@ def _check_folders(place: str, folders: Sequence[str], vocabulary: Vocabulary) -
     hint = "".join(f" ({name!r} is close to {other!r})" for name, other in list(close.items())[:1])
     raise UsageError(
         f"{printable(place)}: {_some(strange)} {'is' if len(strange) == 1 else 'are'} not in the "
-        f"vocabulary{printable(hint)}; add the class to the labels file, or take the folder away"
+        f"vocabulary{printable(hint)}; add the class to the list of classes, or remove the folder"
     )
 
 

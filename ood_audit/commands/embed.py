@@ -68,7 +68,7 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
     with quiet_libraries(), bars() as on_progress:
         result = embed(sources, on_start=_announce, on_progress=on_progress, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():
-        note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images are left as they were")
+        note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images in the store are unchanged")
     shown = [outcome for outcome in OUTCOMES if outcome != "moved" or result.counts["moved"]]
     counts = ", ".join(f"{result.counts[outcome]} {outcome}" for outcome in shown)
     skipped = ", ".join(f"{n} {printable(kind)}" for kind, n in result.skipped.most_common(8))

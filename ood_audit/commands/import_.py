@@ -42,11 +42,11 @@ def command(features: str, **options: Any) -> None:
         result = import_features(features, on_progress=on_progress, **options)
     click.echo(f"{result.added} added, {result.changed} changed, {result.invalid} invalid")
     if result.normalised:
-        note("the vectors were not of length 1; they have been normalised")
+        note("the vectors were normalised to length 1")
     if result.invalid:
-        note("see the invalid ones: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
+        note("to list the invalid ones: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
     if missing := result.added + result.changed - result.on_disk:
-        note(f"{missing} image files are not here; reports show a placeholder for them")
+        note(f"{missing} image files were not found; reports show a placeholder for them")
     if result.classes or result.background:
-        note(f"names with vectors: {result.classes} classes, {result.background} background names")
+        note(f"imported names: {result.classes} classes, {result.background} background names")
     note("next: ood-audit report" + ("" if result.classes else " --labels classes.txt"))

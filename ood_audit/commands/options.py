@@ -85,7 +85,7 @@ class Share(click.ParamType[float]):
         except ValueError:
             share = -1.0
         if not 0 <= share <= 1:
-            self.fail(f"{value!r} is no share: write 1% or 0.01", param, ctx)
+            self.fail(f"{value!r} is not a share; write 1% or 0.01", param, ctx)
         return share
 
 

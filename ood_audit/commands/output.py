@@ -24,7 +24,10 @@ def note(message: str) -> None:
 def note_outdated(findings: int) -> None:
     """Say that findings were left out, if some were."""
     if findings:
-        note(f"findings left out, as their image has changed or gone since: {findings}; run `ood-audit report` again")
+        note(
+            f"findings left out, as their image was changed or removed after the report: "
+            f"{findings}; run `ood-audit report` again"
+        )
 
 
 def note_missing(store: Store) -> None:

@@ -30,7 +30,7 @@ def command(
     from ood_audit.actions import quarantine
 
     if undo and (report is not None or any(selection.values())):
-        raise UsageError("--undo puts everything back; leave out what selects findings")
+        raise UsageError("--undo moves everything back; leave out the options that select findings")
     with bars() as on_progress:
         if undo:
             result = quarantine.restore(dest, dry_run=dry_run, on_progress=on_progress)
@@ -43,7 +43,7 @@ def command(
     shown = columns[:-1] if format == "table" else columns
     print_rows(shown, [astuple(outcome)[: len(shown)] for outcome in result.outcomes], format)
     if result.settled:
-        note(f"moves of an interrupted run that {'would be' if dry_run else 'were'} completed first: {result.settled}")
+        note(f"moves of an interrupted run that {'would be' if dry_run else 'were'} finished first: {result.settled}")
     note_outdated(result.outdated)
     counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(result.counts.items()))
     what = "images in the quarantine" if undo else "images selected"

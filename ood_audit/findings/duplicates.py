@@ -307,7 +307,7 @@ class _Source:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            self._on_note(f"no memory left on {self._gpu}: near duplicates are looked for on the CPU")
+            self._on_note(f"no memory left on {self._gpu}: looking for near duplicates on the CPU")
             self._index = None
             release_memory(self._gpu)
             self._gpu = None

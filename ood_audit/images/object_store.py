@@ -155,7 +155,7 @@ def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[
             entries = _told(filesystem.get_file_info, fs.FileSelector(folder, recursive=recursive))
         except OSError as error:
             raise OodAuditError(
-                f"cannot list {printable(source)}: {error.strerror}; the images in the store are left as they were"
+                f"cannot list {printable(source)}: {error.strerror}; the images in the store are unchanged"
             ) from error
         for entry in entries:
             below = entry.path[len(base) :].strip("/")

@@ -172,7 +172,7 @@ def report(
                 decided.notes.extend(naming.group(db, store, scores.images, top))
                 if not counts["near"]:
                     decided.notes.append(
-                        "duplicates: only exact ones were looked for; ask for near ones: --near-duplicates"
+                        "duplicates: only exact ones were looked for; add --near-duplicates for near ones"
                     )
                 on_progress("writing the report")
                 decisions.save(db, folder)
@@ -199,7 +199,7 @@ def _connected(store: Store, scores: Scores, current: dict[str, Any]) -> Iterato
     except (OSError, StoreError) as error:
         if scores.path.exists():
             raise
-        raise StoreError("images were added and scored anew meanwhile; run the command again") from error
+        raise StoreError("another process added and scored images in the meantime; run the command again") from error
 
 
 def _compared(scores: Scores, device: str) -> Compared:

@@ -142,7 +142,7 @@ def _ready(store: Store, note: Callable[[str], None]) -> list[str]:
     slow = [name for name in ("neglabel", "csp") if not corpora.are_encoded(store, name)]
     if slow:
         asked = " ".join(f"--score {name}" for name in slow)
-        note(f"left out, as their names are not encoded yet, which takes minutes: {', '.join(slow)}; ask with {asked}")
+        note(f"not evaluated, as encoding their names takes minutes: {', '.join(slow)}; add {asked} to evaluate them")
     return ["auto", *(name for name in scores.names() if name not in slow), "best"]
 
 

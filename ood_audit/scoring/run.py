@@ -164,7 +164,7 @@ def score(
     if total == 0:
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
     if method == "best" and (own := [name for name in ("temperature", "top_c", "reset_to") if name in given]):
-        raise UsageError(f"--score best chooses --{own[0].replace('_', '-')} too; leave that out, or name a score")
+        raise UsageError(f"--score best chooses --{own[0].replace('_', '-')} itself; leave it out, or name a score")
     if novelty is not None and method != "auto":
         raise UsageError(f"--score {printable(method)} has no --novelty; leave one of them out")
     if method not in _CHOSEN:
@@ -254,7 +254,7 @@ def prepare(
     known = not sample.presumed and selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
     can_choose = known or (selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES)
     if auto and "best" in methods and not can_choose:
-        note("settings: the model's own (too little data to choose: 60 images in 6 classes are needed)")
+        note("settings: the model's own (choosing them needs 60 images in 6 classes)")
     has_background = pools.is_available(store, "background")
     runs, forecasts = {}, {}
     for method in methods:
@@ -332,7 +332,7 @@ def settings_of(
     else:
         own = {**scores.options(function), "prototypes": 0.0}
     if foreign := [f"--{name.replace('_', '-')}" for name in given or {} if name not in own]:
-        raise UsageError(f"the score {method} has no {', '.join(foreign)}; leave that out")
+        raise UsageError(f"the score {method} has no {', '.join(foreign)}; leave it out")
     return {**own, **(given or {})}
 
 
@@ -342,7 +342,7 @@ def _check(temperature: float | None, top_c: int | None, reset_to: float | None,
     if top_c is not None and top_c < 1:
         raise UsageError(f"--top-c {top_c}: choose 1 or more")
     if reset_to is not None and not -1 <= reset_to <= 1:
-        raise UsageError(f"--reset-to {reset_to}: choose between -1 and 1, as cosines are")
+        raise UsageError(f"--reset-to {reset_to}: choose a cosine between -1 and 1")
     if novelty is not None and not 0 <= float(novelty) <= 100:
         raise UsageError(f"--novelty {novelty}: choose auto, on, off, or a weight from 0 to 100")
 

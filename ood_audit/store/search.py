@@ -136,7 +136,9 @@ class _Filling:
         except RuntimeError as error:
             self._centres = None
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            self._on_note(f"FAISS cannot use the GPU, and goes on on the CPU: {printable((lines or ['?'])[-1])[:200]}")
+            self._on_note(
+                f"FAISS cannot use the GPU, and continues on the CPU: {printable((lines or ['?'])[-1])[:200]}"
+            )
             return None
 
 

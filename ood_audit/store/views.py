@@ -155,7 +155,7 @@ def damaged(what: str) -> StoreError:
 
 def merged() -> StoreError:
     """The error for a part that is no longer there."""
-    return StoreError("parts of the store were merged meanwhile by `ood-audit compact`; run the command again")
+    return StoreError("`ood-audit compact` merged parts of the store in the meantime; run the command again")
 
 
 def _create_views(

@@ -464,11 +464,11 @@ def test_a_source_is_forgotten(two, store, tmp_path, embedded):
     gone, other = two
     dry = invoke("sources", "--forget", gone, "--dry-run", "--store", store, "--format", "json")
     assert [row["source"] for row in json.loads(dry.stdout)] == [str(gone)]
-    assert dry.stderr == "images that would be forgotten: 7; their files are left alone\n"
+    assert dry.stderr == "images that would be removed from the store: 7; their files are unchanged\n"
     assert len(rows(store)) == 10
     parts = len(ood_audit.open_store(store).parts)
     done = invoke("sources", "--forget", gone, "--store", store)
-    assert (done.returncode, done.stderr) == (0, "images that were forgotten: 7; their files are left alone\n")
+    assert (done.returncode, done.stderr) == (0, "images removed from the store: 7; their files are unchanged\n")
     assert len(ood_audit.open_store(store).parts) == parts + 1
     check(store, other)
     assert (tmp_path / "elsewhere" / "broken.jpg").exists()

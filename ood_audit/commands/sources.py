@@ -32,8 +32,7 @@ def command(forget: tuple[str, ...], dry_run: bool, store: str, format: str) -> 
     images = sum(source.images + source.unreadable for source in found)
     if forget:
         note(
-            f"images {'that would be ' if dry_run else ''}removed from the store: {images}; the files stay where they "
-            "are"
+            f"images {'that would be ' if dry_run else ''}removed from the store: {images}; their files are unchanged"
         )
     elif missing := [source for source in found if source.is_missing]:
         note(

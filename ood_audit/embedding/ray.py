@@ -1,7 +1,7 @@
 """The embedding job on a Ray cluster: Ray Data hands the images to workers, this process writes their rows.
 
 The store has one writer here as on one machine: the process that runs `embed` lists, compares and writes; workers
-read, decode and embed. So a row is written once, and a run that is killed is gone on with, on either engine.
+read, decode and embed. So a row is written once, and a killed run can be resumed, on either engine.
 
 The work lies in a file beside the parts, in pieces. A worker that dies (killed, out of memory, its node gone) is
 started again by Ray, and its piece is redone. A piece that ends its worker again and again is tried image by image,
@@ -129,8 +129,8 @@ def load_encoder(
     """As `encoders.clip.load_encoder`, on a worker: `auto` is what suits the workers, not this machine.
 
     Raises:
-        UsageError: Ray can't be had, or has no such device.
-        EncoderError: the model can't be had.
+        UsageError: Ray could not be imported, or has no such device.
+        EncoderError: the model could not be loaded.
         OodAuditError: the cluster can't be reached.
 
     """

@@ -45,7 +45,7 @@ def find_model(model: str, weights: str | None, *, cuda: bool, recorded: dict[st
 
     Raises:
         UsageError: the name makes no sense.
-        EncoderError: the weights can't be had, or their preprocessing cannot be known.
+        EncoderError: the weights could not be loaded, or their preprocessing cannot be known.
 
     """
     if model == "auto":

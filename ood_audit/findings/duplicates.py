@@ -136,7 +136,7 @@ def find(
         near: look for near duplicates too: minutes where exact ones take seconds, for hundreds of thousands of images.
         device: where to look for near ones: `auto`, `cpu`, `cuda` or `cuda:N`; `mps` means the CPU.
         on_progress: called with the number of images done and to do.
-        on_note: called when the memory of the GPU is full, and the CPU goes on.
+        on_note: called when the memory of the GPU is full, and the CPU takes over.
 
     Raises:
         UsageError: a threshold makes no sense, or the device is not there.

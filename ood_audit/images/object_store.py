@@ -61,7 +61,7 @@ def canonical(uri: str) -> str:
 
 
 def open_place(uri: str) -> tuple[Any, str]:
-    """The `pyarrow.fs.FileSystem` of a canonical URI, and the path in it; OSError where it can't be had."""
+    """The `pyarrow.fs.FileSystem` of a canonical URI, and the path in it; OSError where it can't be reached."""
     parts = urlsplit(uri)
     path = unquote(parts.path)
     base = path if parts.scheme == "hdfs" else parts.netloc + path

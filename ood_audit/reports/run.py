@@ -93,36 +93,40 @@ def report(
     note: Callable[[str], None] = lambda message: None,
     on_progress: Progress = silent,
 ) -> Report:
-    """Score every image, rank them, and write `reports/NAME/`.
+    """Score every image, rank the images, and write `reports/NAME/`.
 
     That folder then holds report.parquet (all images), report.csv and report.json (the top N), report.html (one page
     that opens from disk) and meta.json (how it was made). An older report of the name is replaced as a whole.
 
     Args:
-        store: a store or its folder.
-        top: how many of the most OOD images to list. The page has, besides, all that is found, up to 5,000 of a kind.
-        name: the report's name.
-        labels: see `ood_audit.score`, as for the other arguments.
-        templates: likewise.
-        method: likewise.
-        temperature: likewise.
-        top_c: likewise.
-        reset_to: likewise.
-        background: likewise.
-        prototypes: likewise.
-        novelty: see `ood_audit.score`.
-        prompts: likewise.
-        auto: likewise.
-        seed: likewise.
-        fdr: see `ood_audit.findings.calibration.flag`, as for
-        false_alarms.
-        near_duplicates: see `ood_audit.findings.copies.current`.
-        device: see `ood_audit.score`.
-        note: likewise.
-        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
+        store: The store, or its folder.
+        top: How many of the most out-of-distribution images to list. The page also shows everything that was found, up
+            to 5,000 of each kind.
+        labels: A file with the classes, or their names; None for those last used with this store, else the names of the
+            folders.
+        templates: Prompts with `{}` for the class name, which are averaged; None for `a photo of a {}.`.
+        name: The name of the report.
+        method: The score to rank by, see `ood_audit.score`.
+        temperature: The temperature of the score; None to choose it.
+        top_c: How many of the largest similarities ΔEnergy resets; None to choose it.
+        reset_to: The cosine that ΔEnergy resets them to; None to choose it.
+        background: Whether to compare with the background names, too; None to choose it.
+        prototypes: Whether to compare with class prototypes, too; None to choose it.
+        novelty: How much it counts that an image is unlike the rest of the folder; None to choose it.
+        prompts: Tuned prompts: `auto`, `none`, or their name.
+        auto: Whether settings that are None are chosen on the data.
+        seed: Random seed for choosing settings.
+        fdr: Flag images so that this share of the flagged ones are false alarms.
+        false_alarms: Flag images so that this share of the in-distribution ones is flagged; None for 1%.
+        near_duplicates: Whether to look for near duplicates; None to do so for up to 200,000 images.
+        device: Where to compute: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        note: Called with a sentence for each choice that the caller did not make.
+        on_progress: Called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
-        UsageError, StoreError, OodAuditError: see `ood_audit.score`.
+        UsageError: The vocabulary or a setting makes no sense.
+        StoreError: There is no store, or another process is writing to it.
+        OodAuditError: The store holds no readable image.
 
     """
     if not 1 <= top < 2**31:

@@ -119,32 +119,34 @@ def score(
     note: Note = lambda message: None,
     on_progress: Progress = silent,
 ) -> Scores:
-    """Score every readable image; what was scored before and has not changed is taken as it is.
+    """Score every readable image. A score run that is in the store already is reused.
 
     Args:
-        store: a store or its folder.
-        labels: a labels file, or class names; None for those last used with this store, else the folder names.
-        templates: prompts with `{}` for the class name, averaged.
-        method: `auto` for ΔEnergy joined with other evidence, see `scoring.joining`; else a score alone, one of
-            `ood_audit.scoring.scores.names()`, whose negative is `ood_score`; or `best`.
-        temperature: τ; None for the default: chosen on the data, see `auto`, or of the encoder, for ΔEnergy; of the
-            score's source for the others.
-        top_c: how many of the largest similarities ΔEnergy resets; None likewise.
-        reset_to: the value it resets them to; None likewise.
-        background: whether ΔEnergy runs over names of other things too; None likewise (else not).
-        prototypes: whether reference pictures join the text, see `classes.prototypes`; None likewise (else not).
-        novelty: the weight, 0 or more, of how unlike an image is to the rest of the folder, for `auto`; True or None to
-            choose it, False for none.
-        prompts: tuned prompts in place of the text: `auto` for the newest that fit, `none`, or a name.
-        auto: choose what is not given by leaving classes out, see `scoring.selection`.
-        seed: of that choice.
-        device: where the matrix product runs.
-        note: told, in a sentence, what was chosen where the caller did not say.
-        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
+        store: The store, or its folder.
+        labels: A file with the classes, or their names; None for those last used with this store, else the names of the
+            folders.
+        templates: Prompts with `{}` for the class name, which are averaged; None for `a photo of a {}.`.
+        method: `auto` for ΔEnergy joined with other evidence, see `scoring.joining`; one of
+            `ood_audit.scoring.scores.names()`, whose negative is `ood_score`; or `best`, chosen on the data.
+        temperature: The temperature τ of the score; None to choose it.
+        top_c: How many of the largest similarities ΔEnergy resets; None to choose it.
+        reset_to: The cosine that ΔEnergy resets them to; None to choose it.
+        background: Whether the energies of ΔEnergy run over the background names, too; None to choose it.
+        prototypes: Whether class prototypes count beside the class names, see `classes.prototypes`; None to choose it.
+        novelty: How much it counts, for `auto`, that an image is unlike the rest of the folder: a weight of 0 or more;
+            True or None to choose it, False for none.
+        prompts: Tuned prompts in place of the class names: `auto` for the newest that fit, `none`, or their name.
+        auto: Whether what is None is chosen by leaving classes out, see `scoring.selection`; otherwise, and where there
+            is too little data, ΔEnergy takes the settings of the encoder, and other scores those of their source.
+        seed: Random seed for choosing settings.
+        device: Where similarities are computed: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        note: Called with a sentence for each choice that the caller did not make.
+        on_progress: Called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
-        UsageError: the vocabulary or a setting makes no sense. StoreError: no store, or another is writing.
-        OodAuditError: the store holds no readable image.
+        UsageError: The vocabulary or a setting makes no sense.
+        StoreError: There is no store, or another process is writing to it.
+        OodAuditError: The store holds no readable image.
 
     """
     if not isinstance(store, Store):

@@ -65,7 +65,7 @@ def build(
         total: how many vectors there are.
         dimension: D.
         bits: of a dimension in the lists, 8 or 16; a flat index has 16.
-        on_note: called when a GPU fails, as when its memory is full, and the CPU goes on.
+        on_note: called when a GPU fails, as when its memory is full, and the CPU takes over.
 
     """
     if total <= EXACT:

@@ -130,7 +130,7 @@ def test_report_on_imported_vectors_needs_no_model(data, tmp_path):
     done = invoke("import", source, "--store", store, "--label", "label", "--texts", texts, "--background", others)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "130 added, 0 changed, 0 invalid\n"
-    assert "130 image files are not here" in done.stderr
+    assert "130 image files were not found" in done.stderr
     assert "next: ood-audit report" in done.stderr
     report = ood_audit.report(store, top=10)
     assert report.scores.vocabulary.names == CLASSES

@@ -179,7 +179,7 @@ def test_interrupting_a_long_query(reported, sql):
     finally:
         running.kill()
     assert (running.returncode, output) == (130, "")
-    assert errors.strip() == "error: interrupted; what was done is kept, the same command goes on from there"
+    assert errors.strip() == "error: interrupted; finished work is kept, run the same command again to resume"
 
 
 def _processor_seconds(process: int) -> float:

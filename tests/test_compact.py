@@ -219,7 +219,7 @@ def test_a_full_disk(store, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(pq.ParquetWriter, "write_table", full)
-        with pytest.raises(StoreError, match="make room and run the same command again"):
+        with pytest.raises(StoreError, match="free some space and run the same command again"):
             compact(store)
     assert (seen(store), store.parts) == (before, parts)
     assert [path for path in store.root.rglob("*") if ".tmp" in path.name] == []
@@ -342,7 +342,7 @@ def test_files_that_can_not_grow(store, what):
     )
     done = subprocess.run([sys.executable, "-c", code, store.root, what], capture_output=True, text=True, cwd=ROOT)
     assert "StoreError: cannot write to the store" in done.stderr, done.stderr
-    assert "make room and run the same command again" in done.stderr
+    assert "free some space and run the same command again" in done.stderr
     assert (seen(store), store.parts) == (before, parts)
     assert store.query("SELECT * FROM scores ORDER BY image_id").rows == scores
     assert [path for path in store.root.rglob("*") if ".tmp" in path.name] == []
@@ -360,7 +360,7 @@ def test_a_full_disk_while_scores_are_written_in_their_thread(store, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(similarity, "_CHUNK_BYTES", 7 * 4 * CLASSES)
         patch.setattr(pq.ParquetWriter, "write_table", full)
-        with pytest.raises(StoreError, match="make room and run the same command again"):
+        with pytest.raises(StoreError, match="free some space and run the same command again"):
             ood_audit.score(store, auto=False, top_c=3)
     assert store.query("SELECT * FROM scores ORDER BY image_id").rows == before
     whole = ood_audit.score(store, auto=False, top_c=3)

@@ -33,7 +33,7 @@ COLOURS = {
 }
 EACH = 9
 TOTAL = EACH * len(COLOURS)
-CPU_WORDS = "going on on the CPU"
+CPU_WORDS = "continuing on the CPU"
 
 
 @pytest.fixture

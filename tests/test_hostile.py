@@ -940,7 +940,7 @@ def test_a_scan_of_damaged_files_is_told_in_one_line(tmp_path, call, warm, monke
     assert code == 0
     assert out.startswith("1 added") and "30 unreadable" in out
     (line,) = [line for line in err.splitlines() if not line.startswith(("model: ", "preprocessing: "))]
-    assert line.startswith("see the unreadable ones: ")
+    assert line.startswith("to list the unreadable files: ")
     errors = ood_audit.open_store(tmp_path / "store").query("SELECT error FROM images WHERE status = 'error'").rows
     assert all(error.startswith("damaged TIFF") for (error,) in errors)
 
@@ -995,7 +995,7 @@ def test_label_issues_are_looked_for_or_not(tmp_path, call, warm):
     code, _, err = call("report", "--labels", tmp_path / "labels.txt", "--no-auto", "--store", tmp_path / "store")
     assert code == 0, err
     assert "label issues: none looked for" in err
-    assert "superfluous copies: 1" in err
+    assert "superfluous duplicates: 1" in err
     assert "label issues: 0" not in err
 
 

@@ -464,11 +464,11 @@ def test_a_source_is_forgotten(two, store, tmp_path, embedded):
     gone, other = two
     dry = invoke("sources", "--forget", gone, "--dry-run", "--store", store, "--format", "json")
     assert [row["source"] for row in json.loads(dry.stdout)] == [str(gone)]
-    assert dry.stderr == "images that would be forgotten: 7; their files are left alone\n"
+    assert dry.stderr == "images that would be removed from the store: 7; their files are unchanged\n"
     assert len(rows(store)) == 10
     parts = len(ood_audit.open_store(store).parts)
     done = invoke("sources", "--forget", gone, "--store", store)
-    assert (done.returncode, done.stderr) == (0, "images that were forgotten: 7; their files are left alone\n")
+    assert (done.returncode, done.stderr) == (0, "images removed from the store: 7; their files are unchanged\n")
     assert len(ood_audit.open_store(store).parts) == parts + 1
     check(store, other)
     assert (tmp_path / "elsewhere" / "broken.jpg").exists()
@@ -497,8 +497,8 @@ def test_a_name_that_is_no_source(two, store, tmp_path):
     for name, hint in (
         (tmp_path / "pictuers", f"did you mean {gone}?"),
         ("/nowhere/pictures", f"did you mean {gone}?"),
-        ("s3://bucket/q", "`ood-audit sources` lists those there are"),
-        ("", "`ood-audit sources` lists those there are"),
+        ("s3://bucket/q", "`ood-audit sources` lists the sources"),
+        ("", "`ood-audit sources` lists the sources"),
     ):
         done = invoke("sources", "--forget", name, "--store", store)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -81,7 +81,7 @@ def test_one_is_killed_and_the_other_does_its_share(many, tmp_path, two, encoder
     watch = kill(8, 1, seen)
     result = ood_audit.embed(many, store=store, device="cpu", batch_size=4, on_progress=watch, on_note=told.append)
     assert max(seen) == 2
-    assert told == ["the process for cpu killed by signal 9; its images are given to the other"]
+    assert told == ["the process for cpu killed by signal 9; its images go to the other"]
     assert dict(+result.counts) == {"added": COUNT, "unreadable": 1}
     check_each_once(store)
     assert multiprocessing.active_children() == []
@@ -95,7 +95,7 @@ def test_one_is_killed_and_the_other_does_its_share(many, tmp_path, two, encoder
 def test_all_are_killed_and_the_next_run_goes_on(many, tmp_path, two, monkeypatch):
     seen: list[int] = []
     store = tmp_path / "store"
-    with pytest.raises(OodAuditError, match=r"cpu killed by signal 9, and none is left; what was done is kept, run"):
+    with pytest.raises(OodAuditError, match=r"cpu killed by signal 9, and none is left; finished work is kept, run"):
         ood_audit.embed(many, store=store, device="cpu", batch_size=4, on_progress=kill(12, 2, seen))
     kept = ood_audit.open_store(store).query("SELECT count(*) FROM images").rows[0][0]
     assert 12 <= kept < COUNT
@@ -116,7 +116,7 @@ def test_what_a_process_could_not_do_is_told(many, tmp_path, two, encoder, monke
     told: list[str] = []
     with pytest.raises(OodAuditError, match=r"the process for cpu failed: .*no open_clip_config.json.* none is left"):
         ood_audit.embed(many, store=tmp_path / "store", device="cpu", on_note=told.append)
-    assert len(told) == 1 and told[0].endswith("its images are given to the other")
+    assert len(told) == 1 and told[0].endswith("its images go to the other")
     assert multiprocessing.active_children() == []
     assert ood_audit.open_store(tmp_path / "store").query("SELECT count(*) FROM images").rows == [(0,)]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import ood_audit
 from ood_audit.classes import pools, prompts
-from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.findings import share, shift
 from ood_audit.findings.calibration import flag

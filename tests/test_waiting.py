@@ -9,8 +9,8 @@ import time
 import pytest
 
 import ood_audit
+from ood_audit import progress
 from ood_audit.classes import background
-from ood_audit.commands import output
 from ood_audit.store import files, locks, open_store, writing
 from ood_audit.store.compaction import compact
 from tests.cli import invoke
@@ -152,7 +152,7 @@ def test_temporary_files_of_the_living_are_left_alone(tmp_path):
 
 def test_the_bar_of_a_stage_has_a_clock_of_its_own(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with output.progress() as on_progress:
+    with progress.bars() as on_progress:
         on_progress("looking for images")
         on_progress("looking for images", 4096)
         on_progress("embedding", 0, 81)

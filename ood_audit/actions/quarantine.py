@@ -83,6 +83,9 @@ class Result:
         """How many images have each outcome."""
         return Counter(outcome.outcome for outcome in self.outcomes)
 
+    def __repr__(self) -> str:
+        return f"Result({', '.join(f'{name}={number}' for name, number in sorted(self.counts.items()))})"
+
 
 def quarantine(
     dest: str | os.PathLike[str],
@@ -169,7 +172,7 @@ def restore(
     """
     root = os.path.realpath(dest)
     if not os.path.isfile(os.path.join(root, JOURNAL)):
-        raise UsageError(f"{printable(storable(root))} is no quarantine: it has no {JOURNAL}")
+        raise UsageError(f"{printable(storable(root))} is not a quarantine: it has no {JOURNAL}")
     outcomes = []
     with _opened(root, dry_run=dry_run) as journal:
         entries = journal.inside()[::-1]
@@ -220,7 +223,7 @@ class _Journal:
             except OSError as error:
                 raise OodAuditError(
                     f"cannot write to {printable(storable(self.root))}: {_reason(error)}; "
-                    "what was done before is kept, make room and run the same command again"
+                    "finished work is kept, free some space and run the same command again"
                 ) from error
         self.entries[entry.id], self.state[entry.id] = entry, state
 
@@ -375,7 +378,7 @@ def _opened(root: str, *, dry_run: bool) -> Iterator[_Journal]:
         os.makedirs(root, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise OodAuditError(f"another ood-audit is at work in {where}; wait for it") from None
+        raise OodAuditError(f"another ood-audit is using {where}; wait for it to finish") from None
     except (OSError, NotImplementedError) as error:
         raise OodAuditError(f"cannot write to {where}: {getattr(error, 'strerror', None) or error}") from error
     try:
@@ -402,7 +405,7 @@ def _check_place(root: str, store: Store, sources: list[str]) -> None:
     if os.path.lexists(root) and not os.path.isdir(root):
         raise UsageError(f"{name} is a file; name a folder for the quarantine")
     if _is_below(where, os.path.realpath(store.root)):
-        raise UsageError(f"{name} is in the store, which is no place for your files; choose another folder")
+        raise UsageError(f"{name} is inside the store; choose another folder")
     for source in sources:
         if _is_below(where, source):
             if not any(part.startswith(".") for part in where[len(source) :].split(os.sep)):
@@ -411,7 +414,7 @@ def _check_place(root: str, store: Store, sources: list[str]) -> None:
                     f"outside of it, or one that `embed` passes over, such as {printable(source)}/.quarantine"
                 )
         elif _is_below(source, where):
-            raise UsageError(f"{name} has the embedded {printable(source)} in it; choose another folder")
+            raise UsageError(f"{name} contains the embedded {printable(source)}; choose another folder")
 
 
 def _is_below(path: str, folder: str) -> bool:

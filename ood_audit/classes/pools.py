@@ -127,7 +127,7 @@ def _imported_background(
 
 
 def is_available(store: Store, name: str) -> bool:
-    """Whether a pool can be had: imported vectors without a model have a background only if it was imported too."""
+    """Whether there is such a pool: imported vectors without a model have a background only if it was imported too."""
     without_model = store.encoder.is_imported and store.encoder.model == "imported"
     return not without_model or (name == "background" and texts.background(store) is not None)
 

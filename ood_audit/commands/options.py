@@ -26,17 +26,27 @@ store_option = click.option(
     show_default=True,
     show_envvar=True,
     metavar="DIR",
-    help="The store's folder, or s3://BUCKET/FOLDER.",
+    help="Folder of the store, or s3://BUCKET/FOLDER.",
+)
+labels_option = click.option(
+    "--labels",
+    metavar="FILE",
+    help="List of classes: one on a line, with synonyms after |; or CSV, JSON or YAML.  "
+    "[default: the last list used, else the folder names]",
 )
 format_option = click.option(
     "--format",
     type=click.Choice(["table", "csv", "json", "jsonl"]),
     default="table",
     show_default=True,
-    help="How rows are printed.",
+    help="Output format.",
 )
 device_option = click.option(
-    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="Where to compute: auto, cpu, cuda, cuda:N or mps.",
 )
 
 
@@ -75,7 +85,7 @@ class Share(click.ParamType[float]):
         except ValueError:
             share = -1.0
         if not 0 <= share <= 1:
-            self.fail(f"{value!r} is no share: write 1% or 0.01", param, ctx)
+            self.fail(f"{value!r} is not a share; write 1% or 0.01", param, ctx)
         return share
 
 
@@ -83,15 +93,21 @@ def comparison_options(command: F) -> F:
     """How settings are chosen, and prompts."""
     options = [
         click.option(
-            "--prompts", default="auto", show_default=True, metavar="NAME", help="Tuned prompts: auto, none or a name."
+            "--prompts",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="Tuned prompts to use: auto, none or a name.",
         ),
         click.option(
             "--auto/--no-auto",
             default=True,
             show_default=True,
-            help="Choose settings that are not given by leaving classes out (from 6 classes and 60 images on).",
+            help="Choose the settings that you don't give, by leaving classes out. Needs 6 classes and 60 images.",
         ),
-        click.option("--seed", type=SEED, default=0, show_default=True, help="Of that choice."),
+        click.option(
+            "--seed", type=SEED, metavar="N", default=0, show_default=True, help="Random seed for choosing settings."
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -101,9 +117,13 @@ def comparison_options(command: F) -> F:
 def selection_options(command: F) -> F:
     """The options that select findings, and `--report`; `selected_kinds` takes the former."""
     for option in (
-        click.option("--report", metavar="NAME", help="The report to act on.  [default: the last one]"),
+        click.option("--report", metavar="NAME", help="Report whose findings to use.  [default: the last one]"),
         click.option(
-            "--kind", "kind", type=click.Choice(KINDS), multiple=True, help="One kind of finding; repeatable."
+            "--kind",
+            "kind",
+            type=click.Choice(KINDS),
+            multiple=True,
+            help="Select one kind of finding. Can be repeated.",
         ),
         *(
             click.option(

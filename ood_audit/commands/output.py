@@ -1,17 +1,15 @@
-"""What the commands print: tables, notes and progress."""
+"""What the commands print: tables and notes."""
 
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
 import click
 
-from ood_audit.progress import Progress, silent
 from ood_audit.store.store import Store
 from ood_audit.text import JsonText, printable, write_csv
 
@@ -26,7 +24,10 @@ def note(message: str) -> None:
 def note_outdated(findings: int) -> None:
     """Say that findings were left out, if some were."""
     if findings:
-        note(f"findings left out, as their image has changed or gone since: {findings}; run `ood-audit report` again")
+        note(
+            f"findings left out, as their image was changed or removed after the report: "
+            f"{findings}; run `ood-audit report` again"
+        )
 
 
 def note_missing(store: Store) -> None:
@@ -84,50 +85,6 @@ def _print_json(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, one_a_
     blocks = ("  {\n    " + ",\n    ".join(record) + "\n  }" for record in records)
     text = ",\n".join(blocks)
     click.echo(f"[\n{text}\n]" if text else "[]")
-
-
-@contextmanager
-def progress() -> Iterator[Progress]:
-    """A `Progress` that draws a bar for each stage on stderr, where that is a terminal; elsewhere a silent one."""
-    if not sys.stderr.isatty():
-        yield silent
-        return
-    bars = _Bars()
-    try:
-        yield bars
-    finally:
-        bars.close()
-
-
-class _Bars:
-    """One bar at a time. Each has a clock of its own, so that the rate and the end it shows are those of its stage."""
-
-    _COUNTED = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-    _OPEN = "{desc} … [{elapsed}]"
-
-    def __init__(self) -> None:
-        self._stage: str | None = None
-        self._bar: Any = None
-
-    def __call__(self, stage: str, done: int = 0, total: int | None = None, /) -> None:
-        if stage != self._stage or (self._bar.total is None) != (total is None):
-            self._begin(stage, total)
-        self._bar.total = total
-        self._bar.set_description_str(stage if total is not None or not done else f"{stage}: {done:,}", refresh=False)
-        self._bar.update(done - self._bar.n)
-
-    def _begin(self, stage: str, total: int | None) -> None:
-        from tqdm import tqdm
-
-        self.close()
-        layout = self._OPEN if total is None else self._COUNTED
-        self._stage = stage
-        self._bar = tqdm(desc=stage, total=total, bar_format=layout, unit="", dynamic_ncols=True, leave=False)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._stage = self._bar = None
 
 
 def _json_text(value: Any, escape: bool) -> str:

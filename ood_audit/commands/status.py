@@ -12,7 +12,7 @@ from ood_audit.store.store import Store, open_store
 @store_option
 @format_option
 def command(store: str, format: str) -> None:
-    """Show what the store holds: images, encoder, vocabulary, scores, the last run."""
+    """Show what the store holds: images, encoder, classes, labelled images, scores and reports."""
     from ood_audit.store.sources import sources
 
     opened = open_store(store)
@@ -39,6 +39,7 @@ def command(store: str, format: str) -> None:
         ("image_bytes", size),
         ("parts", len(opened.parts)),
         ("classes", classes),
+        ("labelled_images", sum(read_json(path)["images"] for path in opened.root.glob("labelled/[!.]*.json"))),
         ("scored", scored),
         ("scores_in_step", _in_step(opened)),
         ("reports", ", ".join(sorted(path.name for path in opened.reports.glob("[!.]*")))),

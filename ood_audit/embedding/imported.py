@@ -182,7 +182,7 @@ def _list_images(
     ).fetchone()
     if twice is not None:
         raise UsageError(
-            f"{printable(str(source))}: {twice[3]} paths stand there more than once, such as {printable(twice[0])} in "
+            f"{printable(str(source))}: {twice[3]} paths occur more than once, such as {printable(twice[0])} in "
             f"rows {twice[1]} and {twice[2]}; each image can have one vector"
         )
 

@@ -98,7 +98,7 @@ def embed_in_processes(
                     again.extend(worker.at_hand.items())
                     _check_left(worker, message, len(workers), on_note)
                 elif isinstance(message, int):
-                    on_note(f"out of memory on {worker.device}: going on with {message} images a forward pass")
+                    on_note(f"out of memory on {worker.device}: continuing with {message} images in a forward pass")
                 else:
                     number, decoded, features = message
                     yield worker.at_hand.pop(number), decoded, features
@@ -113,8 +113,8 @@ def _check_left(worker: _Worker, reason: str, left: int, on_note: Callable[[str]
     worker.process.join()
     what = f"the process for {worker.device} {reason}"
     if not left:
-        raise OodAuditError(f"{what}, and none is left; what was done is kept, run the same command again")
-    on_note(f"{what}; its images are given to the other{'s' * (left > 1)}")
+        raise OodAuditError(f"{what}, and none is left; finished work is kept, run the same command again to resume")
+    on_note(f"{what}; its images go to the other{'s' * (left > 1)}")
 
 
 @contextmanager

@@ -56,6 +56,9 @@ class EmbedResult:
     seconds: float = 0.0
     interrupted: bool = False
 
+    def __repr__(self) -> str:
+        return f"EmbedResult({', '.join(f'{name}={self.counts[name]}' for name in OUTCOMES if self.counts[name])})"
+
 
 def embed(
     sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
@@ -71,7 +74,7 @@ def embed(
     on_progress: Progress = silent,
     on_note: Callable[[str], None] | None = None,
 ) -> EmbedResult:
-    """Find, decode and embed images, and bring the store into step with them.
+    """Embed images and sync the store with their sources.
 
     New and changed images are embedded, removed ones leave the view, unreadable ones are rows with `status='error'`
     and are tried again next time. A file that was moved or renamed since the last run, or restored, keeps its feature
@@ -96,7 +99,7 @@ def embed(
     Raises:
         UsageError: a source does not exist, or an argument makes no sense.
         StoreError: the store is locked, can't be written, or is of another encoder.
-        EncoderError: the model can't be had.
+        EncoderError: the model could not be loaded.
         OodAuditError: a source holds no image, or none of the images could be read.
 
     """

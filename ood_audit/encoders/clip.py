@@ -185,7 +185,7 @@ class ClipEncoder:
             self._mean, self._std = self._mean.to(CPU), self._std.to(CPU)
             self.batch_size, self.text_limit = _BATCH_SIZES["cpu"], _TEXT_BATCH
         release_memory(device)
-        warn_once(f"out of memory on {device}: it has no room for {lacking}; going on on the CPU")
+        warn_once(f"out of memory on {device}: it has no room for {lacking}; continuing on the CPU")
 
     def _filled(self, size: int) -> int:
         """How many images to run for `size` of them: see `_BATCH_MULTIPLE`."""
@@ -380,7 +380,7 @@ def load_encoder(
                 f"no memory on {chosen} for --model {source.model}; free some, or choose another --device or model"
             ) from error
     release_memory(chosen)  # outside of `except`: see `encode_images`
-    warn_once(f"out of memory on {chosen}: it has no room for the model; going on on the CPU")
+    warn_once(f"out of memory on {chosen}: it has no room for the model; continuing on the CPU")
     return load_encoder(
         model, weights=weights, device="cpu", precision=precision, recorded=recorded, texts_only=texts_only
     )
@@ -437,7 +437,9 @@ def _load(source: ModelSource) -> Any:
     finally:
         logging.disable(logging.NOTSET)
     if not hasattr(model, "encode_image") or not hasattr(model, "encode_text"):
-        raise EncoderError(f"--model {source.model} is no image-text model; choose one with both towers")
+        raise EncoderError(
+            f"--model {source.model} is not an image-text model; choose one with an image and a text encoder"
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -460,7 +462,11 @@ def _tokenizer(source: ModelSource) -> Any:
     try:
         return open_clip.get_tokenizer(source.name)
     except Exception as error:  # as in _load; missing files, missing transformers
-        hint = "pip install 'ood-audit[hf]'" if isinstance(error, ImportError) else "it must lie beside the weights"
+        hint = (
+            "pip install 'ood-audit[hf]'"
+            if isinstance(error, ImportError)
+            else "it must lie in the folder of the weights"
+        )
         raise EncoderError(
             f"could not load the tokenizer of --model {source.model}: {_reason(error)}; {hint}"
         ) from error

@@ -102,7 +102,7 @@ def decide(
     elif fdr is not None or false_alarms is not None:
         notes.append(
             "nothing is flagged: that needs labelled in-distribution images; register some with "
-            "`ood-audit tune --from FOLDER --epochs 0`"
+            "`ood-audit labels add FOLDER`"
         )
     estimated = None
     if unknown is not None:
@@ -190,7 +190,7 @@ def _about(flags: dict[str, Any]) -> list[str]:
         )
         return [
             f"nothing can be flagged at a {what} of {level:g}: {n} calibration images can't tell it, {needed}; "
-            "label more, or register all labelled ones with `ood-audit tune --epochs 0`"
+            "register more with `ood-audit labels add FOLDER`"
         ]
     text = f"flagged: {flags['flagged']} images at a {what} of {level:g} by {n} calibration images"
     return [f"{text}; about {flags['expected']:.1f} of them false alarms at most"]

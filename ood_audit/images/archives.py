@@ -28,7 +28,7 @@ class Index(Protocol):
     damage: str | None  # why the archive ends early
 
     def read(self, file: Any, name: str) -> bytes:
-        """The bytes of a member; UnreadableError where they can't be had."""
+        """The bytes of a member; UnreadableError where they can't be read."""
 
 
 _indexes: OrderedDict[tuple[str, int, int], Index] = OrderedDict()

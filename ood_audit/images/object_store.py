@@ -61,7 +61,7 @@ def canonical(uri: str) -> str:
 
 
 def open_place(uri: str) -> tuple[Any, str]:
-    """The `pyarrow.fs.FileSystem` of a canonical URI, and the path in it; OSError where it can't be had."""
+    """The `pyarrow.fs.FileSystem` of a canonical URI, and the path in it; OSError where it can't be reached."""
     parts = urlsplit(uri)
     path = unquote(parts.path)
     base = path if parts.scheme == "hdfs" else parts.netloc + path
@@ -155,7 +155,7 @@ def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[
             entries = _told(filesystem.get_file_info, fs.FileSelector(folder, recursive=recursive))
         except OSError as error:
             raise OodAuditError(
-                f"cannot list {printable(source)}: {error.strerror}; the images in the store are left as they were"
+                f"cannot list {printable(source)}: {error.strerror}; the images in the store are unchanged"
             ) from error
         for entry in entries:
             below = entry.path[len(base) :].strip("/")

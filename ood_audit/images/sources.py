@@ -103,5 +103,5 @@ def _kind(uri: str) -> str:
         return object_store.exists(uri)
     except OSError as error:
         raise OodAuditError(
-            f"cannot read {printable(uri)}: {error.strerror}; the images in the store are left as they were"
+            f"cannot read {printable(uri)}: {error.strerror}; the images in the store are unchanged"
         ) from error

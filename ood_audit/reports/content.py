@@ -144,7 +144,7 @@ def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 "Look at the first images below. To have them flagged, with a known rate of false alarms, give some "
                 "labelled images, in FOLDER/CLASS/, and report again:",
-                "ood-audit tune --from FOLDER --epochs 0",
+                "ood-audit labels add FOLDER",
             )
         )
     elif flags["flagged"]:

@@ -68,23 +68,24 @@ def evaluate(
     """Score the store with every method and compare with the truth.
 
     Args:
-        store: a store or its folder.
-        truth: a file with the columns path and is_ood (0 or 1) and, if known, label; see `annotations`.
-        only: the scores to evaluate. Empty for all whose names have been encoded already: `csp` alone has 415,756
-            prompts, which take minutes. `note` is told which scores are left out for that.
-        labels: see `ood_audit.score`, as for the others but `rounds`.
-        templates: likewise.
-        prototypes: likewise; for every score.
-        prompts: likewise; where there are tuned ones, the text alone is evaluated beside them.
-        auto: likewise.
-        seed: likewise.
-        device: likewise.
-        rounds: resamples for the bootstrap intervals.
-        note: likewise.
-        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
+        store: The store, or its folder.
+        truth: A file with the columns path and is_ood (0 or 1) and, if known, label; see `annotations`.
+        only: The scores to evaluate. Empty for all whose names are encoded already: `csp` alone has 415,756 prompts,
+            which take minutes. `note` is called with the scores that are left out.
+        labels: A file with the classes, or their names; None for those last used with this store, else the names of the
+            folders.
+        templates: Prompts with `{}` for the class name, which are averaged; None for `a photo of a {}.`.
+        prototypes: Whether every score compares with class prototypes, too; None to choose it.
+        prompts: Tuned prompts: `auto`, `none`, or their name. The class names alone are evaluated as well.
+        auto: Whether settings are chosen on the data.
+        seed: Random seed for choosing settings.
+        device: Where to compute: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        rounds: How many resamples the bootstrap intervals have.
+        note: Called with a sentence for each choice that the caller did not make.
+        on_progress: Called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
-        UsageError: the truth or the vocabulary can't be used, or the truth knows no OOD, or no ID, image of the store.
+        UsageError: The truth or the vocabulary can't be used, or the truth knows no OOD, or no ID, image of the store.
 
     """
     if not isinstance(store, Store):
@@ -141,7 +142,7 @@ def _ready(store: Store, note: Callable[[str], None]) -> list[str]:
     slow = [name for name in ("neglabel", "csp") if not corpora.are_encoded(store, name)]
     if slow:
         asked = " ".join(f"--score {name}" for name in slow)
-        note(f"left out, as their names are not encoded yet, which takes minutes: {', '.join(slow)}; ask with {asked}")
+        note(f"not evaluated, as encoding their names takes minutes: {', '.join(slow)}; add {asked} to evaluate them")
     return ["auto", *(name for name in scores.names() if name not in slow), "best"]
 
 

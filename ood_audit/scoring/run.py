@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ood_audit.classes import labelled as labelled_images
 from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes import vocabulary as vocabularies
@@ -25,6 +26,7 @@ from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.text import printable
 
 if TYPE_CHECKING:
+    from ood_audit.classes.labelled import Labelled
     from ood_audit.classes.prompts import Prompts
     from ood_audit.classes.prototypes import Prototypes
     from ood_audit.scoring.joining import Joined, Joint, Numbers
@@ -66,6 +68,9 @@ class Scores:
     images: int
     path: Path
     reused: bool
+
+    def __repr__(self) -> str:
+        return f"Scores({self.method!r}, images={self.images}, classes={len(self.vocabulary.names)})"
 
 
 @dataclass(frozen=True)
@@ -117,32 +122,34 @@ def score(
     note: Note = lambda message: None,
     on_progress: Progress = silent,
 ) -> Scores:
-    """Score every readable image; what was scored before and has not changed is taken as it is.
+    """Score every readable image. A score run that is in the store already is reused.
 
     Args:
-        store: a store or its folder.
-        labels: a labels file, or class names; None for those last used with this store, else the folder names.
-        templates: prompts with `{}` for the class name, averaged.
-        method: `auto` for ΔEnergy joined with other evidence, see `scoring.joining`; else a score alone, one of
-            `ood_audit.scoring.scores.names()`, whose negative is `ood_score`; or `best`.
-        temperature: τ; None for the default: chosen on the data, see `auto`, or of the encoder, for ΔEnergy; of the
-            score's source for the others.
-        top_c: how many of the largest similarities ΔEnergy resets; None likewise.
-        reset_to: the value it resets them to; None likewise.
-        background: whether ΔEnergy runs over names of other things too; None likewise (else not).
-        prototypes: whether reference pictures join the text, see `classes.prototypes`; None likewise (else not).
-        novelty: the weight, 0 or more, of how unlike an image is to the rest of the folder, for `auto`; True or None to
-            choose it, False for none.
-        prompts: tuned prompts in place of the text: `auto` for the newest that fit, `none`, or a name.
-        auto: choose what is not given by leaving classes out, see `scoring.selection`.
-        seed: of that choice.
-        device: where the matrix product runs.
-        note: told, in a sentence, what was chosen where the caller did not say.
-        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
+        store: The store, or its folder.
+        labels: A file with the classes, or their names; None for those last used with this store, else the names of the
+            folders.
+        templates: Prompts with `{}` for the class name, which are averaged; None for `a photo of a {}.`.
+        method: `auto` for ΔEnergy joined with other evidence, see `scoring.joining`; one of
+            `ood_audit.scoring.scores.names()`, whose negative is `ood_score`; or `best`, chosen on the data.
+        temperature: The temperature τ of the score; None to choose it.
+        top_c: How many of the largest similarities ΔEnergy resets; None to choose it.
+        reset_to: The cosine that ΔEnergy resets them to; None to choose it.
+        background: Whether the energies of ΔEnergy run over the background names, too; None to choose it.
+        prototypes: Whether class prototypes count beside the class names, see `classes.prototypes`; None to choose it.
+        novelty: How much it counts, for `auto`, that an image is unlike the rest of the folder: a weight of 0 or more;
+            True or None to choose it, False for none.
+        prompts: Tuned prompts in place of the class names: `auto` for the newest that fit, `none`, or their name.
+        auto: Whether what is None is chosen by leaving classes out, see `scoring.selection`; otherwise, and where there
+            is too little data, ΔEnergy takes the settings of the encoder, and other scores those of their source.
+        seed: Random seed for choosing settings.
+        device: Where similarities are computed: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        note: Called with a sentence for each choice that the caller did not make.
+        on_progress: Called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
-        UsageError: the vocabulary or a setting makes no sense. StoreError: no store, or another is writing.
-        OodAuditError: the store holds no readable image.
+        UsageError: The vocabulary or a setting makes no sense.
+        StoreError: There is no store, or another process is writing to it.
+        OodAuditError: The store holds no readable image.
 
     """
     if not isinstance(store, Store):
@@ -162,7 +169,7 @@ def score(
     if total == 0:
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
     if method == "best" and (own := [name for name in ("temperature", "top_c", "reset_to") if name in given]):
-        raise UsageError(f"--score best chooses --{own[0].replace('_', '-')} too; leave that out, or name a score")
+        raise UsageError(f"--score best chooses --{own[0].replace('_', '-')} itself; leave it out, or name a score")
     if novelty is not None and method != "auto":
         raise UsageError(f"--score {printable(method)} has no --novelty; leave one of them out")
     if method not in _CHOSEN:
@@ -179,6 +186,7 @@ def score(
             "seed": seed,
             "prompts": [own_prompts.name, own_prompts.recipe["created"]] if own_prompts else None,
             "vocabulary": chosen.id,
+            "labelled": labelled_images.fingerprint(store),
             "generation": store.generation,
         }
         key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
@@ -246,14 +254,13 @@ def prepare(
     defaults = _defaults(store, encoder)
     duplicate = defaults.pop("duplicate")
     on_progress("reading the features")
-    found, sample = references.collect(
-        store, vocabulary, text, prompts.labelled if prompts else None, defaults, seed=seed
-    )
+    labelled = _labelled(store, vocabulary, prompts, note)
+    found, sample = references.collect(store, vocabulary, text, labelled, defaults, seed=seed)
     # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
     known = not sample.presumed and selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
     can_choose = known or (selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES)
     if auto and "best" in methods and not can_choose:
-        note("settings: the model's own (too little data to choose: 60 images in 6 classes are needed)")
+        note("settings: the model's own (choosing them needs 60 images in 6 classes)")
     has_background = pools.is_available(store, "background")
     pictures = None
     if auto and "auto" in methods and known and found.source == "labelled":
@@ -286,7 +293,6 @@ def prepare(
             if auto and method in ("auto", "delta-energy") and "background" not in given:
                 settings["background"] = has_background
             runs[method] = (function, settings)
-    labelled = prompts.labelled if prompts else None
     needed = set().union(*(scores.inputs(function) for function, _ in runs.values()))
     for name in ("neglabel", "csp"):
         if f"{name}_negatives" in needed:
@@ -317,6 +323,14 @@ def prepare(
     )
 
 
+def _labelled(store: Store, vocabulary: Vocabulary, prompts: "Prompts | None", note: Note) -> "Labelled | None":
+    """The registered images; where there are none, those that the prompts in use were tuned on."""
+    registered = labelled_images.load(store, vocabulary, note)
+    if registered is None:
+        return prompts.labelled if prompts else None
+    return labelled_images.apart_from(registered, prompts.labelled) if prompts else registered
+
+
 def settings_of(
     method: str, function: Callable[..., Any] | None, defaults: dict[str, Any], given: dict[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -331,7 +345,7 @@ def settings_of(
     else:
         own = {**scores.options(function), "prototypes": 0.0}
     if foreign := [f"--{name.replace('_', '-')}" for name in given or {} if name not in own]:
-        raise UsageError(f"the score {method} has no {', '.join(foreign)}; leave that out")
+        raise UsageError(f"the score {method} has no {', '.join(foreign)}; leave it out")
     return {**own, **(given or {})}
 
 
@@ -341,7 +355,7 @@ def _check(temperature: float | None, top_c: int | None, reset_to: float | None,
     if top_c is not None and top_c < 1:
         raise UsageError(f"--top-c {top_c}: choose 1 or more")
     if reset_to is not None and not -1 <= reset_to <= 1:
-        raise UsageError(f"--reset-to {reset_to}: choose between -1 and 1, as cosines are")
+        raise UsageError(f"--reset-to {reset_to}: choose a cosine between -1 and 1")
     if novelty is not None and not 0 <= float(novelty) <= 100:
         raise UsageError(f"--novelty {novelty}: choose auto, on, off, or a weight from 0 to 100")
 

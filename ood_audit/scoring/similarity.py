@@ -211,7 +211,7 @@ def map_chunks(
         yield from _map_on_gpu(batches, target, where, function, left)
         if not left:
             return
-        warn_once(f"out of memory on {where}: it has no room for scoring; going on on the CPU")
+        warn_once(f"out of memory on {where}: it has no room for scoring; continuing on the CPU")
         batches = chain(left, batches)
     yield from _map_on_cpu(_parts(batches, target, CPU), target, function)
 

@@ -168,7 +168,7 @@ def no_room(root: Path, error: OSError) -> str:
     """What to say when a store can't be written to any more."""
     return (
         f"cannot write to the store {printable(str(root))}: {(error.strerror or str(error)).lower()}; "
-        "what was done before is kept, make room and run the same command again"
+        "finished work is kept, free some space and run the same command again"
     )
 
 

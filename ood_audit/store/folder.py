@@ -107,5 +107,5 @@ def span(part: Path) -> tuple[int, int]:
 
     """
     if (match := re.fullmatch(r"part-(\d{8,})(?:-(\d{8,}))?\.parquet", part.name)) is None:
-        raise StoreError(f"{printable(str(part))} is no part of a store; take it away")
+        raise StoreError(f"{printable(str(part))} is not a part of a store; move it elsewhere")
     return int(match[1]), int(match[2] or match[1])

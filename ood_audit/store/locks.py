@@ -69,7 +69,9 @@ def writing(root: Path, what: Literal["images", "scores"], *, wait: float = 0.0)
             raise StoreError(f"{where} is a folder with other things in it; name a new one with --store DIR")
         lock.acquire(timeout=wait)
     except Timeout:
-        raise StoreError(f"{_owner(owner)} is writing to {where}; wait for it, or use another --store") from None
+        raise StoreError(
+            f"{_owner(owner)} is writing to {where}; wait for it to finish, or use another --store"
+        ) from None
     except OSError as error:
         raise StoreError(f"cannot write to the store {where}: {error.strerror or error}") from error
     except NotImplementedError as error:

@@ -203,7 +203,7 @@ def _no_such_source(given: str, known: list[str]) -> str:
     near = [source for source in known if os.path.basename(source) == last]
     near += [by_last[found] for found in difflib.get_close_matches(last, by_last, _NEAR)]
     shown = ", ".join(map(printable, list(dict.fromkeys(near))[:_NEAR]))
-    hint = f"did you mean {shown}?" if shown else "`ood-audit sources` lists those there are"
+    hint = f"did you mean {shown}?" if shown else "`ood-audit sources` lists the sources"
     return f"the store has no source {name}; {hint}"
 
 

@@ -155,7 +155,7 @@ def damaged(what: str) -> StoreError:
 
 def merged() -> StoreError:
     """The error for a part that is no longer there."""
-    return StoreError("parts of the store were merged meanwhile by `ood-audit compact`; run the command again")
+    return StoreError("`ood-audit compact` merged parts of the store in the meantime; run the command again")
 
 
 def _create_views(
@@ -210,14 +210,9 @@ def streaming(
     if not storable(sql) == sql:
         raise UsageError("the query is not valid UTF-8")
     with connect(store) as connection:
-        root = os.path.join(os.path.abspath(store.root), "")
-        connection.execute(f"SET allowed_directories = [{_quoted(root)}]")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
+        root = _confine(connection, store)
         try:
-            statements = connection.extract_statements(sql)
-            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-                raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
+            _check_select(connection, sql)
             statement, odd = (sql, []) if values == "python" else _converting(connection, sql, values)
             result = connection.execute(statement)
         except duckdb.InterruptException:
@@ -227,6 +222,40 @@ def streaming(
                 raise  # a file of the store that can't be read
             raise UsageError(_explain(connection, error)) from error
         yield [column[0] for column in result.description or []], _rows(result, odd if values == "json" else [])
+
+
+def relation(store: StoreFolder, sql: str) -> duckdb.DuckDBPyRelation:
+    """A SELECT as a lazy relation, on a connection of its own that can read the store's files and nothing else.
+
+    Raises:
+        UsageError: the statement is not a SELECT, or DuckDB refuses it.
+
+    """
+    if not storable(sql) == sql:
+        raise UsageError("the query is not valid UTF-8")
+    connection = duckdb.connect(config={"preserve_insertion_order": False})
+    _create_views(connection, store, store.parts, store.current_report, store.current())
+    _confine(connection, store)
+    try:
+        _check_select(connection, sql)
+        return connection.sql(sql)
+    except duckdb.Error as error:
+        raise UsageError(_explain(connection, error)) from error
+
+
+def _confine(connection: duckdb.DuckDBPyConnection, store: StoreFolder) -> str:
+    """Let a connection read the store's files and nothing else; its folder, with a separator at the end."""
+    root = os.path.join(os.path.abspath(store.root), "")
+    connection.execute(f"SET allowed_directories = [{_quoted(root)}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return root
+
+
+def _check_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    statements = connection.extract_statements(sql)
+    if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+        raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
 
 
 def _converting(connection: duckdb.DuckDBPyConnection, sql: str, values: str) -> tuple[str, list[int]]:

@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
@@ -33,7 +33,6 @@ _OUT_OF_MEMORY = (
     "cudnn_status_alloc_failed",
     "alloc fail",
 )
-_log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -81,12 +80,6 @@ def why_unusable(device: torch.device) -> str | None:
             return f"this PyTorch has no kernels for {device} (the GPU is too old or too new for it)"
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"{device} does not work ({printable(lines[0])[:200]})"
-
-
-@lru_cache(maxsize=256)
-def warn_once(message: str) -> None:
-    """Log a warning, once per process. The command line shows it as a note."""
-    _log.warning(message)
 
 
 def _named_device(name: str) -> torch.device:

@@ -213,6 +213,14 @@ def on_pretend_gpus(target, *args):
         target(*args)
 
 
+def features_of(store) -> dict[str, Any]:
+    return {
+        path: feature
+        for batch in iter_features(store)
+        for path, feature in zip(batch.paths.to_pylist(), batch.features, strict=True)
+    }
+
+
 def test_processes_embed_on_gpus_and_this_one_keeps_clear_of_them(many, tmp_path, monkeypatch):
     """It makes no CUDA context. When their GPUs have no room for an image, they go on on the CPU and say so."""
     model = save(tmp_path / "model", MODELS["vit"])
@@ -231,12 +239,8 @@ def test_processes_embed_on_gpus_and_this_one_keeps_clear_of_them(many, tmp_path
     assert dict(+result.counts) == {"added": COUNT, "unreadable": 1}
     assert result.store.encoder.precision == "bf16"
     check_each_once(tmp_path / "gpu")
-    found: list[dict[str, Any]] = [
-        dict(zip(batch.paths.to_pylist(), batch.features, strict=True))
-        for store in (expected, result.store)
-        for batch in iter_features(store)
-    ]
-    assert min(found[0][path] @ found[1][path] for path in found[0]) > 0.999
+    there, here = features_of(result.store), features_of(expected)
+    assert min(there[path] @ here[path] for path in here) > 0.999
     full = "out of memory on {}: it has no room for a single image; going on on the CPU"
     assert sorted(told) == [full.format("cuda:0"), full.format("cuda:1")]
     assert result.notes == told

@@ -141,8 +141,8 @@ def command(
     note(f"report: {result.html}")
     if fail_over is None:
         return 0
-    if found.flags is None:
-        raise OodAuditError("--fail-over needs labelled images; give some: `ood-audit tune --from FOLDER --epochs 0`")
+    if found.flags is None or found.unflagged:
+        raise OodAuditError(f"--fail-over cannot be checked, as {found.unflagged}")
     if (share := found.flags["flagged"] / scores.images) > fail_over:
         note(f"{share:.2%} of the images are flagged, more than --fail-over {fail_over:.2%}")
         return 3

@@ -81,7 +81,7 @@ def gather(
         }
         for row in rows
     ]
-    flags, shift, share = meta["flags"], meta["shift"], meta["ood_share"]
+    flags, shift = meta["flags"], meta["shift"]
     return Page(
         title=f"ood-audit: {name}",
         created=meta["created"],
@@ -90,6 +90,7 @@ def gather(
             ("Score", described(meta["method"], meta["parameters"])),
             ("Prompts", meta["prompts"]),
             *([("Expected AUROC", f"{meta['forecast']:.2f}")] if meta["forecast"] is not None else []),
+            ("Flags", meta["unflagged"] or f"calibrated {flags['calibrated']}"),
             ("Model", meta["model"]),
         ],
         rows=shown,
@@ -105,8 +106,6 @@ def gather(
             covariate=shift["covariate"] if shift else None,
             flagged_covariate=shift["flagged_covariate"] if shift else None,
             false_alarms=flags["expected"] if flags else None,
-            ood_share=share["share"] if share else None,
-            ood_share_range=(share["low"], share["high"]) if share else None,
             label_issues=meta["labels"]["found"],
             duplicate_clusters=meta["duplicates"]["clusters"],
             superfluous_copies=meta["duplicates"]["extra"],

@@ -19,7 +19,7 @@ from tests.test_shift import CLASSES
 images = st.lists(st.tuples(st.integers(-5, 5).map(float), st.integers(-1, 7)), min_size=1, max_size=40)
 
 
-def flag(ood_score, folder_rank, classes, **rule) -> Flags:
+def flag(ood_score, folder_rank, classes=10, **rule) -> Flags:
     found = folders.flag(np.asarray(ood_score, float), np.asarray(folder_rank), classes, **rule)
     assert isinstance(found, Flags), found
     return found
@@ -52,7 +52,7 @@ def test_where_all_images_fit_each_p_value_counts_the_others_that_are_as_ood(val
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.1])
 def test_without_ood_images_false_alarms_are_as_asked(level):
     rng = np.random.default_rng(0)
-    rates = [flag(*drawn(rng, 600, 0), classes=10, false_alarms=level).flagged.mean() for _ in range(30)]
+    rates = [flag(*drawn(rng, 600, 0), false_alarms=level).flagged.mean() for _ in range(30)]
     assert level / 2 <= np.mean(rates) <= 1.5 * level
 
 

@@ -125,6 +125,8 @@ def command(
         )
     print_rows(COLUMNS, [[row[column] for column in COLUMNS] for row in result.rows], format)
     scores = result.scores
+    if scores.doubt:
+        note(scores.doubt)
     by = described(scores.method, scores.parameters) + (" (as scored before)" if scores.reused else "")
     note(f"{scores.images} images against {len(scores.vocabulary.classes)} classes by {by}")
     if scores.references and scores.parameters["prototypes"]:

@@ -97,6 +97,7 @@ def gather(
         histogram=ranking.histogram(db),
         cut=next((row["ood_score"] for i, row in enumerate(reversed(rows)) if row["rank"] == len(rows) - i), None),
         listed=total,
+        doubt=meta["doubt"],
         scored=meta["scored"],
         unreadable=ranking.unreadable(db, LIMIT),
         unreadable_count=meta["unreadable"],

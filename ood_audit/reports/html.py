@@ -69,6 +69,7 @@ class Page:
             0 … 1).
         histogram: (low, high, count) of `ood_score`, over all images.
         cut: `ood_score` of the last image that is listed for its rank.
+        doubt: a sentence where the encoder seems not to know the classes, shown first.
         listed: how many images are listed in all; by default as many as there are rows.
         scored: the number of all images that have a score.
         unreadable: (path, error), the first of them.
@@ -100,6 +101,7 @@ class Page:
     map_points: list[tuple[float, float, str, int]] = field(default_factory=list)
     next_steps: list[tuple[str, str]] = field(default_factory=list)
     listed: int | None = None
+    doubt: str = ""
 
 
 def render(page: Page) -> str:

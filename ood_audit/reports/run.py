@@ -197,6 +197,7 @@ def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: di
         "method": scores.method,
         "parameters": scores.parameters,
         "prompts": scores.prompts,
+        "doubt": scores.doubt,
         "forecast": scores.forecast,
         "references": scores.references,
         "flags": decided.flags,

@@ -51,6 +51,7 @@ class Scores:
     Attributes:
         parameters: the settings in use; for `best` also the `score` that was chosen.
         prompts: the name of the tuned prompts, or `none`.
+        doubt: a sentence where the encoder seems not to know the classes, see `scoring.knows`; else "".
         forecast: the AUROC to expect on this data, where the settings were chosen on images in class folders or
             labelled ones; see `scoring.selection`.
         references: where the pictures of the classes are from and how many they are, if they were used.
@@ -63,6 +64,7 @@ class Scores:
     method: str
     parameters: dict[str, Any]
     prompts: str
+    doubt: str
     forecast: float | None
     references: dict[str, Any] | None
     images: int
@@ -80,6 +82,7 @@ class Plan:
         delta: the settings of the columns delta_energy and energy where the method is another.
         parts: of the store, so that every pass over the features reads the same images.
         joint: for `auto`, what its evidence is joined from.
+        doubt: a sentence where the encoder seems not to know the classes, else "".
         forecasts: by method, where its settings were chosen on images whose class is known.
         sharpness: the temperature at which the softmax of the similarities is a probability; see `references`.
         calibration: labelled images that nothing was learned from but prototypes that do not score them.
@@ -93,6 +96,7 @@ class Plan:
     delta: dict[str, Any]
     parts: list[Path]
     joint: "Joint | None"
+    doubt: str
     forecasts: dict[str, float]
     sharpness: float
     calibration: "Calibration | None"
@@ -205,6 +209,7 @@ def score(
         method=method,
         parameters=found["parameters"],
         prompts=own_prompts.name if own_prompts else "none",
+        doubt=found["doubt"],
         forecast=found["forecast"],
         references=found["references"],
         images=total,
@@ -230,7 +235,7 @@ def prepare(
 
     from ood_audit.classes import pools, prototypes
     from ood_audit.encoders.device import choose_device
-    from ood_audit.scoring import joining, references, selection
+    from ood_audit.scoring import joining, knows, references, selection
     from ood_audit.scoring.similarity import Target
 
     torch.manual_seed(seed)
@@ -291,6 +296,8 @@ def prepare(
         pool("background")
     elif others := loaded.pop("background", None):
         loaded["background"] = others.thinned(_OTHERS)  # for the column `lead`
+    names = loaded["background"].negatives if any(s.get("background") for _, s in runs.values()) else None
+    doubt = knows.doubt(sample.features, text, names, defaults["temperature"])
     # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
     unwanted = given.get("prototypes") == 0
     target = Target(text, found, [] if unwanted else prototypes.fit_folds(found, text), loaded)
@@ -305,6 +312,7 @@ def prepare(
         delta=settings_of("delta-energy", None, defaults),
         parts=parts,
         joint=joint,
+        doubt=knows.sentence(doubt, vocabulary.names) if doubt else "",
         forecasts=forecasts,
         sharpness=references.sharpness(sample, text),
         calibration=references.apart(store, found, labelled, text) if labelled else None,
@@ -369,6 +377,7 @@ def _found(plan: Plan, method: str, joined: "Joined | None") -> dict[str, Any]:
     return {
         "parameters": parameters,
         "neighbours": None if joined is None else joined.neighbours,
+        "doubt": plan.doubt,
         "forecast": plan.forecasts.get(method),
         "references": {"source": used.source, "images": len(used.labels)} if used else None,
         "calibration": _calibration(plan, method),

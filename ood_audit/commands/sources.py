@@ -31,9 +31,7 @@ def command(forget: tuple[str, ...], dry_run: bool, store: str, format: str) -> 
     print_rows([field.name for field in fields(sources.Source)], map(astuple, found), format)
     images = sum(source.images + source.unreadable for source in found)
     if forget:
-        note(
-            f"images {'that would be ' if dry_run else ''}removed from the store: {images}; their files are unchanged"
-        )
+        note(f"images {'that would be ' if dry_run else ''}removed from the store: {images}; their files are unchanged")
     elif missing := [source for source in found if source.is_missing]:
         note(
             f"missing or empty: {len(missing)} of {len(found)} sources; embed the places they moved to, "

@@ -175,7 +175,8 @@ def warm_up() -> None:
     Image.init()
     for name in cli.COMMANDS:
         cli.cli.get_command(None, name)  # type: ignore[arg-type]
-    for name in ("embedding", "engines.local", "reports", "reports.html", "tuning.tune", "audit.quarantine", "scoring"):
+    modules = ("embedding.run", "embedding.local", "reports.run", "reports.html", "tuning.tune", "actions.quarantine")
+    for name in (*modules, "scoring.run", "store.compaction"):
         __import__(f"ood_audit.{name}")
     encoder = clip.load_encoder("starter", device="cpu")
     for name in ("load_encoder", "load_same_encoder"):

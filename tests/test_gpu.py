@@ -375,6 +375,7 @@ def test_embedding_goes_on_on_the_cpu(gpu, model, colours, store, tmp_path, capl
     expected, found = features_of(store), features_of(result.store)
     assert min(expected[path] @ found[path] for path in found) > 0.9999
     assert [CPU_WORDS in message for message in caplog.messages] == [True]
+    assert result.notes == caplog.messages
 
 
 def test_a_model_that_does_not_fit_is_loaded_on_the_cpu(gpu, model, caplog):

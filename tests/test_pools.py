@@ -282,6 +282,18 @@ def test_a_slow_text_tower_begins_with_the_coarse_names(small, store, monkeypatc
     assert len(notes) == 2
 
 
+def test_a_text_tower_that_is_not_slow_encodes_all_names_after_an_interruption(small, store, monkeypatch):
+    monkeypatch.setattr(background, "COARSE", 50)
+    with pytest.raises(KeyboardInterrupt):
+        load(store, "background", Interrupted())
+    assert background.known(store, background.CORPORA["background"]()) == 250  # the coarse names, and two parts
+    notes: list[str] = []
+    encoder: Any = WordSums()
+    pool = pools.load(store, VOCABULARY, "background", lambda: encoder, note=notes.append)
+    assert pool.names == background.CORPORA["background"]().names
+    assert notes == []
+
+
 def test_stores_share_what_one_of_them_encoded(small, store, tmp_path):
     load(store, "background", WordSums())
     other = Store(tmp_path / "other", store.encoder)

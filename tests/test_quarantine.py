@@ -762,7 +762,7 @@ def test_only_one_at_a_time(audited):
 
 LOOP = """
 import sys
-from ood_audit.audit import quarantine
+from ood_audit.actions import quarantine
 if sys.argv[1] == "undo":
     quarantine.restore(sys.argv[2])
 else:

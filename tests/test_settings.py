@@ -471,7 +471,7 @@ def test_few_labelled_images_beside_fewer_others(made):
 
 def test_a_report_on_scored_images_needs_no_torch(made, monkeypatch):
     """With prompts, a choice and a background in use; in a process of its own."""
-    from tests.conftest import run_cli
+    from tests.conftest import run_process
 
     store = made(8, 100)
     save_prompts(store, "mine")
@@ -482,11 +482,11 @@ def test_a_report_on_scored_images_needs_no_torch(made, monkeypatch):
     )
     path = f"{store.root}:{ood_audit.__path__[0]}/.."
     options = ["--top", 2, "--background", "on"]
-    done = run_cli("report", "--store", store.root, *options, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
+    done = run_process("report", "--store", store.root, *options, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
     assert done.returncode == 0, done.stderr
     assert "(as scored before)" in done.stderr
     assert "prompts: mine, as tuned" in done.stderr
-    other = run_cli("report", "--store", store.root, "--top-c", 4, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
+    other = run_process("report", "--store", store.root, "--top-c", 4, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
     assert "torch" in other.stderr  # the block holds: to score anew needs it
 
 

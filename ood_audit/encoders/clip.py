@@ -35,12 +35,12 @@ from ood_audit.encoders.device import (
     release_memory,
     stack,
     to_device,
-    warn_once,
     worker_count,
 )
 from ood_audit.encoders.folding import fold_batch_norm
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.encoders.registry import ModelSource, find_model, score_defaults
+from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import EncoderError, UsageError
 from ood_audit.images.decode import Pixels
 from ood_audit.text import printable

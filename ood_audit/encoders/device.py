@@ -1,7 +1,6 @@
 """Everything that depends on the device: choosing it, its precision, and moving data to it."""
 
 import copy
-import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
@@ -26,7 +26,6 @@ _OUT_OF_MEMORY = (
     "cudnn_status_alloc_failed",
     "alloc fail",
 )
-_log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -74,12 +73,6 @@ def why_unusable(device: torch.device) -> str | None:
             return f"this PyTorch has no kernels for {device} (the GPU is too old or too new for it)"
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"{device} does not work ({printable(lines[0])[:200]})"
-
-
-@lru_cache(maxsize=256)
-def warn_once(message: str) -> None:
-    """Log a warning, once per process. The command line shows it as a note."""
-    _log.warning(message)
 
 
 def _named_device(name: str) -> torch.device:

@@ -20,7 +20,6 @@ from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.scoring import metrics, scores
-from ood_audit.scoring.joining import Evidence
 from ood_audit.scoring.run import Plan, described, evidence_of, joined_with, name_of, prepare
 from ood_audit.scoring.similarity import Chunk, map_chunks
 from ood_audit.store import DEFAULT_STORE, Store, open_store
@@ -162,7 +161,7 @@ def _scored(
 ) -> tuple[list[str], list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """The ids and paths of all images; by method their ood_score, and the class they are nearest to."""
 
-    joint = plan.joint is not None and "auto" in plan.runs
+    joint = (plan.joint is not None or plan.pictures is not None) and "auto" in plan.runs
 
     def compute(chunk: Chunk) -> tuple[list[str], list[str], list[NDArray[Any]], list[NDArray[Any]], Any]:
         runs = plan.runs.values()
@@ -183,8 +182,7 @@ def _scored(
         dict(zip(plan.runs, map(np.concatenate, zip(*parts, strict=True)), strict=True)) for parts in (values, nearest)
     ]
     if joint:
-        standing, outside = (np.concatenate(parts) for parts in zip(*evidence, strict=True))
-        own = Evidence(joined[0]["auto"], standing, outside, plan.runs["auto"][1]["temperature"])
+        own = [joined[0]["auto"], *(np.concatenate(parts) for parts in zip(*evidence, strict=True))]
         together = joined_with(store, plan, "auto", own, counting(on_progress, "comparing with the folder"))
         joined[0]["auto"] = together.ood_score
     return list(chain.from_iterable(ids)), list(chain.from_iterable(paths)), joined[0], joined[1]

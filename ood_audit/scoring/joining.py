@@ -113,6 +113,7 @@ class Joined:
         unlike: (N,) which evidence speaks, a place in `UNLIKE`.
         weight: of novelty; 0 where it would not help.
         neighbours: how many images the neighbours are taken from.
+        calibration: (M,) the ood_score of the calibration images; None without any.
 
     """
 
@@ -121,6 +122,7 @@ class Joined:
     unlike: NDArray[np.int8]
     weight: float
     neighbours: int
+    calibration: Numbers | None = None
 
 
 def quantiles(values: Numbers) -> Numbers:

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from ood_audit.classes.labelled import Labelled
     from ood_audit.classes.prompts import Prompts
     from ood_audit.classes.prototypes import Prototypes
-    from ood_audit.scoring.joining import Evidence, Joined, Joint
+    from ood_audit.scoring.joining import Joined, Joint, Numbers
+    from ood_audit.scoring.pictures import Pictures
     from ood_audit.scoring.references import Calibration
     from ood_audit.scoring.similarity import Chunk, Target
 
 Note = Callable[[str], None]
 _CHOSEN = ("auto", "delta-energy", "best")  # methods whose settings are chosen on the data
-_FORMAT = 6  # of the files: scores with other columns, or without their prototypes, are not taken up
+_FORMAT = 7  # of the files: scores with other columns, or without their prototypes, are not taken up
 _OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 _MOST_KNOWN = 1000
 _NEIGHBOURS = 512  # compared with all names at a time
@@ -81,7 +82,8 @@ class Plan:
         runs: by method, its function and its settings.
         delta: the settings of the columns delta_energy and energy where the method is another.
         parts: of the store, so that every pass over the features reads the same images.
-        joint: for `auto`, what its evidence is joined from.
+        joint: for `auto` where nothing is labelled, what its evidence is joined from.
+        pictures: for `auto` where images are labelled, what its evidence is joined from.
         forecasts: by method, where its settings were chosen on the data.
         sharpness: the temperature at which the softmax of the similarities is a probability; see `references`.
         calibration: labelled images that nothing was learned from but prototypes that do not score them.
@@ -94,6 +96,7 @@ class Plan:
     delta: dict[str, Any]
     parts: list[Path]
     joint: "Joint | None"
+    pictures: "Pictures | None"
     forecasts: dict[str, float]
     sharpness: float
     calibration: "Calibration | None"
@@ -234,6 +237,7 @@ def prepare(
     from ood_audit.classes import pools, prototypes
     from ood_audit.encoders.device import choose_device
     from ood_audit.scoring import joining, references, selection
+    from ood_audit.scoring import pictures as labelled_pictures
     from ood_audit.scoring.similarity import Target
 
     torch.manual_seed(seed)
@@ -258,6 +262,12 @@ def prepare(
     if auto and "best" in methods and not can_choose:
         note("settings: the model's own (choosing them needs 60 images in 6 classes)")
     has_background = pools.is_available(store, "background")
+    pictures = None
+    if auto and "auto" in methods and known and found.source == "labelled":
+        by_hand = text if prompts is None else vocabularies.cached_features(store, vocabulary, encoder)
+        pictures = labelled_pictures.Pictures(labelled_pictures.gain_of(found, by_hand), duplicate)
+        if given.get("prototypes") == 0:
+            pictures = replace(pictures, gain=0.0)
     runs, forecasts = {}, {}
     for method in methods:
         if auto and (known if method in ("auto", "delta-energy") else method == "best" and can_choose):
@@ -305,6 +315,7 @@ def prepare(
         delta=settings_of("delta-energy", None, defaults),
         parts=parts,
         joint=joint,
+        pictures=pictures,
         forecasts=forecasts,
         sharpness=references.sharpness(sample, text),
         calibration=references.apart(store, found, labelled, text) if labelled else None,
@@ -363,14 +374,17 @@ def _found(plan: Plan, method: str, joined: "Joined | None") -> dict[str, Any]:
     function, settings = plan.runs[method]
     used = plan.target.references
     parameters = {"score": name_of(function), **settings} if method == "best" else dict(settings)
-    if joined is not None:
-        parameters["novelty"] = round(joined.weight, 3)
+    by_neighbours = joined if plan.joint is not None else None
+    if by_neighbours is not None:
+        parameters["novelty"] = round(by_neighbours.weight, 3)
+    if plan.pictures is not None:
+        parameters["pictures"] = round(plan.pictures.gain, 3)
     return {
         "parameters": parameters,
-        "neighbours": None if joined is None else joined.neighbours,
+        "neighbours": None if by_neighbours is None else by_neighbours.neighbours,
         "forecast": plan.forecasts.get(method),
         "references": {"source": used.source, "images": len(used.labels)} if used else None,
-        "calibration": _calibration(plan, method),
+        "calibration": _calibration(plan, method, joined),
         "lead_of_unknown": _lead_of_unknown(plan),
     }
 
@@ -383,7 +397,7 @@ def described(method: str, parameters: dict[str, Any]) -> str:
     for name, value in parameters.items():
         if isinstance(value, bool):
             words += [name] if value else []
-        elif name != "score" and (name not in ("prototypes", "novelty") or value):
+        elif name != "score" and (name not in ("prototypes", "novelty", "pictures") or value):
             shown = f"{value:g}" if isinstance(value, (int, float)) else value  # others' scores may have words
             words.append(f"{symbols.get(name, name)} = {shown}")
     return ", ".join(words)
@@ -410,7 +424,7 @@ def _write(
     labels = pa.array(vocabulary.names)
     class_of = lru_cache(maxsize=65_536)(vocabulary.class_of)
     columns = partial(_columns, plan=plan, method=method, labels=labels, class_of=class_of)
-    if plan.joint is None:
+    if plan.joint is None and plan.pictures is None:
         _stream(store, path, plan, columns, device, total, schema.SCORES, counting(on_progress, "scoring"))
         return None
     first = path.with_name(path.name.removesuffix(".tmp") + ".first.tmp")
@@ -471,12 +485,11 @@ def _join(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ood_audit.scoring.joining import UNLIKE, Evidence
+    from ood_audit.scoring.joining import UNLIKE
 
-    read = pq.read_table(first, columns=["ood_score", "standing", "outside"])
-    energy, standing, outside = (read[name].to_numpy().astype(np.float64) for name in read.column_names)
-    temperature = float(plan.runs[method][1]["temperature"])
-    joined = joined_with(store, plan, method, Evidence(energy, standing, outside, temperature), on_progress)
+    read = pq.read_table(first, columns=["ood_score", "evidence_1", "evidence_2"])
+    evidence = [read[name].to_numpy().astype(np.float64) for name in read.column_names]
+    joined = joined_with(store, plan, method, evidence, on_progress)
     start = 0
     with pq.ParquetFile(first) as file, pq.ParquetWriter(path, schema.SCORES, **schema.PARQUET) as writer:
         for group in range(file.num_row_groups):
@@ -485,9 +498,10 @@ def _join(
             start = rows.stop
             own = {
                 "ood_score": pa.array(joined.ood_score[rows].astype(np.float32)),
-                "novelty": pa.array(joined.novelty[rows].astype(np.float32)),
-                "unlike": pa.DictionaryArray.from_arrays(joined.unlike[rows].astype(np.int32), list(UNLIKE)),
             }
+            if plan.joint is not None:
+                own["novelty"] = pa.array(joined.novelty[rows].astype(np.float32))
+                own["unlike"] = pa.DictionaryArray.from_arrays(joined.unlike[rows].astype(np.int32), list(UNLIKE))
             columns = [own[name] if name in own else table[name] for name in schema.SCORES.names]
             writer.write_table(pa.table(columns, schema.SCORES))
     return joined
@@ -497,19 +511,33 @@ def joined_with(
     store: Store,
     plan: Plan,
     method: str,
-    evidence: "Evidence",
+    evidence: "Sequence[Numbers]",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> "Joined":
-    """Join evidence about all images, see `joining.join`; computes that about a sample of neighbours where need be."""
+    """Join evidence about all images, see `scoring.joining` and `scoring.pictures`.
+
+    Args:
+        store: the store that is scored.
+        plan: a plan with a `joint` or with `pictures`.
+        method: the score of the plan.
+        evidence: (N,) float64 each: the ood_score by the score alone, and what `evidence_of` gives.
+        on_progress: called with the number of images compared with their neighbours, and of all images.
+
+    """
     import numpy as np
 
     from ood_audit.scoring.joining import Evidence, join
     from ood_audit.scoring.similarity import chunk_of
     from ood_audit.store.parts import iter_features
 
+    if plan.pictures is not None:
+        return _joined_by_pictures(plan, method, evidence)
     joint = plan.joint
     assert joint is not None  # noqa: S101  the caller has asked
-    of_neighbours = evidence
+    temperature = float(plan.runs[method][1]["temperature"])
+    energy, standing, outside = evidence
+    own = Evidence(energy, standing, outside, temperature)
+    of_neighbours = own
     if not joint.is_whole:
         found = []
         for start in range(0, len(joint.neighbours), _NEIGHBOURS):
@@ -517,15 +545,39 @@ def joined_with(
             chunk = chunk_of([""] * len(features), features, plan.target)
             found.append((_raw(chunk, plan, method), *evidence_of(chunk, plan, method)))
         energy, standing, outside = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        of_neighbours = Evidence(energy, standing, outside, evidence.temperature)
+        of_neighbours = Evidence(energy, standing, outside, temperature)
     images = (batch.features for batch in iter_features(store, parts=plan.parts))
-    return join(joint, evidence, of_neighbours, images, on_progress)
+    return join(joint, own, of_neighbours, images, on_progress)
 
 
-def evidence_of(chunk: "Chunk", plan: Plan, method: str) -> "tuple[Any, Any]":
-    """`standing` and `outside` of a chunk, see `joining`."""
+def _joined_by_pictures(plan: Plan, method: str, evidence: "Sequence[Numbers]") -> "Joined":
+    """Join evidence by `scoring.pictures`; also that about the calibration images."""
+    import numpy as np
+
+    from ood_audit.scoring.joining import Joined
+    from ood_audit.scoring.pictures import PictureEvidence, join
+    from ood_audit.scoring.similarity import chunk_of
+
+    assert plan.pictures is not None  # noqa: S101  the caller has asked
+    of_images = PictureEvidence(*evidence)
+    of_calibration = None
+    if plan.calibration is not None:
+        apart = plan.calibration
+        chunk = chunk_of(apart.names, apart.features, apart.target(plan.target))
+        known = PictureEvidence(_raw(chunk, plan, method), *evidence_of(chunk, plan, method))
+        of_calibration = join(plan.pictures, of_images, known)
+    count = len(of_images.energy)
+    nothing = np.full(count, np.nan), np.zeros(count, np.int8)
+    return Joined(join(plan.pictures, of_images), *nothing, 0.0, 0, of_calibration)
+
+
+def evidence_of(chunk: "Chunk", plan: Plan, method: str) -> "tuple[Numbers, Numbers]":
+    """What is joined with the score of a chunk, (N,) float64 each: see `scoring.joining` and `scoring.pictures`."""
     from ood_audit.scoring import joining
+    from ood_audit.scoring import pictures as labelled_pictures
 
+    if plan.pictures is not None:
+        return labelled_pictures.evidence_of(chunk, plan.pictures)
     settings = plan.runs[method][1]
     assert plan.joint is not None  # noqa: S101  the caller has asked
     return joining.evidence_of(chunk, plan.joint, settings["temperature"], settings["background"])
@@ -543,8 +595,8 @@ def _columns_and_evidence(
     import pyarrow as pa
 
     own = dict(zip(schema.SCORES.names, columns(chunk), strict=True))
-    standing, outside = evidence_of(chunk, plan, method)
-    return [*(own[name] for name in schema.EVIDENCE.names[:-2]), pa.array(standing), pa.array(outside)]
+    evidence = evidence_of(chunk, plan, method)
+    return [*(own[name] for name in schema.EVIDENCE.names[:-2]), *map(pa.array, evidence)]
 
 
 def _keep_prototypes(path: Path, plan: Plan, method: str) -> None:
@@ -646,7 +698,7 @@ def _given(chunk: "Chunk", plan: Plan, class_of: Callable[[str], int | None]) ->
     return given
 
 
-def _calibration(plan: Plan, method: str) -> dict[str, Any] | None:
+def _calibration(plan: Plan, method: str, joined: "Joined | None") -> dict[str, Any] | None:
     """How the calibration images score: ood_score, and distance beside the class they are of."""
     if plan.calibration is None:
         return None
@@ -657,8 +709,9 @@ def _calibration(plan: Plan, method: str) -> dict[str, Any] | None:
     function, settings = plan.runs[method]
     nearest = chunk.largest(settings["prototypes"], 1)[1][:, 0]
     distance = 1 - chunk.to_prototypes.gather(1, nearest[:, None])[:, 0]
+    score = -chunk.raw(function, settings) if joined is None or joined.calibration is None else joined.calibration
     return {
-        "ood_score": (-chunk.raw(function, settings)).tolist(),
+        "ood_score": score.tolist(),
         "distance": distance.tolist(),
         "label": own.labels.tolist(),
         "predicted": nearest.tolist(),

@@ -23,9 +23,9 @@ from ood_audit.encoders.device import (
     forward_threads,
     is_out_of_memory,
     release_memory,
-    warn_once,
     worker_count,
 )
+from ood_audit.encoders.warn import warn_once
 from ood_audit.scoring import scores
 from ood_audit.store import Store
 from ood_audit.store.parts import FeatureBatch, iter_features

@@ -20,5 +20,5 @@ _OWN = [  # what a score says about an image by itself
     ("lead", pa.float32()),
 ]
 SCORES = pa.schema([*_OWN, ("novelty", pa.float32()), ("unlike", WORD)])
-EVIDENCE = pa.schema([*_OWN, ("standing", pa.float64()), ("outside", pa.float64())])  # a file that is not kept
+EVIDENCE = pa.schema([*_OWN, ("evidence_1", pa.float64()), ("evidence_2", pa.float64())])  # a file that is not kept
 PARQUET = {"compression": "zstd", "use_dictionary": ["label", "label_2", "given_label"]}

@@ -4,15 +4,21 @@ A part lies between `<!-- begin: NAME -->` and `<!-- end: NAME -->`, in the READ
 """
 
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
 from ood_audit.cli import COMMANDS
 from tests.conftest import ROOT, run_cli
+from tests.test_page import CHROMIUM
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 CLI = ROOT / "docs" / "cli.md"
+PICTURE = ROOT / "docs" / "report.png"
 QUERY = (
     "SELECT label, count(*) AS images, max(ood_score) AS worst FROM report GROUP BY label ORDER BY worst DESC LIMIT 3"
 )
@@ -30,11 +36,15 @@ SHOWN = {  # run in this order, in one folder with the examples in it
 }
 
 
-def audit() -> dict[str, str]:
-    """The outputs of the commands in `SHOWN`, and the views."""
+def audit(picture: Path | None = None) -> dict[str, str]:
+    """The outputs of the commands in `SHOWN`, and the views; `picture` is where to draw the page of the report."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "examples").symlink_to(ROOT / "examples")
-        shown = {name: _shown(command, Path(folder)) for name, command in SHOWN.items()}
+        shown = {}
+        for name, command in SHOWN.items():
+            shown[name] = _shown(command, Path(folder))
+            if name == "report" and picture is not None:
+                draw(Path(folder) / ".ood-audit" / "reports" / "latest" / "report.html", picture)
         columns = run_cli("query", COLUMNS, "--format", "csv", cwd=Path(folder)).stdout.splitlines()[1:]
         rows = [re.match(r'(\w+),"?(.*?)"?$', line) for line in columns]
         shown["views"] = "| view | columns |\n|---|---|\n" + "\n".join(
@@ -61,6 +71,23 @@ def _shown(command: list[str], folder: Path) -> str:
     return f"```text\n$ ood-audit {typed}\n{printed}\n```"
 
 
+def draw(page: Path, picture: Path) -> None:
+    """Draw the top of a page in an installed Chromium; without one the old picture stays."""
+    executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if executable is None:
+        print(f"no Chromium is installed: {picture} is as it was")
+        return
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        window = browser.new_page(viewport={"width": 960, "height": 1215}, color_scheme="light")
+        window.goto(page.as_uri())
+        window.screenshot(path=picture)
+        browser.close()
+    with Image.open(picture) as drawn:
+        small = drawn.convert("RGB").quantize(256)
+    small.save(picture, optimize=True)
+
+
 def parts(text: str) -> list[str]:
     """The names of the generated parts of a page."""
     return re.findall(r"<!-- begin: ([\w-]+) -->", text)
@@ -85,5 +112,5 @@ def write(pages: list[Path], make: Callable[[], dict[str, str]]) -> None:
 
 
 if __name__ == "__main__":
-    write(PAGES, audit)
+    write(PAGES, lambda: audit(PICTURE))
     write([CLI], lambda: {"help": reference()})

@@ -288,7 +288,7 @@ def test_ray_is_silent(many, tmp_path):  # noqa: F811
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 added, 0 unchanged, 0 changed, 0 removed, 0 unreadable; ")
     assert done.stdout.count("\n") == 1
-    model, preprocessing = done.stderr.splitlines()
+    model, preprocessing, _ = done.stderr.splitlines()
     assert model.startswith("model: starter (CLIP (EfficientNet), gelu, 384 dimensions), fp32 on ")
     assert model.endswith(" of a Ray cluster")
     assert preprocessing.startswith("preprocessing: ")

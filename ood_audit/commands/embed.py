@@ -76,6 +76,8 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
     click.echo(f"{counts}{files}; {result.seconds:.1f} s")
     if result.counts["unreadable"]:
         note("to list the unreadable files: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
+    if any(result.counts[outcome] for outcome in ("added", "changed", "moved", "removed")):
+        note("next: ood-audit report" + ("" if result.store.current() else " --labels classes.txt"))
 
 
 def _announce(encoder: Any) -> None:

@@ -135,7 +135,9 @@ def command(
     stopped = "interrupted; kept the best so far, " if found.interrupted else ""
     note(f"{stopped}epoch {found.epoch} of {len(found.history) - 1}")
     note(f"prompts: {result.name}, from {result.images} labelled images of {result.classes} classes ({result.path})")
-    if not result.improved:
+    if result.improved:
+        note("next: ood-audit report")
+    else:
         note("warning: the held-out figures are worse than before; reports use these prompts only with --prompts NAME")
     if found.interrupted:
         click.get_current_context().exit(130)

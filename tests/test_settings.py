@@ -208,7 +208,7 @@ def report(store, *options):
         (["--top-c", "2.5"], "'2.5' is neither a whole number nor 'auto'"),
         (["--top-c", ""], "neither a whole number nor 'auto'"),
         (["--top-c", "0"], "choose 1 or more"),
-        (["--reset-to", "2"], "choose between -1 and 1"),
+        (["--reset-to", "2"], "choose a cosine between -1 and 1"),
         (["--reset-to", "low"], "'low' is neither a number nor 'auto'"),
         (["--background", "yes"], "'yes' is not one of"),
         (["--seed", "-1"], "-1 is not in the range"),

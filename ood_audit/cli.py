@@ -20,7 +20,7 @@ COMMANDS = {
     "embed": "Embed images and sync the store with their sources.",
     "import": "Make a store of image features computed elsewhere.",
     "labels": "Suggest class names, and register labelled images.",
-    "tune": "Tune prompts on labelled images.",
+    "tune": "Tune on labelled images.",
     "report": "Rank the images by how little they belong, and write a report.",
     "query": "Run SQL over the store.",
     "evaluate": "Measure every score against known answers.",

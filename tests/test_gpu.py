@@ -298,7 +298,7 @@ def test_tune(gpu, store, loss):
     gpu.calls.clear()
     found = ood_audit.tune(store, settings=settings, name="gpu", device="cuda").tuned
     assert gpu.calls["aten.embedding.default"] > 0
-    np.testing.assert_allclose(found.context, expected.context, atol=1e-4)
+    np.testing.assert_allclose(found.learned, expected.learned, atol=1e-4)
     assert found.epoch == expected.epoch
     report = ood_audit.report(store, device="cuda", auto=False, prompts="gpu")
     assert report.scores.prompts == "gpu"
@@ -451,7 +451,7 @@ def test_tuning_is_halved_and_then_done_on_the_cpu(gpu, model, caplog, largest, 
     gpu.largest = largest
     encoder.text_limit = 16  # few classes: or several halvings would change nothing
     found = fit(features, labels, classes, encoder, settings)
-    np.testing.assert_allclose(found.context, expected.context, atol=1e-4)
+    np.testing.assert_allclose(found.learned, expected.learned, atol=1e-4)
     assert (encoder.device.type, bool(caplog.messages)) == (("cuda", False) if on_gpu else ("cpu", True))
 
 

@@ -189,7 +189,7 @@ def test_fit(encoder, labelled):
     assert [f.epoch for f in tuned.history] == [0, 1, 2, 3]
     assert tuned.after in tuned.history
     assert tuned.class_features.shape == (5, 384)
-    assert tuned.class_features.dtype == tuned.context.dtype == np.float32
+    assert tuned.class_features.dtype == tuned.learned.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(tuned.class_features, axis=1), 1, atol=1e-5)
     for name, value in encoder._model.state_dict().items():
         assert torch.equal(value, before[name]), name

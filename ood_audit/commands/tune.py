@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,7 +33,18 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
     metavar="FILE",
     help="Register a CSV, JSON or Parquet file first: path (of an image in the store), label.",
 )
-@click.option("--loss", type=click.Choice(["ebm", "coop"]), default="ebm", show_default=True, help="Training loss.")
+@click.option(
+    "--method",
+    type=click.Choice(["residual", "prompt"]),
+    default="prompt",
+    show_default=True,
+    help="What to learn: the words in front of the class names (prompt), or a residual added to each class feature.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(["ebm", "coop"]),
+    help="Training loss.  [default: ebm; coop with --method residual]",
+)
 @click.option(
     "--ebm",
     type=click.Choice(["renormalised", "literal"]),
@@ -47,14 +59,12 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
     "--context-vectors",
     type=int,
     metavar="N",
-    help="Number of learned vectors.  [default: as many as --init has tokens]",
+    help="Number of learned vectors of prompts.  [default: as many as --init has tokens]",
 )
 @click.option(
     "--init",
-    default="a photo of a",
-    show_default=True,
     metavar="WORDS",
-    help="Words that training starts from, or random.",
+    help="Words that prompts start from, or random.  [default: a photo of a]",
 )
 @click.option("--epochs", type=int, metavar="N", help="Maximum number of epochs.")
 @click.option("--lr", type=float, help="Learning rate.")
@@ -68,7 +78,9 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
     help="Elements to mask: random ones, those with the largest products (top), or all others (keep).  "
     "[default: random; top with --ebm literal]",
 )
-@click.option("--pull", type=float, help="How strongly the prompts are pulled towards the hand-written one.")
+@click.option(
+    "--pull", type=float, help="How strongly the class features are pulled towards those of the hand-written prompt."
+)
 @click.option(
     "--prototypes/--no-prototypes",
     default=True,
@@ -76,7 +88,7 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
     help="Whether reports with these prompts compare images with class prototypes, too.",
 )
 @click.option("--seed", type=SEED, metavar="N", default=0, show_default=True, help="Random seed.")
-@click.option("--name", metavar="NAME", help="Name of the prompts.  [default: the loss and the time]")
+@click.option("--name", metavar="NAME", help="Name of the prompts.  [default: the method or loss, and the time]")
 @device_option
 @format_option
 def command(
@@ -86,13 +98,17 @@ def command(
     folder: str | None,
     annotations: str | None,
     shots: str,
-    init: str,
+    method: str,
+    init: str | None,
     prototypes: bool,
     name: str | None,
     device: str,
     **options: Any,
 ) -> None:
-    """Tune prompts on labelled images: learn the words in front of the class names.
+    """Tune on labelled images: learn the words in front of the class names, or a residual on the class features.
+
+    A residual (--method residual) is learned from stored features, so that it works for imported vectors as well.
+    Either is kept under a name that --prompts takes.
 
     Training uses the images registered with `ood-audit labels add`; where there are none, the images of the store whose
     folder is named as a class. A quarter of them is held out. Held-out images and left-out classes decide when to stop,
@@ -100,6 +116,7 @@ def command(
     prompts, unless they made the held-out figures worse.
     """
     from ood_audit.images.noise import quiet_libraries
+    from ood_audit.tuning import residual
     from ood_audit.tuning.trainer import Settings
     from ood_audit.tuning.tune import tune
 
@@ -111,7 +128,11 @@ def command(
             raise UsageError(f"--shots {shots}: write a whole number, or all") from error
     if given.get("ebm") == "literal":
         given.setdefault("mask", "top")
-    settings = Settings(init=None if init.strip().lower() == "random" else init, **given)
+    if method == "residual" and (init is not None or "context_vectors" in given):
+        raise UsageError("--init and --context-vectors are for prompts; use --method prompt")
+    if init is not None:
+        given["init"] = None if init.strip().lower() == "random" else init
+    settings = replace(residual.DEFAULTS if method == "residual" else Settings(), **given)
     with quiet_libraries(), bars() as on_progress, _epochs() as on_epoch:
         result = tune(
             store,
@@ -134,6 +155,8 @@ def command(
     print_rows(("held_out", *_FIGURES), rows, format)
     stopped = "interrupted; kept the best so far, " if found.interrupted else ""
     note(f"{stopped}epoch {found.epoch} of {len(found.history) - 1}")
+    if method == "residual":
+        note("method: residual on the class features")
     note(f"prompts: {result.name}, from {result.images} labelled images of {result.classes} classes ({result.path})")
     if result.improved:
         note("next: ood-audit report")

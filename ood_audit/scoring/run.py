@@ -262,7 +262,7 @@ def prepare(
 
     loaded: dict[str, pools.Pool] = {}
     text = prompts.class_features if prompts else vocabularies.cached_features(store, vocabulary, encoder)
-    defaults = _defaults(store, encoder)
+    defaults = encoder_defaults(store, encoder)
     duplicate = defaults.pop("duplicate")
     on_progress("reading the features")
     labelled = _labelled(store, vocabulary, prompts, note)
@@ -384,7 +384,7 @@ def _check(temperature: float | None, top_c: int | None, reset_to: float | None,
         raise UsageError(f"--novelty {novelty}: choose auto, on, off, or a weight from 0 to 100")
 
 
-def _defaults(store: Store, encoder: Callable[[], texts.TextEncoder]) -> dict[str, Any]:
+def encoder_defaults(store: Store, encoder: Callable[[], texts.TextEncoder]) -> dict[str, Any]:
     """The encoder's card, see `ScoreDefaults`: read from its weights once, and kept in the store."""
     path = store.root / "score_defaults.json"
     if not path.exists() or "duplicate" not in read_json(path):  # older ones had other settings

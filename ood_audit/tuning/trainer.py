@@ -1,4 +1,4 @@
-"""Fit the context vectors on labelled features, and stop where detection of unknown classes is at its best.
+"""Fit context vectors or a residual on labelled features, and stop where detection of unknown classes is at its best.
 
 Over-training ruins the detection of unknown classes while the accuracy on known ones stands still. What tells is an
 estimate without any OOD image: a fold leaves 30% of the class names out and is trained on the others only; all images
@@ -36,11 +36,12 @@ from torch import Tensor
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.encoders.device import is_out_of_memory
+from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
 from ood_audit.scoring.metrics import auroc
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.tuning import losses
-from ood_audit.tuning.prompt import Prompts, class_features, prepare
+from ood_audit.tuning.prompt import class_features, prepare
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -54,9 +55,10 @@ _SMALL = 128  # a tower no wider takes so short a step that threads cost more in
 
 @dataclass(frozen=True)
 class Settings:
-    """How to tune.
+    """How to tune. The defaults are those of prompts; `residual.DEFAULTS` has those of the residual.
 
     Attributes:
+        method: `prompt` learns context vectors in front of the names, `residual` a vector to add to each class feature.
         loss: `ebm` or `coop`.
         ebm: which reading of EBM, see `losses`: `literal`, or `renormalised`, which pays.
         shots: labelled images a class to train on; None for all that are not held out.
@@ -76,6 +78,7 @@ class Settings:
 
     """
 
+    method: str = "prompt"
     loss: str = "ebm"
     ebm: str = "renormalised"
     shots: int | None = None
@@ -119,13 +122,13 @@ class Figures:
 
 @dataclass(frozen=True)
 class Tuned:
-    """Tuned prompts.
+    """What was tuned.
 
     Attributes:
-        context: (n, W) float32 context vectors.
+        learned: float32: the (n, W) context vectors, or the (K, D) residual.
         class_features: (K, D) float32 of length 1, to score with in place of text features.
-        history: an entry an epoch, from epoch 0 (the initial context) on.
-        before: the figures of the prompt "a photo of a NAME.".
+        history: an entry an epoch, from epoch 0 (before training) on.
+        before: the figures of the hand-written prompt.
         after: the figures of what was kept.
         held_out: (H,) rows of the features given that were not trained on: for calibration.
         interrupted: Ctrl-C ended the training early.
@@ -133,7 +136,7 @@ class Tuned:
 
     """
 
-    context: Floats
+    learned: Floats
     class_features: Floats
     history: tuple[Figures, ...]
     before: Figures
@@ -144,7 +147,7 @@ class Tuned:
 
     @property
     def epoch(self) -> int:
-        """The epoch whose context was kept."""
+        """The epoch that was kept."""
         return self.after.epoch
 
 
@@ -178,12 +181,6 @@ def fit(
             two classes with images.
 
     """
-    check(settings)
-    labels = np.asarray(labels, dtype=np.int64)
-    if len(np.unique(labels)) < 2:
-        raise UsageError("tuning needs labelled images of two classes or more")
-    if labels.min() < 0 or labels.max() >= len(classes) or len(labels) != len(features):
-        raise ValueError("labels are indices of classes, one for each image")
     while encoder.device.type != "cpu":
         try:
             return _fit(features, labels, classes, encoder, settings, on_progress)
@@ -211,44 +208,101 @@ def _fit(
         vectors=settings.context_vectors or (None if settings.init else 16),
         seed=settings.seed,
     )
-    train, held_out = split(labels, settings.shots, settings.seed)
-    images, targets = torch.from_numpy(features).to(encoder.device), torch.from_numpy(labels).to(encoder.device)
+
+    def learner(kept: Sequence[int]) -> Learner:
+        own = prompts.of(kept)
+        context = torch.tensor(start, device=encoder.device, requires_grad=True)
+        optimizer = torch.optim.SGD([context], lr=settings.lr, momentum=_MOMENTUM)
+        return Learner(context, lambda: class_features(encoder, own, context), optimizer)
+
     written = Vocabulary(tuple(tuple(names) for names in classes)).features(encoder.encode_texts)
-    words = torch.from_numpy(written).to(encoder.device)
-    loss = _loss(settings, encoder.logit_scale)
-
-    def run(kept: Sequence[int]) -> "_Run":
-        own = words[list(kept)]
-        return _Run(encoder, prompts.of(kept), start, own, kept, (images, targets), (train, held_out), loss, settings)
-
-    main = run(range(len(classes)))
-    folds = [run(kept) for kept in leave_out(labels[held_out], len(classes), settings)]
-    before = _figures(0, None, main, folds, words)
-    history = [_figures(0, None, main, folds)]
-    contexts = [main.context.detach().clone()]
-    interrupted = False
     threads = torch.get_num_threads()
     if encoder.device.type == "cpu" and start.shape[1] <= _SMALL:
         torch.set_num_threads(1)
+    try:
+        return train(
+            features,
+            labels,
+            torch.from_numpy(written).to(encoder.device),
+            learner,
+            encoder.logit_scale,
+            encoder.score_defaults,
+            settings,
+            on_progress,
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def train(
+    features: Floats,
+    labels: Ints,
+    words: Tensor,
+    learner: "Callable[[Sequence[int]], Learner]",
+    scale: float,
+    defaults: ScoreDefaults,
+    settings: Settings,
+    on_progress: Callable[[Figures, int], None] | None = None,
+) -> Tuned:
+    """Train learners with all classes and without those of each fold; keep the epoch that the folds judge best.
+
+    Args:
+        features: (M, D) float32 unit image features.
+        labels: (M,) the class of each.
+        words: (K, D) the text features of the classes, on the device to train on.
+        learner: makes a learner of the classes that are given to it.
+        scale: what cosines are multiplied by in a cross-entropy.
+        defaults: the ΔEnergy settings of the figures.
+        settings: how.
+        on_progress: called after every epoch with its figures and the number of epochs at most.
+
+    Raises:
+        UsageError: a setting makes no sense or the training diverges by it, or there are fewer than two classes with
+            images.
+
+    """
+    check(settings)
+    labels = np.asarray(labels, dtype=np.int64)
+    if len(np.unique(labels)) < 2:
+        raise UsageError("tuning needs labelled images of two classes or more")
+    if labels.min() < 0 or labels.max() >= len(words) or len(labels) != len(features):
+        raise ValueError("labels are indices of classes, one for each image")
+    rows = split(labels, settings.shots, settings.seed)
+    held_out = rows[1]
+    data = torch.from_numpy(features).to(words.device), torch.from_numpy(labels).to(words.device)
+    loss = _loss(settings, scale)
+
+    def run(kept: Sequence[int]) -> "_Run":
+        return _Run(learner(kept), words[list(kept)], kept, data, rows, loss, defaults, settings)
+
+    main = run(range(len(words)))
+    folds = [run(kept) for kept in leave_out(labels[held_out], len(words), settings)]
+    before = _figures(0, None, main, folds, words)
+    history = [_figures(0, None, main, folds)]
+    states = [main.learner.state()]
+    interrupted = False
     try:
         for epoch in range(1, settings.epochs + 1):
             mean = main.epoch()
             for fold in folds:
                 fold.epoch()
-            figures, context = _figures(epoch, mean, main, folds), main.context.detach().clone()
-            history, contexts = [*history, figures], [*contexts, context]
+            figures, state = _figures(epoch, mean, main, folds), main.learner.state()
+            history, states = [*history, figures], [*states, state]
             if on_progress is not None:
                 on_progress(figures, settings.epochs)
     except KeyboardInterrupt:
         interrupted = True
-    finally:
-        torch.set_num_threads(threads)
-    best = choose([f.merits for f in history[: len(contexts)]])
-    kept = contexts[best]
-    with torch.no_grad():
-        tuned = class_features(encoder, prompts, kept)
+    best = choose([f.merits for f in history[: len(states)]])
+    learned, tuned = states[best]
     return Tuned(
-        kept.cpu().numpy(), tuned.cpu().numpy(), tuple(history), before, history[best], held_out, interrupted, settings
+        learned.cpu().numpy(),
+        tuned.cpu().numpy(),
+        tuple(history),
+        before,
+        history[best],
+        held_out,
+        interrupted,
+        settings,
     )
 
 
@@ -262,7 +316,12 @@ def check(settings: Settings) -> None:
     for name in at_least_one:
         if (value := getattr(settings, name)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value}: choose 1 or more")
-    choices = {"loss": ("ebm", "coop"), "ebm": ("literal", "renormalised"), "mask": ("top", "keep", "random")}
+    choices = {
+        "method": ("prompt", "residual"),
+        "loss": ("ebm", "coop"),
+        "ebm": ("literal", "renormalised"),
+        "mask": ("top", "keep", "random"),
+    }
     for name, allowed in choices.items():
         if (chosen := getattr(settings, name)) not in allowed:
             raise UsageError(f"--{name} {chosen}: choose {', '.join(allowed)}")
@@ -317,38 +376,56 @@ def leave_out(held_out_labels: Ints, classes: int, settings: Settings) -> list[l
     return [[k for k in range(classes) if k not in out] for out in dropped]
 
 
+@dataclass(frozen=True)
+class Learner:
+    """What is learned for some classes.
+
+    Attributes:
+        parameter: what the optimizer changes.
+        class_features: () → (K, D) unit class features, differentiable in the parameter.
+        optimizer: of the parameter alone.
+
+    """
+
+    parameter: Tensor
+    class_features: Callable[[], Tensor]
+    optimizer: torch.optim.Optimizer
+
+    def state(self) -> tuple[Tensor, Tensor]:
+        """Copies of the parameter and of its class features."""
+        with torch.no_grad():
+            return self.parameter.detach().clone(), self.class_features()
+
+
 class _Run:
-    """One context in training, on the classes that it is shown."""
+    """A learner in training, on the classes that it is shown."""
 
     def __init__(
         self,
-        encoder: ClipEncoder,
-        prompts: Prompts,
-        start: Floats,
+        learner: Learner,
         written: Tensor,
         kept: Sequence[int],
         data: tuple[Tensor, Tensor],
         rows: tuple[Ints, Ints],
         loss: Loss,
+        defaults: ScoreDefaults,
         settings: Settings,
     ) -> None:
         images, targets = data
-        own = torch.full((max(int(targets.max()), *kept) + 1,), -1, device=encoder.device)
-        own[list(kept)] = torch.arange(len(kept), device=encoder.device)  # a class's number here; -1: left out
-        train, held_out = (torch.from_numpy(r).to(encoder.device) for r in rows)
+        own = torch.full((max(int(targets.max()), *kept) + 1,), -1, device=images.device)
+        own[list(kept)] = torch.arange(len(kept), device=images.device)  # a class's number here; -1: left out
+        train, held_out = (torch.from_numpy(r).to(images.device) for r in rows)
         left_out = own[targets] < 0  # of these classes no image is trained on
         train = train[~left_out[train]]
         held_out = torch.cat([held_out[~left_out[held_out]], torch.nonzero(left_out).flatten()])
-        self.encoder, self.prompts, self.written, self.kept, self.loss = encoder, prompts, written, list(kept), loss
+        self.learner, self.written, self.kept, self.loss, self.defaults = learner, written, list(kept), loss, defaults
         self.pull = _pull(settings)
         self.images, self.labels = images[train], own[targets[train]]
         self.held_out, self.held_out_labels = images[held_out], own[targets[held_out]]
-        self.context = torch.tensor(start, device=encoder.device, requires_grad=True)
         self.batch_size, self.lr = settings.batch_size, settings.lr
         self.generator = torch.Generator().manual_seed(settings.seed)
         steps = settings.epochs * -(-len(self.labels) // settings.batch_size)
-        self.optimizer = torch.optim.SGD([self.context], lr=settings.lr, momentum=_MOMENTUM)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, max(1, steps))
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(learner.optimizer, max(1, steps))
 
     def epoch(self) -> float:
         """One pass over the images; the mean loss."""
@@ -356,13 +433,13 @@ class _Run:
         order = torch.randperm(len(self.labels), generator=self.generator)
         for batch in torch.split(order, self.batch_size):
             rows = batch.to(self.images.device)
-            classes = class_features(self.encoder, self.prompts, self.context)
+            classes = self.learner.class_features()
             loss = self.loss(self.images[rows], classes, self.labels[rows], self.generator)
             if self.pull:
                 loss = loss + self.pull * losses.pull(classes, self.written)
-            self.optimizer.zero_grad()
+            self.learner.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            self.learner.optimizer.step()
             self.schedule.step()
             total += loss.item() * len(rows)
         return total / max(1, len(self.labels))
@@ -373,14 +450,12 @@ class _Run:
             return None, None, None
         with torch.no_grad():
             if classes is None:
-                classes = class_features(self.encoder, self.prompts, self.context)
+                classes = self.learner.class_features()
             cosines = self.held_out @ classes.T
         if not cosines.isfinite().all():
             raise UsageError(f"--lr {self.lr}: the training diverged; choose a smaller one")
-        defaults = self.encoder.score_defaults
-        change = delta_energy(
-            cosines, temperature=defaults.temperature, top_c=defaults.top_c, reset_to=defaults.reset_to
-        )
+        own = self.defaults
+        change = delta_energy(cosines, temperature=own.temperature, top_c=own.top_c, reset_to=own.reset_to)
         known = self.held_out_labels >= 0
         accuracy = (cosines.argmax(1) == self.held_out_labels)[known].float().mean().item()
         left_out = (~known).cpu().numpy()
@@ -391,7 +466,7 @@ class _Run:
 def _figures(
     epoch: int, loss: float | None, main: _Run, folds: Sequence[_Run], classes: Tensor | None = None
 ) -> Figures:
-    """Of the contexts as they are, or of class features given."""
+    """Of the learners as they are, or of class features given."""
     accuracy, gap, _ = main.evaluate(classes)
     found = [fold.evaluate(None if classes is None else classes[fold.kept]) for fold in folds]
     merits = tuple(f[0] + f[2] for f in found if f[0] is not None and f[2] is not None)

@@ -1,28 +1,28 @@
-"""`tune`: fit prompts on the labelled subset, and keep them in the store."""
+"""`tune`: fit a residual or prompts on the labelled images, and keep them in the store."""
 
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ood_audit._version import __version__
 from ood_audit.classes import labelled as subset
 from ood_audit.classes import prompts as tuned
+from ood_audit.classes import texts
 from ood_audit.classes import vocabulary as vocabularies
 from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
+from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, silent
+from ood_audit.scoring.run import encoder_defaults
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.locks import COMMIT_SECONDS, computing
-from ood_audit.tuning.trainer import Figures, Settings, Tuned, check, fit
-
-if TYPE_CHECKING:
-    from ood_audit.encoders.clip import ClipEncoder
+from ood_audit.tuning import residual, trainer
+from ood_audit.tuning.trainer import Figures, Settings, Tuned
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,10 @@ def tune(
     on_progress: Progress = silent,
     on_epoch: Callable[[Figures, int], None] | None = None,
 ) -> TuneResult:
-    """Learn context vectors from labelled images; the encoder stays as it is.
+    """Learn better class features from labelled images; the encoder stays as it is.
+
+    By default the words in front of the class names are learned. With `settings=residual.DEFAULTS` a residual on their
+    features is learned instead, which needs no model once these are known.
 
     Args:
         store: The store, or its folder.
@@ -74,9 +77,9 @@ def tune(
         annotations: A CSV, JSON or Parquet file that names images of the store in `path` and their classes in `label`,
             which is registered first. Where no labelled images are registered, prompts are tuned on the images of the
             store whose folder is named as a class.
-        settings: How to tune; None for the defaults.
+        settings: How to tune; None for the defaults of prompts.
         prototypes: Whether reports with these prompts compare images with class prototypes, too.
-        name: The name of the prompts; None for one from the loss and the time.
+        name: The name of the prompts; None for one from the method or the loss, and the time.
         device: Where the text encoder runs.
         note: Called with a sentence for each thing that a person should know.
         on_progress: Called with the stages of the work except the epochs, see `ood_audit.progress.Progress`.
@@ -86,13 +89,12 @@ def tune(
         UsageError: A setting makes no sense, the labels don't fit the vocabulary, or there are too few images.
 
     """
-    from ood_audit.encoders.clip import load_same_encoder
-
     settings = settings or Settings()
-    check(settings)
+    trainer.check(settings)
     if folder is not None and annotations is not None:
         raise UsageError("give the labelled images by --from or by --annotations, not both")
-    name = name or f"{settings.loss}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
+    kind = settings.loss if settings.method == "prompt" else settings.method
+    name = name or f"{kind}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
     tuned.check_name(name)
     if not isinstance(store, Store):
         store = open_store(store)
@@ -102,15 +104,18 @@ def tune(
     own = subset.load(store, vocabulary, note) or subset.from_store(store, vocabulary)
     subset.check(own, vocabulary, note)
     with computing(store.root):
-        on_progress("loading the model")
-        encoder = load_same_encoder(store.encoder, device=device)
-        found = fit(own.features, own.labels, vocabulary.spoken, encoder, settings, on_epoch)
-        text = vocabularies.cached_features(store, vocabulary, lambda: encoder)  # later commands read its classes there
+        encoder = texts.encoder_of(store, device, on_progress)
+        text = vocabularies.cached_features(store, vocabulary, encoder)
+        if settings.method == "residual":
+            defaults = ScoreDefaults(**encoder_defaults(store, encoder))
+            found = residual.fit(own.features, own.labels, text, defaults, settings, on_epoch)
+        else:
+            found = trainer.fit(own.features, own.labels, vocabulary.spoken, encoder(), settings, on_epoch)
         if found.settings.epochs == 0:  # the text as it is, and all images for references and calibration
             found = replace(found, class_features=text, held_out=np.arange(len(own.labels)), after=found.before)
         improved = _improved(found)
         with writing(store.root, "scores", wait=COMMIT_SECONDS):
-            path = _save(store, name, vocabulary, own, found, improved, prototypes, encoder)
+            path = _save(store, name, vocabulary, own, found, improved, prototypes)
             store.set_current(vocabulary=vocabulary.id)
     return TuneResult(name, found, len(own.labels), len(np.unique(own.labels)), improved, path)
 
@@ -133,18 +138,20 @@ def _save(
     found: Tuned,
     improved: bool,
     prototypes: bool,
-    encoder: "ClipEncoder",
 ) -> Path:
     return tuned.save(
         store,
         name,
         vocabulary,
-        {"context": found.context, "class_features": found.class_features},
+        {
+            "context" if found.settings.method == "prompt" else "residual": found.learned,
+            "class_features": found.class_features,
+        },
         replace(own, held_out=found.held_out),
         {
             "created": datetime.now(timezone.utc).isoformat(),
             "version": __version__,
-            "model": encoder.identity.model,
+            "model": store.encoder.model,
             "classes": vocabulary.names,
             "settings": asdict(found.settings),
             "prototypes": prototypes,

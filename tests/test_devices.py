@@ -236,7 +236,7 @@ def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, t
     assert dict(+result.counts) == {"added": 6}
     assert result.notes == told
     assert len(told) == 1
-    assert told[0].startswith("out of memory on cpu: going on with ")
+    assert told[0].startswith("out of memory on cpu: continuing with ")
     (expected,), (got,) = iter_features(plenty), iter_features(result.store)
     assert got.paths == expected.paths
     np.testing.assert_allclose(got.features, expected.features, atol=1e-3)

@@ -167,8 +167,6 @@ def whole(**changes) -> Page:
             covariate=17,
             flagged_covariate=11,
             false_alarms=2.06,
-            ood_share=0.124,
-            ood_share_range=(0.1, 0.15),
         ),
         "findings": [
             label_issue(),
@@ -477,7 +475,6 @@ def test_the_figures_of_the_summary_add_up():
         "Flagged": ["41", "30 semantic + 11 covariate shift", "Show"],
         "Covariate shift": ["17", "known classes in another style, 11 of them flagged"],
         "Expected false alarms": ["2.1", "estimate", "of the 41 flagged"],
-        "OOD share": ["12.4%", "estimate", "about 88 of 707 images, between 10.0% and 15.0%"],
         "Label issues": ["1", "in another class than they look like", "Show"],
         "Superfluous copies": ["3", "in 2 clusters of duplicates", "Show"],
     }

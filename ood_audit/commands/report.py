@@ -135,6 +135,8 @@ def command(
         )
     print_rows(COLUMNS, [[row[column] for column in COLUMNS] for row in result.rows], format)
     scores = result.scores
+    if scores.doubt:
+        note(scores.doubt)
     by = described(scores.method, scores.parameters) + (" (as scored before)" if scores.reused else "")
     note(f"{scores.images} images against {len(scores.vocabulary.classes)} classes by {by}")
     if scores.references and scores.parameters["prototypes"]:
@@ -151,8 +153,8 @@ def command(
     note(f"report: {result.html}")
     if fail_over is None:
         return 0
-    if found.flags is None:
-        raise OodAuditError("--fail-over needs labelled images; register some with `ood-audit labels add FOLDER`")
+    if found.flags is None or found.unflagged:
+        raise OodAuditError(f"--fail-over cannot be checked, as {found.unflagged}")
     if (share := found.flags["flagged"] / scores.images) > fail_over:
         note(f"{share:.2%} of the images are flagged, more than --fail-over {fail_over:.2%}")
         return 3

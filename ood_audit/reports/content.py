@@ -81,7 +81,7 @@ def gather(
         }
         for row in rows
     ]
-    flags, shift, share = meta["flags"], meta["shift"], meta["ood_share"]
+    flags, shift = meta["flags"], meta["shift"]
     return Page(
         title=f"ood-audit: {name}",
         created=meta["created"],
@@ -90,12 +90,14 @@ def gather(
             ("Score", described(meta["method"], meta["parameters"])),
             ("Prompts", meta["prompts"]),
             *([("Expected AUROC", f"{meta['forecast']:.2f}")] if meta["forecast"] is not None else []),
+            ("Flags", meta["unflagged"] or f"calibrated {flags['calibrated']}"),
             ("Model", meta["model"]),
         ],
         rows=shown,
         histogram=ranking.histogram(db),
         cut=next((row["ood_score"] for i, row in enumerate(reversed(rows)) if row["rank"] == len(rows) - i), None),
         listed=total,
+        doubt=meta["doubt"],
         scored=meta["scored"],
         unreadable=ranking.unreadable(db, LIMIT),
         unreadable_count=meta["unreadable"],
@@ -105,8 +107,6 @@ def gather(
             covariate=shift["covariate"] if shift else None,
             flagged_covariate=shift["flagged_covariate"] if shift else None,
             false_alarms=flags["expected"] if flags else None,
-            ood_share=share["share"] if share else None,
-            ood_share_range=(share["low"], share["high"]) if share else None,
             label_issues=meta["labels"]["found"],
             duplicate_clusters=meta["duplicates"]["clusters"],
             superfluous_copies=meta["duplicates"]["extra"],

@@ -34,8 +34,6 @@ class Summary:
         covariate: how many of all that were scored show a known class in another style.
         flagged_covariate: how many of these are flagged.
         false_alarms: how many of those flagged are expected to be in distribution.
-        ood_share: the estimated share of OOD images among those scored, 0 … 1.
-        ood_share_range: its interval, if there is one.
         label_issues: by default, counted in `Page.findings`.
         duplicate_clusters: by default, counted in `Page.duplicates`.
         superfluous_copies: likewise.
@@ -47,8 +45,6 @@ class Summary:
     covariate: int | None = None
     flagged_covariate: int | None = None
     false_alarms: float | None = None
-    ood_share: float | None = None
-    ood_share_range: tuple[float, float] | None = None
     label_issues: int | None = None
     duplicate_clusters: int | None = None
     superfluous_copies: int | None = None
@@ -73,6 +69,7 @@ class Page:
             0 … 1).
         histogram: (low, high, count) of `ood_score`, over all images.
         cut: `ood_score` of the last image that is listed for its rank.
+        doubt: a sentence where the encoder seems not to know the classes, shown first.
         listed: how many images are listed in all; by default as many as there are rows.
         scored: the number of all images that have a score.
         unreadable: (path, error), the first of them.
@@ -104,6 +101,7 @@ class Page:
     map_points: list[tuple[float, float, str, int]] = field(default_factory=list)
     next_steps: list[tuple[str, str]] = field(default_factory=list)
     listed: int | None = None
+    doubt: str = ""
 
 
 def render(page: Page) -> str:
@@ -231,7 +229,6 @@ def _figures(page: Page, labels: list[Row]) -> dict[str, Any]:
         extra = sum(not copy["keep"] for cluster in page.duplicates for copy in cluster)
     if issues is None and page.findings is not None:
         issues = len(labels)
-    share = given.ood_share
     return {
         "found": page.scored + page.unreadable_count,
         "flagged": given.flagged,
@@ -239,9 +236,6 @@ def _figures(page: Page, labels: list[Row]) -> dict[str, Any]:
         "covariate": given.covariate,
         "flagged_covariate": given.flagged_covariate,
         "false_alarms": None if given.false_alarms is None else f"{given.false_alarms:,.1f}",
-        "share": None if share is None else f"{100 * share:.1f}%",
-        "share_count": None if share is None else round(share * page.scored),
-        "share_range": given.ood_share_range and [f"{100 * end:.1f}%" for end in given.ood_share_range],
         "label_issues": issues,
         "clusters": clusters,
         "extra": extra,

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,7 +181,8 @@ def report(
                 on_progress("writing the report")
                 decisions.save(db, folder)
                 ranking.write_all(db, folder / "report.parquet")
-                issues.write(folder / findings.FILE, decisions.findings(db, duplicates, name), generation=generation)
+                rows_found = decisions.findings(db, decided, duplicates, name)
+                issues.write(folder / findings.FILE, rows_found, generation=generation)
                 rows = ranking.top(db, top)
                 meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
                 writers.write_csv(folder / "report.csv", rows)
@@ -221,11 +222,12 @@ def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: di
         "method": scores.method,
         "parameters": scores.parameters,
         "prompts": scores.prompts,
+        "doubt": scores.doubt,
         "forecast": scores.forecast,
         "references": scores.references,
         "flags": decided.flags,
+        "unflagged": decided.unflagged,
         "shift": decided.shift,
-        "ood_share": asdict(decided.ood_share) if decided.ood_share else None,
         "labels": decided.labels,
         "duplicates": decided.duplicates,
         "classes": scores.vocabulary.names,

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.classes import annotations
-from ood_audit.classes import background as corpora
+from ood_audit.classes import annotations, background
 from ood_audit.classes import prompts as tuned
 from ood_audit.classes import vocabulary as vocabularies
 from ood_audit.classes.annotations import Truth
@@ -139,7 +138,7 @@ def evaluate(
 
 def _ready(store: Store, note: Callable[[str], None]) -> list[str]:
     """All scores but those whose names would have to be encoded first, which can take many minutes."""
-    slow = [name for name in ("neglabel", "csp") if not corpora.are_encoded(store, name)]
+    slow = [name for name in ("neglabel", "csp") if not background.are_encoded(store, name)]
     if slow:
         asked = " ".join(f"--score {name}" for name in slow)
         note(f"not evaluated, as encoding their names takes minutes: {', '.join(slow)}; add {asked} to evaluate them")

@@ -26,6 +26,9 @@ from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.text import printable
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ood_audit.classes.labelled import Labelled
     from ood_audit.classes.prompts import Prompts
     from ood_audit.classes.prototypes import Prototypes
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 
 Note = Callable[[str], None]
 _CHOSEN = ("auto", "delta-energy", "best")  # methods whose settings are chosen on the data
-_FORMAT = 7  # of the files: scores with other columns, or without their prototypes, are not taken up
+_FORMAT = 8  # of the files: scores with other columns, or without their prototypes, are not taken up
 _OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 _MOST_KNOWN = 1000
 _NEIGHBOURS = 512  # compared with all names at a time
@@ -52,7 +55,9 @@ class Scores:
     Attributes:
         parameters: the settings in use; for `best` also the `score` that was chosen.
         prompts: the name of the tuned prompts, or `none`.
-        forecast: the AUROC to expect on this data, where the settings were chosen on it; see `scoring.selection`.
+        doubt: a sentence where the encoder seems not to know the classes, see `scoring.knows`; else "".
+        forecast: the AUROC to expect on this data, where the settings were chosen on images in class folders or
+            labelled ones; see `scoring.selection`.
         references: where the pictures of the classes are from and how many they are, if they were used.
         reused: the same scores lay in the store already.
 
@@ -63,6 +68,7 @@ class Scores:
     method: str
     parameters: dict[str, Any]
     prompts: str
+    doubt: str
     forecast: float | None
     references: dict[str, Any] | None
     images: int
@@ -84,10 +90,12 @@ class Plan:
         parts: of the store, so that every pass over the features reads the same images.
         joint: for `auto` where nothing is labelled, what its evidence is joined from.
         pictures: for `auto` where images are labelled, what its evidence is joined from.
-        forecasts: by method, where its settings were chosen on the data.
+        doubt: a sentence where the encoder seems not to know the classes, else "".
+        forecasts: by method, where its settings were chosen on images whose class is known.
         sharpness: the temperature at which the softmax of the similarities is a probability; see `references`.
         calibration: labelled images that nothing was learned from but prototypes that do not score them.
         given: the class that an image was labelled with, by its id; other than by its folder.
+        folders: (F,) the classes that a folder is named as.
 
     """
 
@@ -97,10 +105,12 @@ class Plan:
     parts: list[Path]
     joint: "Joint | None"
     pictures: "Pictures | None"
+    doubt: str
     forecasts: dict[str, float]
     sharpness: float
     calibration: "Calibration | None"
     given: dict[str, int]
+    folders: "NDArray[np.int64]"
 
 
 def score(
@@ -211,6 +221,7 @@ def score(
         method=method,
         parameters=found["parameters"],
         prompts=own_prompts.name if own_prompts else "none",
+        doubt=found["doubt"],
         forecast=found["forecast"],
         references=found["references"],
         images=total,
@@ -236,7 +247,7 @@ def prepare(
 
     from ood_audit.classes import pools, prototypes
     from ood_audit.encoders.device import choose_device
-    from ood_audit.scoring import joining, references, selection
+    from ood_audit.scoring import joining, knows, references, selection
     from ood_audit.scoring import pictures as labelled_pictures
     from ood_audit.scoring.similarity import Target
 
@@ -285,7 +296,8 @@ def prepare(
                 on_progress=counting(on_progress, "choosing settings"),
             )
             runs[method] = (scores.load(chosen.method), chosen.settings)
-            forecasts[method] = chosen.forecast
+            if known:  # presumed labels forecast how easy confident images are
+                forecasts[method] = chosen.forecast
         else:
             name = "delta-energy" if method in ("best", "auto") else method
             function = scores.load(name)
@@ -301,6 +313,8 @@ def prepare(
         pool("background")
     elif others := loaded.pop("background", None):
         loaded["background"] = others.thinned(_OTHERS)  # for the column `lead`
+    names = loaded["background"].negatives if any(s.get("background") for _, s in runs.values()) else None
+    doubt = knows.doubt(sample.features, text, names, defaults["temperature"])
     # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
     unwanted = given.get("prototypes") == 0
     target = Target(text, found, [] if unwanted else prototypes.fit_folds(found, text), loaded)
@@ -316,10 +330,12 @@ def prepare(
         parts=parts,
         joint=joint,
         pictures=pictures,
+        doubt=knows.sentence(doubt, vocabulary.names) if doubt else "",
         forecasts=forecasts,
         sharpness=references.sharpness(sample, text),
         calibration=references.apart(store, found, labelled, text) if labelled else None,
         given={i: int(k) for i, k in zip(labelled.image_ids, labelled.labels, strict=True) if i} if labelled else {},
+        folders=_class_folders(store, vocabulary),
     )
 
 
@@ -329,6 +345,14 @@ def _labelled(store: Store, vocabulary: Vocabulary, prompts: "Prompts | None", n
     if registered is None:
         return prompts.labelled if prompts else None
     return labelled_images.apart_from(registered, prompts.labelled) if prompts else registered
+
+
+def _class_folders(store: Store, vocabulary: Vocabulary) -> "NDArray[np.int64]":
+    """(F,) the classes that a folder with readable images is named as."""
+    import numpy as np
+
+    folders = store.query("SELECT DISTINCT folder FROM images WHERE status = 'ok'").rows
+    return np.array(sorted({k for (folder,) in folders if (k := vocabulary.class_of(folder)) is not None}), np.int64)
 
 
 def settings_of(
@@ -382,6 +406,7 @@ def _found(plan: Plan, method: str, joined: "Joined | None") -> dict[str, Any]:
     return {
         "parameters": parameters,
         "neighbours": None if by_neighbours is None else by_neighbours.neighbours,
+        "doubt": plan.doubt,
         "forecast": plan.forecasts.get(method),
         "references": {"source": used.source, "images": len(used.labels)} if used else None,
         "calibration": _calibration(plan, method, joined),
@@ -628,6 +653,7 @@ def prototypes_of(scored: Scores) -> "list[Prototypes | None]":
 
 def _columns(chunk: "Chunk", plan: Plan, method: str, labels: Any, class_of: Callable[[str], int | None]) -> list[Any]:
     """The columns of a chunk's scores, as Arrow arrays."""
+    import numpy as np
     import pyarrow as pa
 
     numbers, best, index = _numbers(chunk, plan, method)
@@ -640,6 +666,7 @@ def _columns(chunk: "Chunk", plan: Plan, method: str, labels: Any, class_of: Cal
     given, *more = _beside(chunk, plan, plan.runs[method][1]["prototypes"], index[:, 0], class_of)
     columns.append(pa.DictionaryArray.from_arrays(pa.array(given, pa.int32(), mask=given < 0), labels))
     columns += [pa.array(values, pa.float32(), from_pandas=True) for values in more]
+    columns.append(pa.array(_folder_ranks(chunk, plan, given), pa.int32(), mask=~np.isin(given, plan.folders)))
     return [*columns, pa.nulls(len(best), pa.float32()), pa.nulls(len(best), schema.WORD)]  # novelty and unlike
 
 
@@ -678,6 +705,19 @@ def _beside(
         distance = 1 - chunk.to_prototypes.gather(1, both[:, :1])[:, 0].float().cpu().numpy()
     lead = chunk.lead.float().cpu().numpy() if _leads(plan.target) else np.full(len(given), np.nan)
     return given, shares[:, 0], np.where(given < 0, np.nan, shares[:, 1]), distance, lead
+
+
+def _folder_ranks(chunk: "Chunk", plan: Plan, given: Any) -> Any:
+    """(N,) int: how many of the classes that have a folder each image resembles more than the class it is labelled as.
+
+    By prototypes at their usual weight whatever the score: they have not seen the image, and know the classes best.
+    """
+    import torch
+
+    similarities = chunk.similarities(_DEFAULT_WEIGHT)
+    own = torch.from_numpy(given.clip(0))[:, None].to(similarities.device)
+    those = torch.from_numpy(plan.folders).to(similarities.device)
+    return (similarities[:, those] > similarities.gather(1, own)).sum(dim=1).cpu().numpy()
 
 
 def _leads(target: "Target") -> bool:

@@ -18,6 +18,7 @@ _OWN = [  # what a score says about an image by itself
     ("given_confidence", pa.float32()),
     ("distance", pa.float32()),
     ("lead", pa.float32()),
+    ("folder_rank", pa.int32()),
 ]
 SCORES = pa.schema([*_OWN, ("novelty", pa.float32()), ("unlike", WORD)])
 EVIDENCE = pa.schema([*_OWN, ("evidence_1", pa.float64()), ("evidence_2", pa.float64())])  # a file that is not kept

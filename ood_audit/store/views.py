@@ -44,7 +44,7 @@ _SCORES = """
 CREATE TABLE _no_scores (
     image_id VARCHAR, path VARCHAR, ood_score FLOAT, delta_energy FLOAT, energy FLOAT, max_cosine FLOAT,
     label VARCHAR, label_2 VARCHAR, margin FLOAT, given_label VARCHAR, confidence FLOAT, given_confidence FLOAT,
-    distance FLOAT, lead FLOAT, novelty FLOAT, unlike VARCHAR
+    distance FLOAT, lead FLOAT, folder_rank INTEGER, novelty FLOAT, unlike VARCHAR
 )"""
 _REPORT = """
 CREATE VIEW report AS

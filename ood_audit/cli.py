@@ -17,11 +17,13 @@ from ood_audit.errors import OodAuditError
 from ood_audit.text import printable
 
 COMMANDS = {
+    "run": "Embed images, report, and say what was found.",
     "embed": "Embed images into the store.",
     "import": "Make a store of vectors computed elsewhere.",
     "labels": "Suggest a list of classes.",
     "tune": "Fit prompts to labelled images.",
     "report": "Score, rank and report what is out of distribution.",
+    "apply": "Act on the decisions made on the report's page.",
     "query": "Run SQL over the store.",
     "evaluate": "Compare every score with known answers.",
     "export": "List what was found, or what to keep.",
@@ -62,6 +64,7 @@ def cli(debug: bool) -> None:
     """What in this image dataset does not belong?
 
     \b
+    ood-audit run ./images --labels classes.txt
     ood-audit embed ./images
     ood-audit report --labels classes.txt --top 100
     ood-audit query "SELECT label, count(*) FROM report WHERE rank <= 100 GROUP BY 1"

@@ -33,7 +33,7 @@ COMMIT_SECONDS = 20.0  # how long a finished score run or report waits for anoth
 _WRITES = {  # the temporary files of each kind of writer
     "images": ("images/.*", "index/.*", "runs/.*", "texts/.*", ".import*", ".store.json.*", ".images.writer.json.*"),
     "scores": (
-        *("vocabularies/.*", "prompts/.*", "scores/.*", "reports/.*"),
+        *("vocabularies/.*", "prompts/.*", "scores/.*", "reports/.*", "verdicts/.*"),
         *(
             ".current.json.*",
             ".score_defaults.json.*",

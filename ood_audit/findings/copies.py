@@ -112,25 +112,6 @@ def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issu
         yield Issue(image_id, uri, own, f"{kind}-duplicate", severity, f"{evidence} as {kept}", f"keep {kept}", report)
 
 
-def clusters(db: "DuckDBPyConnection", path: Path, most: int) -> list[list[dict[str, Any]]]:
-    """The first `most` images of clusters, for a page: lists of rows, the one to keep first.
-
-    The column `copies` is the number of images in the cluster, of which the last one here may lack some.
-    """
-    answer = db.execute(
-        "SELECT d.*, i.uri, count(*) OVER (PARTITION BY d.cluster) AS copies "
-        "FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
-        "ORDER BY d.cluster, NOT d.keep, d.path LIMIT $most",
-        {"path": str(path), "most": most},
-    )
-    names = [column[0] for column in answer.description or []]
-    grouped: dict[int, list[dict[str, Any]]] = {}
-    for row in answer.fetchall():
-        values = dict(zip(names, row, strict=True))
-        grouped.setdefault(values["cluster"], []).append(values)
-    return list(grouped.values())
-
-
 def unreadable(db: "DuckDBPyConnection", report: str) -> Iterator[Issue]:
     """The images that could not be read as findings."""
     rows = db.execute("SELECT image_id, uri, path, error FROM images WHERE status = 'error' ORDER BY path").fetchall()

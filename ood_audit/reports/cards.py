@@ -117,13 +117,13 @@ _TITLES: dict[Kind, tuple[str, str, str, str]] = {  # in the line of counts (one
         "belongs to no class",
         "belong to no class",
         "Belongs to no class",
-        "Unlike the pictures and the name of every class.",
+        "Unlike every class, by its name and its pictures.",
     ),
     "label": (
         "looks mislabelled",
         "look mislabelled",
         "In the wrong class",
-        "The picture shows another class than the one that it is in.",
+        "They look like another class than the one that they are in.",
     ),
     "exact-duplicate": (
         "exact duplicate",
@@ -145,8 +145,8 @@ _TITLES: dict[Kind, tuple[str, str, str, str]] = {  # in the line of counts (one
         "least certain finding.",
     ),
     "unusual": (
-        "more, the most unusual",
-        "more, the most unusual",
+        "next most unusual",
+        "next most unusual",
         "The most unusual of the others",
         "Most of these are right. They are only what comes next.",
     ),
@@ -295,7 +295,7 @@ def sentence(finding: Finding, page: Page) -> Markup:
     scored = finding.scored
     if finding.kind == "label":
         p, p_given = finding.probabilities or (0.0, 0.0)
-        text = say("In <strong>{}</strong>, but shows <strong>{}</strong>", scored.given or "", scored.label)
+        text = say("In <strong>{}</strong>, but looks like <strong>{}</strong>", scored.given or "", scored.label)
         return text + f": {_percent(p)} against {_percent(p_given)}."
     if finding.twin is not None:
         same = "file" if finding.kind == "exact-duplicate" else "picture"

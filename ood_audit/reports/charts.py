@@ -47,20 +47,23 @@ def histogram(bins: Sequence[tuple[float, float, int]], cut_at: float | None, wh
         if count:
             title = f"{number(start)} to {number(end)}: {count:,} {'image' if count == 1 else 'images'}"
             bars.append((f"{left:.3f}", f"{right - left:.3f}", f"{top:.1f}", f"{_PLOT_BOTTOM - top:.1f}", title))
-    cut = x(high) if cut_at is None else x(cut_at)
+    cut = x(high if cut_at is None else cut_at)
+    text = "" if cut_at is None else f"{what}: {number(cut_at)} and above"
+    drawn = {
+        "x": f"{cut:.3f}",
+        "width": f"{100 - cut:.3f}",
+        "dx": -8 if cut > 50 else 8,
+        "anchor": "end" if cut > 50 else "start",
+        "text": text,
+    }
     return {
         "bars": bars,
         "x_ticks": [(f"{x(value):.3f}", label) for value, label in _ticks(low, high, 5)],
         "y_ticks": [(f"{y(value):.1f}", label) for value, label in _ticks(0, most, 3, smallest=0)],
         "top": _PLOT_TOP,
         "bottom": _PLOT_BOTTOM,
-        "cut": f"{cut:.3f}",
-        "cut_text": "" if cut_at is None else f"{what}: {number(cut_at)} and above",
-        "cut_dx": -8 if cut > 50 else 8,
-        "cut_anchor": "end" if cut > 50 else "start",
-        "listed_width": f"{100 - cut:.3f}",
-        "low": number(bins[0][0]),
-        "high": number(bins[-1][1]),
+        "cuts": [drawn] if text else [],
+        "range": f"from {number(bins[0][0])} to {number(bins[-1][1])}" + (f"; {text}" if text else ""),
     }
 
 

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 LIMIT = 5_000  # of each kind on the page: browsers stay smooth, and the file small enough to be sent
 TYPICAL = 6  # images of a class
 _CLASSES = 300  # of which there are typical images: those that most findings are about
-_FEWEST = 2  # images in a group with a name
+_FEWEST = 3  # images in a group with a name
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # Every finding with its image's row of the ranking, and what its group has in common. A flagged image that may be a

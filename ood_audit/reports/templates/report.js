@@ -231,7 +231,7 @@
   function openDetails(card) {
     byId("details").showModal();
     showDetails(card);
-    byId("details-title").focus();
+    byId("details-title").focus({ preventScroll: true });
   }
 
   function showDetails(card) {
@@ -254,7 +254,7 @@
     dialog.querySelector("[data-does=previous]").disabled = at <= 0;
     dialog.querySelector("[data-does=next]").disabled = at < 0 || at + 1 >= state.shown.length;
     for (const part of dialog.querySelectorAll(".details-body, .details-text")) part.scrollTop = 0;
-    if (document.activeElement.disabled || !dialog.contains(document.activeElement)) byId("details-title").focus();
+    if (document.activeElement.disabled || !dialog.contains(document.activeElement)) byId("details-title").focus({ preventScroll: true });
   }
 
   function row(...children) {

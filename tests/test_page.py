@@ -72,7 +72,7 @@ def report(tmp_path_factory):
             (("owl",), made("ood", range(6, 10), looks_like="owl")),
             ((), made("ood", range(10, 14))),
         ),
-        section("label", (("hat", "cat"), made("label", range(15, 21, 3))), ((), made("label", range(16, 20)))),
+        section("label", (("hat", "cat"), made("label", range(15, 21, 3))), ((), made("label", (16, 17, 19)))),
         section("exact-duplicate", ((), made("exact-duplicate", range(24, 28), twin=image("kept.jpg", uri=uri(98))))),
         section("covariate-shift", (("dog",), made("covariate-shift", range(28, 31)))),
         section("unusual", ((), made("unusual", range(31, 40)))),
@@ -130,6 +130,12 @@ def shown(page):
     return page.evaluate(
         "[...document.querySelectorAll('.card')].filter(c => c.checkVisibility()).map(c => c.dataset.path)"
     )
+
+
+def pick(page, name, text):
+    """Choose the first option of a filter that begins with a text."""
+    options = page.locator(f"[name={name}] option")
+    page.select_option(f"[name={name}]", index=[t.startswith(text) for t in options.all_inner_texts()].index(True))
 
 
 def marks(page):
@@ -252,16 +258,16 @@ def test_filters_can_be_combined_and_searched(page):
     of_folder = shown(page)
     assert of_folder == [path for path in everything if "folder 1" in path] != []
     page.click(".filters summary")
-    page.select_option("[name=nearest]", label="dog (13)")
+    pick(page, "nearest", "dog (")
     page.fill("[name=text]", "owl")  # the name of a group
     assert shown(page) == [path for i, path in enumerate(everything[6:10], 6) if i % 3 == 1]
     page.fill("[name=text]", "")
     page.select_option("[name=nearest]", "")
-    page.select_option("[name=group]", label="gun (6)")
+    pick(page, "group", "gun (")
     assert shown(page) == everything[:6]
     page.select_option("[name=group]", "")
-    page.select_option("[name=folder]", label="folder 2 (10)")
-    assert all("folder 2" in path for path in shown(page)) and len(shown(page)) == 10
+    pick(page, "folder", "folder 2 (")
+    assert all("folder 2" in path for path in shown(page)) and len(shown(page)) == 7
     page.fill("[name=text]", "no such path")
     assert shown(page) == [] and page.is_visible("#nothing")
 
@@ -274,7 +280,8 @@ def test_sorting_keeps_every_card(page):
     assert in_folders == sorted(in_folders) and sorted(shown(page)) == sorted(grouped)
     page.keyboard.press("Escape")
     page.select_option("[name=sort]", "severity")
-    assert shown(page) == sorted(grouped, key=grouped.index)  # all are of one severity: by their rank
+    numbers = [path[-7:-4] for path in shown(page) if "picture" in path]
+    assert numbers == sorted(numbers)  # all are of one severity: by their rank
     page.select_option("[name=sort]", "group")
     assert shown(page) == grouped
 
@@ -358,7 +365,7 @@ def test_deciding_by_keys(page, in_dialog):
         assert page.inner_text("#details-place").startswith("4 of")  # where the decision was taken back
         page.keyboard.press(" ")
         assert not page.is_visible("#details")
-    assert page.inner_text("#progress span") == "3 of 27 reviewed"
+    assert page.inner_text("#progress span") == "3 of 26 reviewed"
     rows = saved(page)
     assert [(row["path"], row["kind"], row["decision"], row["label"]) for row in rows] == [
         (paths[0], "ood", "keep", ""),

@@ -11,7 +11,7 @@ from ood_audit.commands.common import (
     note_outdated,
     print_rows,
     progress,
-    selected_kinds,
+    selection,
     selection_options,
     store_option,
 )
@@ -25,9 +25,7 @@ from ood_audit.errors import OodAuditError, UsageError
 @click.option("--undo", is_flag=True, help="Put everything in DEST back where it was.")
 @store_option
 @format_option
-def command(
-    dest: str, store: str, report: str | None, format: str, dry_run: bool, undo: bool, **selection: Any
-) -> None:
+def command(dest: str, store: str, report: str | None, format: str, dry_run: bool, undo: bool, **selected: Any) -> None:
     """Move what was found into the folder DEST, and back with --undo.
 
     Nothing is overwritten, in either direction. What has changed since it was embedded is left alone, and so is a file
@@ -35,16 +33,18 @@ def command(
     quarantine.jsonl: whenever a run is stopped, the same command, or --undo, goes on from there.
     """
     from ood_audit.actions import quarantine
+    from ood_audit.store.layout import open_store
 
-    if undo and (report is not None or any(selection.values())):
+    if undo and (report is not None or any(selected.values())):
         raise UsageError("--undo puts everything back; leave out what selects findings")
     with progress() as on_progress:
         if undo:
             result = quarantine.restore(dest, dry_run=dry_run, on_progress=on_progress)
         else:
-            kinds = selected_kinds(**selection)
+            opened = open_store(store)
+            chosen = selection(opened, **selected)
             result = quarantine.quarantine(
-                dest, store, kinds=kinds, report=report, dry_run=dry_run, on_progress=on_progress
+                dest, opened, **chosen, report=report, dry_run=dry_run, on_progress=on_progress
             )
     columns = [field.name for field in fields(quarantine.Outcome)]
     shown = columns[:-1] if format == "table" else columns

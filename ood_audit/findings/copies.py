@@ -7,7 +7,7 @@ without FAISS.
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ood_audit.errors import StoreError
 from ood_audit.store.findings import Issue

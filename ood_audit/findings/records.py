@@ -1,5 +1,7 @@
 """The findings of a report: writing, reading, and choosing among them."""
 
+import os
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,11 +12,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ood_audit.classes import annotations
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store.findings import COLUMNS, FILE, KINDS, Issue
 from ood_audit.store.layout import Store, replacing
 from ood_audit.store.views import connect
-from ood_audit.text import printable
+from ood_audit.text import printable, storable
 
 _BATCH = 65_536
 # The findings with the place of their image: the first row that is about it. They are written most OOD first, so that
@@ -96,6 +99,26 @@ def selecting(
     name = _found(store, report)
     with connect(store, report=name) as db:
         yield db, _select(db, store, kinds, name)
+
+
+def listed(store: Store, path: str) -> list[str]:
+    """The ids of the images that a file names, a path a line, as `export` writes them; `-` is stdin.
+
+    Raises:
+        UsageError: the file can't be read, or names what is not in the store, or several images by one name.
+
+    """
+    try:
+        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {printable(path)}: {(error.strerror or str(error)).lower()}") from error
+    names = [os.fsdecode(line) for line in content.splitlines() if line.strip()]
+    found = annotations.images(store, names, Path(path))
+    for name, ids in found.items():
+        if len(ids) != 1:
+            what = "several images of the store; write absolute paths" if ids else "no readable image of the store"
+            raise UsageError(f"{printable(path)}: {printable(storable(name))} is {what}")
+    return [image_id for name in names for image_id in found[name]]
 
 
 def _select(db: duckdb.DuckDBPyConnection, store: Store, kinds: Collection[str], name: str) -> int:

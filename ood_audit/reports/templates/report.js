@@ -10,7 +10,8 @@
     cards: [], // all of them, in the order of the document
     shown: [], // those that the filters let through, in the order of the page
     kind: "", // the finding that the line of counts has chosen
-    current: null, // the card whose details are shown, or that had the focus last
+    current: null, // the card that had the focus last, or whose details are shown
+    detailed: null, // the card whose details were shown last
     decisions: new Map(), // by finding: { decision, label, when }
     history: [], // what each step has changed: lists of [finding, before]
   };
@@ -236,6 +237,7 @@
 
   function showDetails(card) {
     state.current = card;
+    state.detailed = card;
     const record = recordOf(card);
     const at = state.shown.indexOf(card);
     byId("details-place").textContent = at < 0 ? "" : `${(at + 1).toLocaleString("en")} of ${state.shown.length.toLocaleString("en")}`;
@@ -324,9 +326,9 @@
     }
   }
 
+  /** Back to the card; the browser itself goes back to where the dialog was opened. */
   function closed() {
-    const card = state.current;
-    if (card && !card.hidden) goTo(card);
+    if (state.detailed && !state.detailed.hidden) goTo(state.detailed);
   }
 
   /* ---- Filters and the look of the grid ---- */

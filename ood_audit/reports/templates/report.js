@@ -8,6 +8,7 @@
   const state = {
     data: null, // the block of JSON
     cards: [], // all of them, in the order of the document
+    sorted: new Map(), // all of them, by the name of an order
     shown: [], // those that the filters let through, in the order of the page
     kind: "", // the finding that the line of counts has chosen
     current: null, // the card that had the focus last, or whose details are shown
@@ -335,13 +336,9 @@
 
   const compare = new Intl.Collator("en", { numeric: true }).compare;
   const orders = {
-    severity: (a, b) => b.dataset.severity - a.dataset.severity || a.dataset.rank - b.dataset.rank,
-    class: (a, b) => compare(classOf(a), classOf(b)),
-    folder: (a, b) => compare(a.dataset.path, b.dataset.path),
-  };
-  const classOf = (card) => {
-    const { given, bars } = recordOf(card);
-    return state.data.classes[given] ?? bars[0]?.[0] ?? "";
+    severity: (a, b) => b.severity - a.severity || a.rank - b.rank,
+    class: (a, b) => compare(a.label, b.label),
+    folder: (a, b) => compare(a.path, b.path),
   };
   const filters = ["given", "nearest", "folder", "group"];
   const form = () => byId("tools");
@@ -368,9 +365,18 @@
     showProgress();
   }
 
-  /** Grouped, as in the document; or all cards in one list. */
+  /** Grouped, as in the document; or all cards in one list. Each order is made once. */
   function inOrder(order) {
-    return orders[order] ? [...state.cards].sort(orders[order]) : state.cards;
+    if (!orders[order]) return state.cards;
+    if (!state.sorted.has(order)) {
+      const keyed = state.cards.map((card) => {
+        const { given, bars } = recordOf(card);
+        const { severity, rank, path } = card.dataset;
+        return { card, severity, rank, path, label: state.data.classes[given] ?? bars[0]?.[0] ?? "" };
+      });
+      state.sorted.set(order, keyed.sort(orders[order]).map(({ card }) => card));
+    }
+    return state.sorted.get(order);
   }
 
   function sort() {

@@ -356,6 +356,12 @@ def test_the_line_of_counts_has_every_kind():
     ]
 
 
+def test_where_nothing_can_be_flagged_the_ranking_comes_first():
+    parsed = Parsed(render(only(finding(kind="unusual", p_value=None), calibration=None)))
+    assert counts_of(parsed)[0] == "1 most unusual"
+    assert parsed.data["beside"] == ""  # so that it is what there is to review
+
+
 def test_groups_have_titles_in_words():
     titles = inside(Parsed(render(whole())), "h3")
 
@@ -392,8 +398,12 @@ def test_groups_have_titles_in_words():
         (finding(kind="exact-duplicate"), "The same file as kept.jpg."),
         (finding(kind="near-duplicate"), "The same picture as kept.jpg."),
         (finding(kind="covariate-shift"), "Perhaps cat in another style."),
-        (finding(kind="unusual", p_value=None), "In hat, nearest to cat; number 1 of 707 by how unusual it is."),
-        (finding(kind="unusual", p_value=None, given=None), "Nearest to cat; number 1 of 707 by how unusual it is."),
+        (finding(kind="unusual", p_value=None), "In hat, nearest to cat; more unusual than all other images."),
+        (
+            finding(kind="unusual", p_value=None, given="cat", rank=8),
+            "In cat; more unusual than 98% of the images.",
+        ),
+        (finding(kind="unusual", p_value=None, given=None), "Nearest to cat; more unusual than all other images."),
     ],
 )
 def test_a_card_says_in_words_why_it_is_there(found, sentence):

@@ -9,6 +9,8 @@ from ood_audit.commands.common import device_option, note, progress, store_optio
 from ood_audit.store.layout import DEFAULT_STORE
 from ood_audit.text import printable
 
+_FEWEST, _MOST, _PART = 10, 100, 5  # images that are listed for their rank alone: a fifth of them, within limits
+
 
 @click.command("run", epilog="Example: ood-audit run ./images --labels classes.txt --labelled labelled/ --open")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
@@ -51,11 +53,13 @@ def command(
 
     with quiet_libraries(), progress() as on_progress:
         given: dict[str, Any] = {"store": store, "device": device, "on_progress": on_progress}
-        embed(sources, model=model, on_note=_warn, **given)
+        embedded = embed(sources, model=model, on_note=_warn, **given)
         if labelled is not None:
             settings = Settings(epochs=0)
             tune(labels=labels, folder=labelled, settings=settings, name="labelled", **given)
-        result = report(labels=None if labelled is not None else labels, **given)
+        images = sum(embedded.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved"))
+        top = max(_FEWEST, min(_MOST, images // _PART))
+        result = report(labels=None if labelled is not None else labels, top=top, **given)
     for line in lines(result):
         click.echo(printable(line))
     click.echo(_next(result.unreadable + sum(section.count for section in result.sections), store))

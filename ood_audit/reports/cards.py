@@ -112,7 +112,8 @@ class Choices:
 
 FILTERS = {"given": "Given class", "nearest": "Nearest class", "folder": "Folder", "group": "Group"}
 
-_TITLES: dict[Kind, tuple[str, str, str, str]] = {  # in the line of counts (one, many), title, lead
+_Titles = tuple[str, str, str, str]
+_TITLES: dict[Kind, _Titles] = {  # in the line of counts (one, many), title, lead
     "ood": (
         "belongs to no class",
         "belong to no class",
@@ -151,6 +152,12 @@ _TITLES: dict[Kind, tuple[str, str, str, str]] = {  # in the line of counts (one
         "Most of these are right. They are only what comes next.",
     ),
 }
+_UNFLAGGED: _Titles = (  # where nothing can be flagged
+    "most unusual",
+    "most unusual",
+    "The most unusual first",
+    "Nothing is flagged: these only lead the ranking, and many of them may be right.",
+)
 
 
 def parts(page: Page, pictures: Pictures) -> tuple[list[Part], list[dict[str, Any]], dict[str, Choices]]:
@@ -175,7 +182,8 @@ class _Maker:
         self._groups = 0
 
     def part(self, section: Section) -> Part:
-        one, many, title, lead = _TITLES[section.kind]
+        unflagged = section.kind == "unusual" and self.page.calibration is None
+        one, many, title, lead = _UNFLAGGED if unflagged else _TITLES[section.kind]
         return Part(
             kind=section.kind,
             count=section.count,
@@ -323,9 +331,10 @@ def _where(scored: Scored) -> Markup:
 
 
 def how_unusual(p_value: float | None, rank: int, page: Page) -> str:
-    """How few images are as unusual, as `more unusual than all 240 labelled images`."""
+    """How few images are as unusual, as in `more unusual than all 240 labelled images`."""
     if p_value is None or page.calibration is None:
-        return f"number {rank:,} of {page.scored:,} by how unusual it is"
+        share = (page.scored - rank) / max(page.scored, 1)
+        return "more unusual than " + ("all other images" if rank == 1 else f"{math.floor(100 * share)}% of the images")
     if _at_floor(p_value, page.calibration):
         return f"more unusual than all {page.calibration:,} {page.calibrated_by}"
     return f"1 in {round(1 / p_value):,} {page.calibrated_by} is as unusual"

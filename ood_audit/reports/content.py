@@ -35,7 +35,7 @@ WITH found AS (
     JOIN report AS r USING (image_id) LEFT JOIN label_issues AS l USING (image_id)
     WHERE i.kind <> 'unreadable' AND NOT (i.kind = 'covariate-shift' AND coalesce(r.flagged, false))
     UNION ALL
-    SELECT 'unusual', 0, r.*, NULL, NULL, [r.cluster]
+    SELECT 'unusual', 0, r.*, NULL, NULL, []
     FROM report AS r ANTI JOIN read_parquet($issues, hive_partitioning = false) AS i USING (image_id)
     WHERE rank <= $top AND NOT list_contains($passed, image_id)
 )
@@ -205,7 +205,7 @@ def _finding(
         image=_image(row),
         severity=row["severity"],
         scored=scored,
-        looks_like=row["cluster"] if kind in ("ood", "unusual") else None,
+        looks_like=row["cluster"] if kind == "ood" else None,
         probabilities=(row["p"], row["p_given"]) if kind == "label" else None,
         perhaps=row["label"] if kind == "ood" and row["shift"] == "covariate" else None,
         twin=twin,

@@ -33,6 +33,7 @@ def render(page: Page) -> str:
     points = charts.points(page.points, first, page.classes)
     data = {
         "report": hashlib.sha256(f"{page.store}/{page.title}".encode(errors="replace")).hexdigest()[:16],
+        "beside": "" if page.calibration is None else "unusual",  # the kind that need not be reviewed
         "records": records,
         "classes": [printable(name) for name in page.classes],
         "typical": cards.typical(page, pictures),

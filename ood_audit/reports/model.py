@@ -78,7 +78,7 @@ class Finding:
         image: The image.
         severity: From 0 to 1.
         scored: Its figures.
-        looks_like: What the group of images that it is in looks like, for `ood` and `unusual`.
+        looks_like: What the group of images that it is in looks like, for `ood`.
         probabilities: That of the nearest class and that of the given one, for `label`.
         perhaps: The class that a flagged image may show in another style.
         twin: The duplicate to keep, for duplicates.

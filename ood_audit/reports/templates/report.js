@@ -127,7 +127,7 @@
   function showProgress() {
     const wanted = state.kind
       ? state.cards.filter((card) => card.dataset.kind === state.kind)
-      : state.cards.filter((card) => card.dataset.kind !== "unusual" || card.dataset.mark);
+      : state.cards.filter((card) => card.dataset.kind !== state.data.beside || card.dataset.mark);
     byId("reviewed").textContent = wanted.filter((card) => card.dataset.mark).length.toLocaleString("en");
     byId("reviewable").textContent = wanted.length.toLocaleString("en");
     byId("progress").hidden = state.decisions.size === 0;

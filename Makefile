@@ -1,5 +1,6 @@
 # make demo   a real audit of the pictures in examples/images, offline
 # make test   lint, types and tests
+# make site   the documentation as a web site, in build/site
 # make test-lowest   the tests on the oldest versions that pyproject.toml allows, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,25 +8,31 @@ BIN = $(VENV)/bin
 
 LOWEST = $(VENV)-lowest
 
-.PHONY: demo test test-lowest check docs clean
+.PHONY: demo test test-lowest check docs site clean
 
 demo: $(VENV)/.installed
 	$(BIN)/ood-audit run examples/images --labels examples/classes.txt --store $(VENV)/demo
 
 test: $(VENV)/.installed-dev check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-lowest: $(LOWEST)/.installed
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
-# Writes what is generated: docs/cli.md, and the outputs that the README shows.
+# Writes what is generated: docs/cli.md, the outputs that the pages show, and the figures.
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.readme
+	$(BIN)/python docs/figures/draw.py
+
+# Builds the site; any warning is an error.
+site: $(VENV)/.installed-dev
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/site
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

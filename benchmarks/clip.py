@@ -72,28 +72,32 @@ def clip_sets(folder: Path) -> Iterator[Set]:
 
 
 def objects(folder: Path) -> Set:
-    """The starter's features, by the product itself."""
+    """A folder with images/, classes.txt and truth.csv."""
+    names = [name for name in (folder / "classes.txt").read_text(encoding="utf-8").split("\n") if name]
+    with (folder / "truth.csv").open(encoding="utf-8", newline="") as file:
+        truth = {row["path"]: row["truth"] for row in csv.DictReader(file)}
+    return embedded("objects, starter", folder / "images", names, truth.__getitem__)
+
+
+def embedded(title: str, folder: Path, names: list[str], class_of: Callable[[str], str]) -> Set:
+    """The starter's features, by the product itself; `class_of` tells what the image at a path shows."""
     import ood_audit
-    from ood_audit.classes import background as corpora
-    from ood_audit.classes import texts
+    from ood_audit.classes import background, texts
     from ood_audit.classes.vocabulary import Vocabulary
     from ood_audit.store.parts import iter_features
 
     with tempfile.TemporaryDirectory() as store:
-        result = ood_audit.embed(folder / "images", store=store, model="starter", device="cpu")
+        result = ood_audit.embed(folder, store=store, model="starter", device="cpu")
         batches = list(iter_features(result.store))
         images = np.concatenate([batch.features for batch in batches])
         paths = [path for batch in batches for path in batch.paths.to_pylist()]
-        names = (folder / "classes.txt").read_text(encoding="utf-8").split("\n")
-        names = [name for name in names if name]
         encoder = texts.encoder_of(result.store, "cpu")()
         own = Vocabulary(tuple((name,) for name in names)).features(encoder.encode_texts)
-        corpus = corpora.CORPORA["background"]()
-        features = corpora.features(result.store, corpus, None).astype(np.float32)
-    with (folder / "truth.csv").open(encoding="utf-8", newline="") as file:
-        truth = {row["path"]: row["truth"] for row in csv.DictReader(file)}
-    labels = np.array([names.index(truth[path]) if truth[path] in names else -1 for path in paths], np.int64)
-    return Set("objects, starter", images, labels, names, own, (corpus.names, features), 0.997)
+        corpus = background.CORPORA["background"]()
+        features = background.features(result.store, corpus, None).astype(np.float32)
+    shown = [class_of(path) for path in paths]
+    labels = np.array([names.index(name) if name in names else -1 for name in shown], np.int64)
+    return Set(title, images, labels, names, own, (corpus.names, features), 0.997)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.store import Store, create_store
-from ood_audit.store.layout import write_json
+from ood_audit.store.files import write_json
 from ood_audit.store.parts import SCHEMA, write_part
 
 
@@ -71,6 +71,7 @@ def make_store(
             "error": pa.nulls(count, pa.string()),
             "supersedes": pa.array(np.zeros(count, bool)),
             "run_id": pa.array(["made-up"] * count),
+            "note": pa.nulls(count, pa.string()),
             "embedding": pa.ListArray.from_arrays(
                 (np.arange(count + 1) * dimension).astype(np.int32), pa.array(rows.astype(np.float16).ravel())
             ),

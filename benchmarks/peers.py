@@ -179,7 +179,7 @@ def ood_audit(data: Path, images: Path, work: Path) -> Iterator[dict[str, Any]]:
     """`embed` and `report`; then also with the labelled pictures, which are prototypes and calibrate the flags."""
     store, log = work / "store", work / "ood-audit.log"
     shutil.rmtree(store, ignore_errors=True)
-    tune = ["tune", "--labels", data / "classes.txt", "--from", data / "labelled", "--epochs", 0]
+    register = ["labels", "add", data / "labelled"]
     report = ["report", "--labels", data / "classes.txt", "--top", 100]
     path = {"PYTHONPATH": str(Path(__file__).parent.parent)}
     cost: dict[str, float] = defaultdict(float)
@@ -191,7 +191,7 @@ def ood_audit(data: Path, images: Path, work: Path) -> Iterator[dict[str, Any]]:
     cost |= run("embed", images)
     without = cost | run(*report)
     yield findings(store, labelled=False) | {"cost": without}
-    cost |= run(*tune)
+    cost |= run(*register)
     cost |= run(*report)  # before the findings are looked up
     yield findings(store, labelled=True) | {"cost": cost}
 

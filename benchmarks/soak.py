@@ -175,7 +175,8 @@ def warm_up() -> None:
     Image.init()
     for name in cli.COMMANDS:
         cli.cli.get_command(None, name)  # type: ignore[arg-type]
-    for name in ("embedding", "engines.local", "reports", "reports.html", "tuning.tune", "audit.quarantine", "scoring"):
+    modules = ("embedding.run", "embedding.local", "reports.run", "reports.html", "tuning.tune", "actions.quarantine")
+    for name in (*modules, "scoring.run", "store.compaction"):
         __import__(f"ood_audit.{name}")
     encoder = clip.load_encoder("starter", device="cpu")
     for name in ("load_encoder", "load_same_encoder"):
@@ -342,7 +343,7 @@ def judge(line: Line, child: Child, code: int, allowed: tuple[int, ...]) -> None
 def is_as_it_was(uri: str, row: list[str]) -> bool:
     """Whether the picture of a row is still the one that was embedded."""
     from ood_audit.actions.moving import content_hash
-    from ood_audit.images.storage import local_path
+    from ood_audit.images.uri import local_path
 
     try:
         return content_hash(local_path(uri)) == row[0]

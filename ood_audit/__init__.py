@@ -1,13 +1,16 @@
-"""What in this image dataset does not belong?
+"""Find the images of a dataset that do not belong, with CLIP and ΔEnergy.
 
-The commands as functions; each is imported when it is first used, so that `import ood_audit` is instant:
+`open` gives one object for one audit. The functions beside it are the commands, with the same names:
 
     import ood_audit
 
-    ood_audit.embed(["./images"], store=".ood-audit")
-    result = ood_audit.report(".ood-audit", labels="classes.txt", top=100)
-    result.rows[0]["path"], result.html
-    ood_audit.open_store(".ood-audit").query("SELECT count(*) FROM images").rows
+    audit = ood_audit.open("audit")
+    audit.embed("images")
+    report = audit.report(classes=["cat", "dog"], top=50)
+    report.to_pandas(), report.html
+    audit.sql("SELECT label, count(*) FROM report GROUP BY 1").df()
+
+Everything is imported when it is first used, so that `import ood_audit` is instant.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,26 +18,60 @@ from typing import TYPE_CHECKING, Any
 from ood_audit._version import __version__
 
 if TYPE_CHECKING:
+    from ood_audit.actions.export import Exported as Exported
     from ood_audit.actions.export import export as export
+    from ood_audit.actions.quarantine import Outcome as Outcome
+    from ood_audit.actions.quarantine import Result as Result
     from ood_audit.actions.quarantine import quarantine as quarantine
     from ood_audit.actions.quarantine import restore as restore
+    from ood_audit.audit import Audit as Audit
+    from ood_audit.audit import Findings as Findings
+    from ood_audit.audit import Status as Status
+    from ood_audit.audit import open as open
+    from ood_audit.classes.labelled import LabelledSource as LabelledSource
+    from ood_audit.embedding.run import EmbedResult as EmbedResult
     from ood_audit.embedding.run import embed as embed
+    from ood_audit.errors import EncoderError as EncoderError
     from ood_audit.errors import OodAuditError as OodAuditError
+    from ood_audit.errors import StoreError as StoreError
+    from ood_audit.errors import UsageError as UsageError
     from ood_audit.findings.naming import suggest as suggest
+    from ood_audit.reports.run import Report as Report
     from ood_audit.reports.run import report as report
+    from ood_audit.scoring.evaluation import Evaluation as Evaluation
     from ood_audit.scoring.evaluation import evaluate as evaluate
+    from ood_audit.scoring.run import Scores as Scores
     from ood_audit.scoring.run import score as score
     from ood_audit.store import open_store as open_store
+    from ood_audit.store.sources import Source as Source
     from ood_audit.store.sources import forget as forget
     from ood_audit.store.sources import sources as sources
+    from ood_audit.tuning.tune import TuneResult as TuneResult
     from ood_audit.tuning.tune import tune as tune
 
 _API = {
+    "Audit": "ood_audit.audit",
+    "EmbedResult": "ood_audit.embedding.run",
+    "EncoderError": "ood_audit.errors",
+    "Evaluation": "ood_audit.scoring.evaluation",
+    "Exported": "ood_audit.actions.export",
+    "Findings": "ood_audit.audit",
+    "LabelledSource": "ood_audit.classes.labelled",
     "OodAuditError": "ood_audit.errors",
+    "Outcome": "ood_audit.actions.quarantine",
+    "Report": "ood_audit.reports.run",
+    "Result": "ood_audit.actions.quarantine",
+    "Scores": "ood_audit.scoring.run",
+    "Source": "ood_audit.store.sources",
+    "Status": "ood_audit.audit",
+    "StoreError": "ood_audit.errors",
+    "TuneResult": "ood_audit.tuning.tune",
+    "UsageError": "ood_audit.errors",
     "embed": "ood_audit.embedding.run",
     "evaluate": "ood_audit.scoring.evaluation",
     "export": "ood_audit.actions.export",
     "forget": "ood_audit.store.sources",
+    "open": "ood_audit.audit",
     "open_store": "ood_audit.store",
     "quarantine": "ood_audit.actions.quarantine",
     "report": "ood_audit.reports.run",
@@ -44,22 +81,7 @@ _API = {
     "suggest": "ood_audit.findings.naming",
     "tune": "ood_audit.tuning.tune",
 }
-__all__ = [
-    "OodAuditError",
-    "__version__",
-    "embed",
-    "evaluate",
-    "export",
-    "forget",
-    "open_store",
-    "quarantine",
-    "report",
-    "restore",
-    "score",
-    "sources",
-    "suggest",
-    "tune",
-]
+__all__ = ["__version__", *_API]
 
 
 def __dir__() -> list[str]:

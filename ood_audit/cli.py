@@ -18,18 +18,18 @@ from ood_audit.text import printable
 
 COMMANDS = {
     "run": "Embed images, report, and say what was found.",
-    "embed": "Embed images into the store.",
-    "import": "Make a store of vectors computed elsewhere.",
-    "labels": "Suggest a list of classes.",
-    "tune": "Fit prompts to labelled images.",
-    "report": "Score, rank and report what is out of distribution.",
+    "embed": "Embed images and sync the store with their sources.",
+    "import": "Make a store of image features computed elsewhere.",
+    "labels": "Suggest class names, and register labelled images.",
+    "tune": "Tune prompts on labelled images.",
+    "report": "Rank the images by how little they belong, and write a report.",
     "apply": "Act on the decisions made on the report's page.",
     "query": "Run SQL over the store.",
-    "evaluate": "Compare every score with known answers.",
-    "export": "List what was found, or what to keep.",
-    "quarantine": "Move what was found out of the way, and back.",
-    "compact": "Merge small parts of the store.",
-    "sources": "List where the images came from, and forget what is gone.",
+    "evaluate": "Measure every score against known answers.",
+    "export": "List the images with findings, or the images to keep.",
+    "quarantine": "Move images with findings to a folder, and back.",
+    "compact": "Merge the store's small files into large ones.",
+    "sources": "List where the images came from, or remove a source.",
     "status": "Show what the store holds.",
 }
 
@@ -55,13 +55,13 @@ class _Group(click.Group):
 
 @click.group(
     cls=_Group,
-    epilog="Every option can also be set as OOD_AUDIT_COMMAND_OPTION, the store as OOD_AUDIT_STORE.",
+    epilog="Every option can also be set by a variable OOD_AUDIT_COMMAND_OPTION, and the store by OOD_AUDIT_STORE.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="ood-audit")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """What in this image dataset does not belong?
+    """Find the images of a dataset that do not belong.
 
     \b
     ood-audit run ./images --labels classes.txt
@@ -165,7 +165,7 @@ def _showing_warnings() -> Iterator[None]:
 
 
 def _interrupted() -> int:
-    _complain("interrupted; what was done is kept, the same command goes on from there")
+    _complain("interrupted; finished work is kept, run the same command again to resume")
     return 130
 
 

@@ -7,7 +7,7 @@ class OodAuditError(Exception):
     exit_code = 1
 
 
-class UsageError(OodAuditError):
+class UsageError(OodAuditError, ValueError):
     """The command or call was wrong (exit code 2)."""
 
     exit_code = 2
@@ -18,4 +18,4 @@ class StoreError(OodAuditError):
 
 
 class EncoderError(OodAuditError):
-    """The model or its weights can't be had."""
+    """The model or its weights could not be loaded."""

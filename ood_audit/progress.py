@@ -1,7 +1,9 @@
 """How a long operation reports its progress: in stages, each of which has a name and, where it is known, an end."""
 
-from collections.abc import Callable
-from typing import Protocol
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 
 class Progress(Protocol):
@@ -36,3 +38,47 @@ def silent(stage: str, done: int = 0, total: int | None = None, /) -> None:
 def counting(progress: Progress, stage: str) -> Callable[[int, int], None]:
     """A callback of done and total alone, for the parts of one stage."""
     return lambda done, total: progress(stage, done, total)
+
+
+@contextmanager
+def bars() -> Iterator[Progress]:
+    """Draw a progress bar for each stage, in a notebook or on stderr where that is a terminal; elsewhere none."""
+    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        yield silent
+        return
+    drawn = _Bars()
+    try:
+        yield drawn
+    finally:
+        drawn.close()
+
+
+class _Bars:
+    """One bar at a time. Each has a clock of its own, so that the rate and the end it shows are those of its stage."""
+
+    _COUNTED = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+    _OPEN = "{desc} … [{elapsed}]"
+
+    def __init__(self) -> None:
+        self._stage: str | None = None
+        self._bar: Any = None
+
+    def __call__(self, stage: str, done: int = 0, total: int | None = None, /) -> None:
+        if stage != self._stage or (self._bar.total is None) != (total is None):
+            self._begin(stage, total)
+        self._bar.total = total
+        self._bar.set_description_str(stage if total is not None or not done else f"{stage}: {done:,}", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def _begin(self, stage: str, total: int | None) -> None:
+        from tqdm.auto import tqdm
+
+        self.close()
+        layout = self._OPEN if total is None else self._COUNTED
+        self._stage = stage
+        self._bar = tqdm(desc=stage, total=total, bar_format=layout, unit="", dynamic_ncols=True, leave=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._stage = self._bar = None

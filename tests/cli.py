@@ -18,10 +18,17 @@ class Done:
 
 def invoke(*arguments: object) -> Done:
     """`ood-audit ARGUMENTS…`."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="", write_through=True) for _ in range(2))
     with redirect_stdout(out), redirect_stderr(err):
         try:
             cli.main([str(argument) for argument in arguments])
         except SystemExit as exit:
             code = exit.code
-    return Done(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
+    return Done(code if isinstance(code, int) else 0, *(_text(stream) for stream in (out, err)))
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    written = stream.buffer
+    assert isinstance(written, io.BytesIO)
+    return written.getvalue().decode()

@@ -8,25 +8,36 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import Done, invoke
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 # The same features on every processor, to four digits: for oneDNN and `bf16_in_hardware`, before torch is imported.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"
-_NO_CHOICE = ("OOD_AUDIT_REPORT_AUTO", "OOD_AUDIT_EVALUATE_AUTO")
+_OURS = {"OOD_AUDIT_STORE": "", "OOD_AUDIT_REPORT_AUTO": "0", "OOD_AUDIT_EVALUATE_AUTO": "0"}
 
 
-def run_cli(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The real command line, in a process of its own.
+def run_cli(*arguments: object, cwd: Path | None = None, **environment: str) -> Done:
+    """The command line as in a fresh shell, but in this process: importing torch anew takes seconds.
 
-    Settings are not chosen on the data unless a test asks for it: that encodes 45,000 names in every new store.
+    Settings are not chosen on the data unless a test asks for it: that takes a while in every new store.
     """
-    ours = {"PYTHONPATH": str(ROOT), "OOD_AUDIT_STORE": "", **dict.fromkeys(_NO_CHOICE, "0")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**_OURS, **environment}.items():
+            patch.setenv(name, value)
+        if cwd is not None:
+            patch.chdir(cwd)
+        return invoke(*arguments)
+
+
+def run_process(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """As `run_cli`, in a process of its own, for tests of what only a process shows."""
     return subprocess.run(
         [sys.executable, "-m", "ood_audit", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, **ours, **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **_OURS, **environment},
         timeout=240,
     )
 
@@ -46,7 +57,7 @@ def encoder():
 
 @pytest.fixture(scope="session")
 def example_store(tmp_path_factory):
-    """A store of examples/images, made through the real command line. Read only: copy it to change it."""
+    """A store of examples/images, made through the command line. Read only: copy it to change it."""
     store = tmp_path_factory.mktemp("example") / "store"
     done = run_cli("embed", EXAMPLES / "images", "--store", store)
     assert done.returncode == 0, done.stderr
@@ -68,6 +79,11 @@ def pictures(tmp_path):
     return tmp_path / "pictures"
 
 
+# The files that take longest, the longest first: the workers take whole files in turn (`--no-loadscope-reorder` keeps
+# this order), and none is to be left with a long one at the end.
+_LONGEST = ("ray", "crash", "soak", "hostile", "quarantine", "processes", "remote_stores", "gpu", "compact", "moved")
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first: the workers take whole files in turn, and none is to be left with it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_ray.py")
+    order = {f"test_{name}.py": place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))

@@ -13,7 +13,7 @@ from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
 from ood_audit.store import Store, create_store
-from ood_audit.store.layout import write_json
+from ood_audit.store.files import write_json
 from ood_audit.store.parts import PartWriter
 
 

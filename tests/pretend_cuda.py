@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ood_audit.encoders import device as devices
+from ood_audit.encoders.warn import log_once
 
 aten = torch.ops.aten
 _COPIES = {aten._to_copy.default, aten.copy_.default}
@@ -357,7 +358,7 @@ def pretend(kind: str = "cuda") -> Iterator[PretendGpu]:
 
 def _forget() -> None:
     devices.why_unusable.cache_clear()
-    devices.warn_once.cache_clear()
+    log_once.cache_clear()
 
 
 def _patch(patch: pytest.MonkeyPatch, gpu: PretendGpu) -> None:
@@ -399,7 +400,10 @@ def _patch(patch: pytest.MonkeyPatch, gpu: PretendGpu) -> None:
     patch.setattr(torch.cuda, "is_available", lambda: True)
     patch.setattr(torch.cuda, "device_count", lambda: gpu.count)
     patch.setattr(torch.cuda, "current_device", lambda: 0)
+    patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (0 if gpu.full else 60 << 30, 80 << 30))
     patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    for name in ("memory_reserved", "memory_allocated"):
+        patch.setattr(torch.cuda, name, lambda device=None: 0)
     for name in ("_lazy_init", "synchronize", "set_stream", "Stream", "empty_cache"):
         patch.setattr(torch.cuda, name, lambda *_, **__: None)
     patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)

@@ -73,7 +73,7 @@ class Server:
 def s3(monkeypatch, tmp_path):
     from moto.backends import get_backend
 
-    from ood_audit.images import object_store as objects
+    from ood_audit.images import object_store
 
     server = Server()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.port}")
@@ -81,9 +81,9 @@ def s3(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-for-any-log")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("OOD_AUDIT_CACHE", str(tmp_path / "cache"))
-    objects._filesystem.cache_clear()
+    object_store._filesystem.cache_clear()
     server.client.create_bucket(Bucket=BUCKET)
     yield server
     server.stop()
     get_backend("s3").reset()
-    objects._filesystem.cache_clear()
+    object_store._filesystem.cache_clear()

@@ -72,7 +72,7 @@ ROWS = [{"path": "cat/1.jpg", "label": "cat"}, {"path": "dog/2.jpg", "label": "D
 )
 def test_every_format_is_read(one, tmp_path, name, content):
     store, (cat, dog) = one
-    assert annotations.labels(store, CLASSES, write(tmp_path, content, name)) == {cat: 0, dog: 2}
+    assert annotations.labels(store, CLASSES, write(tmp_path, content, name)) == {cat: "cat", dog: "dog"}
 
 
 def test_parquet_is_read(one, tmp_path):
@@ -210,5 +210,7 @@ def test_rows_that_say_the_same_twice_are_fine(one, tmp_path):
 
 def test_labels_are_compared_as_names_are(one, tmp_path):
     store, (cat, dog) = one
-    assert annotations.labels(store, CLASSES, write(tmp_path, "path,label\ncat/1.jpg,Air_Plane\n")) == {cat: 1}
-    assert annotations.labels(store, CLASSES, write(tmp_path, "path,label\ndog/2.jpg,n02084071\n")) == {dog: 2}
+    assert annotations.labels(store, CLASSES, write(tmp_path, "path,label\ncat/1.jpg,Air_Plane\n")) == {
+        cat: "air plane"
+    }
+    assert annotations.labels(store, CLASSES, write(tmp_path, "path,label\ndog/2.jpg,n02084071\n")) == {dog: "dog"}

@@ -166,10 +166,3 @@ def test_wrong_usage(audited, arguments, complaint):
     assert done.returncode == 2
     assert complaint in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_without_labelled_images_nothing_is_flagged_and_that_is_said(store_copy):
-    done = run_cli("report", "--store", store_copy, "--labels", EXAMPLES / "classes.txt", "--fdr", "0.1", "--top", "2")
-    assert done.returncode == 0, done.stderr
-    assert "nothing is flagged: that needs labelled in-distribution images" in done.stderr
-    assert ood_audit.open_store(store_copy).query("SELECT count(flagged) FROM report").rows == [(0,)]

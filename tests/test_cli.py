@@ -14,7 +14,7 @@ import duckdb
 import pytest
 
 from ood_audit.cli import COMMANDS
-from tests.conftest import EXAMPLES, ROOT, run_cli
+from tests.conftest import EXAMPLES, ROOT, run_cli, run_process
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_interrupting_a_long_query(reported, sql):
     finally:
         running.kill()
     assert (running.returncode, output) == (130, "")
-    assert errors.strip() == "error: interrupted; what was done is kept, the same command goes on from there"
+    assert errors.strip() == "error: interrupted; finished work is kept, run the same command again to resume"
 
 
 def _processor_seconds(process: int) -> float:
@@ -193,7 +193,7 @@ def test_an_error_of_ours_is_one_line_and_debug_shows_it(reported):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "images(image_id, source, path" in done.stderr
-    assert "Traceback" in run_cli("--debug", *arguments).stderr
+    assert "Traceback" in run_process("--debug", *arguments).stderr
 
 
 def test_python_api_mirrors_the_commands(store_copy):

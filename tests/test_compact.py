@@ -20,9 +20,8 @@ from ood_audit.errors import StoreError
 from ood_audit.findings import records as issues
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
-from ood_audit.scoring import references
+from ood_audit.scoring import references, similarity
 from ood_audit.scoring import run as scoring
-from ood_audit.scoring import similarity as matching
 from ood_audit.store import compaction, findings, open_store, writing
 from ood_audit.store.compaction import compact
 from ood_audit.store.index import neighbours
@@ -220,7 +219,7 @@ def test_a_full_disk(store, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(pq.ParquetWriter, "write_table", full)
-        with pytest.raises(StoreError, match="make room and run the same command again"):
+        with pytest.raises(StoreError, match="free some space and run the same command again"):
             compact(store)
     assert (seen(store), store.parts) == (before, parts)
     assert [path for path in store.root.rglob("*") if ".tmp" in path.name] == []
@@ -343,7 +342,7 @@ def test_files_that_can_not_grow(store, what):
     )
     done = subprocess.run([sys.executable, "-c", code, store.root, what], capture_output=True, text=True, cwd=ROOT)
     assert "StoreError: cannot write to the store" in done.stderr, done.stderr
-    assert "make room and run the same command again" in done.stderr
+    assert "free some space and run the same command again" in done.stderr
     assert (seen(store), store.parts) == (before, parts)
     assert store.query("SELECT * FROM scores ORDER BY image_id").rows == scores
     assert [path for path in store.root.rglob("*") if ".tmp" in path.name] == []
@@ -359,15 +358,15 @@ def test_a_full_disk_while_scores_are_written_in_their_thread(store, monkeypatch
 
     monkeypatch.setattr(scoring, "_GROUP_ROWS", 20)
     with monkeypatch.context() as patch:
-        patch.setattr(matching, "_CHUNK_BYTES", 7 * 4 * CLASSES)
+        patch.setattr(similarity, "_CHUNK_BYTES", 7 * 4 * CLASSES)
         patch.setattr(pq.ParquetWriter, "write_table", full)
-        with pytest.raises(StoreError, match="make room and run the same command again"):
+        with pytest.raises(StoreError, match="free some space and run the same command again"):
             ood_audit.score(store, auto=False, top_c=3)
     assert store.query("SELECT * FROM scores ORDER BY image_id").rows == before
     whole = ood_audit.score(store, auto=False, top_c=3)
     rows = store.query("SELECT image_id, ood_score FROM scores ORDER BY 1").rows
     whole.path.unlink()
-    monkeypatch.setattr(matching, "_CHUNK_BYTES", 7 * 4 * CLASSES)  # in chunks and groups of other sizes
+    monkeypatch.setattr(similarity, "_CHUNK_BYTES", 7 * 4 * CLASSES)  # in chunks and groups of other sizes
     ood_audit.score(store, auto=False, top_c=3)
     again = store.query("SELECT image_id, ood_score FROM scores ORDER BY 1").rows
     assert [row[0] for row in again] == [row[0] for row in rows]

@@ -444,7 +444,7 @@ def test_a_file_that_can_not_grow(server, tmp_path, many):
     for limit in (4_000, 30_000):
         code, out = Child(server, tmp_path / "out", "embed", many, "--store", store, limit=limit).end()
         assert code == 1
-        assert "make room and run the same command again" in one_line(out)
+        assert "free some space and run the same command again" in one_line(out)
         assert check_whole(store) == (0 if limit == 4_000 else 64)
         assert [path for path in store.rglob("*") if ".tmp" in path.name] == []
     code, out = Child(server, tmp_path / "out", "embed", many, "--store", store).end()
@@ -475,7 +475,7 @@ def test_a_full_disk(server, tmp_path, many):
         for _ in range(2):
             code, out = Child(server, tmp_path / "out", "embed", many, "--store", store, "--batch-size", 4).end()
             assert code == 1
-            assert "make room and run the same command again" in one_line(out)
+            assert "free some space and run the same command again" in one_line(out)
             assert check_whole(store) >= kept
             kept = check_whole(store)
             assert 0 < kept < 64

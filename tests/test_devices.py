@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from scipy.special import logsumexp
-from threadpoolctl import threadpool_info
 
 import ood_audit
-from ood_audit.encoders import clip, device
+from ood_audit.encoders import clip, cpu, device
 from ood_audit.encoders.clip import load_encoder
 from ood_audit.errors import EncoderError
 from ood_audit.store.parts import iter_features
@@ -97,19 +96,19 @@ def test_cuda_is_every_gpu_and_a_number_is_one(monkeypatch):
     ],
 )
 def test_whether_the_processor_has_bf16(tmp_path, monkeypatch, text, expected):
-    monkeypatch.setattr(device, "_CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "_CPU_FACTS", tmp_path / "cpuinfo")
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     if text is not None:
         (tmp_path / "cpuinfo").write_text(text)
-    assert device.bf16_in_hardware() is expected
+    assert cpu.bf16_in_hardware() is expected
 
 
 def test_bf16_is_not_there_where_onednn_is_told_to_leave_it_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(device, "_CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.setattr(cpu, "_CPU_FACTS", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f avx512_bf16\n")
     for limit, expected in ("avx512_core_vnni", False), ("AVX512_CORE_BF16", True), ("", True):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-        assert device.bf16_in_hardware() is expected
+        assert cpu.bf16_in_hardware() is expected
 
 
 def bf16_machine(monkeypatch, encoder, *, seconds=0.5, error=0.0):
@@ -227,6 +226,7 @@ def test_other_failures_are_no_lack_of_memory(small, pixels, monkeypatch):
 @pytest.mark.parametrize("trial", [False, True], ids=["in force", "while bf16 is tried"])
 def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, tmp_path, monkeypatch, trial):
     monkeypatch.setattr(clip, "bf16_in_hardware", lambda: trial)
+    monkeypatch.setattr(clip, "AGREEMENT", 2.0)  # so that bf16 is tried and turned down, however fast it is
     monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: small)
     monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: small)
     plenty = ood_audit.embed(pictures, store=tmp_path / "plenty", device="cpu", precision="fp32").store
@@ -236,10 +236,10 @@ def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, t
     assert dict(+result.counts) == {"added": 6}
     assert result.notes == told
     assert len(told) == 1
-    assert told[0].startswith("out of memory on cpu: going on with ")
+    assert told[0].startswith("out of memory on cpu: continuing with ")
     (expected,), (got,) = iter_features(plenty), iter_features(result.store)
     assert got.paths == expected.paths
-    np.testing.assert_allclose(got.features, expected.features, atol=1e-2)  # bf16 where it was found to be faster
+    np.testing.assert_allclose(got.features, expected.features, atol=1e-3)
     short_of_memory(small, monkeypatch, 0)
     with pytest.raises(EncoderError, match="no memory on cpu for a single image"):
         ood_audit.embed(pictures, store=tmp_path / "none", device="cpu")
@@ -257,19 +257,11 @@ def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, t
 def test_log_sum_exp(values, temperature, data):
     gone = data.draw(arrays(bool, values.shape))
     values[gone] = -np.inf
-    found = device.log_sum_exp(torch.from_numpy(values), temperature).numpy()
+    found = cpu.log_sum_exp(torch.from_numpy(values), temperature).numpy()
     expected = logsumexp(values.astype(np.float64) / temperature, axis=1)
     assert found.shape == expected.shape
     assert (np.isneginf(found) == gone.all(axis=1)).all()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_products_with_one_thread_each():
-    dice = np.random.default_rng(0)
-    rows, others = (torch.from_numpy(dice.standard_normal((n, 5), np.float32)) for n in (3, 4))
-    with device.blas_threads(1):
-        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
-        np.testing.assert_allclose(device.products(rows, others), rows @ others.T, rtol=1e-5)
 
 
 def test_convolutions_for_one_thread_are_the_same():
@@ -279,6 +271,6 @@ def test_convolutions_for_one_thread_are_the_same():
     images = torch.rand(2, 3, 9, 9)
     with torch.inference_mode():
         before = tower(images)
-        device.prepare_for_one_thread(tower)
+        cpu.prepare_for_one_thread(tower)
         torch.testing.assert_close(tower(images), before)
     assert [module.dilation for module in tower] == [(1, 1), (2, 2), (2, 2)]

@@ -173,7 +173,7 @@ def test_a_gpu_that_is_full_compares_fewer_at_a_time_then_the_cpu_goes_on(altere
     found = find(store, on_note=told.append)
     assert [(row.path, row.cluster) for row in found.rows] == [(row.path, row.cluster) for row in expected.rows]
     assert gpu.made[0].chunks == chunks
-    assert told == ([] if room == 4 else ["no memory left on cuda: near duplicates are looked for on the CPU"])
+    assert told == ([] if room == 4 else ["no memory left on cuda: looking for near duplicates on the CPU"])
 
 
 def test_a_gpu_without_room_for_the_features_is_not_used(altered, monkeypatch):
@@ -186,7 +186,7 @@ def test_a_gpu_without_room_for_the_features_is_not_used(altered, monkeypatch):
     store, expected = altered
     told: list[str] = []
     assert clusters(find(store, on_note=told.append)) == expected
-    assert told == ["no memory left on cuda: near duplicates are looked for on the CPU"]
+    assert told == ["no memory left on cuda: looking for near duplicates on the CPU"]
 
 
 def test_blocked_products_are_those_of_the_slow_way(monkeypatch):

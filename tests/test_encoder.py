@@ -275,7 +275,7 @@ def test_the_configuration_beside_a_file_goes_before_all_else(tmp_path):
         of_file("ViT-B-32", tmp_path / "mine.pt")
     for broken in ("{", "[]", '{"preprocess_cfg": 3}', '{"model_cfg": []}'):
         config.write_text(broken)
-        with pytest.raises(EncoderError, match=r"no configuration of open_clip; repair or remove it$"):
+        with pytest.raises(EncoderError, match=r"not a configuration of open_clip; repair or remove it$"):
             of_file("ViT-B-32", tmp_path / "mine.pt")
 
 

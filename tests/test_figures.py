@@ -9,7 +9,7 @@ import pytest
 import ood_audit
 from ood_audit.actions.export import export
 from ood_audit.classes import pools, prompts
-from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.labelled import Labelled
 from ood_audit.findings import duplicates
 from ood_audit.findings import records as issues
 from ood_audit.images.decode import Decoded

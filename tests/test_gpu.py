@@ -10,13 +10,11 @@ import torch
 from PIL import Image
 
 import ood_audit
-from ood_audit.classes import background as corpora
-from ood_audit.classes import pools, wordnet
+from ood_audit.classes import background, pools, wordnet
 from ood_audit.encoders import clip, device
 from ood_audit.encoders.clip import load_encoder, load_same_encoder
 from ood_audit.errors import EncoderError, UsageError
-from ood_audit.scoring import metrics, scores, selection
-from ood_audit.scoring import similarity as matching
+from ood_audit.scoring import metrics, scores, selection, similarity
 from ood_audit.store import open_store
 from ood_audit.store.parts import iter_features
 from ood_audit.tuning.trainer import Settings, fit
@@ -35,7 +33,7 @@ COLOURS = {
 }
 EACH = 9
 TOTAL = EACH * len(COLOURS)
-CPU_WORDS = "going on on the CPU"
+CPU_WORDS = "continuing on the CPU"
 
 
 @pytest.fixture
@@ -49,11 +47,11 @@ def small(monkeypatch, tmp_path):
     """Small pools of real words that no other test has encoded, and few resamples."""
     monkeypatch.setenv("OOD_AUDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(clip, "bf16_in_hardware", lambda: False)
-    monkeypatch.setattr(corpora, "_PHYSICAL", ("noun.shape",))
-    monkeypatch.setattr(corpora, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.shape")))
+    monkeypatch.setattr(background, "_PHYSICAL", ("noun.shape",))
+    monkeypatch.setattr(background, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.shape")))
     monkeypatch.setattr(pools, "_SHARE", 0.9)
-    monkeypatch.setattr(corpora, "_CSP_NOUNS", ("{}", "the nice {}"))
-    monkeypatch.setattr(corpora, "_CSP_ADJECTIVES", ("{}",))
+    monkeypatch.setattr(background, "_CSP_NOUNS", ("{}", "the nice {}"))
+    monkeypatch.setattr(background, "_CSP_ADJECTIVES", ("{}",))
     monkeypatch.setattr(selection, "select", partial(selection.select, rounds=2))
     original = metrics.bootstrap
     monkeypatch.setattr(metrics, "bootstrap", lambda *given, rounds: original(*given, rounds=3))
@@ -257,7 +255,7 @@ def test_evaluate(store, tmp_path, kind):
 
 
 def test_prototypes_are_moved_once_and_chunks_are_large(gpu, store, monkeypatch):
-    monkeypatch.setattr(matching, "_GPU_CHUNK_BYTES", 4 * len(COLOURS) * 10)
+    monkeypatch.setattr(similarity, "_GPU_CHUNK_BYTES", 4 * len(COLOURS) * 10)
     dimension = store.encoder.dimension
     ood_audit.score(store, method="mcm", prototypes=True, device="cuda")
     moved = [shape for shape in gpu.copied if shape == (dimension, dimension)]
@@ -267,15 +265,15 @@ def test_prototypes_are_moved_once_and_chunks_are_large(gpu, store, monkeypatch)
 
 
 def test_batches_are_joined_into_chunks(store, monkeypatch):
-    target = matching.Target(np.eye(5, store.encoder.dimension, dtype=np.float32))
-    monkeypatch.setattr(matching, "_GPU_CHUNK_BYTES", 4 * 5 * 20)
+    target = similarity.Target(np.eye(5, store.encoder.dimension, dtype=np.float32))
+    monkeypatch.setattr(similarity, "_GPU_CHUNK_BYTES", 4 * 5 * 20)
     batches = list(iter_features(store, batch_rows=7))
-    joined = list(matching._parts(iter(batches), target, torch.device("cuda")))
+    joined = list(similarity._parts(iter(batches), target, torch.device("cuda")))
     assert [len(part.codes) for part in joined] == [20, 20, 20, 3]
     ids = [i for part in joined for i in part.image_ids.to_pylist()]
     assert ids == [i for batch in batches for i in batch.image_ids.to_pylist()]
     np.testing.assert_array_equal(np.concatenate([p.codes for p in joined]), np.concatenate([b.codes for b in batches]))
-    assert [len(part.codes) for part in matching._parts(iter(batches), target, device.CPU)] == [7] * 9
+    assert [len(part.codes) for part in similarity._parts(iter(batches), target, device.CPU)] == [7] * 9
 
 
 def test_chunks_on_a_gpu_are_bounded_for_the_widest_comparison(monkeypatch):
@@ -285,9 +283,9 @@ def test_chunks_on_a_gpu_are_bounded_for_the_widest_comparison(monkeypatch):
     from ood_audit.store.parts import FeatureBatch
 
     ids = pa.array(["x"] * 5000)
-    wide = matching.Target(np.zeros((45_000, 2), np.float32))
-    parts = matching._parts(iter([FeatureBatch(ids, ids, ids, np.zeros((5000, 2)))]), wide, torch.device("cuda"))
-    assert max(4 * 45_000 * len(part.codes) for part in parts) <= matching._GPU_CHUNK_BYTES
+    wide = similarity.Target(np.zeros((45_000, 2), np.float32))
+    parts = similarity._parts(iter([FeatureBatch(ids, ids, ids, np.zeros((5000, 2)))]), wide, torch.device("cuda"))
+    assert max(4 * 45_000 * len(part.codes) for part in parts) <= similarity._GPU_CHUNK_BYTES
 
 
 # Tuning
@@ -377,6 +375,7 @@ def test_embedding_goes_on_on_the_cpu(gpu, model, colours, store, tmp_path, capl
     expected, found = features_of(store), features_of(result.store)
     assert min(expected[path] @ found[path] for path in found) > 0.9999
     assert [CPU_WORDS in message for message in caplog.messages] == [True]
+    assert result.notes == caplog.messages
 
 
 def test_a_model_that_does_not_fit_is_loaded_on_the_cpu(gpu, model, caplog):
@@ -405,11 +404,11 @@ def test_texts_are_halved_and_then_encoded_on_the_cpu(gpu, model, caplog):
 
 
 def test_chunks_are_halved_where_a_gpu_has_no_room(gpu, store, caplog):
-    target = matching.Target(np.eye(len(COLOURS), store.encoder.dimension, dtype=np.float32))
+    target = similarity.Target(np.eye(len(COLOURS), store.encoder.dimension, dtype=np.float32))
     gpu.largest = 2400  # bytes: 15 images of 24 dimensions take 1,440, and 31 take 2,976
-    found = list(matching.map_chunks(store, target, "cuda", lambda chunk: chunk.to_text.cpu()))
+    found = list(similarity.map_chunks(store, target, "cuda", lambda chunk: chunk.to_text.cpu()))
     assert [len(cosines) for cosines in found] == [15, 15, 15, 15, 3]
-    expected = torch.cat(list(matching.map_chunks(store, target, "cpu", lambda chunk: chunk.to_text)))
+    expected = torch.cat(list(similarity.map_chunks(store, target, "cpu", lambda chunk: chunk.to_text)))
     torch.testing.assert_close(torch.cat(found), expected, atol=1e-5, rtol=0)
     assert not caplog.messages
 
@@ -428,10 +427,10 @@ def test_scoring_goes_on_on_the_cpu(gpu, store, caplog):
 
 def test_memory_that_runs_out_in_the_middle_of_scoring(gpu, store, monkeypatch):
     """Each image is given once, in order, whichever device took it."""
-    monkeypatch.setattr(matching, "_GPU_CHUNK_BYTES", 4 * len(COLOURS) * 10)
-    target = matching.Target(np.eye(len(COLOURS), store.encoder.dimension, dtype=np.float32))
+    monkeypatch.setattr(similarity, "_GPU_CHUNK_BYTES", 4 * len(COLOURS) * 10)
+    target = similarity.Target(np.eye(len(COLOURS), store.encoder.dimension, dtype=np.float32))
     seen: list[str] = []
-    for ids, kind in matching.map_chunks(
+    for ids, kind in similarity.map_chunks(
         store, target, "cuda", lambda chunk: (chunk.image_ids, chunk.to_text.device.type)
     ):
         seen += ids

@@ -21,7 +21,7 @@ from ood_audit.cli import main
 from ood_audit.images.formats import formats
 from ood_audit.images.sources import file_uri
 from ood_audit.text import storable
-from tests.conftest import EXAMPLES, ROOT, run_cli
+from tests.conftest import EXAMPLES, ROOT, run_cli, run_process
 from tests.test_decode import broken_files
 
 PHOTO = EXAMPLES / "images" / "airplane" / "img_0001.jpg"
@@ -835,17 +835,17 @@ def test_doing_what_the_error_says_mends_the_store(small_store, folder, call, wa
 
 def test_a_real_process_says_the_same(folder):
     """Once outside of this process, where tracebacks at the very end would show too."""
-    done = run_cli("query", "SELECT", "--store", "nowhere", cwd=folder)
+    done = run_process("query", "SELECT", "--store", "nowhere", cwd=folder)
     one_error(done.returncode, done.stderr)
-    done = run_cli("embed", "empty", "--store", "new", cwd=folder)
+    done = run_process("embed", "empty", "--store", "new", cwd=folder)
     one_error(done.returncode, done.stderr)
-    done = run_cli(cwd=folder)
+    done = run_process(cwd=folder)
     assert done.returncode == 2
     assert "Commands" in done.stderr
 
 
 def test_debug_shows_the_traceback(folder):
-    done = run_cli("query", "SELECT 1", "--store", "nowhere", "--debug", cwd=folder)
+    done = run_process("query", "SELECT 1", "--store", "nowhere", "--debug", cwd=folder)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 
@@ -940,7 +940,7 @@ def test_a_scan_of_damaged_files_is_told_in_one_line(tmp_path, call, warm, monke
     assert code == 0
     assert out.startswith("1 added") and "30 unreadable" in out
     (line,) = [line for line in err.splitlines() if not line.startswith(("model: ", "preprocessing: "))]
-    assert line.startswith("see the unreadable ones: ")
+    assert line.startswith("to list the unreadable files: ")
     errors = ood_audit.open_store(tmp_path / "store").query("SELECT error FROM images WHERE status = 'error'").rows
     assert all(error.startswith("damaged TIFF") for (error,) in errors)
 
@@ -995,7 +995,7 @@ def test_label_issues_are_looked_for_or_not(tmp_path, call, warm):
     code, _, err = call("report", "--labels", tmp_path / "labels.txt", "--no-auto", "--store", tmp_path / "store")
     assert code == 0, err
     assert "label issues: none looked for" in err
-    assert "superfluous copies: 1" in err
+    assert "superfluous duplicates: 1" in err
     assert "label issues: 0" not in err
 
 

@@ -130,7 +130,7 @@ def test_report_on_imported_vectors_needs_no_model(data, tmp_path):
     done = invoke("import", source, "--store", store, "--label", "label", "--texts", texts, "--background", others)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "130 added, 0 changed, 0 invalid\n"
-    assert "130 image files are not here" in done.stderr
+    assert "130 image files were not found" in done.stderr
     assert "next: ood-audit report" in done.stderr
     report = ood_audit.report(store, top=10)
     assert report.scores.vocabulary.names == CLASSES
@@ -154,7 +154,7 @@ def test_without_model_and_texts_the_report_says_what_is_missing(data, tmp_path)
 
 def test_images_that_are_there_are_shown_and_others_have_a_placeholder(tmp_path, encoder):
     from ood_audit.images.decode import decode
-    from ood_audit.images.storage import file_uri
+    from ood_audit.images.uri import file_uri
 
     (tmp_path / "pictures").mkdir()
     pixels = []
@@ -196,7 +196,7 @@ def test_importing_again_changes_and_adds(data, tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        ("twice", r"1 paths stand there more than once, such as a/0001\.jpg in rows 1 and 2"),
+        ("twice", r"1 paths occur more than once, such as a/0001\.jpg in rows 1 and 2"),
         ("ragged", r"row 3: a vector of 4 numbers, while the first has 16"),
         ("no vectors", r"has no column of vectors; it has path"),
         ("no such column", r"has no column nosuch; it has path, embedding"),

@@ -195,7 +195,7 @@ def test_a_full_disk_leaves_the_old_index_or_none(store, monkeypatch):
     with monkeypatch.context() as patch:
         writer = getattr(faiss, "PyCallbackIOWriter")  # noqa: B009  its stubs do not have it
         patch.setattr(faiss, "PyCallbackIOWriter", lambda write: writer(full))
-        with pytest.raises(StoreError, match="make room"), writing(store.root, "images"):
+        with pytest.raises(StoreError, match="free some space"), writing(store.root, "images"):
             build_index(store)
     assert store.index.read_bytes() == before
     assert not store.index.with_name("index.json").exists()  # so that it is built again

@@ -11,8 +11,7 @@ import torch
 from ood_audit.classes import prototypes
 from ood_audit.classes.pools import Pool
 from ood_audit.classes.prototypes import FOLDS, References, fit_folds, fold_of
-from ood_audit.scoring import scores
-from ood_audit.scoring import similarity as matching
+from ood_audit.scoring import scores, similarity
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.scoring.similarity import Target, chunk_of, chunks
 from ood_audit.store.parts import FeatureBatch
@@ -51,7 +50,7 @@ def as_store(monkeypatch, images, batches):
         FeatureBatch(*(pa.array([ids[i] for i in rows]) for _ in range(3)), features[rows])
         for rows in np.array_split(np.arange(IMAGES), batches)
     ]
-    monkeypatch.setattr(matching, "iter_features", lambda store: iter(parts))
+    monkeypatch.setattr(similarity, "iter_features", lambda store: iter(parts))
     return SimpleNamespace()
 
 
@@ -138,7 +137,7 @@ def test_chunks_do_not_matter(monkeypatch, images, target, rows, batches):
     ids, features = images
     whole = chunk_of(ids, features, target)
     store = as_store(monkeypatch, images, batches)
-    monkeypatch.setattr(matching, "_CHUNK_BYTES", rows * 4 * 30)
+    monkeypatch.setattr(similarity, "_CHUNK_BYTES", rows * 4 * 30)
     pieces = list(chunks(store, target, "cpu"))
     assert max(len(piece.image_ids) for piece in pieces) == min(rows, -(-IMAGES // batches))
     assert [i for piece in pieces for i in piece.image_ids] == ids

@@ -18,7 +18,7 @@ from ood_audit.actions.quarantine import quarantine, restore
 from ood_audit.embedding import adoption
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.images.sources import file_uri
-from ood_audit.images.storage import local_path
+from ood_audit.images.uri import local_path
 from ood_audit.store.compaction import compact
 from ood_audit.store.parts import PartWriter, iter_features
 from ood_audit.store.sources import forget, sources
@@ -310,7 +310,7 @@ def test_a_folder_that_can_not_be_read_now_has_not_moved(pictures, store, tmp_pa
         return lstat(path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ood_audit.images.storage.os.lstat", refuse)
+        patch.setattr("ood_audit.images.access.os.lstat", refuse)
         assert run(tmp_path / "copy", store) == {"added": 3}
     check(store, pictures, tmp_path / "copy")
 
@@ -464,11 +464,11 @@ def test_a_source_is_forgotten(two, store, tmp_path, embedded):
     gone, other = two
     dry = invoke("sources", "--forget", gone, "--dry-run", "--store", store, "--format", "json")
     assert [row["source"] for row in json.loads(dry.stdout)] == [str(gone)]
-    assert dry.stderr == "images that would be forgotten: 7; their files are left alone\n"
+    assert dry.stderr == "images that would be removed from the store: 7; their files are unchanged\n"
     assert len(rows(store)) == 10
     parts = len(ood_audit.open_store(store).parts)
     done = invoke("sources", "--forget", gone, "--store", store)
-    assert (done.returncode, done.stderr) == (0, "images that were forgotten: 7; their files are left alone\n")
+    assert (done.returncode, done.stderr) == (0, "images removed from the store: 7; their files are unchanged\n")
     assert len(ood_audit.open_store(store).parts) == parts + 1
     check(store, other)
     assert (tmp_path / "elsewhere" / "broken.jpg").exists()
@@ -497,8 +497,8 @@ def test_a_name_that_is_no_source(two, store, tmp_path):
     for name, hint in (
         (tmp_path / "pictuers", f"did you mean {gone}?"),
         ("/nowhere/pictures", f"did you mean {gone}?"),
-        ("s3://bucket/q", "`ood-audit sources` lists those there are"),
-        ("", "`ood-audit sources` lists those there are"),
+        ("s3://bucket/q", "`ood-audit sources` lists the sources"),
+        ("", "`ood-audit sources` lists the sources"),
     ):
         done = invoke("sources", "--forget", name, "--store", store)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
@@ -535,7 +535,7 @@ def test_commands_warn_of_several_missing_sources_in_one_line(two, store):
 
 def test_remote_sources_are_not_asked_for(pictures, store, monkeypatch):
     run(pictures, store)
-    monkeypatch.setattr("ood_audit.images.storage._remote", lambda uri: pytest.fail("asked the network"))
+    monkeypatch.setattr("ood_audit.images.access._remote", lambda uri: pytest.fail("asked the network"))
     from ood_audit.images.sources import ImageRef
 
     opened = ood_audit.open_store(store)

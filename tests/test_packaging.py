@@ -31,6 +31,7 @@ FILES = (
 )
 NOT_IMPORTED = {"pytz", "sentencepiece", "transformers"}  # DuckDB, transformers and open_clip import them
 ALIKE = {"faiss-gpu": "faiss-cpu"}  # either may be installed
+TOOLS = ("dev", "docs")  # extras of programs that the package does not import
 OPTIONAL = {"umap": "umap-learn", "ray": "ray", "requests": "requests"}
 
 
@@ -40,7 +41,7 @@ def project() -> dict[str, Any]:
 
 
 def _declared(project: dict[str, Any]) -> dict[str, Requirement]:
-    extras = (line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines)
+    extras = (line for name, lines in project["optional-dependencies"].items() if name not in TOOLS for line in lines)
     found = map(Requirement, (*project["dependencies"], *extras))
     return {canonicalize_name(requirement.name): requirement for requirement in found}
 
@@ -70,7 +71,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported(project: 
 
 
 def test_every_dependency_has_a_floor(project: dict[str, Any]) -> None:
-    developers = [Requirement(line) for line in project["optional-dependencies"]["dev"]]
+    developers = [Requirement(line) for name in TOOLS for line in project["optional-dependencies"][name]]
     without = [
         one.name
         for one in (*_declared(project).values(), *developers)

@@ -12,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ood_audit
-from ood_audit.classes import background as corpora
-from ood_audit.classes import pools, wordnet
+from ood_audit.classes import background, pools, wordnet
 from ood_audit.classes.pools import Pool, farthest, naming
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import OodAuditError
-from ood_audit.store.layout import Store
 from ood_audit.store.parts import unit
+from ood_audit.store.store import Store
 from tests.test_encoder import MODELS, save
 
 VOCABULARY = Vocabulary((("ibis",), ("scissors", "shears"), ("zzz",)))
@@ -46,11 +45,11 @@ class WordSums:
 @pytest.fixture
 def small(monkeypatch):
     """Corpora of a few hundred words, in several parts."""
-    monkeypatch.setattr(corpora, "_PHYSICAL", ("noun.shape", "noun.phenomenon"))
-    monkeypatch.setattr(corpora, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.shape")))
-    monkeypatch.setattr(corpora, "COARSE", 0)
-    monkeypatch.setattr(corpora, "_PART", 100)
-    monkeypatch.setattr(corpora, "_BLOCK", 64)
+    monkeypatch.setattr(background, "_PHYSICAL", ("noun.shape", "noun.phenomenon"))
+    monkeypatch.setattr(background, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.shape")))
+    monkeypatch.setattr(background, "COARSE", 0)
+    monkeypatch.setattr(background, "_PART", 100)
+    monkeypatch.setattr(background, "_BLOCK", 64)
     monkeypatch.setattr(pools, "_CHUNK_BYTES", 4 * 16 * 50)
 
 
@@ -62,7 +61,7 @@ def store(tmp_path, monkeypatch):
 
 def encoded(store):
     """The folder of the encoded names."""
-    return corpora._folder(store)
+    return background._folder(store)
 
 
 def load(store, name, encoder, vocabulary=VOCABULARY, on_progress=None):
@@ -70,7 +69,7 @@ def load(store, name, encoder, vocabulary=VOCABULARY, on_progress=None):
 
 
 def test_background_names():
-    corpus = corpora._background()
+    corpus = background._background()
     assert len(corpus.nouns) == 44908
     assert not corpus.adjectives
     assert {"sacred ibis", "new york", "lincoln", "pizza", "triangle"} <= set(corpus.nouns)
@@ -79,7 +78,7 @@ def test_background_names():
 
 
 def test_neglabel_words():
-    corpus = corpora._neglabel()
+    corpus = background._neglabel()
     nouns, adjectives = set(corpus.nouns), set(corpus.adjectives)
     assert not nouns & adjectives
     assert "red" in adjectives  # also a noun; an adjective in the published selection too
@@ -90,12 +89,12 @@ def test_neglabel_words():
 
 
 def test_csp_words():
-    corpus, nouns = corpora._csp(), set(corpora._csp().nouns)
+    corpus, nouns = background._csp(), set(background._csp().nouns)
     assert "poncho" in nouns
     assert not {"archer", "apothecaries' unit", "sacred ibis"} & nouns  # person, quantity, animal
     random.seed(0)  # as the published code does
     words = wordnet.names("adj.all", "adj.ppl")
-    assert corpus.adjectives == [f"{word} {random.choice(corpora._THINGS)}" for word in words]
+    assert corpus.adjectives == [f"{word} {random.choice(background._THINGS)}" for word in words]
 
 
 @settings(max_examples=40, deadline=None)
@@ -189,7 +188,7 @@ def test_selections_of_a_store(small, store, name):
     assert len(pool.names) == selected + int(len(adjectives) * 0.15)
     assert set(pool.names[:selected]) < set(nouns)
     assert pool.pairs.shape == (0, 2)
-    corpus = corpora.CORPORA[name]()
+    corpus = background.CORPORA[name]()
     for text, feature in zip(pool.names, pool.negatives, strict=True):
         own = corpus.noun_prompts if text in nouns else corpus.adjective_prompts
         mean = encoder.encode_texts([prompt.replace("{}", text) for prompt in own]).mean(axis=0)
@@ -235,7 +234,7 @@ def test_an_interrupted_encoding_goes_on(small, store):
 
 def test_another_corpus_is_selected_from_anew(small, store, monkeypatch):
     first = load(store, "neglabel", WordSums())
-    monkeypatch.setattr(corpora, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.motive")))
+    monkeypatch.setattr(background, "_words", lambda without: (wordnet.names("adj.ppl"), wordnet.names("noun.motive")))
     second = load(store, "neglabel", WordSums())
     assert not set(first.names[:20]) & set(second.names[: int(0.15 * len(wordnet.names("noun.motive")))])
 
@@ -264,12 +263,12 @@ def test_a_real_encoder(small, store, tmp_path):
 
 
 def test_a_slow_text_tower_begins_with_the_coarse_names(small, store, monkeypatch):
-    monkeypatch.setattr(corpora, "COARSE", 50)
-    monkeypatch.setattr(corpora, "_PATIENCE", 0.0)
+    monkeypatch.setattr(background, "COARSE", 50)
+    monkeypatch.setattr(background, "_PATIENCE", 0.0)
     notes: list[str] = []
     encoder: Any = WordSums()
     pool = pools.load(store, VOCABULARY, "background", lambda: encoder, note=notes.append)
-    names = corpora.CORPORA["background"]().names
+    names = background.CORPORA["background"]().names
     assert pool.names == names[:50]
     assert f"50 of {len(names)} names" in notes[0]
     assert "labels suggest" in notes[0]
@@ -283,6 +282,18 @@ def test_a_slow_text_tower_begins_with_the_coarse_names(small, store, monkeypatc
     assert len(notes) == 2
 
 
+def test_a_text_tower_that_is_not_slow_encodes_all_names_after_an_interruption(small, store, monkeypatch):
+    monkeypatch.setattr(background, "COARSE", 50)
+    with pytest.raises(KeyboardInterrupt):
+        load(store, "background", Interrupted())
+    assert background.known(store, background.CORPORA["background"]()) == 250  # the coarse names, and two parts
+    notes: list[str] = []
+    encoder: Any = WordSums()
+    pool = pools.load(store, VOCABULARY, "background", lambda: encoder, note=notes.append)
+    assert pool.names == background.CORPORA["background"]().names
+    assert notes == []
+
+
 def test_stores_share_what_one_of_them_encoded(small, store, tmp_path):
     load(store, "background", WordSums())
     other = Store(tmp_path / "other", store.encoder)
@@ -293,9 +304,9 @@ def test_stores_share_what_one_of_them_encoded(small, store, tmp_path):
 
 def test_the_bundled_background_is_what_the_starter_makes_of_the_names(encoder, example_store):
     store = ood_audit.open_store(example_store)
-    corpus = corpora.CORPORA["background"]()
-    assert corpora.are_encoded(store, "background")
-    kept = corpora.features(store, corpus, None)
+    corpus = background.CORPORA["background"]()
+    assert background.are_encoded(store, "background")
+    kept = background.features(store, corpus, None)
     rows = np.linspace(0, len(corpus.names) - 1, 200).astype(int)
     made = encoder.encode_texts([f"a photo of a {corpus.names[row]}." for row in rows])
     assert (unit(kept[rows]) * unit(made)).sum(axis=1).min() > 0.99999
@@ -303,8 +314,8 @@ def test_the_bundled_background_is_what_the_starter_makes_of_the_names(encoder, 
 
 def test_the_first_names_cover_the_rest(example_store):
     """The order is from coarse to fine: 4,096 of its first names come nearer to all others than 4,096 random ones."""
-    kept = corpora.features(ood_audit.open_store(example_store), corpora.CORPORA["background"](), None)[::5]
-    whole = corpora.features(ood_audit.open_store(example_store), corpora.CORPORA["background"](), None)
+    kept = background.features(ood_audit.open_store(example_store), background.CORPORA["background"](), None)[::5]
+    whole = background.features(ood_audit.open_store(example_store), background.CORPORA["background"](), None)
     dice = np.random.default_rng(0)
     first, random_ones = whole[:512], whole[dice.choice(len(whole), 512, replace=False)]
     near = [(kept.astype(np.float32) @ some.astype(np.float32).T).max(axis=1).mean() for some in (first, random_ones)]

@@ -11,16 +11,15 @@ import pytest
 
 import ood_audit
 from ood_audit.actions import moving
-from ood_audit.images import storage
-from ood_audit.images.storage import file_uri, is_file, is_remote, local_path
-from ood_audit.store import layout
+from ood_audit.images.uri import file_uri, is_file, is_remote, local_path
+from ood_audit.store import files
 
 PACKAGE = Path(ood_audit.__file__).parent
 
 
 @pytest.fixture
 def windows_paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_WINDOWS", True)
+    monkeypatch.setattr("ood_audit.images.uri._WINDOWS", True)
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def windows_files(monkeypatch: pytest.MonkeyPatch) -> None:
             raise PermissionError(errno.EACCES, "Access is denied", path)
         unlinked(path, dir_fd=dir_fd)
 
-    for module in (layout, moving):
+    for module in (files, moving):
         monkeypatch.setattr(module, "_WINDOWS", True)
     monkeypatch.setattr(os, "open", open_file)
     monkeypatch.setattr(os, "fsync", fsync)
@@ -103,10 +102,10 @@ def test_posix_paths_keep_their_uris() -> None:
 
 
 def test_windows_can_write_durably(tmp_path: Path, windows_files: None) -> None:
-    layout.write_json(tmp_path / "a.json", {"name": "é"})
-    assert layout.read_json(tmp_path / "a.json") == {"name": "é"}
+    files.write_json(tmp_path / "a.json", {"name": "é"})
+    assert files.read_json(tmp_path / "a.json") == {"name": "é"}
     for text in ("old", "new"):
-        with layout.replacing(tmp_path / "report") as folder:
+        with files.replacing(tmp_path / "report") as folder:
             folder.mkdir()
             (folder / "a.txt").write_text(text, encoding="utf-8")
         assert (tmp_path / "report" / "a.txt").read_text(encoding="utf-8") == text
@@ -125,8 +124,8 @@ def test_a_file_that_is_just_being_read_is_replaced_a_moment_later(
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", refuse)
-    layout.write_json(tmp_path / "a.json", {"a": 1})
-    assert layout.read_json(tmp_path / "a.json") == {"a": 1}
+    files.write_json(tmp_path / "a.json", {"a": 1})
+    assert files.read_json(tmp_path / "a.json") == {"a": 1}
     assert not refusals
 
 

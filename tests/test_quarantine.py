@@ -165,12 +165,12 @@ def test_what_is_left_is_said_and_fails(audited):
     ("arguments", "message"),
     [
         (["q"], "select findings: --flagged"),
-        (["q", "--undo", "--flagged"], "leave out what selects"),
-        (["q", "--undo", "--report", "latest"], "leave out what selects"),
-        (["q", "--undo"], "q is no quarantine: it has no quarantine.jsonl"),
+        (["q", "--undo", "--flagged"], "leave out the options"),
+        (["q", "--undo", "--report", "latest"], "leave out the options"),
+        (["q", "--undo"], "q is not a quarantine: it has no quarantine.jsonl"),
         (["pictures/aside", "--flagged"], "pictures, where `embed` would find the images again"),
         (["pictures", "--flagged"], "pictures, where `embed` would find the images again"),
-        ([".", "--flagged"], "has the embedded"),
+        ([".", "--flagged"], "contains the embedded"),
         (["store/aside", "--flagged"], "is in the store"),
         (["file", "--flagged"], "file is a file"),
         (["link", "--flagged"], "pictures, where `embed` would find the images again"),
@@ -755,14 +755,14 @@ def test_only_one_at_a_time(audited):
         for arguments in (["--undo"], ["--flagged", "--store", store]):
             code, rows, said = run(aside, *arguments)
             assert (code, rows, len(said)) == (1, [], 1)
-            assert "another ood-audit is at work in" in said[0]
+            assert "another ood-audit is using" in said[0]
     with pytest.raises(UsageError):
         restore(folder)
 
 
 LOOP = """
 import sys
-from ood_audit.audit import quarantine
+from ood_audit.actions import quarantine
 if sys.argv[1] == "undo":
     quarantine.restore(sys.argv[2])
 else:

@@ -22,7 +22,7 @@ from ood_audit.store import create_store
 from ood_audit.store.parts import iter_features
 from tests import test_crash
 from tests.cli import invoke
-from tests.conftest import run_cli
+from tests.conftest import run_process
 from tests.made import unit
 from tests.test_crash import check_complete, check_whole, has_parts, many, server, warm  # noqa: F401
 
@@ -284,11 +284,11 @@ def test_no_more_workers_share_a_gpu_than_its_memory_holds(monkeypatch, room, sh
 def test_ray_is_silent(many, tmp_path):  # noqa: F811
     """A cluster started for the run, in a process of its own: nothing of Ray's reaches the terminal."""
     image, store = sorted(many.glob("*.jpg"))[0], tmp_path / "store"
-    done = run_cli("embed", image, "--store", store, "--engine", "ray", RAY_ADDRESS="local")
+    done = run_process("embed", image, "--store", store, "--engine", "ray", RAY_ADDRESS="local")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 added, 0 unchanged, 0 changed, 0 removed, 0 unreadable; ")
     assert done.stdout.count("\n") == 1
-    model, preprocessing = done.stderr.splitlines()
+    model, preprocessing, _ = done.stderr.splitlines()
     assert model.startswith("model: starter (CLIP (EfficientNet), gelu, 384 dimensions), fp32 on ")
     assert model.endswith(" of a Ray cluster")
     assert preprocessing.startswith("preprocessing: ")

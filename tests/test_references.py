@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ood_audit.classes import prototypes
-from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.scoring import references
 from ood_audit.scoring.references import apart, collect

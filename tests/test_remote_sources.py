@@ -1,12 +1,12 @@
 """Sources on a local S3 server and a local HTTP server: outcomes, requests, faults."""
 
-import http.server
 import io
 import os
 import tarfile
 import threading
 import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,9 +14,7 @@ import pytest
 
 import ood_audit
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.images import http as web
-from ood_audit.images import object_store as objects
-from ood_audit.images import storage
+from ood_audit.images import access, http, object_store
 from ood_audit.images.sources import ScanNotes, resolve, scan
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
@@ -72,7 +70,7 @@ def test_every_edit_has_its_outcome(bucket, store):
     assert run(SOURCE, store) == {"changed": 1, "unreadable": 1, "removed": 1, "added": 1, "unchanged": 3}
     assert run(SOURCE, store) == {"unchanged": 5, "unreadable": 1}
     for uri, digest in rows(store, "uri, content_hash", "status = 'ok'"):
-        assert storage.read(uri).data in (PHOTOS[0] + b"x", *PHOTOS)
+        assert access.read(uri).data in (PHOTOS[0] + b"x", *PHOTOS)
         assert len(digest) == 32
 
 
@@ -178,7 +176,7 @@ def test_single_objects_lists_and_shards(bucket, store, tmp_path):
     assert run(f"s3://{BUCKET}/shards/a.tar", store) == {"unchanged": 3}
     uri = f"s3://{BUCKET}/shards/a.tar#cat/1.jpg"
     assert rows(store, "path, folder", f"uri = '{uri}'") == [("a.tar/cat/1.jpg", "cat")]
-    assert storage.read(uri).data == PHOTOS[1]
+    assert access.read(uri).data == PHOTOS[1]
     kept = tmp_path / "keep.txt"
     kept.write_text("\n".join(uri for (uri,) in rows(store, "uri", "status = 'ok'")))
     assert set(run(kept, store)) == {"unchanged"}
@@ -214,14 +212,14 @@ def test_the_endpoint_may_be_in_the_uri(bucket, store, monkeypatch):
     assert run(SOURCE + query, store) == {"added": 6}
     assert run(SOURCE + query, store) == {"unchanged": 6}
     (uri,) = rows(store, "uri", "path = 'cat/0.jpg'")[0]
-    objects._filesystem.cache_clear()
-    assert storage.read(uri).data == PHOTOS[0]
+    object_store._filesystem.cache_clear()
+    assert access.read(uri).data == PHOTOS[0]
 
 
 # HTTP
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     files: dict[str, tuple[bytes, dict[str, str]]] = {}  # noqa: RUF012
     status: dict[str, int] = {}  # noqa: RUF012
     asked: list[tuple[str, str]] = []  # noqa: RUF012
@@ -253,7 +251,7 @@ def host(monkeypatch):
         monkeypatch.setattr(Handler, name, value)
     for number, photo in enumerate(PHOTOS):
         Handler.files[f"/p/{number}.jpg"] = (photo, {"Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -300,7 +298,7 @@ def test_secrets_of_presigned_urls_are_not_stored(host, store, tmp_path):
 
 
 def test_a_host_that_is_down_keeps_its_images(host, store, tmp_path, monkeypatch):
-    monkeypatch.setattr(web, "_TIMEOUT", (1, 1))
+    monkeypatch.setattr(http, "_TIMEOUT", (1, 1))
     (tmp_path / "urls.txt").write_text("".join(f"{host}/p/{number}.jpg\n" for number in range(3)))
     run(tmp_path / "urls.txt", store)
     for status in (503, 403):
@@ -312,19 +310,19 @@ def test_a_host_that_is_down_keeps_its_images(host, store, tmp_path, monkeypatch
 
 
 def test_an_answer_that_does_not_come(host, store, monkeypatch):
-    monkeypatch.setattr(web, "_TIMEOUT", (0.3, 0.3))
-    monkeypatch.setattr(web, "_TRIES", 0)
-    web._local.__dict__.clear()
+    monkeypatch.setattr(http, "_TIMEOUT", (0.3, 0.3))
+    monkeypatch.setattr(http, "_TRIES", 0)
+    http._local.__dict__.clear()
     Handler.slow = 1.0
     with pytest.raises(OodAuditError, match="no answer in time"):
         run(f"{host}/p/0.jpg", store)
 
 
 def test_urls_have_one_name():
-    assert web.canonical("HTTPS://Example.COM/a b/é.jpg?x=1#top") == "https://example.com/a%20b/%C3%A9.jpg?x=1"
-    assert web.canonical("https://h/a%20b.jpg?") == "https://h/a%20b.jpg"
+    assert http.canonical("HTTPS://Example.COM/a b/é.jpg?x=1#top") == "https://example.com/a%20b/%C3%A9.jpg?x=1"
+    assert http.canonical("https://h/a%20b.jpg?") == "https://h/a%20b.jpg"
     with pytest.raises(UsageError, match="password"):
-        web.canonical("https://me:secret@h/x.jpg")
+        http.canonical("https://me:secret@h/x.jpg")
 
 
 def test_scan_names_what_it_can_not_ask_for(host):

@@ -8,8 +8,9 @@ import pytest
 
 import ood_audit
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.images import object_store as objects
+from ood_audit.images import object_store
 from ood_audit.store import open_store, remote, writing
+from ood_audit.store.files import MIRRORS
 from ood_audit.store.parts import iter_features
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
@@ -24,7 +25,7 @@ def warm(encoder, monkeypatch, s3):  # noqa: F811
     monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
     monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
     monkeypatch.setattr("ood_audit.store.parts.PART_ROWS", 2)
-    monkeypatch.setattr(remote, "_mirrors", {})
+    monkeypatch.setattr(MIRRORS, "_by_root", {})
 
 
 @pytest.fixture
@@ -33,10 +34,16 @@ def elsewhere(monkeypatch, tmp_path):
 
     def move(name):
         monkeypatch.setenv("OOD_AUDIT_CACHE", str(tmp_path / name))
-        monkeypatch.setattr(remote, "_mirrors", {})
-        objects._filesystem.cache_clear()
+        monkeypatch.setattr(MIRRORS, "_by_root", {})
+        object_store._filesystem.cache_clear()
 
     return move
+
+
+def opened_mirror():
+    mirror, _ = MIRRORS.find(open_store(STORE).root) or (None, "")
+    assert isinstance(mirror, remote.Mirror)
+    return mirror
 
 
 def run(sources, **options):
@@ -120,8 +127,7 @@ def test_a_second_writer_is_refused(pictures, s3, monkeypatch):  # noqa: F811
 
 def test_a_writer_that_died_on_this_machine_is_known(pictures, s3):  # noqa: F811
     run(pictures)
-    mirror = next(iter(remote._mirrors.values()))
-    token(s3, mirror=mirror.identity())
+    token(s3, mirror=opened_mirror().identity())
     assert run(pictures) == {"unchanged": 6}
     assert names(s3, "locks/") == []
 
@@ -130,16 +136,16 @@ def test_a_writer_that_is_taken_for_dead_stops(pictures, s3, monkeypatch):  # no
     """Its token is gone when it looks again: it must not write any more."""
     monkeypatch.setattr(remote, "REFRESH_SECONDS", 0.01)
     run(pictures)
-    root = next(iter(remote._mirrors))
+    mirror = opened_mirror()
     with pytest.raises(StoreError, match="could not be kept up"), writing(open_store(STORE).root, "scores"):
-        (lock,) = remote._mirrors[root]._locks
+        (lock,) = mirror._locks
         for _ in range(100):
             for name in names(s3, "locks/"):
                 s3.delete(f"audit/{name}")
             if lock._lost:
                 break
             lock._done.wait(0.01)
-        open_store(root).set_current(report="x")
+        open_store(mirror.root).set_current(report="x")
     assert "current.json" not in names(s3)
 
 

@@ -152,6 +152,7 @@ def page(*sections: Section, **changes) -> Page:
         "title": "latest",
         "created": "2025-11-03T14:05:11+00:00",
         "store": "/data/.ood-audit",
+        "doubt": "",
         "scored": 707,
         "calibration": 240,
         "calibrated_by": "labelled images",

@@ -9,7 +9,7 @@ import pytest
 
 import ood_audit
 from ood_audit.classes import pools, prompts
-from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.scoring import metrics, selection
@@ -218,7 +218,7 @@ def report(store, *options):
         (["--score", "knn", "--temperature", "1"], "the score knn has no --temperature"),
         (["--score", "best", "--top-c", "2"], "--score best chooses --top-c too"),
         (["--score", "best", "--temperature", "2"], "--score best chooses --temperature too"),
-        (["--prompts", "nope"], "there are none of this name (there are: none yet)"),
+        (["--prompts", "nope"], "there are no prompts of this name (there are: none yet)"),
         (["--prompts", "../x"], "use letters, digits"),
     ],
 )
@@ -253,7 +253,7 @@ def test_best_says_what_it_chose(made):
     name = meta["parameters"]["score"]
     assert f"by {'ΔEnergy' if name == 'delta-energy' else name}" in done.stderr
     few = report(made(8, 10, name="few"), "--score", "best")
-    assert "too little data to choose" in few.stderr
+    assert "needs 60 images in 6 classes" in few.stderr
     assert "by ΔEnergy, τ = 1, c = 2, v = 0" in few.stderr
 
 
@@ -346,7 +346,7 @@ def test_prompts_are_the_newest_that_improved_and_fit(made):
     found = prompts.choose(store, words, "auto", notes.append)
     assert found is not None
     assert found.name == "new"
-    assert notes == ["prompts: new, as tuned; --prompts none for the text alone"]
+    assert notes == ["prompts: new (tuned); use --prompts none for the class names alone"]
     assert prompts.choose(store, words, "none", notes.append) is None
     for name in ("old", "worse"):
         chosen = prompts.choose(store, words, name, notes.append)
@@ -409,7 +409,7 @@ def test_prompts_without_a_recipe_are_not_there(made):
     save_prompts(store, "mine")
     (store.prompts / "mine.json").unlink()
     assert prompts.choose(store, vocabulary(8), "auto") is None
-    with pytest.raises(UsageError, match="there are none of this name"):
+    with pytest.raises(UsageError, match="there are no prompts of this name"):
         prompts.choose(store, vocabulary(8), "mine")
 
 
@@ -471,7 +471,7 @@ def test_few_labelled_images_beside_fewer_others(made):
 
 def test_a_report_on_scored_images_needs_no_torch(made, monkeypatch):
     """With prompts, a choice and a background in use; in a process of its own."""
-    from tests.conftest import run_cli
+    from tests.conftest import run_process
 
     store = made(8, 100)
     save_prompts(store, "mine")
@@ -482,11 +482,11 @@ def test_a_report_on_scored_images_needs_no_torch(made, monkeypatch):
     )
     path = f"{store.root}:{ood_audit.__path__[0]}/.."
     options = ["--top", 2, "--background", "on"]
-    done = run_cli("report", "--store", store.root, *options, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
+    done = run_process("report", "--store", store.root, *options, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
     assert done.returncode == 0, done.stderr
     assert "(as scored before)" in done.stderr
     assert "prompts: mine, as tuned" in done.stderr
-    other = run_cli("report", "--store", store.root, "--top-c", 4, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
+    other = run_process("report", "--store", store.root, "--top-c", 4, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
     assert "torch" in other.stderr  # the block holds: to score anew needs it
 
 

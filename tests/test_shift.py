@@ -1,4 +1,4 @@
-"""Kinds of shift, the estimate of the OOD share, and flags that keep to what was asked, through a whole report."""
+"""Kinds of shift, and flags that keep to what was asked, through a whole report."""
 
 import json
 from typing import Any
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import ood_audit
 from ood_audit.classes import pools, prompts
-from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
-from ood_audit.findings import share, shift
+from ood_audit.findings import shift
 from ood_audit.findings.calibration import flag
 from ood_audit.scoring import run as scoring
 from ood_audit.scoring import selection
@@ -53,31 +53,6 @@ def test_without_other_names_the_score_decides():
         assert not found.by_name
         assert [shift.NAMES[i] for i in found.shift] == ["semantic", "covariate", "semantic", "in-distribution"]
     assert shift.tell(flags, own, own, nothing, nothing, false_alarms=0.05) is None
-
-
-@pytest.mark.parametrize("truth", [0.0, 0.02, 0.1, 0.3])
-def test_the_share_is_estimated_where_unknown_classes_are_as_unlike_as_known_ones_left_out(truth):
-    rng = np.random.default_rng(0)
-    count = round(2000 * truth)
-    lead = np.concatenate([rng.normal(0, 1, 2000 - count), rng.normal(-5, 1, count)])
-    unknown = rng.normal(-5, 1, 400)
-    found = share.estimate(lead, unknown)
-    assert found is not None
-    assert found.low <= truth <= found.high
-    assert found.share == pytest.approx(truth, abs=0.03)
-    assert found == share.estimate(lead, unknown)  # the same again
-
-
-def test_the_share_is_a_share_and_not_told_from_too_little():
-    low = np.full(50, -9.0)
-    all_of_them, none = share.estimate(low, np.zeros(50)), share.estimate(np.zeros(50), low)
-    assert all_of_them is not None
-    assert none is not None
-    assert all_of_them.share == all_of_them.high == 1
-    assert none.share == none.low == 0
-    assert 0 < none.high < 0.2  # 50 images can't tell that there is none
-    assert share.estimate(low[:19], low) is None
-    assert share.estimate(low, low[:19]) is None
 
 
 AS_CHOSEN = {"temperature": 0.02, "top_c": 1, "reset_to": 0.0, "background": True, "prototypes": 0.2}
@@ -154,17 +129,12 @@ def test_a_covariate_image_is_a_finding_of_its_own(made):
     assert len(store.query(twice).rows) == meta["shift"]["flagged_covariate"]
 
 
-def test_without_labelled_images_no_shift_is_told_but_the_share_is_estimated(made):
+def test_one_folder_without_labelled_images_has_no_shift_and_no_flags(made):
     store = made(0, register=False)
     done = ood_audit.report(store, top=3, **SETTINGS)
     assert store.query("SELECT count(shift), count(p_distance), count(flagged) FROM report").rows == [(0, 0, 0)]
-    assert done.decisions.shift is None
-    estimated = done.decisions.ood_share
-    assert estimated is not None
-    assert 0.03 < estimated.share < 0.3  # 12% are of unknown classes
-    assert any("estimate" in note for note in done.decisions.notes)
-    meta = json.loads((store.reports / "latest" / "meta.json").read_text())
-    assert meta["ood_share"] == {"share": estimated.share, "low": estimated.low, "high": estimated.high}
+    assert done.decisions.shift is None and done.decisions.flags is None
+    assert "the images are not in class folders" in done.decisions.unflagged
 
 
 def test_without_background_no_name_is_encoded(made):

@@ -11,7 +11,7 @@ import pytest
 
 import ood_audit
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.images import storage
+from ood_audit.images import access
 from ood_audit.images.decode import decode, thumbnail
 from ood_audit.images.sources import ScanNotes, resolve, scan
 from tests.cli import invoke
@@ -129,18 +129,16 @@ def test_a_damaged_shard_is_a_row_beside_its_readable_members(shards, tmp_path, 
 
 
 def test_a_shard_that_can_not_be_read_now_keeps_its_images(shards, tmp_path, monkeypatch):
-    from ood_audit.images import archives
-
     store = tmp_path / "store"
     run(shards, store)
-    opened = archives._opened
+    opened = access.open_file
 
     def refuse(uri):
         if uri.endswith("shard-0.tar"):
             raise PermissionError(13, "Permission denied", uri)
         return opened(uri)
 
-    monkeypatch.setattr(archives, "_opened", refuse)
+    monkeypatch.setattr("ood_audit.images.members.open_file", refuse)
     result = ood_audit.embed(shards, store=store, device="cpu")
     assert +result.counts == {"unchanged": 3}
     assert result.unreadable_folders == {str(shards / "shard-0.tar"): "Permission denied"}
@@ -170,7 +168,7 @@ def test_odd_members(tmp_path):
     assert len({image.image_id for image in images}) == len(names)
     assert notes.skipped == {".jpg": 2, "not a regular file": 1}
     for image in images:
-        assert storage.read(image.uri).data == photo
+        assert access.read(image.uri).data == photo
         image.path.encode()
         image.uri.encode("ascii")
 
@@ -178,7 +176,7 @@ def test_odd_members(tmp_path):
 def test_members_are_read_in_threads(shards):
     images = list(scan(str(shards), ScanNotes())) * 20
     with ThreadPoolExecutor(8) as pool:
-        for image, content in zip(images, pool.map(lambda image: storage.read(image.uri), images), strict=True):
+        for image, content in zip(images, pool.map(lambda image: access.read(image.uri), images), strict=True):
             assert len(content.data) == image.size_bytes
 
 

@@ -9,9 +9,9 @@ import time
 import pytest
 
 import ood_audit
-from ood_audit.classes import background as corpora
-from ood_audit.commands import common
-from ood_audit.store import open_store, owned, writing
+from ood_audit import progress
+from ood_audit.classes import background
+from ood_audit.store import files, locks, open_store, writing
 from ood_audit.store.compaction import compact
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
@@ -69,7 +69,7 @@ def test_choosing_settings_counts_its_rounds():
 
 
 def test_evaluate_names_the_scores_whose_names_are_not_encoded(store_copy, monkeypatch):
-    monkeypatch.setattr(corpora, "_encode", lambda *_: pytest.fail("it encodes names that nobody asked for"))
+    monkeypatch.setattr(background, "_encode", lambda *_: pytest.fail("it encodes names that nobody asked for"))
     notes: list[str] = []
     result = ood_audit.evaluate(
         store_copy, truth=EXAMPLES / "truth.csv", labels=LABELS, auto=False, rounds=2, note=notes.append
@@ -122,37 +122,37 @@ def test_parts_that_a_report_reads_are_not_deleted(pictures, tmp_path):
     for name in ("airplane", "sunflower"):
         ood_audit.embed(pictures / name, store=store, device="cpu")
     opened = open_store(store)
-    with owned.reading(store):
+    with locks.reading(store):
         assert compact(opened).left == 2
     assert compact(opened).left == 0
 
 
 def test_a_killed_reader_does_not_keep_parts_for_ever(tmp_path):
-    code = "import os, signal; from pathlib import Path; from ood_audit.store import owned\n"
-    code += f"with owned.reading(Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
+    code = "import os, signal; from pathlib import Path; from ood_audit.store import locks\n"
+    code += f"with locks.reading(Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
     subprocess.run(
         [sys.executable, "-c", code], check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
     assert len(list(tmp_path.iterdir())) == 1
-    assert not owned.has_readers(tmp_path)
+    assert not locks.has_readers(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_temporary_files_of_the_living_are_left_alone(tmp_path):
-    mine = owned.temporary(tmp_path / "scores.parquet")
+    mine = files.temporary_name(tmp_path / "scores.parquet")
     other = tmp_path / f".scores.parquet.{os.getpid()}@another-machine.tmp"
     old = tmp_path / ".scores.parquet.4711.tmp"
     for path in (mine, other, old):
         path.touch()
-    assert [owned.is_leftover(path) for path in (mine, other, old)] == [False, False, True]
+    assert [files.is_leftover(path) for path in (mine, other, old)] == [False, False, True]
     two_days_ago = time.time() - 2 * 86_400
     os.utime(other, (two_days_ago, two_days_ago))
-    assert owned.is_leftover(other)
+    assert files.is_leftover(other)
 
 
 def test_the_bar_of_a_stage_has_a_clock_of_its_own(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with common.progress() as on_progress:
+    with progress.bars() as on_progress:
         on_progress("looking for images")
         on_progress("looking for images", 4096)
         on_progress("embedding", 0, 81)

@@ -12,9 +12,10 @@ import pytest
 
 import ood_audit
 from ood_audit.errors import UsageError
-from ood_audit.images import storage
+from ood_audit.images import access
 from ood_audit.images.decode import decode, thumbnail
 from ood_audit.images.sources import ScanNotes, resolve, scan
+from ood_audit.images.uri import location
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
 
@@ -53,7 +54,7 @@ def test_a_zip_file_goes_through_the_commands(tmp_path):
     assert rows[0] == (f"file://{path}#airplane/{name}", f"photos.ZIP/airplane/{name}", "airplane")
     assert all(thumbnail(uri, 32) for uri, *_ in rows)
     listed = folder / "list.txt"
-    listed.write_text(f"photos.ZIP#airplane/{name}\n{storage.place(rows[1][0])}\n")
+    listed.write_text(f"photos.ZIP#airplane/{name}\n{location(rows[1][0])}\n")
     assert +ood_audit.embed([path, listed], store=store, device="cpu").counts == {"unchanged": 3}
     away = invoke("quarantine", tmp_path / "away", "--kind", "ood", "--store", store)
     assert "internal error" not in away.stderr
@@ -72,7 +73,7 @@ def test_members_are_read_at_random_and_in_threads(tmp_path, method):
     images = list(scan(str(path), ScanNotes())) * 10
     assert len(images) == 90
     with ThreadPoolExecutor(8) as pool:
-        for image, content in zip(images, pool.map(lambda image: storage.read(image.uri), images), strict=True):
+        for image, content in zip(images, pool.map(lambda image: access.read(image.uri), images), strict=True):
             original = next(p for p in PHOTOS if image.path.endswith(p.name) and p.stat().st_size == image.size_bytes)
             assert content.data == original.read_bytes()
 

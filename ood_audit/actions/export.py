@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.findings.records import selecting
-from ood_audit.images.storage import place
+from ood_audit.images.uri import location
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.text import printable, storable, write_csv
 
@@ -79,7 +79,7 @@ def export(
         end = b"\0" if null else b"\n"
         lines = 0
         for (uri,) in _stream(db, _SQL[format]):
-            out.write(os.fsencode(place(uri)) + end)
+            out.write(os.fsencode(location(uri)) + end)
             lines += 1
         return Exported(lines, outdated)
 
@@ -90,7 +90,7 @@ def _write_table(db: "duckdb.DuckDBPyConnection", out: BinaryIO) -> int:
     def rows() -> Iterator[list[Any]]:
         nonlocal lines
         for uri, *rest in _stream(db, _SQL["csv"]):
-            yield [storable(place(uri)), *rest, uri]
+            yield [storable(location(uri)), *rest, uri]
             lines += 1
 
     text = io.TextIOWrapper(out, encoding="utf-8", newline="", write_through=True)
@@ -110,7 +110,7 @@ def _refuse_line_breaks(db: "duckdb.DuckDBPyConnection", sql: str) -> None:
     if answer and answer[0]:
         broken, first, total = answer
         raise OodAuditError(
-            f"{broken} of {total} names hold a line break, the first {printable(place(first))}: "
+            f"{broken} of {total} names hold a line break, the first {printable(location(first))}: "
             "use --null (and `xargs -0`) or --format csv; nothing is written"
         )
 

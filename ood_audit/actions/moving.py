@@ -1,7 +1,7 @@
 """Moving one file: never over another one, and never lost, whatever stops it and wherever.
 
 A move is a hard link of the new name and then the removal of the old one, as a link, unlike a rename, fails where the
-new name is taken. Between file systems it is a copy under a temporary name, which is linked likewise once it is on disk
+new name is taken. Between file systems it is a copy under a temporary name, which is linked that way once it is on disk
 and has been read back. `settle` ends a move that was stopped.
 """
 
@@ -13,7 +13,7 @@ from contextlib import suppress
 from hashlib import blake2b
 from typing import Literal
 
-from ood_audit.store.layout import flush
+from ood_audit.store.files import flush
 
 _WINDOWS = os.name == "nt"
 _CHUNK = 1 << 20

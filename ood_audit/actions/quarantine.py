@@ -24,11 +24,10 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from ood_audit.actions.moving import content_hash, move, settle
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.findings.records import selecting
-from ood_audit.images.storage import file_uri, is_file, local_path
-from ood_audit.images.storage import place as named
+from ood_audit.images.uri import file_uri, is_file, local_path, location
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
-from ood_audit.store.layout import flush
+from ood_audit.store.files import flush
 from ood_audit.store.sources import forgetting, state_of
 from ood_audit.text import printable, storable
 
@@ -83,6 +82,9 @@ class Result:
     def counts(self) -> Counter[str]:
         """How many images have each outcome."""
         return Counter(outcome.outcome for outcome in self.outcomes)
+
+    def __repr__(self) -> str:
+        return f"Result({', '.join(f'{name}={number}' for name, number in sorted(self.counts.items()))})"
 
 
 def quarantine(
@@ -175,7 +177,7 @@ def restore(
     """
     root = os.path.realpath(dest)
     if not os.path.isfile(os.path.join(root, JOURNAL)):
-        raise UsageError(f"{printable(storable(root))} is no quarantine: it has no {JOURNAL}")
+        raise UsageError(f"{printable(storable(root))} is not a quarantine: it has no {JOURNAL}")
     outcomes = []
     with _opened(root, dry_run=dry_run) as journal:
         entries = [entry for entry in journal.inside()[::-1] if images is None or entry.image_id in images]
@@ -226,7 +228,7 @@ class _Journal:
             except OSError as error:
                 raise OodAuditError(
                     f"cannot write to {printable(storable(self.root))}: {_reason(error)}; "
-                    "what was done before is kept, make room and run the same command again"
+                    "finished work is kept, free some space and run the same command again"
                 ) from error
         self.entries[entry.id], self.state[entry.id] = entry, state
 
@@ -387,7 +389,7 @@ def _opened(root: str, *, dry_run: bool) -> Iterator[_Journal]:
         os.makedirs(root, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise OodAuditError(f"another ood-audit is at work in {where}; wait for it") from None
+        raise OodAuditError(f"another ood-audit is using {where}; wait for it to finish") from None
     except (OSError, NotImplementedError) as error:
         raise OodAuditError(f"cannot write to {where}: {getattr(error, 'strerror', None) or error}") from error
     try:
@@ -414,7 +416,7 @@ def _check_place(root: str, store: Store, sources: list[str]) -> None:
     if os.path.lexists(root) and not os.path.isdir(root):
         raise UsageError(f"{name} is a file; name a folder for the quarantine")
     if _is_below(where, os.path.realpath(store.root)):
-        raise UsageError(f"{name} is in the store, which is no place for your files; choose another folder")
+        raise UsageError(f"{name} is inside the store; choose another folder")
     for source in sources:
         if _is_below(where, source):
             if not any(part.startswith(".") for part in where[len(source) :].split(os.sep)):
@@ -423,7 +425,7 @@ def _check_place(root: str, store: Store, sources: list[str]) -> None:
                     f"outside of it, or one that `embed` passes over, such as {printable(source)}/.quarantine"
                 )
         elif _is_below(source, where):
-            raise UsageError(f"{name} has the embedded {printable(source)} in it; choose another folder")
+            raise UsageError(f"{name} contains the embedded {printable(source)}; choose another folder")
 
 
 def _is_below(path: str, folder: str) -> bool:
@@ -481,7 +483,7 @@ def _temporary(target: str, entry: Entry) -> str:
 
 
 def _outcome(outcome: str, image: dict[str, Any], place: str, reason: str = "") -> Outcome:
-    path = storable(named(image["uri"]))
+    path = storable(location(image["uri"]))
     return Outcome(outcome, path, storable(place), ", ".join(image["kinds"]), reason, image["uri"])
 
 

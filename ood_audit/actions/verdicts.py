@@ -18,11 +18,12 @@ from ood_audit.actions import quarantine
 from ood_audit.classes import annotations, vocabulary
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
-from ood_audit.images.storage import is_file, local_path, place
+from ood_audit.images.uri import is_file, local_path, location
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
+from ood_audit.store.files import read_json, remove, replacing, write_json
 from ood_audit.store.findings import Issue
-from ood_audit.store.layout import COMMIT_SECONDS, read_json, remove, replacing, write_json
+from ood_audit.store.locks import COMMIT_SECONDS
 from ood_audit.text import printable, storable, write_csv
 
 DECISIONS = ("keep", "remove", "relabel", "new-class")
@@ -103,7 +104,7 @@ def read(store: Store, path: str | os.PathLike[str]) -> tuple[list[Verdict], int
     for row in rows:
         same = [i for i in meant[row.image] if hashes.get(i, (None, ""))[0] == row.value["content_hash"]]
         if len(same) == 1:
-            verdicts.append(Verdict(same[0], storable(place(hashes[same[0]][1])), **row.value))
+            verdicts.append(Verdict(same[0], storable(location(hashes[same[0]][1])), **row.value))
     return verdicts, len(rows) - len(verdicts)
 
 

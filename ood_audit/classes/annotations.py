@@ -20,8 +20,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
-from ood_audit.images import storage
-from ood_audit.images.storage import file_uri, is_remote, local_path
+from ood_audit.images.access import canonical
+from ood_audit.images.uri import file_uri, is_remote, local_path, location
 from ood_audit.names import key, near
 from ood_audit.store import Store
 from ood_audit.store.views import streaming
@@ -59,8 +59,13 @@ class Truth:
     label: str | None
 
 
-def labels(store: Store, vocabulary: Vocabulary, path: str | Path) -> dict[str, int]:
-    """The class of each image that a file of annotations names, by image id.
+def labels(store: Store, vocabulary: Vocabulary | None, path: str | Path) -> dict[str, str]:
+    """The label of each image that a file of annotations names, by image id.
+
+    Args:
+        store: The store whose images are labelled.
+        vocabulary: The classes that labels must belong to; None accepts any label.
+        path: The file.
 
     Raises:
         UsageError: the file can't be read or lacks a column, or a row names no class of the vocabulary, no image of the
@@ -72,9 +77,10 @@ def labels(store: Store, vocabulary: Vocabulary, path: str | Path) -> dict[str, 
         Row(row.image, row.place, _filled(row.value["label"], f"{what}, {row.place}", "label"))
         for row in read_rows(path, what, ("label",))
     ]
-    check_labels(vocabulary, [(row.value, row.place) for row in rows], what)
-    rows = [replace(row, value=vocabulary.position(row.value)) for row in rows]
-    found = locate(store, rows, what, Path(path), lambda k: printable(repr(vocabulary.names[k])))
+    if vocabulary is not None:
+        check_labels(vocabulary, [(row.value, row.place) for row in rows], what)
+        rows = [replace(row, value=vocabulary.names[vocabulary.position(row.value) or 0]) for row in rows]
+    found = locate(store, rows, what, Path(path), lambda label: printable(repr(label)), key)
     if missing := [row for row in found if not row.image_id]:
         named = [f"{row.image} in {row.place}" for row in missing]
         raise UsageError(
@@ -238,7 +244,7 @@ def _decoded(data: bytes) -> str:
         return data.decode("utf-16")
     if b"\0" in data:
         line = len(data[: data.index(b"\0") + 1].splitlines())
-        raise ValueError(f"line {line} has a null byte, so this is no text in UTF-8; give a CSV, JSON or Parquet file")
+        raise ValueError(f"line {line} has a null byte, so this is not UTF-8 text; give a CSV, JSON or Parquet file")
     return data.decode("utf-8-sig", "surrogateescape")
 
 
@@ -256,7 +262,7 @@ def _json_records(text: str, suffix: str, what: str, wanted: str) -> tuple[list[
     records = []
     for n, entry in entries:
         if not isinstance(entry, dict):
-            raise UsageError(f"{what}, {unit} {n}: no object with path and {wanted}; write one an image")
+            raise UsageError(f"{what}, {unit} {n}: no object with path and {wanted}; write one for each image")
         columns.update(dict.fromkeys(entry))
         records.append((f"{unit} {n}", entry))
     return list(columns), records
@@ -288,7 +294,7 @@ def locate(
     for row in rows:
         meant = ids[row.image]
         if len(meant) > 1:
-            places = [storable(storage.place(uri)) for uri in sorted(meant.values())]
+            places = [storable(location(uri)) for uri in sorted(meant.values())]
             raise UsageError(
                 f"{what}, {row.place}: {printable(row.image)} is {len(meant)} images of the store "
                 f"({_some(places, ' and ', 2)}); write absolute paths or URIs"
@@ -418,7 +424,7 @@ def _real(folder: str) -> str:
 def _remote(name: str) -> list[str]:
     base, mark, member = name.partition("#")
     try:
-        return [storage.canonical(base) + mark + member]
+        return [canonical(base) + mark + member]
     except UsageError:
         return []
 

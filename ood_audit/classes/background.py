@@ -27,7 +27,8 @@ from ood_audit.classes.vocabulary import DEFAULT_TEMPLATE, Vocabulary
 from ood_audit.encoders.registry import STARTER
 from ood_audit.errors import OodAuditError
 from ood_audit.store.cache import user_cache
-from ood_audit.store.layout import Store, replacing
+from ood_audit.store.files import replacing
+from ood_audit.store.store import Store
 from ood_audit.text import printable
 
 Progress = Callable[[int, int], None]
@@ -187,10 +188,7 @@ def features(
     if _is_bundled(store, corpus):
         return _bundled()
     there = known(store, corpus)
-    settled = there == len(corpus.names) or (corpus.coarse and there >= corpus.coarse and not everything)
-    if encoder is None or settled:
-        if there < len(corpus.names) and encoder is not None:
-            note(_about_coarse(there, len(corpus.names)))
+    if encoder is None or there == len(corpus.names):
         return _joined(_there(store, corpus))
     from filelock import FileLock
 
@@ -224,7 +222,7 @@ def _encoded(
         found = read(path, corpus.key)
         if found is None:
             if number and corpus.coarse and not everything and seconds * (total - done) > _PATIENCE * encoded:
-                note(_about_coarse(corpus.coarse, len(corpus.names)))
+                note(_about_coarse(done, total))
                 return
             encode_texts = encoder().encode_texts
             began, blocks = time.monotonic(), []
@@ -233,12 +231,14 @@ def _encoded(
                 done += len(block) * len(prompts)
                 if on_progress is not None:
                     on_progress(done, total)
-            seconds += time.monotonic() - began
-            encoded += len(words) * len(prompts)
-            found = {"features": np.concatenate(blocks)}
+            # Kept with them, so that a run that goes on from here knows as well how slow the text tower is.
+            found = {"features": np.concatenate(blocks), "seconds": np.array(time.monotonic() - began)}
             write(path, found, corpus.key)
         else:
             done += len(words) * len(prompts)
+        if "seconds" in found:  # files of older versions have none
+            seconds += float(found["seconds"])
+            encoded += len(words) * len(prompts)
         yield found["features"]
 
 

@@ -88,7 +88,9 @@ def read(path: str | Path) -> ClassList:
     try:
         if os.path.isfile(path) and os.path.getsize(path) > _MOST_BYTES:
             size = os.path.getsize(path) >> 20
-            raise UsageError(f"the labels {shown} have {size} MB, which is no list of classes; give one name a line")
+            raise UsageError(
+                f"the labels {shown} have {size} MB, which is too much for a list of classes; write one name on a line"
+            )
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -99,9 +101,9 @@ def read(path: str | Path) -> ClassList:
     except _RefusedError as error:
         raise UsageError(f"{shown}{error}") from error
     except RecursionError as error:
-        raise UsageError(f"{shown} is nested too deeply for a list of classes; write one name a line") from error
+        raise UsageError(f"{shown} is nested too deeply for a list of classes; write one name on a line") from error
     if not found.entries:
-        raise UsageError(f"{shown} names no class; write one a line (it has {len(data.splitlines())} lines)")
+        raise UsageError(f"{shown} names no class; write one on a line (it has {len(data.splitlines())} lines)")
     return found
 
 
@@ -113,7 +115,7 @@ def given(names: Sequence[str]) -> ClassList:
     except _RefusedError as error:
         raise UsageError(f"the class names{error}") from error
     if not entries:
-        raise UsageError("no class is named; give at least one")
+        raise UsageError("the list of classes is empty; give at least one")
     return ClassList(entries, "given by name")
 
 
@@ -135,7 +137,7 @@ def _decoded(data: bytes) -> str:
         data = text.encode("utf-8", "surrogatepass")
     if b"\0" in data:
         line = len(data[: data.index(b"\0") + 1].splitlines())
-        raise _RefusedError(f", line {line}: a null byte, so this is no text in UTF-8; give a text file with the names")
+        raise _RefusedError(f", line {line}: a null byte, so this is not UTF-8 text; give a text file with the names")
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         try:
             raw.decode("utf-8")
@@ -313,7 +315,7 @@ def _yaml(text: str) -> Any:
         nonlocal values
         values += 1
         if depth > _DEEPEST or values > _MOST_VALUES:
-            raise _RefusedError(" is nested too deeply for a list of classes; write one name a line")
+            raise _RefusedError(" is nested too deeply for a list of classes; write one name on a line")
         if isinstance(node, yaml.SequenceNode):
             return [plain(item, depth + 1) for item in node.value]
         if isinstance(node, yaml.MappingNode):

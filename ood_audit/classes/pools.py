@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.classes import background as corpora
-from ood_audit.classes import texts, wordnet
+from ood_audit.classes import background, texts, wordnet
 from ood_audit.classes.vocabulary import Vocabulary, cached_features
-from ood_audit.store.layout import Store
+from ood_audit.store.store import Store
 
 NAMES = ("background", "neglabel", "csp")
 
@@ -93,12 +92,12 @@ def load(
     """
     if name == "background" and (imported := texts.background(store)) is not None:
         return _imported_background(store, vocabulary, *imported, encoder)
-    corpus = corpora.CORPORA[name]()
+    corpus = background.CORPORA[name]()
     path = store.vocabularies / f"{vocabulary.id}-{name}.safetensors"
-    features = corpora.features(store, corpus, encoder, on_progress, note=note)
+    features = background.features(store, corpus, encoder, on_progress, note=note)
     names = corpus.names[: len(features)]
     key = f"{corpus.key} {len(names)}"
-    found = corpora.read(path, key)
+    found = background.read(path, key)
     if found is None:
         prompts = replace(vocabulary, templates=corpus.noun_prompts)
         classes = prompts.features(encoder().encode_texts)
@@ -108,7 +107,7 @@ def load(
         else:
             rows = farthest(features, len(corpus.nouns), classes, drop_same=name == "csp")
         found = {"classes": classes, "rows": rows, "pairs": pairs}
-        corpora.write(path, found, key)
+        background.write(path, found, key)
     rows = found["rows"]
     if name != "background":
         names, features = [names[row] for row in rows], features[rows]
@@ -128,7 +127,7 @@ def _imported_background(
 
 
 def is_available(store: Store, name: str) -> bool:
-    """Whether a pool can be had: imported vectors without a model have a background only if it was imported too."""
+    """Whether there is such a pool: imported vectors without a model have a background only if it was imported too."""
     without_model = store.encoder.is_imported and store.encoder.model == "imported"
     return not without_model or (name == "background" and texts.background(store) is not None)
 
@@ -146,10 +145,10 @@ def nouns(
     """
     if (imported := texts.background(store)) is not None:
         return imported[0], imported[1].astype(np.float16)
-    corpus = corpora.CORPORA["background"]()
-    if encoder is None and not corpora.known(store, corpus):
+    corpus = background.CORPORA["background"]()
+    if encoder is None and not background.known(store, corpus):
         return None
-    features = corpora.features(store, corpus, encoder, on_progress, everything=True)
+    features = background.features(store, corpus, encoder, on_progress, everything=True)
     return corpus.names[: len(features)], features
 
 

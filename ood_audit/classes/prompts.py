@@ -9,28 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store.layout import Store, read_json, remove, replacing, write_json
+from ood_audit.store.files import read_json, remove, replacing, write_json
+from ood_audit.store.store import Store
 from ood_audit.text import printable
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """The images that `tune` was given.
-
-    Attributes:
-        features: (M, D) float32 of length 1.
-        labels: (M,) int.
-        image_ids: of those under audit; "" for others.
-        held_out: (H,) the rows that no prompt was tuned on.
-
-    """
-
-    features: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    image_ids: list[str]
-    held_out: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -106,7 +90,7 @@ def choose(
         note: told what `auto` found.
 
     Raises:
-        UsageError: there are none of this name, or they are for other classes.
+        UsageError: there are no prompts of this name, or they are for other classes.
         StoreError: a file is damaged.
 
     """
@@ -118,11 +102,14 @@ def choose(
         if not path.exists():
             there = ", ".join(sorted(p.stem for p in store.prompts.glob("*.json"))) or "none yet"
             raise UsageError(
-                f"--prompts {printable(name)}: there are none of this name (there are: {there}); see `tune`"
+                f"--prompts {printable(name)}: there are no prompts of this name "
+                f"(there are: {there}); make some with `ood-audit tune`"
             )
         recipe = read_json(path)
         if not _fits(recipe, store, vocabulary):
-            raise UsageError(f"--prompts {name} were tuned for other classes or another encoder; run `tune` for these")
+            raise UsageError(
+                f"--prompts {name}: these were tuned for other classes or another encoder; run `ood-audit tune` again"
+            )
         return _load(store, name, recipe)
     found = [(path.stem, read_json(path)) for path in store.prompts.glob("*.json")]
     usable = [(r["created"], stem, r) for stem, r in found if _fits(r, store, vocabulary) and r["improved"]]
@@ -130,7 +117,7 @@ def choose(
         return None
     _, newest, recipe = max(usable, key=lambda entry: entry[:2])
     loaded = _load(store, newest, recipe)
-    note(f"prompts: {newest}, as tuned; --prompts none for the text alone")
+    note(f"prompts: {newest} (tuned); use --prompts none for the class names alone")
     return loaded
 
 

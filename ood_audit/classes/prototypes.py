@@ -72,11 +72,9 @@ class Prototypes:
         """(N, D) image features and their (N, K) cosines to the text features → (N, K); torch tensors on one device."""
         import torch
 
-        from ood_audit.encoders import device
-
         center, whiten, means, missing = self._on(images.device)
-        whitened = torch.nn.functional.normalize(device.products(images - center, whiten.T), dim=1)
-        found = device.products(whitened, means)
+        whitened = torch.nn.functional.normalize((images - center) @ whiten, dim=1)
+        found = whitened @ means.T
         if not self.missing.any():
             return found
         return torch.where(missing, self.slope * to_text + self.intercept, found)

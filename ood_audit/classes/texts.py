@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ood_audit.errors import EncoderError, UsageError
 from ood_audit.names import key
 from ood_audit.progress import Progress, silent
-from ood_audit.store.layout import Store
+from ood_audit.store.store import Store
 from ood_audit.text import printable
 
 if TYPE_CHECKING:

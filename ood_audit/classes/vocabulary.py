@@ -17,7 +17,8 @@ from ood_audit.classes import class_lists, texts, wordnet
 from ood_audit.classes.class_lists import ClassList, Entry
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.names import key, near
-from ood_audit.store.layout import Store, read_json, replacing, write_json
+from ood_audit.store.files import read_json, replacing, write_json
+from ood_audit.store.store import Store
 from ood_audit.text import printable
 
 DEFAULT_TEMPLATE = "a photo of a {}."

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ood_audit.commands.common import format_option, note, print_rows, progress, store_option
+from ood_audit.commands.options import format_option, store_option
+from ood_audit.commands.output import note, print_rows
 from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.progress import bars
 
 if TYPE_CHECKING:
     from ood_audit.actions import verdicts
@@ -47,7 +49,7 @@ def command(
 
     if undo and (to is not None or move):
         raise UsageError("--undo reverts all that these decisions did; leave out --to and --move")
-    with progress() as on_progress:
+    with bars() as on_progress:
         if undo:
             result = verdicts.undo(decisions, store, dry_run=dry_run, on_progress=on_progress)
         else:

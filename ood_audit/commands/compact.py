@@ -2,21 +2,23 @@
 
 import click
 
-from ood_audit.commands.common import note, progress, store_option
+from ood_audit.commands.options import store_option
+from ood_audit.commands.output import note
+from ood_audit.progress import bars
 
 
 @click.command("compact", epilog="Example: ood-audit compact --store .ood-audit")
 @store_option
 def command(store: str) -> None:
-    """Merge small parts of the store into large ones, and drop rows that no longer count.
+    """Merge the store's small files into large ones, and drop outdated rows.
 
-    What queries and reports show stays the same, and what was scored stays valid. Useful after many runs of embed, and
-    after many images have changed or gone. It can be interrupted at any moment.
+    Queries, reports and scores stay the same. This makes them faster after many runs of `embed`, or after many images
+    were changed or removed. It can be interrupted at any moment.
     """
     from ood_audit.store import open_store
     from ood_audit.store.compaction import compact
 
-    with progress() as on_progress:
+    with bars() as on_progress:
         done = compact(open_store(store), on_progress=on_progress)
     click.echo(
         f"{done.parts_before} parts became {done.parts_after}; {done.dropped} rows dropped; "

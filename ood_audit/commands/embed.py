@@ -4,7 +4,9 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import device_option, note, progress, store_option
+from ood_audit.commands.options import device_option, store_option
+from ood_audit.commands.output import note
+from ood_audit.progress import bars
 from ood_audit.text import printable
 
 
@@ -19,13 +21,13 @@ from ood_audit.text import printable
     default="auto",
     show_default=True,
     metavar="MODEL",
-    help="auto (the store's own; for a new store ViT-B-16 with CUDA, else starter), starter, ARCH/TAG, "
-    "hf-hub:ORG/NAME, local-dir:DIR, or ARCH with --weights.",
+    help="Encoder: starter (bundled), ARCH/TAG of open_clip, hf-hub:ORG/NAME, local-dir:DIR, or ARCH with --weights. "
+    "auto is the encoder of the store; for a new store ViT-B-16 with CUDA, else starter.",
 )
 @click.option(
     "--weights",
     metavar="FILE",
-    help="A checkpoint for --model ARCH; an open_clip_config.json beside it tells its preprocessing.",
+    help="Checkpoint for --model ARCH. Its preprocessing is read from open_clip_config.json in the same folder.",
 )
 @device_option
 @click.option(
@@ -33,40 +35,49 @@ from ood_audit.text import printable
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
     show_default=True,
-    help="auto: the store's own; for a new store bf16 with CUDA or a CPU that has it, else fp32.",
+    help="Precision of the encoder. auto is that of the store; for a new store bf16 where the hardware has it, "
+    "else fp32.",
 )
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="ray: on the Ray cluster of RAY_ADDRESS or of this machine, else on one started here. Every node needs "
-    "ood-audit, and must see the images at the same paths, and the model's weights.",
+    help="Where to run. ray takes the Ray cluster at RAY_ADDRESS or on this machine, else starts one. Every node needs "
+    "ood-audit and the model, and the images at the same paths.",
 )
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images a forward pass.  [default: by device]")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images in a forward pass.  [default: what suits the device]",
+)
 def command(sources: tuple[str, ...], **options: Any) -> None:
-    """Find, decode and embed images into the store.
+    """Embed images and sync the store with their sources.
 
-    SOURCE is a folder (searched recursively), a .tar or .zip file, an image, or a list of these (.txt, or .csv or
-    .parquet with a column named path); here, or at s3://, gs://, hdfs:// or https://. A store is brought into step with
-    its sources: new and changed images are embedded, removed ones leave the view, and unreadable ones are rows with
-    their error.
-    Files that were moved or renamed keep their features: embed the new place.
+    SOURCE is a folder (searched recursively), a .tar or .zip file, an image, or a list of these: a .txt file, or a .csv
+    or .parquet file with a column named path. It can be local or at s3://, gs://, hdfs:// or https://.
+
+    Run the command again after images were added, changed or removed: only the difference is embedded. To resume an
+    interrupted run, run it again, too. Files that were moved or renamed keep their features. A file that can't be read
+    becomes a row with its error.
     """
     from ood_audit.embedding.run import OUTCOMES, embed
     from ood_audit.images.noise import quiet_libraries
 
-    with quiet_libraries(), progress() as on_progress:
+    with quiet_libraries(), bars() as on_progress:
         result = embed(sources, on_start=_announce, on_progress=on_progress, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():
-        note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images are left as they were")
+        note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images in the store are unchanged")
     shown = [outcome for outcome in OUTCOMES if outcome != "moved" or result.counts["moved"]]
     counts = ", ".join(f"{result.counts[outcome]} {outcome}" for outcome in shown)
     skipped = ", ".join(f"{n} {printable(kind)}" for kind, n in result.skipped.most_common(8))
     files = f"; skipped {result.skipped.total()} other files ({skipped})" if skipped else ""
     click.echo(f"{counts}{files}; {result.seconds:.1f} s")
     if result.counts["unreadable"]:
-        note("see the unreadable ones: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
+        note("to list the unreadable files: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
+    if any(result.counts[outcome] for outcome in ("added", "changed", "moved", "removed")):
+        note("next: ood-audit report" + ("" if result.store.current() else " --labels classes.txt"))
 
 
 def _announce(encoder: Any) -> None:

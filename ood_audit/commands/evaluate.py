@@ -4,15 +4,9 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import (
-    comparison_options,
-    device_option,
-    format_option,
-    note,
-    print_rows,
-    progress,
-    store_option,
-)
+from ood_audit.commands.options import comparison_options, device_option, format_option, labels_option, store_option
+from ood_audit.commands.output import note, print_rows
+from ood_audit.progress import bars
 
 SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood", "accuracy")
 
@@ -20,37 +14,38 @@ SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood
 @click.command("evaluate", epilog="Example: ood-audit evaluate --truth truth.csv --labels classes.txt --format json")
 @store_option
 @click.option(
-    "--truth", required=True, metavar="FILE", help="CSV, JSON or Parquet: path, is_ood (0 or 1) and, if known, label."
-)
-@click.option(
-    "--labels",
+    "--truth",
+    required=True,
     metavar="FILE",
-    help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
+    help="CSV, JSON or Parquet file with the columns path, is_ood (0 or 1) and, if known, label.",
 )
+@labels_option
 @click.option(
     "--score",
     "only",
     multiple=True,
     metavar="SCORE",
-    help="Evaluate only this score; repeatable.  [default: all but those with names to encode]",
+    help="Score to evaluate. Can be repeated.  [default: all whose names are encoded already]",
 )
 @click.option(
-    "--prototypes/--no-prototypes", default=None, help="Give every score pictures of the classes.  [default: chosen]"
+    "--prototypes/--no-prototypes",
+    default=None,
+    help="Whether every score compares with pictures of the classes, too.  [default: chosen on the data]",
 )
 @comparison_options
 @device_option
 @format_option
 def command(format: str, **options: Any) -> None:
-    """Compare every score with known answers.
+    """Measure every score against known answers.
 
-    fpr95 is the share of OOD images kept where 95% of the ID images are kept; fpr95_ood the share of ID images flagged
-    where 95% of the OOD images are caught. The table shows each figure with its 95% bootstrap interval; the other
-    formats have the ends as columns of their own.
+    fpr95 is the share of OOD images that pass at the threshold that keeps 95% of the in-distribution images. fpr95_ood
+    is the share of in-distribution images that are flagged at the threshold that catches 95% of the OOD images. The
+    table shows each figure with its 95% bootstrap interval; the other formats have the interval in columns of its own.
     """
     from ood_audit.scoring.evaluation import evaluate
     from ood_audit.scoring.metrics import METRICS
 
-    with progress() as on_progress:
+    with bars() as on_progress:
         result = evaluate(note=note, on_progress=on_progress, **options)
     if format == "table":
         rows = [[_with_interval(row, name) if name in METRICS else row[name] for name in SHOWN] for row in result.rows]

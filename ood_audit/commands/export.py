@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import note, note_missing, note_outdated, selection, selection_options, store_option
+from ood_audit.commands.options import selection, selection_options, store_option
+from ood_audit.commands.output import note, note_missing, note_outdated
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
@@ -19,19 +20,20 @@ from ood_audit.text import printable
     type=click.Choice(["paths", "csv", "keep-list"]),
     default="paths",
     show_default=True,
-    help="paths: the images found, the worst first; keep-list: all readable images but those; csv: the findings.",
+    help="paths: the images with a finding, the worst first; csv: the findings; keep-list: all other readable images.",
 )
 @click.option("--null", is_flag=True, help="End each path with a null byte instead of a line break, for xargs -0.")
-@click.option("--output", metavar="FILE", help="Write there, in one piece.  [default: stdout]")
+@click.option("--output", metavar="FILE", help="File to write.  [default: stdout]")
 @store_option
 def command(store: str, report: str | None, format: str, null: bool, output: str | None, **selected: Any) -> None:
-    """List what was found, or what to keep, for other tools.
+    """List the images with findings, or the images to keep, for other tools.
 
-    Paths are absolute and exact. A name with a line break needs --null or csv. A keep-list is a source for `embed`, as
-    any list of paths.
+    Paths are absolute and exact. A name with a line break needs --null or --format csv. A keep-list is a source for
+    `ood-audit embed`, like any list of paths.
     """
     from ood_audit.actions.export import export
-    from ood_audit.store.layout import open_store, replacing
+    from ood_audit.store.files import replacing
+    from ood_audit.store.store import open_store
 
     opened = open_store(store)
     chosen = selection(opened, **selected)

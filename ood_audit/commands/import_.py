@@ -4,7 +4,9 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import note, progress, store_option
+from ood_audit.commands.options import store_option
+from ood_audit.commands.output import note
+from ood_audit.progress import bars
 
 
 @click.command(
@@ -13,32 +15,38 @@ from ood_audit.commands.common import note, progress, store_option
 )
 @click.argument("features", metavar="FEATURES")
 @store_option
-@click.option("--vector", metavar="NAME", help="Column or array of the vectors.  [default: the only one]")
-@click.option("--path", metavar="NAME", help="Column or array of the paths.  [default: path, image_path, file_name, …]")
-@click.option("--label", metavar="NAME", help="Column or array of the class that each image is labelled with.")
-@click.option("--paths", metavar="FILE", help="One path a line, for files of vectors that have no paths.")
-@click.option("--images", metavar="DIR", help="Folder that relative paths start from.  [default: that of FEATURES]")
-@click.option("--model", metavar="MODEL", help="open_clip model that made the vectors; it encodes the class names.")
+@click.option("--vector", metavar="NAME", help="Column or array that holds the vectors.  [default: the only one]")
+@click.option(
+    "--path", metavar="NAME", help="Column or array that holds the paths.  [default: path, image_path, file_name, …]"
+)
+@click.option("--label", metavar="NAME", help="Column or array that holds the class of each image.")
+@click.option("--paths", metavar="FILE", help="Text file with one path on a line, for vectors without paths.")
+@click.option(
+    "--images", metavar="DIR", help="Folder that relative paths start from.  [default: the folder of FEATURES]"
+)
+@click.option("--model", metavar="MODEL", help="The open_clip model that made the vectors, to encode class names with.")
 @click.option("--weights", metavar="FILE", help="Checkpoint for --model ARCH.")
-@click.option("--texts", metavar="FILE", help="Names of the classes and their vectors, in place of --model.")
-@click.option("--background", metavar="FILE", help="Names of other things and their vectors, to compare with.")
+@click.option("--texts", metavar="FILE", help="Class names with their vectors, in place of --model.")
+@click.option(
+    "--background", metavar="FILE", help="Background names with their vectors: things that are none of the classes."
+)
 def command(features: str, **options: Any) -> None:
-    """Make a store of vectors that were computed elsewhere.
+    """Make a store of image features that were computed elsewhere.
 
     FEATURES is a Parquet file or a folder of them, the output folder of clip-retrieval, or a .npz, .npy or .safetensors
-    file. Vectors are brought to length 1. Images whose files are there are shown in reports; the files are not needed.
+    file. Vectors are normalised to length 1. The image files are not needed; reports show those that are there.
     """
     from ood_audit.embedding.imported import import_features
 
-    with progress() as on_progress:
+    with bars() as on_progress:
         result = import_features(features, on_progress=on_progress, **options)
     click.echo(f"{result.added} added, {result.changed} changed, {result.invalid} invalid")
     if result.normalised:
-        note("the vectors were not of length 1; they have been normalised")
+        note("the vectors were normalised to length 1")
     if result.invalid:
-        note("see the invalid ones: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
+        note("to list the invalid ones: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
     if missing := result.added + result.changed - result.on_disk:
-        note(f"{missing} image files are not here; reports show a placeholder for them")
+        note(f"{missing} image files were not found; reports show a placeholder for them")
     if result.classes or result.background:
-        note(f"names with vectors: {result.classes} classes, {result.background} background names")
+        note(f"imported names: {result.classes} classes, {result.background} background names")
     note("next: ood-audit report" + ("" if result.classes else " --labels classes.txt"))

@@ -4,7 +4,8 @@ import re
 
 import click
 
-from ood_audit.commands.common import format_option, note, print_rows, store_option
+from ood_audit.commands.options import format_option, store_option
+from ood_audit.commands.output import note, print_rows
 
 
 @click.command(

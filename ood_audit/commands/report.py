@@ -4,19 +4,18 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import (
+from ood_audit.commands.options import (
     AutoNumber,
     Share,
     comparison_options,
     device_option,
     format_option,
-    note,
-    note_missing,
-    print_rows,
-    progress,
+    labels_option,
     store_option,
 )
+from ood_audit.commands.output import note, note_missing, print_rows
 from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.progress import bars
 
 COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "margin", "max_cosine")
 
@@ -26,66 +25,75 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
     epilog='Example: ood-audit report --labels classes.txt --template "a sketch of a {}." --top 50 --format json',
 )
 @store_option
+@labels_option
 @click.option(
-    "--labels",
-    metavar="FILE",
-    help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
+    "--template", multiple=True, metavar="TEXT", help="Prompt with {} for the class name. Repeat it to average several."
 )
-@click.option("--template", multiple=True, metavar="TEXT", help="A prompt with {}; repeat to average.")
-@click.option("--template-set", type=click.Choice(["openai-imagenet", "simple"]), help="open_clip's prompts.")
+@click.option("--template-set", type=click.Choice(["openai-imagenet", "simple"]), help="A set of prompts of open_clip.")
 @click.option(
-    "--top", type=click.IntRange(1, 2**31 - 1), default=100, show_default=True, help="How many images to list."
+    "--top",
+    type=click.IntRange(1, 2**31 - 1),
+    metavar="N",
+    default=100,
+    show_default=True,
+    help="Number of images to list.",
 )
-@click.option("--name", default="latest", show_default=True, metavar="NAME", help="The report is kept as reports/NAME.")
+@click.option("--name", default="latest", show_default=True, metavar="NAME", help="Name of the report.")
 @click.option(
     "--score",
     default="auto",
     show_default=True,
     metavar="SCORE",
-    help="auto (ΔEnergy joined with other evidence), or one score alone: delta-energy, mcm, energy, maxlogit, "
-    "simlabel, logitgap, neglabel, csp, knn, one of another package; or best, which chooses.",
+    help="Score to rank by. auto joins ΔEnergy with other evidence; best chooses a score on your data. One score: "
+    "delta-energy, mcm, energy, maxlogit, simlabel, logitgap, neglabel, csp, knn, or one of another package.",
 )
 @click.option(
-    "--temperature", type=AutoNumber(float), metavar="τ", help="auto, or the score's temperature.  [default: auto]"
+    "--temperature", type=AutoNumber(float), metavar="τ", help="Temperature of the score, or auto.  [default: auto]"
 )
 @click.option(
-    "--top-c", type=AutoNumber(int), metavar="C", help="auto, or how many similarities are reset.  [default: auto]"
+    "--top-c",
+    type=AutoNumber(int),
+    metavar="C",
+    help="Number of similarities that ΔEnergy resets, or auto.  [default: auto]",
 )
 @click.option(
-    "--reset-to", type=AutoNumber(float), metavar="V", help="auto, or what they are reset to.  [default: auto]"
+    "--reset-to", type=AutoNumber(float), metavar="V", help="Value that they are reset to, or auto.  [default: auto]"
 )
 @click.option(
     "--background",
     type=click.Choice(["auto", "on", "off"]),
     default="auto",
     show_default=True,
-    help="Compare with 45,000 names of other things too.",
+    help="Whether to compare with 45,000 names of other things, too.",
 )
 @click.option(
     "--prototypes/--no-prototypes",
     default=None,
-    help="Compare with pictures of the classes too.  [default: chosen]",
+    help="Whether to compare with pictures of the classes, too.  [default: chosen on the data]",
 )
 @click.option(
     "--novelty",
     type=AutoNumber(float, on_off=True),
     metavar="WEIGHT",
-    help="auto, on, off, or how much it counts that an image is unlike the rest of the folder.  [default: auto]",
+    help="How much it counts that an image is unlike the rest of its folder: a number, auto, on or off.  "
+    "[default: auto]",
 )
-@click.option("--fdr", type=float, metavar="Q", help="Flag images, of which about Q are false alarms.")
+@click.option(
+    "--fdr", type=float, metavar="Q", help="Flag images so that a share Q of the flagged ones are false alarms."
+)
 @click.option(
     "--false-alarms",
     type=float,
     metavar="A",
-    help="Flag about A of the images in distribution, and what is more OOD.  [default: 0.01]",
+    help="Flag images so that a share A of the in-distribution ones is flagged.  [default: 0.01]",
 )
 @click.option(
     "--near-duplicates/--exact-duplicates",
     default=None,
-    help="Which copies to look for.  [default: both, of at most 200,000 images; exact ones of more]",
+    help="Which duplicates to look for.  [default: near and exact ones; above 200,000 images only exact ones]",
 )
 @click.option(
-    "--fail-over", type=Share(), metavar="SHARE", help="Exit with 3 where more is flagged: 1% or 0.01 of the images."
+    "--fail-over", type=Share(), metavar="SHARE", help="Exit with code 3 if more of the images are flagged: 1% or 0.01."
 )
 @comparison_options
 @device_option
@@ -99,10 +107,12 @@ def command(
     fail_over: float | None,
     **options: Any,
 ) -> int:
-    """Score every image, rank them, and write the report.
+    """Rank the images by how little they belong, and write a report.
 
-    Prints the most out-of-distribution images, and writes all formats to reports/NAME in the store: report.html,
-    report.csv, report.json (the top), report.parquet (all images).
+    The most out-of-distribution images are printed. The folder reports/NAME of the store gets report.html (the page to
+    open), report.csv and report.json (the printed images) and report.parquet (all images).
+
+    Images are flagged where labelled images are registered, see `ood-audit labels add`.
     """
     from ood_audit.images.noise import quiet_libraries
     from ood_audit.reports.run import report
@@ -111,10 +121,10 @@ def command(
     if template and template_set:
         raise UsageError("choose --template or --template-set, not both")
     if template_set:
-        from ood_audit.classes.vocabulary import template_set as prompts
+        from ood_audit.classes import vocabulary
 
-        template = prompts(template_set)
-    with quiet_libraries(), progress() as on_progress:
+        template = vocabulary.template_set(template_set)
+    with quiet_libraries(), bars() as on_progress:
         result = report(
             templates=template or None,
             method=score,
@@ -125,6 +135,8 @@ def command(
         )
     print_rows(COLUMNS, [[row[column] for column in COLUMNS] for row in result.rows], format)
     scores = result.scores
+    if scores.doubt:
+        note(scores.doubt)
     by = described(scores.method, scores.parameters) + (" (as scored before)" if scores.reused else "")
     note(f"{scores.images} images against {len(scores.vocabulary.classes)} classes by {by}")
     if scores.references and scores.parameters["prototypes"]:
@@ -136,13 +148,13 @@ def command(
     found = result.decisions
     if found.labels["found"] or found.duplicates["extra"]:
         issues = [f"label issues: {found.labels['found']}"] if found.labels["labelled"] else []
-        note("; ".join([*issues, f"superfluous copies: {found.duplicates['extra']}"]))
+        note("; ".join([*issues, f"superfluous duplicates: {found.duplicates['extra']}"]))
     note_missing(scores.store)
     note(f"report: {result.html}")
     if fail_over is None:
         return 0
-    if found.flags is None:
-        raise OodAuditError("--fail-over needs labelled images; give some: `ood-audit tune --from FOLDER --epochs 0`")
+    if found.flags is None or found.unflagged:
+        raise OodAuditError(f"--fail-over cannot be checked, as {found.unflagged}")
     if (share := found.flags["flagged"] / scores.images) > fail_over:
         note(f"{share:.2%} of the images are flagged, more than --fail-over {fail_over:.2%}")
         return 3

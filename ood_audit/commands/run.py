@@ -5,8 +5,10 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.common import device_option, note, progress, store_option
-from ood_audit.store.layout import DEFAULT_STORE
+from ood_audit.commands.options import device_option, labels_option, store_option
+from ood_audit.commands.output import note
+from ood_audit.progress import bars
+from ood_audit.store.store import DEFAULT_STORE
 from ood_audit.text import printable
 
 _FEWEST, _MOST, _PART = 10, 100, 5  # images that are listed for their rank alone: a fifth of them, within limits
@@ -15,12 +17,10 @@ _FEWEST, _MOST, _PART = 10, 100, 5  # images that are listed for their rank alon
 @click.command("run", epilog="Example: ood-audit run ./images --labels classes.txt --labelled labelled/ --open")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @store_option
+@labels_option
 @click.option(
-    "--labels",
-    metavar="FILE",
-    help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
+    "--labelled", metavar="FOLDER", help="Labelled images to compare with; see `ood-audit labels add --help`."
 )
-@click.option("--labelled", metavar="DIR", help="Labelled images, DIR/CLASS/…, apart from SOURCE, to compare with.")
 @click.option(
     "--model",
     default="auto",
@@ -41,25 +41,23 @@ def command(
 ) -> None:
     """Embed images, report what does not belong, and say what was found in ten lines.
 
-    This is `embed`, `tune --epochs 0` for the labelled images, and `report`, one after another, each with its defaults.
+    This is `embed`, `labels add` for the labelled images, and `report`, one after another, each with its defaults.
     SOURCE is whatever `embed` takes.
     """
+    from ood_audit.classes import labelled as labelled_images
     from ood_audit.embedding.run import embed
     from ood_audit.images.noise import quiet_libraries
     from ood_audit.reports.run import report
     from ood_audit.reports.summary import lines
-    from ood_audit.tuning.trainer import Settings
-    from ood_audit.tuning.tune import tune
 
-    with quiet_libraries(), progress() as on_progress:
+    with quiet_libraries(), bars() as on_progress:
         given: dict[str, Any] = {"store": store, "device": device, "on_progress": on_progress}
         embedded = embed(sources, model=model, on_note=_warn, **given)
         if labelled is not None:
-            settings = Settings(epochs=0)
-            tune(labels=labels, folder=labelled, settings=settings, name="labelled", **given)
+            labelled_images.add(embedded.store, labelled, device=device, note=_warn, on_progress=on_progress)
         images = sum(embedded.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved"))
         top = max(_FEWEST, min(_MOST, images // _PART))
-        result = report(labels=None if labelled is not None else labels, top=top, **given)
+        result = report(labels=labels, top=top, **given)
     for line in lines(result):
         click.echo(printable(line))
     click.echo(_next(result.unreadable + sum(section.count for section in result.sections), store))

@@ -2,19 +2,21 @@
 
 import click
 
-from ood_audit.commands.common import format_option, note_missing, print_rows, store_option
-from ood_audit.store.layout import Store, open_store, read_json, shown
+from ood_audit.commands.options import format_option, store_option
+from ood_audit.commands.output import note_missing, print_rows
+from ood_audit.store.files import read_json, shown
+from ood_audit.store.store import Store, open_store
 
 
 @click.command("status", epilog="Example: ood-audit status --store .ood-audit --format json")
 @store_option
 @format_option
 def command(store: str, format: str) -> None:
-    """Show what the store holds: images, encoder, vocabulary, scores, the last run."""
-    from ood_audit.store.sources import sources as listed
+    """Show what the store holds: images, encoder, classes, labelled images, scores and reports."""
+    from ood_audit.store.sources import sources
 
     opened = open_store(store)
-    ok, unreadable, sources, size, classes, scored = opened.query(
+    ok, unreadable, source_count, size, classes, scored = opened.query(
         "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error'), "
         "count(DISTINCT source), coalesce(sum(size_bytes), 0)::BIGINT, "
         "(SELECT count(*) FROM labels), (SELECT count(*) FROM scores) FROM images"
@@ -32,11 +34,12 @@ def command(store: str, format: str) -> None:
         ("dimension", encoder.dimension),
         ("images", ok),
         ("unreadable", unreadable),
-        ("sources", sources),
-        ("missing_sources", sum(source.is_missing for source in listed(opened))),
+        ("sources", source_count),
+        ("missing_sources", sum(source.is_missing for source in sources(opened))),
         ("image_bytes", size),
         ("parts", len(opened.parts)),
         ("classes", classes),
+        ("labelled_images", sum(read_json(path)["images"] for path in opened.root.glob("labelled/[!.]*.json"))),
         ("scored", scored),
         ("scores_in_step", _in_step(opened)),
         ("reports", ", ".join(sorted(path.name for path in opened.reports.glob("[!.]*")))),

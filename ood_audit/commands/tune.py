@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ood_audit.commands.common import SEED, device_option, format_option, note, print_rows, progress, store_option
+from ood_audit.commands.options import SEED, device_option, format_option, labels_option, store_option
+from ood_audit.commands.output import note, print_rows
 from ood_audit.errors import UsageError
+from ood_audit.progress import bars
 
 if TYPE_CHECKING:
     from ood_audit.tuning.trainer import Figures
@@ -18,44 +20,63 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
 
 @click.command("tune", epilog="Example: ood-audit tune --labels classes.txt --from labelled/ --shots 8 --name first")
 @store_option
+@labels_option
 @click.option(
-    "--labels",
-    metavar="FILE",
-    help="Classes: one a line, synonyms after |; or CSV, JSON, YAML.  [default: as last time, or folders]",
+    "--from",
+    "folder",
+    metavar="FOLDER",
+    help="Register the labelled images in FOLDER/CLASS/… first, as `labels add` does.",
 )
-@click.option("--from", "folder", metavar="FOLDER", help="Labelled images, FOLDER/CLASS/…, apart from those audited.")
-@click.option("--annotations", metavar="FILE", help="CSV, JSON or Parquet: path (of an image in the store), label.")
-@click.option("--loss", type=click.Choice(["ebm", "coop"]), default="ebm", show_default=True, help="What is minimised.")
+@click.option(
+    "--annotations",
+    metavar="FILE",
+    help="Register a CSV, JSON or Parquet file first: path (of an image in the store), label.",
+)
+@click.option("--loss", type=click.Choice(["ebm", "coop"]), default="ebm", show_default=True, help="Training loss.")
 @click.option(
     "--ebm",
     type=click.Choice(["renormalised", "literal"]),
     default="renormalised",
     show_default=True,
-    help="How the EBM loss is read; literal is as printed in the paper.",
+    help="Form of the EBM loss; literal is the formula as printed in the paper.",
 )
-@click.option("--shots", default="all", show_default=True, metavar="N", help="Images a class to train on, or all.")
-@click.option("--context-vectors", type=int, metavar="N", help="How many are learned.  [default: as the words need]")
-@click.option("--init", default="a photo of a", show_default=True, metavar="WORDS", help="To start from; or random.")
-@click.option("--epochs", type=int, help="At most; 0 only registers the labelled images.")
-@click.option("--lr", type=float, help="The learning rate.")
-@click.option("--batch-size", type=int, help="Images a step.")
-@click.option("--lambda", "lambda_", type=float, help="The weight of the EBM term; 0 is CoOp.")
-@click.option("--ebm-temperature", type=float, help="The temperature of its energies.")
-@click.option("--mask-proportion", type=float, help="The share of a feature's elements that is masked.")
+@click.option(
+    "--shots", default="all", show_default=True, metavar="N", help="Training images for each class: a number, or all."
+)
+@click.option(
+    "--context-vectors",
+    type=int,
+    metavar="N",
+    help="Number of learned vectors.  [default: as many as --init has tokens]",
+)
+@click.option(
+    "--init",
+    default="a photo of a",
+    show_default=True,
+    metavar="WORDS",
+    help="Words that training starts from, or random.",
+)
+@click.option("--epochs", type=int, metavar="N", help="Maximum number of epochs.")
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--batch-size", type=int, metavar="N", help="Images in each training step.")
+@click.option("--lambda", "lambda_", type=float, help="Weight of the EBM term; 0 is CoOp.")
+@click.option("--ebm-temperature", type=float, help="Temperature of the energies in the EBM loss.")
+@click.option("--mask-proportion", type=float, help="Share of a feature's elements that are masked.")
 @click.option(
     "--mask",
     type=click.Choice(["random", "top", "keep"]),
-    help="Mask any elements, those with the largest products, or the others.  [default: random; top where literal]",
+    help="Elements to mask: random ones, those with the largest products (top), or all others (keep).  "
+    "[default: random; top with --ebm literal]",
 )
-@click.option("--pull", type=float, help="How strongly prompts are held near the hand-written one.")
+@click.option("--pull", type=float, help="How strongly the prompts are pulled towards the hand-written one.")
 @click.option(
     "--prototypes/--no-prototypes",
     default=True,
     show_default=True,
-    help="Let reports take the labelled images as pictures of the classes.",
+    help="Whether reports with these prompts compare images with class prototypes, too.",
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of every random choice.")
-@click.option("--name", metavar="NAME", help="What to call the prompts.  [default: the loss and the time]")
+@click.option("--seed", type=SEED, metavar="N", default=0, show_default=True, help="Random seed.")
+@click.option("--name", metavar="NAME", help="Name of the prompts.  [default: the loss and the time]")
 @device_option
 @format_option
 def command(
@@ -71,12 +92,12 @@ def command(
     device: str,
     **options: Any,
 ) -> None:
-    """Fit prompts to labelled images: learned context vectors in front of the class names.
+    """Tune prompts on labelled images: learn the words in front of the class names.
 
-    Labelled images are those of --from or --annotations, else those of the store whose folder is named as a class. A
-    part of them is held out; it and classes left out in turn decide when to stop, and are what the figures are of.
-    Ctrl-C saves the best so far and exits with 130. The next report uses the prompts, unless they made the held-out
-    figures worse.
+    Training uses the images registered with `ood-audit labels add`; where there are none, the images of the store whose
+    folder is named as a class. A quarter of them is held out. Held-out images and left-out classes decide when to stop,
+    and give the printed figures. Ctrl-C saves the best prompts so far and exits with 130. The next report uses the
+    prompts, unless they made the held-out figures worse.
     """
     from ood_audit.images.noise import quiet_libraries
     from ood_audit.tuning.trainer import Settings
@@ -91,7 +112,7 @@ def command(
     if given.get("ebm") == "literal":
         given.setdefault("mask", "top")
     settings = Settings(init=None if init.strip().lower() == "random" else init, **given)
-    with quiet_libraries(), progress() as on_progress, _epochs() as on_epoch:
+    with quiet_libraries(), bars() as on_progress, _epochs() as on_epoch:
         result = tune(
             store,
             labels=labels,
@@ -114,8 +135,10 @@ def command(
     stopped = "interrupted; kept the best so far, " if found.interrupted else ""
     note(f"{stopped}epoch {found.epoch} of {len(found.history) - 1}")
     note(f"prompts: {result.name}, from {result.images} labelled images of {result.classes} classes ({result.path})")
-    if not result.improved:
-        note("warning: the held-out figures are worse than before: reports use these only by --prompts NAME")
+    if result.improved:
+        note("next: ood-audit report")
+    else:
+        note("warning: the held-out figures are worse than before; reports use these prompts only with --prompts NAME")
     if found.interrupted:
         click.get_current_context().exit(130)
 

@@ -15,8 +15,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from ood_audit.images.access import is_gone, read
 from ood_audit.images.sources import ImageRef
-from ood_audit.images.storage import is_gone, read
 from ood_audit.store.parts import INHERITED, PartWriter
 from ood_audit.store.sources import state_of
 

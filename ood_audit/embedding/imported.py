@@ -18,11 +18,12 @@ from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.images.decode import Decoded
 from ood_audit.images.found import ImageRef
-from ood_audit.images.storage import file_uri, is_remote
+from ood_audit.images.uri import file_uri, is_file, is_remote, local_path
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
-from ood_audit.store.layout import replacing, store_root, write_json
+from ood_audit.store.files import replacing, write_json
 from ood_audit.store.parts import PartWriter
+from ood_audit.store.store import store_root
 from ood_audit.text import printable, storable
 
 _UNIT = 1e-2  # float16 and bfloat16 round lengths by less
@@ -181,7 +182,7 @@ def _list_images(
     ).fetchone()
     if twice is not None:
         raise UsageError(
-            f"{printable(str(source))}: {twice[3]} paths stand there more than once, such as {printable(twice[0])} in "
+            f"{printable(str(source))}: {twice[3]} paths occur more than once, such as {printable(twice[0])} in "
             f"rows {twice[1]} and {twice[2]}; each image can have one vector"
         )
 
@@ -292,7 +293,6 @@ def normalised(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArr
 
 def _facts(uri: str) -> tuple[int, int] | None:
     """Size and time of a local file; None where it is not there, or somewhere else."""
-    from ood_audit.images.storage import is_file, local_path
 
     if not is_file(uri):
         return None

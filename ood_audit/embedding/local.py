@@ -2,14 +2,19 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
 
-from ood_audit.embedding.pipeline import Pipeline
+import torch
+
+from ood_audit.embedding.pipeline import Pipeline, halved
+from ood_audit.embedding.processes import call_apart, embed_in_processes
 from ood_audit.embedding.sharing import by_cores
 from ood_audit.embedding.work import Results, Work, write_batch
 from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.encoders.device import all_devices, worker_count
-from ood_audit.encoders.memory import leave_gpu, processes_that_fit
+from ood_audit.encoders.identity import EncoderIdentity
+from ood_audit.encoders.memory import processes_that_fit
 from ood_audit.images.sources import ImageRef
 from ood_audit.store.parts import PartWriter
 
@@ -17,9 +22,66 @@ _WORTH_PROCESSES = 4096  # images: with fewer, starting processes for several GP
 _WORTH_SHARING = 32_768  # the same, where several processes would share a single GPU
 
 
+@dataclass(frozen=True)
+class Workers:
+    """An encoder that processes on the GPUs are to load, while this process keeps clear of them.
+
+    Attributes:
+        identity: what makes its features comparable with others.
+        devices: the GPU of each process.
+        batch_size: images a forward pass that suits them.
+
+    """
+
+    identity: EncoderIdentity
+    devices: tuple[str, ...]
+    batch_size: int
+
+    @property
+    def device(self) -> str:
+        """For people."""
+        return f"{', '.join(dict.fromkeys(self.devices))} ({len(self.devices)} processes)"
+
+
+def load(loader: Callable[..., ClipEncoder], device: str, images: int) -> ClipEncoder | Workers:
+    """Load the encoder for so many images: in this process, or, where they are worth it, in processes on the GPUs.
+
+    For the latter a process that ends again looks at the model and at a GPU. This one never uses CUDA, whose context
+    would take half a gigabyte of the first GPU from those who embed.
+
+    Args:
+        loader: loads it on a `device`; can be pickled.
+        device: as the command line names it.
+        images: how many there are to embed.
+
+    """
+    gpus = _gpus(device)
+    each = by_cores(worker_count() // len(gpus)) if gpus else 1
+    if len(gpus) * each > 1 and images >= (_WORTH_PROCESSES if len(gpus) > 1 else _WORTH_SHARING):
+        identity, batch_size, room = call_apart(_look, loader, device)
+        devices = min(each, room) * gpus
+        if len(devices) > 1:
+            return Workers(identity, tuple(devices), batch_size)
+    return loader(device=device)
+
+
+def _gpus(device: str) -> list[str]:
+    """The GPUs that the command line's `device` means."""
+    if device != "auto" and not device.startswith("cuda"):
+        return []
+    return all_devices(torch.device("cuda" if device == "auto" else device)) if torch.cuda.is_available() else []
+
+
+def _look(loader: Callable[..., ClipEncoder], device: str) -> tuple[EncoderIdentity, int, int]:
+    """What an encoder is, its batch size, and how many processes with it fit on its GPU: 0 where it is on the CPU."""
+    encoder = loader(device=device)
+    room = max(1, processes_that_fit(encoder)) if encoder.device.type == "cuda" else 0
+    return encoder.identity, encoder.batch_size, room
+
+
 def embed_images(
     work: Iterable[Work],
-    encoder: ClipEncoder,
+    encoder: ClipEncoder | Workers,
     writer: PartWriter,
     *,
     batch_size: int | None = None,
@@ -31,8 +93,7 @@ def embed_images(
 
     Args:
         work: the images.
-        encoder: runs where it was loaded. For `cuda`, every GPU gets one or more processes where the images are worth
-            it, and this encoder moves to the CPU, so that it takes no memory of theirs.
+        encoder: see `load`.
         writer: is written to by this process alone, whoever embeds.
         batch_size: images a forward pass; by default what suits the device.
         on_note: called with what the user should know of: a batch that was halved, a process that died.
@@ -45,29 +106,13 @@ def embed_images(
         OodAuditError: every process died.
 
     """
-    size = batch_size or encoder.batch_size
-    work = iter(work)
-    devices = all_devices(encoder.device)
-    each = by_cores(worker_count() // len(devices)) if encoder.device.type == "cuda" else 1
-    worth = _WORTH_PROCESSES if len(devices) > 1 else _WORTH_SHARING if each > 1 else 0
-    first = list(islice(work, worth))
-    batches = _batches(chain(first, work), size)
-    if len(first) == worth > 0 and each > 1:
-        each = max(1, min(each, processes_that_fit(encoder)))
-    if len(first) == worth > 0 and each * len(devices) > 1:
-        from ood_audit.embedding.processes import embed_in_processes
-
-        leave_gpu(encoder)
-        results = embed_in_processes(batches, encoder.identity, each * devices, on_note)
+    batches = _batches(iter(work), batch_size or encoder.batch_size)
+    if isinstance(encoder, Workers):
+        results = embed_in_processes(batches, encoder.identity, encoder.devices, on_note)
     else:
         results = _embed_here(batches, encoder, on_note)
     for batch, decoded, features in results:
         yield from write_batch(writer, batch, decoded, features)
-
-
-def halved(encoder: ClipEncoder) -> str:
-    """What to say of an encoder that has a `batch_limit`."""
-    return f"out of memory on {encoder.device}: going on with {encoder.batch_limit} images a forward pass"
 
 
 def _embed_here(batches: Iterator[list[Work]], encoder: ClipEncoder, on_note: Callable[[str], None]) -> Results:
@@ -81,7 +126,7 @@ def _embed_here(batches: Iterator[list[Work]], encoder: ClipEncoder, on_note: Ca
             decoded, features = future.result()
             for following in islice(batches, 1):
                 pending.append((following, pipeline.submit([item.image.uri for item in following])))
-            if encoder.batch_limit != limit:
+            if encoder.batch_limit not in (None, limit):
                 limit = encoder.batch_limit
                 on_note(halved(encoder))
             yield batch, decoded, features

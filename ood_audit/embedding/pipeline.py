@@ -9,8 +9,9 @@ import torch
 
 from ood_audit.encoders.clip import ClipEncoder, Features
 from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
+from ood_audit.images.access import REMOTE_THREADS
 from ood_audit.images.decode import Decoded, decode
-from ood_audit.images.storage import REMOTE_THREADS, is_remote
+from ood_audit.images.uri import is_remote
 
 
 class Pipeline:
@@ -67,3 +68,8 @@ def _encode(encoder: ClipEncoder, pending: list[Future[Decoded]]) -> tuple[list[
     pixels = [image.pixels for image in decoded if image.pixels is not None]
     features = encoder.encode_images(pixels) if pixels else None
     return [replace(image, pixels=None) for image in decoded], features
+
+
+def halved(encoder: ClipEncoder) -> str:
+    """What to say of an encoder that has a `batch_limit`."""
+    return f"out of memory on {encoder.device}: continuing with {encoder.batch_limit} images in a forward pass"

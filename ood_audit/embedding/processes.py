@@ -10,14 +10,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ood_audit.encoders.device import worker_count
 from ood_audit.encoders.identity import EncoderIdentity
+from ood_audit.encoders.warn import warn_once, warnings_to
 from ood_audit.errors import OodAuditError
 from ood_audit.text import printable
 
@@ -26,7 +28,15 @@ if TYPE_CHECKING:
     from ood_audit.encoders.clip import Features
     from ood_audit.images.decode import Decoded
 
+_Value = TypeVar("_Value")
 _DEPTH = 4  # batches that a process has at hand: two that are computed, two that are decoded
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    """What a process has to tell, on its way through the pipe."""
+
+    text: str
 
 
 class _Worker:
@@ -68,7 +78,7 @@ def embed_in_processes(
         batches: what to embed.
         identity: of the encoder that every process loads.
         devices: one process for each.
-        on_note: called when a process has died or has halved its batches.
+        on_note: called when a process has died, has halved its batches, or has given up its GPU.
 
     Raises:
         OodAuditError: no process is left.
@@ -97,8 +107,8 @@ def embed_in_processes(
                     del workers[worker.pipe]
                     again.extend(worker.at_hand.items())
                     _check_left(worker, message, len(workers), on_note)
-                elif isinstance(message, int):
-                    on_note(f"out of memory on {worker.device}: going on with {message} images a forward pass")
+                elif isinstance(message, _Note):
+                    on_note(message.text)
                 else:
                     number, decoded, features = message
                     yield worker.at_hand.pop(number), decoded, features
@@ -113,8 +123,8 @@ def _check_left(worker: _Worker, reason: str, left: int, on_note: Callable[[str]
     worker.process.join()
     what = f"the process for {worker.device} {reason}"
     if not left:
-        raise OodAuditError(f"{what}, and none is left; what was done is kept, run the same command again")
-    on_note(f"{what}; its images are given to the other{'s' * (left > 1)}")
+        raise OodAuditError(f"{what}, and none is left; finished work is kept, run the same command again to resume")
+    on_note(f"{what}; its images go to the other{'s' * (left > 1)}")
 
 
 @contextmanager
@@ -133,17 +143,21 @@ def _ctrl_c_is_ours() -> Iterator[None]:
 def _work(pipe: Connection, identity: EncoderIdentity, device: str, cores: int) -> None:
     """What a process does: batches in, facts and features out, until it is ended or the pipe is.
 
-    It sends (number, facts, features) of a batch, an int when it has halved its batches, and a str before it gives up.
+    It sends (number, facts, features) of a batch, a note, and a str before it gives up.
     """
     import torch
 
-    from ood_audit.embedding.pipeline import Pipeline
+    from ood_audit.embedding.pipeline import Pipeline, halved
     from ood_audit.encoders.clip import load_same_encoder
     from ood_audit.images.noise import quiet_libraries
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be blocked
     sending = Lock()
     limit: int | None = None
+
+    def tell(note: str) -> None:
+        with sending, suppress(OSError):
+            pipe.send(_Note(note))
 
     def give_up(error: BaseException) -> None:
         text = str(error) if isinstance(error, OodAuditError) else f"{type(error).__name__}: {error}"
@@ -160,16 +174,17 @@ def _work(pipe: Connection, identity: EncoderIdentity, device: str, cores: int) 
         except Exception as error:
             give_up(error)
             return
+        if encoder.batch_limit not in (None, limit):
+            limit = encoder.batch_limit
+            tell(halved(encoder))
         with sending, suppress(OSError):
-            if encoder.batch_limit != limit:
-                limit = encoder.batch_limit
-                pipe.send(limit)
             pipe.send((number, decoded, features))
 
     try:
         torch.set_num_threads(min(cores, torch.get_num_threads()))
-        encoder = load_same_encoder(identity, device=device)
-        with quiet_libraries(), Pipeline(encoder, cores=cores) as pipeline:
+        # This GPU was chosen. Where it has no room after all, the others do the work; a CPU would only hold it up.
+        encoder = load_same_encoder(identity, device=device, fall_back=False)
+        with warnings_to(tell), quiet_libraries(), Pipeline(encoder, cores=cores) as pipeline:
             while True:
                 number, uris = pipe.recv()
                 pipeline.submit(uris).add_done_callback(partial(done, number))
@@ -177,3 +192,44 @@ def _work(pipe: Connection, identity: EncoderIdentity, device: str, cores: int) 
         return  # the one who asks is gone
     except Exception as error:
         give_up(error)
+
+
+def call_apart(function: Callable[..., _Value], *arguments: Any) -> _Value:
+    """Call a function in a process that ends again. Its warnings and errors become those of this process.
+
+    Raises:
+        OodAuditError: the process was killed, or failed in a way that is none of the function's own errors.
+
+    """
+    context = get_context("spawn")
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, function, arguments), daemon=True)
+    try:
+        with _ctrl_c_is_ours():
+            process.start()
+        theirs.close()
+        warned, value = pipe.recv()
+    except EOFError as error:
+        raise OodAuditError("the process that loads the model was killed; is there enough memory?") from error
+    finally:
+        process.terminate()
+        process.join()
+    for message in warned:
+        warn_once(message)
+    if isinstance(value, OodAuditError):
+        raise value
+    result: _Value = value
+    return result
+
+
+def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    warned: list[str] = []
+    value: Any
+    with warnings_to(warned.append):
+        try:
+            value = function(*arguments)
+        except OodAuditError as error:
+            value = error
+        except Exception as error:
+            value = OodAuditError(printable(f"{type(error).__name__}: {error}"))
+    pipe.send((warned, value))

@@ -1,7 +1,7 @@
 """The embedding job on a Ray cluster: Ray Data hands the images to workers, this process writes their rows.
 
 The store has one writer here as on one machine: the process that runs `embed` lists, compares and writes; workers
-read, decode and embed. So a row is written once, and a run that is killed is gone on with, on either engine.
+read, decode and embed. So a row is written once, and a killed run can be resumed, on either engine.
 
 The work lies in a file beside the parts, in pieces. A worker that dies (killed, out of memory, its node gone) is
 started again by Ray, and its piece is redone. A piece that ends its worker again and again is tried image by image,
@@ -129,8 +129,8 @@ def load_encoder(
     """As `encoders.clip.load_encoder`, on a worker: `auto` is what suits the workers, not this machine.
 
     Raises:
-        UsageError: Ray can't be had, or has no such device.
-        EncoderError: the model can't be had.
+        UsageError: Ray could not be imported, or has no such device.
+        EncoderError: the model could not be loaded.
         OodAuditError: the cluster can't be reached.
 
     """
@@ -251,7 +251,7 @@ def _embed_pieces(
                 smallest = min((row["batch_limit"] for row in rows if row["batch_limit"]), default=batch_size)
                 if smallest < limit:
                     limit = smallest
-                    on_note(f"out of memory on a worker: it goes on with {limit} images a forward pass")
+                    on_note(f"out of memory on a worker: continuing with {limit} images in a forward pass")
                 decoded = [Decoded(**{name: row[name] for name in _FACTS}) for row in rows]
                 vectors = [np.frombuffer(row["embedding"], np.float32) for row in rows if row["embedding"] is not None]
                 features = np.stack(vectors) if vectors else None
@@ -261,7 +261,7 @@ def _embed_pieces(
     except ray.exceptions.RayError as error:
         raise _failed(error) from error
     if left:
-        raise OodAuditError(f"Ray lost {len(left)} pieces of work; run the same command again, it goes on from there")
+        raise OodAuditError(f"Ray lost {len(left)} pieces of work; run the same command again to resume")
 
 
 def _dataset(path: Path, pieces: Sequence[_Piece], encoder: Workers, batch_size: int) -> Any:
@@ -349,7 +349,7 @@ class _Encoder:
             except Exception as error:  # of the model or the device: `decode` raises nothing
                 self._failure = (
                     f"a Ray worker on {socket.gethostname()} failed ({type(error).__name__}: "
-                    f"{printable(str(error))[:300]}); what was done is kept, the same command goes on from there"
+                    f"{printable(str(error))[:300]}); finished work is kept, run the same command again to resume"
                 )
         if self._failure is not None:
             rows = [{"failure": self._failure}] * len(numbers)
@@ -362,11 +362,11 @@ class _Encoder:
         """The encoder, with as many threads as the worker was given cores."""
         import torch
 
-        from ood_audit.encoders.clip import load_same_encoder as load
+        from ood_audit.encoders.clip import load_same_encoder
 
         if workers.plan.kind == "cpu":
             torch.set_num_threads(_cores(workers))
-        return load(workers.identity, device=workers.plan.kind)
+        return load_same_encoder(workers.identity, device=workers.plan.kind)
 
     def _embed(self, uris: list[str]) -> Iterator[dict[str, Any]]:
         starts = range(0, len(uris), self._batch_size)
@@ -380,19 +380,19 @@ class _Encoder:
 
 def _identify(model: str, weights: str | None, device: str, precision: str) -> tuple[dict[str, Any], int]:
     """The identity of an encoder, and how many workers with it can share a GPU; 1 without a GPU."""
-    from ood_audit.encoders.clip import load_encoder as load
+    from ood_audit.encoders.clip import load_encoder
     from ood_audit.encoders.memory import processes_that_fit
 
-    encoder = load(model, weights=weights, device=device, precision=precision)
+    encoder = load_encoder(model, weights=weights, device=device, precision=precision)
     return encoder.identity.to_json(), processes_that_fit(encoder) if device == "cuda" else 1
 
 
 def _room(identity: EncoderIdentity) -> int:
     """How many workers with an encoder can share a GPU."""
-    from ood_audit.encoders.clip import load_same_encoder as load
+    from ood_audit.encoders.clip import load_same_encoder
     from ood_audit.encoders.memory import processes_that_fit
 
-    return processes_that_fit(load(identity, device="cuda"))
+    return processes_that_fit(load_same_encoder(identity, device="cuda"))
 
 
 def _write_work(path: Path, work: Iterable[Work], rows: int) -> list[int]:
@@ -534,7 +534,7 @@ def _failed(error: Exception) -> OodAuditError:
 
 def _dying(what: str) -> OodAuditError:
     return OodAuditError(
-        f"Ray workers die again and again ({what}); what was done is kept, the same command goes on from there; where "
+        f"Ray workers die again and again ({what}); finished work is kept, run the same command again to resume; where "
         "memory is short, take a smaller --batch-size or fewer workers a node"
     )
 

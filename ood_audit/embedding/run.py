@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,22 +18,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ood_audit._version import __version__
+from ood_audit.encoders.identity import EncoderIdentity
+from ood_audit.encoders.warn import log_once, warnings_to
 from ood_audit.errors import OodAuditError, StoreError, UsageError
+from ood_audit.images.access import is_gone
 from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve, scan
-from ood_audit.images.storage import file_uri, is_gone, is_remote
+from ood_audit.images.uri import file_uri, is_remote
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
-from ood_audit.store.layout import shown, store_root, write_json
+from ood_audit.store.files import shown, write_json
+from ood_audit.store.store import store_root
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
 
 if TYPE_CHECKING:
-    from ood_audit.embedding.ray import Workers
+    from ood_audit.embedding import local, ray
     from ood_audit.encoders.clip import ClipEncoder
+
+    Encoder = ClipEncoder | local.Workers | ray.Workers
 
 OUTCOMES = ("added", "unchanged", "changed", "moved", "removed", "unreadable")
 ENGINES = ("local", "ray")
 _SAMPLE = 32  # images on which a precision is tried
+_MOST_COUNTED = 32_768  # images: more make no difference to where the encoder is loaded
 _SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
 
 
@@ -54,6 +62,9 @@ class EmbedResult:
     seconds: float = 0.0
     interrupted: bool = False
 
+    def __repr__(self) -> str:
+        return f"EmbedResult({', '.join(f'{name}={self.counts[name]}' for name in OUTCOMES if self.counts[name])})"
+
 
 def embed(
     sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
@@ -65,11 +76,11 @@ def embed(
     precision: str = "auto",
     batch_size: int | None = None,
     engine: str = "local",
-    on_start: Callable[["ClipEncoder | Workers"], None] | None = None,
+    on_start: Callable[["Encoder"], None] | None = None,
     on_progress: Progress = silent,
     on_note: Callable[[str], None] | None = None,
 ) -> EmbedResult:
-    """Find, decode and embed images, and bring the store into step with them.
+    """Embed images and sync the store with their sources.
 
     New and changed images are embedded, removed ones leave the view, unreadable ones are rows with `status='error'`
     and are tried again next time. A file that was moved or renamed since the last run, or restored, keeps its feature
@@ -89,12 +100,12 @@ def embed(
             paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
-        on_note: called with each of the result's `notes`, as soon as there is one.
+        on_note: called with each of the result's `notes`, as soon as there is one; by default they are logged.
 
     Raises:
         UsageError: a source does not exist, or an argument makes no sense.
         StoreError: the store is locked, can't be written, or is of another encoder.
-        EncoderError: the model can't be had.
+        EncoderError: the model could not be loaded.
         OodAuditError: a source holds no image, or none of the images could be read.
 
     """
@@ -110,22 +121,32 @@ def embed(
     found = list(dict.fromkeys(_resolved(source, root) for source in sources))
     before = sorted(root.glob("images/part-*"))
     scans = [_begun(source, root) for source in found]
-    with writing(root, "images"):
+    notes: list[str] = []
+
+    def add_note(note: str) -> None:
+        if note not in notes:
+            notes.append(note)
+            (on_note or log_once)(note)
+
+    with writing(root, "images"), warnings_to(add_note):
         if sorted(root.glob("images/part-*")) != before:  # another run came between, and may know of newer files
             scans = [_begun(source, root) for source in found]
         if (root / "store.json").exists():
             existing = open_store(root)
-            encoder = _check_encoder(existing, model, weights, device, precision, engine)
-            if encoder is not None:  # the same, from another place: remember that one
-                existing = create_store(root, encoder.identity)
+            encoder = None
+            moved = _check_encoder(existing, model, weights, device, precision, engine)
+            if moved is not None:  # the same, from another place: remember that one
+                existing = create_store(root, moved)
         else:
             on_progress("loading the model")
-            encoder = _loaders(engine).load_encoder(model, weights=weights, device=device, precision=precision)
+            options = {"weights": weights, "precision": precision}
+            images = sum(scan.count() for scan in scans)
+            encoder = _load(engine, "load_encoder", model, device=device, images=images, **options)
             if precision == "auto" and engine == "local":
-                encoder.try_bf16(_some_pixels(found, encoder, root))
+                _try_bf16(encoder, found, root)
             existing = create_store(root, encoder.identity)
-        result = EmbedResult(existing)
-        run = _Run(result, scans, on_progress, on_note)
+        result = EmbedResult(existing, notes=notes)
+        run = _Run(result, scans, on_progress, add_note)
         try:
             with connect(existing) as run.db:
                 run.bring_into_step(encoder, device, batch_size, engine, on_start)
@@ -150,6 +171,15 @@ class _Scan:
     source: str
     tables: Iterator[pa.Table]
     notes: ScanNotes
+
+    def count(self) -> int:
+        """How many images there are, or, where they are more than `_MOST_COUNTED`, how many have been counted."""
+        tables, count = [], 0
+        while count < _MOST_COUNTED and (table := next(self.tables, None)) is not None:
+            tables.append(table)
+            count += len(table)
+        self.tables = chain(tables, self.tables)
+        return count
 
 
 def _begun(source: str, root: Path) -> _Scan:
@@ -197,7 +227,7 @@ class _Run:
         result: EmbedResult,
         scans: list[_Scan],
         on_progress: Progress,
-        on_note: Callable[[str], None] | None,
+        on_note: Callable[[str], None],
     ) -> None:
         self.id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         self.result = result
@@ -205,16 +235,16 @@ class _Run:
         self.scans = scans
         self.first_unreadable = ""
         self.on_progress = on_progress
-        self.on_note = on_note or (lambda note: None)
+        self.on_note = on_note
         self.db: duckdb.DuckDBPyConnection
 
     def bring_into_step(
         self,
-        encoder: "ClipEncoder | Workers | None",
+        encoder: "Encoder | None",
         device: str,
         batch_size: int | None,
         engine: str,
-        on_start: Callable[["ClipEncoder | Workers"], None] | None,
+        on_start: Callable[["Encoder"], None] | None,
     ) -> None:
         from ood_audit.embedding import adoption
         from ood_audit.store.index import BUILD_NOW_BYTES, build_index
@@ -243,13 +273,14 @@ class _Run:
             if to_do > adopted:
                 if encoder is None:
                     self.on_progress("loading the model")
+                    images, identity = to_do - adopted, self.store.encoder
+                    encoder = _load(engine, "load_same_encoder", identity, device=device, images=images)
                 embed_images = importlib.import_module(f"ood_audit.embedding.{engine}").embed_images
-                encoder = encoder or _loaders(engine).load_same_encoder(self.store.encoder, device=device)
                 if on_start is not None:
                     on_start(encoder)
                 self.on_progress("embedding", 0, to_do - adopted)
-                images = embed_images(self._work(), encoder, writer, batch_size=batch_size, on_note=self._note)
-                for done, (outcome, image, error) in enumerate(images, start=1):
+                done_images = embed_images(self._work(), encoder, writer, batch_size=batch_size, on_note=self.on_note)
+                for done, (outcome, image, error) in enumerate(done_images, start=1):
                     counts[outcome] += 1
                     if error is not None and not self.first_unreadable:
                         self.first_unreadable = f"{printable(image.path)}: {error}"
@@ -258,10 +289,6 @@ class _Run:
         images = sum(pq.read_metadata(part).num_rows for part in self.store.parts)
         if 2 * self.store.encoder.dimension * images <= BUILD_NOW_BYTES:  # else it would read so much, and give up
             build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
-
-    def _note(self, note: str) -> None:
-        self.result.notes.append(note)
-        self.on_note(note)
 
     def record(self) -> None:
         """Write what the run did to `runs/`."""
@@ -365,15 +392,22 @@ def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[tuple[Any, ...]
         yield from rows
 
 
-def _loaders(engine: str) -> Any:
-    """The module that has `load_encoder` and `load_same_encoder` for an engine."""
-    return importlib.import_module("ood_audit.embedding.ray" if engine == "ray" else "ood_audit.encoders.clip")
+def _load(engine: str, name: str, *arguments: Any, device: str, images: int, **options: Any) -> Any:
+    """Load an encoder for so many images by an engine's `load_encoder` or `load_same_encoder`."""
+    if engine == "ray":
+        from ood_audit.embedding import ray
+
+        return getattr(ray, name)(*arguments, device=device, **options)
+    from ood_audit.embedding import local
+    from ood_audit.encoders import clip
+
+    return local.load(partial(getattr(clip, name), *arguments, **options), device, images)
 
 
 def _check_encoder(
     store: Store, model: str, weights: str | None, device: str, precision: str, engine: str
-) -> "ClipEncoder | Workers | None":
-    """Refuse (StoreError) an encoder that is not the store's. One that had to be loaded to know is returned."""
+) -> EncoderIdentity | None:
+    """Refuse (StoreError) an encoder that is not the store's. Where it is known by another name, that is returned."""
     mine = store.encoder
     if mine.is_imported:
         raise StoreError(
@@ -392,25 +426,29 @@ def _check_encoder(
         return None
     if weights is None and model != "starter" and not model.startswith("local-dir:"):  # not worth a download
         raise StoreError(f"--model {printable(model)} is another encoder; {remedy}")
-    encoder: ClipEncoder | Workers = _loaders(engine).load_encoder(
-        model, weights=weights, device=device, precision=mine.precision
-    )
-    if differences := mine.differences(encoder.identity):
+    options: dict[str, Any] = {"weights": weights, "precision": mine.precision}
+    if engine == "local":
+        device, options["texts_only"] = "cpu", True  # a GPU is for those who embed
+    identity: EncoderIdentity = _load(engine, "load_encoder", model, device=device, images=1, **options).identity
+    if differences := mine.differences(identity):
         raise StoreError(f"--model {printable(model)} is another encoder ({differences[0]}); {remedy}")
-    return encoder
+    return identity
 
 
-def _some_pixels(sources: Sequence[str], encoder: "ClipEncoder", root: Path) -> list[Any]:
-    """Some of the first images of each source, as the model wants them; of those that can be read."""
+def _try_bf16(encoder: "ClipEncoder | local.Workers", sources: Sequence[str], root: Path) -> None:
+    """Try it on some of the first images of each source; of those that can be read."""
+    from ood_audit.embedding.local import Workers
     from ood_audit.images.decode import decode
 
+    if isinstance(encoder, Workers) or not encoder.may_use_bf16:
+        return
     pixels = []
-    for source in sources if encoder.may_use_bf16 else ():
+    for source in sources:
         for image in islice(scan(source, ScanNotes(), exclude=_store_in(source, root)), _SAMPLE):
             found = decode(image.uri, encoder.prepare, at_least=encoder.decode_size).pixels
             if found is not None:
                 pixels.append(found)
-    return pixels[:: max(1, len(pixels) // _SAMPLE)]
+    encoder.try_bf16(pixels[:: max(1, len(pixels) // _SAMPLE)])
 
 
 def _nothing_found(source: str, notes: ScanNotes) -> str:

@@ -102,7 +102,7 @@ def open_vectors(
             return _parquet(wanted, _parquet_files(path))
         opener = {".npz": _npz, ".npy": _npy, ".safetensors": _safetensors}.get(path.suffix.lower())
         if opener is None:
-            raise UsageError(f"{_shown(path)} has no form that is known; give .parquet, .npz, .npy or .safetensors")
+            raise UsageError(f"{_shown(path)} has an unknown format; give .parquet, .npz, .npy or .safetensors")
         return opener(wanted)
     except (OSError, ValueError, zipfile.BadZipFile, KeyError) as error:  # Arrow's errors are ValueErrors
         if isinstance(error, UsageError):

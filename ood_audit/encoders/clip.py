@@ -22,27 +22,25 @@ from torch import nn
 from torch.func import functional_call
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
+from ood_audit.encoders.cpu import bf16_in_hardware, prepare_for_one_thread, reuse_freed_memory
 from ood_audit.encoders.device import (
     CPU,
     FP16_NEEDS_GPU,
     autocast,
-    bf16_in_hardware,
     cast_for,
     choose_device,
     choose_precision,
     forward_threads,
     is_out_of_memory,
-    prepare_for_one_thread,
     release_memory,
-    reuse_freed_memory,
     stack,
     to_device,
-    warn_once,
     worker_count,
 )
 from ood_audit.encoders.folding import fold_batch_norm
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.encoders.registry import ModelSource, find_model, score_defaults
+from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import EncoderError, UsageError
 from ood_audit.images.decode import Pixels
 from ood_audit.text import printable
@@ -187,7 +185,7 @@ class ClipEncoder:
             self._mean, self._std = self._mean.to(CPU), self._std.to(CPU)
             self.batch_size, self.text_limit = _BATCH_SIZES["cpu"], _TEXT_BATCH
         release_memory(device)
-        warn_once(f"out of memory on {device}: it has no room for {lacking}; going on on the CPU")
+        warn_once(f"out of memory on {device}: it has no room for {lacking}; continuing on the CPU")
 
     def _filled(self, size: int) -> int:
         """How many images to run for `size` of them: see `_BATCH_MULTIPLE`."""
@@ -382,7 +380,7 @@ def load_encoder(
                 f"no memory on {chosen} for --model {source.model}; free some, or choose another --device or model"
             ) from error
     release_memory(chosen)  # outside of `except`: see `encode_images`
-    warn_once(f"out of memory on {chosen}: it has no room for the model; going on on the CPU")
+    warn_once(f"out of memory on {chosen}: it has no room for the model; continuing on the CPU")
     return load_encoder(
         model, weights=weights, device="cpu", precision=precision, recorded=recorded, texts_only=texts_only
     )
@@ -439,7 +437,9 @@ def _load(source: ModelSource) -> Any:
     finally:
         logging.disable(logging.NOTSET)
     if not hasattr(model, "encode_image") or not hasattr(model, "encode_text"):
-        raise EncoderError(f"--model {source.model} is no image-text model; choose one with both towers")
+        raise EncoderError(
+            f"--model {source.model} is not an image-text model; choose one with an image and a text encoder"
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -462,7 +462,11 @@ def _tokenizer(source: ModelSource) -> Any:
     try:
         return open_clip.get_tokenizer(source.name)
     except Exception as error:  # as in _load; missing files, missing transformers
-        hint = "pip install 'ood-audit[hf]'" if isinstance(error, ImportError) else "it must lie beside the weights"
+        hint = (
+            "pip install 'ood-audit[hf]'"
+            if isinstance(error, ImportError)
+            else "it must lie in the folder of the weights"
+        )
         raise EncoderError(
             f"could not load the tokenizer of --model {source.model}: {_reason(error)}; {hint}"
         ) from error

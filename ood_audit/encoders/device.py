@@ -1,25 +1,18 @@
 """Everything that depends on the device: choosing it, its precision, and moving data to it."""
 
 import copy
-import ctypes
-import logging
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
+from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
-_CPU_FACTS = Path("/proc/cpuinfo")
-_ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 _FORWARD_THREADS = 8  # beyond it, Python's lock is what they wait for
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU = torch.device("cpu")
@@ -33,7 +26,6 @@ _OUT_OF_MEMORY = (
     "cudnn_status_alloc_failed",
     "alloc fail",
 )
-_log = logging.getLogger(__name__)
 
 
 def choose_device(name: str) -> torch.device:
@@ -81,12 +73,6 @@ def why_unusable(device: torch.device) -> str | None:
             return f"this PyTorch has no kernels for {device} (the GPU is too old or too new for it)"
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"{device} does not work ({printable(lines[0])[:200]})"
-
-
-@lru_cache(maxsize=256)
-def warn_once(message: str) -> None:
-    """Log a warning, once per process. The command line shows it as a note."""
-    _log.warning(message)
 
 
 def _named_device(name: str) -> torch.device:
@@ -150,34 +136,6 @@ def _is_float32(device: torch.device, precision: str) -> bool:
     return precision == "fp32" or (precision == "fp16" and device.type == "cpu")
 
 
-def prepare_for_one_thread(tower: torch.nn.Module) -> None:
-    """Have oneDNN do the 1 × 1 convolutions of a tower whose passes have one thread each, on a CPU.
-
-    With one thread and fewer than 16 images torch makes matrix products of them (`use_mkldnn` in ATen's
-    Convolution.cpp), and a pass in float32 takes half as long again. Dilated ones it leaves to oneDNN, and dilation
-    changes nothing where the kernel is one pixel. With more threads oneDNN has better ones, not dilated.
-    """
-    for module in tower.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1):
-            module.dilation = (2, 2)
-
-
-def bf16_in_hardware() -> bool:
-    """Whether the processor multiplies bfloat16 itself: AVX512-BF16, AMX, or Arm's. Known on Linux only.
-
-    Others emulate it, several times as slow as float32; so does oneDNN, which multiplies for torch, where
-    ONEDNN_MAX_CPU_ISA has it leave these instructions alone.
-    """
-    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _ISA_WITHOUT_BF16:
-        return False
-    try:
-        lines = _CPU_FACTS.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.partition(":")[2].split())
-
-
 def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a CPU tensor over; to CUDA through pinned memory, without waiting."""
     if device.type == "cuda" and batch.device.type == "cpu":  # CUDA tensors cannot be pinned
@@ -195,34 +153,6 @@ def stack(pixels: Sequence[NDArray[np.uint8]], device: torch.device, size: int |
     batch = torch.empty((rows, *pixels[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
     np.stack(pixels, out=batch.numpy()[: len(pixels)])
     return to_device(batch, device)
-
-
-def products(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """(N, D) and (K, D), on one device → (N, K), each row's inner product with each of the others.
-
-    On a CPU by NumPy: on AMD's processors its OpenBLAS is a sixth faster than the MKL of torch.
-    """
-    if rows.device.type != "cpu":
-        return rows @ others.T
-    return torch.from_numpy(rows.numpy() @ others.numpy().T)
-
-
-def log_sum_exp(values: torch.Tensor, temperature: float) -> torch.Tensor:
-    """(N, K) → (N,), log Σ exp(values/temperature) of each row; −inf where all of them are.
-
-    By torch's softmax, one fused kernel. Its logsumexp takes the exponential from MKL, which on AMD's processors is
-    twice as slow, and five times where it underflows, as at a low temperature most do.
-    """
-    scaled = values if temperature == 1 else values / temperature
-    top = scaled.amax(dim=1)
-    return torch.where(top.isneginf(), top, top - scaled.log_softmax(dim=1).amax(dim=1))
-
-
-@contextmanager
-def blas_threads(count: int) -> Iterator[None]:
-    """Let each product of NumPy's have so many threads, where several are made side by side."""
-    with threadpool_limits(count, user_api="blas"):
-        yield
 
 
 def all_devices(device: torch.device) -> list[str]:
@@ -281,19 +211,3 @@ def enter_forward_thread(device: torch.device, threads: int) -> None:
     elif device.type == "cuda":
         torch.cuda.synchronize(device)  # the stream does not wait for the one that the weights were copied on
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-
-
-def reuse_freed_memory() -> None:
-    """Let glibc keep the memory that a forward pass frees, instead of returning and faulting it in at every layer.
-
-    On a CPU this is worth a third of the time, more where decoding threads compete. What is kept is bounded by the
-    largest batch. Other C libraries are left as they are.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        mallopt(option, 1 << 30)

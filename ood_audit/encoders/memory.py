@@ -1,4 +1,4 @@
-"""The memory of a GPU: how much is free, for how many encoders that is enough, and giving it back."""
+"""The memory of a GPU: how much is free, and for how many encoders that is enough."""
 
 from typing import TYPE_CHECKING
 
@@ -18,21 +18,11 @@ def free_bytes(device: torch.device) -> int:
 
 
 def processes_that_fit(encoder: "ClipEncoder") -> int:
-    """How many processes with this encoder fit on its GPU, once this process has left it.
+    """How many processes with this encoder fit on its GPU, once this process has ended.
 
-    Other GPUs are taken to have as much room. To ask them would make a CUDA context on each, which this process keeps.
+    Other GPUs are taken to have as much room.
     """
     weights: int = sum(tensor.numel() * tensor.element_size() for tensor in encoder._model.state_dict().values())
     # The activations of a large model are large too, so that its weights stand for both.
     room = int((free_bytes(encoder.device) + weights) * _MARGIN)
     return room // int(_BYTES_EACH + 2 * weights)
-
-
-def leave_gpu(encoder: "ClipEncoder") -> None:
-    """Move an encoder to the CPU, where it goes on working, and give back its memory on the GPU."""
-    if encoder.device.type != "cuda":
-        return
-    encoder._model.to("cpu")
-    encoder._mean, encoder._std = encoder._mean.cpu(), encoder._std.cpu()
-    encoder.device = torch.device("cpu")
-    torch.cuda.empty_cache()

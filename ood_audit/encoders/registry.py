@@ -45,7 +45,7 @@ def find_model(model: str, weights: str | None, *, cuda: bool, recorded: dict[st
 
     Raises:
         UsageError: the name makes no sense.
-        EncoderError: the weights can't be had, or their preprocessing cannot be known.
+        EncoderError: the weights could not be loaded, or their preprocessing cannot be known.
 
     """
     if model == "auto":
@@ -76,7 +76,7 @@ def _local_dir(directory: str) -> ModelSource:
         raise EncoderError(f"{printable(str(path))} holds no {CONFIG}; give a folder saved by open_clip")
     if not any(path.glob(f"*{suffix}") for suffix in (".safetensors", ".bin", ".pth")):
         raise EncoderError(
-            f"{printable(str(path))} holds no weights; put open_clip_model.safetensors beside the config"
+            f"{printable(str(path))} holds no weights; put open_clip_model.safetensors into the same folder"
         )
     return ModelSource(f"local-dir:{path}", f"local-dir:{path}", None)
 
@@ -140,7 +140,7 @@ def _own_file(architecture: str, weights: str, recorded: dict[str, Any] | None) 
     preprocessing = _preprocessing(beside.get("preprocess_cfg") or known) or _agreed(published, recorded)
     if preprocessing is None:
         raise EncoderError(
-            f"--weights {printable(weights)}: the weights of {architecture} are not all preprocessed for alike, "
+            f"--weights {printable(weights)}: the weights of {architecture} were trained with different preprocessing, "
             f"and the file does not say how its own are; put its {CONFIG} beside it"
         )
     return ModelSource(architecture, architecture, str(path), str(path), quick_gelu, preprocessing)
@@ -179,7 +179,9 @@ def _config_beside(architecture: str, path: Path) -> dict[str, Any]:
         own, theirs = (_size(of) for of in (config.get("model_cfg", {}), open_clip.get_model_config(architecture)))
         config.get("preprocess_cfg", {}).items()
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise EncoderError(f"{printable(str(beside))} is no configuration of open_clip; repair or remove it") from error
+        raise EncoderError(
+            f"{printable(str(beside))} is not a configuration of open_clip; repair or remove it"
+        ) from error
     if any(mine != other for mine, other in zip(own, theirs, strict=True) if mine is not None):
         raise EncoderError(
             f"{printable(str(beside))} is of another model than {architecture}; "

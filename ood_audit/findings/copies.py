@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ood_audit.errors import StoreError
+from ood_audit.store.files import replacing
 from ood_audit.store.findings import Issue
-from ood_audit.store.layout import Store, replacing
+from ood_audit.store.store import Store
 from ood_audit.text import printable
 
 if TYPE_CHECKING:

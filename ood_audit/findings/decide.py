@@ -4,15 +4,19 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from duckdb import DuckDBPyConnection
 
-from ood_audit.findings import calibration, copies, label_issues, share, shift
+from ood_audit.findings import calibration, copies, folders, label_issues, shift
 from ood_audit.store.findings import Issue
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FILE = "decisions.parquet"
 
@@ -22,11 +26,11 @@ class Decisions:
     """What a report concludes, in figures; the table `_decided` of the connection has them by image.
 
     Attributes:
-        flags: rule, level, flagged, expected (false alarms, in images), calibration (images), reachable; None without
-            calibration images.
+        flags: rule, level, flagged, expected (false alarms, in images), calibration (images), reachable, and calibrated
+            (by what, in words); None where nothing can be flagged.
+        unflagged: why nothing can be flagged, and the remedy; "" where something can.
         shift: semantic, covariate, flagged_covariate, in_distribution (images), expected (as of flags, among the
-            covariate ones), by_name (see `shift.Shifts`); None without calibration images.
-        ood_share: an estimate, needs no labels; None where the names of other things were not compared with.
+            covariate ones), by_name (see `shift.Shifts`); None without labelled images.
         labels: labelled and found.
         duplicates: clusters, images, extra.
         notes: what a person should know, a sentence each.
@@ -34,11 +38,74 @@ class Decisions:
     """
 
     flags: dict[str, Any] | None
+    unflagged: str
     shift: dict[str, Any] | None
-    ood_share: share.Share | None
     labels: dict[str, int]
     duplicates: dict[str, int]
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is flagged, and by which shift.
+
+    Attributes:
+        flags: the flags, or the reason why nothing can be flagged, with the remedy.
+        calibrated: by what the flags are calibrated, in words.
+        shifts: None without labelled images.
+        table: the columns image_id, flagged, p_value, shift and p_distance; null where they are not known.
+
+    """
+
+    flags: calibration.Flags | str
+    calibrated: str
+    shifts: shift.Shifts | None
+    table: "pa.Table"
+
+
+def judge(
+    scored: "pa.Table", recipe: dict[str, Any], *, fdr: float | None = None, false_alarms: float | None = None
+) -> Judged:
+    """Flag images: by labelled images where there are some, else by the images in class folders.
+
+    Args:
+        scored: the columns image_id, ood_score, distance, lead, given_label and folder_rank of the scores.
+        recipe: of the scores, with their `calibration`.
+        fdr: see `calibration.flag`.
+        false_alarms: see `calibration.flag`.
+
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    ood_score = _numbers(scored, "ood_score")
+    flags: calibration.Flags | str
+    shifts = None
+    if own := recipe["calibration"]:
+        labelled = _as_scored(own["ood_score"])
+        flags = by_labelled = calibration.flag(labelled, ood_score, fdr=fdr, false_alarms=false_alarms)
+        calibrated = f"by {len(labelled)} labelled images"
+        unknown = None if recipe["lead_of_unknown"] is None else _as_scored(recipe["lead_of_unknown"])
+        distance, lead = (_numbers(scored, name) for name in ("distance", "lead"))
+        distances = _as_scored(own["distance"])
+        shifts = shift.tell(by_labelled, distances, unknown, distance, lead, fdr=fdr, false_alarms=false_alarms)
+    else:
+        ranks = pc.fill_null(scored["folder_rank"], -1).to_numpy().astype(np.int64)
+        classes = pc.count_distinct(scored["given_label"].filter(pc.is_valid(scored["folder_rank"]))).as_py()
+        flags = folders.flag(ood_score, ranks, classes, fdr=fdr, false_alarms=false_alarms)
+        calibrated = f"by the folders' own images, {folders.ASSUMPTION}"
+    known = None if isinstance(flags, str) else flags
+    unknown_of = partial(pa.nulls, len(scored))
+    table = pa.table(
+        {
+            "image_id": scored["image_id"],
+            "flagged": known.flagged if known else unknown_of("bool"),
+            "p_value": known.p_values if known else unknown_of("double"),
+            "shift": np.array(shift.NAMES)[shifts.shift] if shifts else unknown_of("string"),
+            "p_distance": shifts.p_distance if shifts else unknown_of("double"),
+        }
+    )
+    return Judged(flags, calibrated, shifts, table)
 
 
 def decide(
@@ -58,65 +125,32 @@ def decide(
         recipe: of the scores, with their `calibration`.
         duplicates: the counts of `copies.current`.
         fdr: see `calibration.flag`.
-        false_alarms: likewise.
+        false_alarms: see `calibration.flag`.
 
     """
-    import pyarrow as pa
-
     labels = label_issues.find(db)
-    notes = labels.notes()
-    found, shifts = None, None
-    none = {"flagged": "bool", "p_value": "double", "shift": "string", "p_distance": "double"}
-    decided = pa.table({"image_id": pa.array([], "string"), **{name: pa.array([], of) for name, of in none.items()}})
-    unknown = None if recipe["lead_of_unknown"] is None else _as_scored(recipe["lead_of_unknown"])
-    if recipe["calibration"]:
-        scored = db.sql("SELECT image_id, ood_score, distance, lead FROM scores").to_arrow_table()
-        own = recipe["calibration"]
-        rule = {"fdr": fdr, "false_alarms": false_alarms}
-        flags = calibration.flag(_as_scored(own["ood_score"]), _numbers(scored, "ood_score"), **rule)
-        told = shift.tell(
-            flags,
-            _as_scored(own["distance"]),
-            unknown,
-            _numbers(scored, "distance"),
-            _numbers(scored, "lead"),
-            **rule,
-        )
-        decided = pa.table(
-            {
-                **{"image_id": scored["image_id"], "flagged": flags.flagged, "p_value": flags.p_values},
-                "shift": pa.DictionaryArray.from_arrays(told.shift, list(shift.NAMES))
-                if told
-                else pa.nulls(len(scored), "string"),
-                "p_distance": told.p_distance if told else pa.nulls(len(scored), "double"),
-            }
-        )
-        found = {
-            **{"rule": flags.rule, "level": flags.level, "flagged": int(flags.flagged.sum())},
-            **{"expected": flags.expected, "calibration": flags.calibration, "reachable": flags.reachable},
-        }
-        notes += _about(found)
-        if told:
-            shifts = _counted(told, flags.flagged)
-            notes += _about_shift(shifts, found)
-    elif fdr is not None or false_alarms is not None:
-        notes.append(
-            "nothing is flagged: that needs labelled in-distribution images; register some with "
-            "`ood-audit tune --from FOLDER --epochs 0`"
-        )
-    estimated = None
-    if unknown is not None:
-        estimated = share.estimate(_numbers(db.sql("SELECT lead FROM scores").to_arrow_table(), "lead"), unknown)
-        notes += _about_share(estimated)
-    db.register("_flags", decided)
+    columns = "image_id, ood_score, distance, lead, given_label, folder_rank"
+    scored = db.sql(f"SELECT {columns} FROM scores").to_arrow_table()
+    judged = judge(scored, recipe, fdr=fdr, false_alarms=false_alarms)
+    db.register("_flags", judged.table)
     db.execute(
-        "CREATE OR REPLACE TABLE _decided AS SELECT s.image_id, f.flagged, f.p_value::DOUBLE AS p_value, "
-        "f.shift::VARCHAR AS shift, f.p_distance::DOUBLE AS p_distance, l.label_issue, "
-        "CASE WHEN l.found THEN l.suggested_label END AS suggested_label, NULL::VARCHAR AS cluster "
+        "CREATE OR REPLACE TABLE _decided AS SELECT s.image_id, f.flagged, f.p_value, f.shift, f.p_distance, "
+        "l.label_issue, CASE WHEN l.found THEN l.suggested_label END AS suggested_label, NULL::VARCHAR AS cluster "
         "FROM scores AS s LEFT JOIN _flags AS f USING (image_id) LEFT JOIN label_issues AS l USING (image_id)"
     )
     db.execute("CREATE OR REPLACE VIEW _decisions AS FROM _decided")
-    return Decisions(found, shifts, estimated, {"labelled": labels.labelled, "found": labels.found}, duplicates, notes)
+    counts = {"labelled": labels.labelled, "found": labels.found}
+    if isinstance(judged.flags, str):
+        notes = [*labels.notes(), f"nothing is flagged: {judged.flags}"]
+        return Decisions(None, notes[-1], None, counts, duplicates, notes)
+    found = _figures(judged.flags, judged.calibrated)
+    about = _about(found)
+    notes = [*labels.notes(), about]
+    shifts = None
+    if judged.shifts:
+        shifts = _counted(judged.shifts, judged.flags.flagged)
+        notes += _about_shift(shifts, found)
+    return Decisions(found, "" if found["reachable"] else about, shifts, counts, duplicates, notes)
 
 
 def save(db: DuckDBPyConnection, folder: Path) -> None:
@@ -124,10 +158,10 @@ def save(db: DuckDBPyConnection, folder: Path) -> None:
     db.execute("COPY _decided TO $path (FORMAT parquet, COMPRESSION zstd)", {"path": str(folder / FILE)})
 
 
-def findings(db: DuckDBPyConnection, duplicates: Path, report: str) -> Iterator[Issue]:
+def findings(db: DuckDBPyConnection, decided: Decisions, duplicates: Path, report: str) -> Iterator[Issue]:
     """All findings of a report; after `decide` on the same connection."""
     return chain(
-        _flagged(db, report),
+        _flagged(db, "labelled images" if decided.shift else "images that fit their folders", report),
         label_issues.findings(db, report),
         copies.findings(db, duplicates, report),
         copies.unreadable(db, report),
@@ -150,6 +184,14 @@ def _as_scored(values: list[float]) -> calibration.Floats:
     return np.asarray(values, np.float32).astype(np.float64)
 
 
+def _figures(flags: calibration.Flags, calibrated: str) -> dict[str, Any]:
+    return {
+        **{"rule": flags.rule, "level": flags.level, "flagged": int(flags.flagged.sum())},
+        **{"expected": flags.expected, "calibration": flags.calibration, "reachable": flags.reachable},
+        "calibrated": calibrated,
+    }
+
+
 def _counted(told: shift.Shifts, flagged: Any) -> dict[str, Any]:
     inside, covariate, semantic = np.bincount(told.shift, minlength=len(shift.NAMES)).tolist()
     return {
@@ -158,15 +200,18 @@ def _counted(told: shift.Shifts, flagged: Any) -> dict[str, Any]:
     }
 
 
-def _flagged(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
-    """A finding for each flagged image, and one for each covariate image; an image may be both."""
+def _flagged(db: DuckDBPyConnection, known: str, report: str) -> Iterator[Issue]:
+    """A finding for each flagged image, and one for each covariate image; an image may be both.
+
+    `known` says which images the p-values compare with.
+    """
     rows = db.execute(
         "SELECT image_id, uri, path, p_value, label, shift, p_distance, flagged, cluster FROM report "
         "WHERE flagged OR shift = 'covariate' ORDER BY rank"
     ).fetchall()
     for image_id, uri, path, p_value, label, kind, p_distance, flagged, cluster in rows:
         if flagged:
-            evidence = f"p = {p_value:.3g}: so unlike the classes are few of the labelled images; nearest class {label}"
+            evidence = f"p = {p_value:.3g}: so unlike the classes are few of the {known}; nearest class {label}"
             evidence += f"; looks like: {cluster}" if cluster else ""
             evidence += "; by its shift a known class in another style" if kind == "covariate" else ""
             todo = "look at it; take it out or add a class"
@@ -179,7 +224,7 @@ def _flagged(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
             yield Issue(image_id, uri, path, "covariate-shift", (1 - p_distance) / 2, evidence, todo, report)
 
 
-def _about(flags: dict[str, Any]) -> list[str]:
+def _about(flags: dict[str, Any]) -> str:
     n, level = flags["calibration"], flags["level"]
     what = "false discovery rate" if flags["rule"] == "fdr" else "false alarm rate"
     if not flags["reachable"]:
@@ -188,19 +233,12 @@ def _about(flags: dict[str, Any]) -> list[str]:
             if flags["rule"] != "fdr"
             else "use --false-alarms"
         )
-        return [
+        return (
             f"nothing can be flagged at a {what} of {level:g}: {n} calibration images can't tell it, {needed}; "
-            "label more, or register all labelled ones with `ood-audit tune --epochs 0`"
-        ]
-    text = f"flagged: {flags['flagged']} images at a {what} of {level:g} by {n} calibration images"
-    return [f"{text}; about {flags['expected']:.1f} of them false alarms at most"]
-
-
-def _about_share(found: share.Share | None) -> list[str]:
-    if found is None:
-        return []
-    text = f"images of unknown classes: {found.share:.1%} is an estimate, not a bound"
-    return [f"{text} (from {found.low:.1%} to {found.high:.1%} by chance alone)"]
+            "register more with `ood-audit labels add FOLDER`"
+        )
+    text = f"flagged: {flags['flagged']} images at a {what} of {level:g}, {flags['calibrated']}"
+    return f"{text}; about {flags['expected']:.1f} of them false alarms at most"
 
 
 def _about_shift(found: dict[str, Any], flags: dict[str, Any]) -> list[str]:

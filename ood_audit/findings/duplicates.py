@@ -26,8 +26,8 @@ from ood_audit.findings.fingerprints import (
     hash_distances,
     is_flat,
 )
+from ood_audit.images.access import sizes
 from ood_audit.images.decode import decode
-from ood_audit.images.storage import sizes
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 from ood_audit.store.search import build
@@ -136,7 +136,7 @@ def find(
         near: look for near duplicates too: minutes where exact ones take seconds, for hundreds of thousands of images.
         device: where to look for near ones: `auto`, `cpu`, `cuda` or `cuda:N`; `mps` means the CPU.
         on_progress: called with the number of images done and to do.
-        on_note: called when the memory of the GPU is full, and the CPU goes on.
+        on_note: called when the memory of the GPU is full, and the CPU takes over.
 
     Raises:
         UsageError: a threshold makes no sense, or the device is not there.
@@ -307,7 +307,7 @@ class _Source:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            self._on_note(f"no memory left on {self._gpu}: near duplicates are looked for on the CPU")
+            self._on_note(f"no memory left on {self._gpu}: looking for near duplicates on the CPU")
             self._index = None
             release_memory(self._gpu)
             self._gpu = None

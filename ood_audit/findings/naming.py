@@ -35,7 +35,7 @@ from ood_audit.classes.prototypes import sample
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
-from ood_audit.store.layout import computing
+from ood_audit.store.locks import computing
 from ood_audit.store.parts import iter_features
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from ood_audit.classes import annotations
 from ood_audit.errors import StoreError, UsageError
+from ood_audit.store.files import replacing
 from ood_audit.store.findings import COLUMNS, FILE, KINDS, Issue
-from ood_audit.store.layout import Store, replacing
+from ood_audit.store.store import Store
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ood_audit.images import deep
+from ood_audit.images.access import read
 from ood_audit.images.formats import formats, unreadable_compression, why_unknown
-from ood_audit.images.storage import read
 from ood_audit.text import printable
 
 Pixels = NDArray[np.uint8]
@@ -58,7 +58,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
     """Read, decode and `prepare` one image.
 
     Args:
-        uri: as `storage` names it.
+        uri: as `uri` names it.
         prepare: from an upright RGB image to the pixels that the model wants; (H, W, 3) uint8. Where the image was
             decoded at reduced scale, the size of the whole one follows as a second argument.
         at_least: None, or how many pixels of the shorter side are enough. A JPEG is then decoded at a half, a quarter

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ood_audit.images import archives
 from ood_audit.images.formats import extensions, looks_like_image
 from ood_audit.images.found import BATCH, COLUMNS, ScanNotes, tables
-from ood_audit.images.storage import ARCHIVES, file_uri
+from ood_audit.images.members import members
+from ood_audit.images.uri import ARCHIVES, file_uri
 from ood_audit.text import storable
 
 _CHUNK = 16_384  # entries of a folder that are looked at together
@@ -54,7 +54,7 @@ def walk(root: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[pa
                     pending += folders
                     for shard in shards:
                         path = storable(os.path.relpath(shard, root).replace(os.sep, "/"))
-                        yield from tables(archives.members(file_uri(shard), path, notes))
+                        yield from tables(members(file_uri(shard), path, notes))
                     if rows.count >= most:
                         yield rows.take()
                         most = BATCH

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from ood_audit.errors import UsageError
-from ood_audit.images.storage import Content, UnreadableError
+from ood_audit.images.content import Content, UnreadableError
 from ood_audit.text import printable
 
 _TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
@@ -55,7 +55,7 @@ def canonical(url: str) -> str:
 
 
 def facts(uri: str) -> tuple[int, int] | None:
-    """See `storage.facts`. A size that the server does not tell is 0."""
+    """See `access.facts`. A size that the server does not tell is 0."""
     try:
         answer = _request("HEAD", uri)
     except UnreadableError:
@@ -67,7 +67,7 @@ def facts(uri: str) -> tuple[int, int] | None:
 
 
 def read(uri: str) -> Content:
-    """See `storage.read`."""
+    """See `access.read`."""
     import requests
 
     answer = _request("GET", uri)

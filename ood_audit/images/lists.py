@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 from urllib.parse import quote, quote_from_bytes, urlsplit
 
 from ood_audit.errors import UsageError
-from ood_audit.images import storage
+from ood_audit.images import access
 from ood_audit.images.found import UNKNOWN, ScanNotes
-from ood_audit.images.storage import file_uri, is_remote
+from ood_audit.images.uri import archive_and_member, file_uri, is_remote
 from ood_audit.text import printable, storable
 
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")
@@ -41,7 +41,7 @@ def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int]]
         if failures[host] >= _TRIES:
             return UNKNOWN
         try:
-            return storage.facts(uri) or (0, 0)
+            return access.facts(uri) or (0, 0)
         except OSError as error:
             if not is_remote(uri):
                 return 0, 0
@@ -51,7 +51,7 @@ def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int]]
 
     many = 1
     while some := list(islice(rows, many)):
-        for (uri, path), known in zip(some, storage.each(facts, [uri for uri, _ in some]), strict=True):
+        for (uri, path), known in zip(some, access.each(facts, [uri for uri, _ in some]), strict=True):
             yield uri, path, *known
         many = _TOGETHER
 
@@ -64,11 +64,11 @@ def _local_entry(source: str, entry: str) -> tuple[str, str]:
     location = os.path.normpath(os.path.join(base, entry))
     inside = location.startswith(base.rstrip(os.sep) + os.sep)
     path = storable((os.path.relpath(location, base) if inside else location).replace(os.sep, "/"))
-    parts = storage.archive_and_member(location)
+    parts = archive_and_member(location)
     if parts is not None and not os.path.lexists(location):
         archive, member = parts
         return f"{file_uri(archive)}#{quote_from_bytes(os.fsencode(member))}", "/".join(
-            storage.archive_and_member(path) or (path,)
+            archive_and_member(path) or (path,)
         )
     return file_uri(location), path
 
@@ -83,10 +83,10 @@ def _remote_entry(source: str, entry: str) -> tuple[str, str]:
 
 def _named(entry: str) -> str:
     """The canonical URI of an entry; where there is none, a URI that can't be read, so that its row says why."""
-    if parts := storage.archive_and_member(entry):
+    if parts := archive_and_member(entry):
         return f"{_named(parts[0])}#{parts[1]}"
     try:
-        return storage.canonical(entry)
+        return access.canonical(entry)
     except UsageError:
         if "@" in urlsplit(entry).netloc:  # a password, which no row may hold
             raise
@@ -97,7 +97,7 @@ def _entries(source: str) -> Iterator[str]:
     """The entries of a list, as they stand there; UsageError where it can't be read."""
     suffix = os.path.splitext(source.partition("?")[0] if is_remote(source) else source)[1].lower()
     try:
-        with io.BytesIO(storage.read(source).data) if is_remote(source) else open(source, "rb") as file:
+        with io.BytesIO(access.read(source).data) if is_remote(source) else open(source, "rb") as file:
             if suffix == ".parquet":
                 yield from _parquet_entries(file, source)
                 return

@@ -18,10 +18,10 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from pyarrow import fs
 
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.images import archives
+from ood_audit.images.content import Content, UnreadableError
 from ood_audit.images.formats import extensions
 from ood_audit.images.found import ScanNotes
-from ood_audit.images.storage import ARCHIVES, Content, UnreadableError
+from ood_audit.images.uri import is_archive
 from ood_audit.text import printable
 
 SCHEMES = ("s3", "gs", "hdfs")
@@ -61,7 +61,7 @@ def canonical(uri: str) -> str:
 
 
 def open_place(uri: str) -> tuple[Any, str]:
-    """The `pyarrow.fs.FileSystem` of a canonical URI, and the path in it; OSError where it can't be had."""
+    """The `pyarrow.fs.FileSystem` of a canonical URI, and the path in it; OSError where it can't be reached."""
     parts = urlsplit(uri)
     path = unquote(parts.path)
     base = path if parts.scheme == "hdfs" else parts.netloc + path
@@ -104,14 +104,14 @@ def exists(uri: str) -> str:
 
 
 def facts(uri: str) -> tuple[int, int] | None:
-    """See `storage.facts`."""
+    """See `access.facts`."""
     filesystem, path = open_place(uri)
     info = _told(filesystem.get_file_info, path)
     return (info.size, _seconds(info.mtime_ns)) if info.type == fs.FileType.File else None
 
 
 def read(uri: str) -> Content:
-    """See `storage.read`."""
+    """See `access.read`."""
     filesystem, path = open_place(uri)
     with _told(filesystem.open_input_stream, path) as file:
         data = _told(file.read)
@@ -132,7 +132,7 @@ def open_file(uri: str) -> Iterator[tuple[Any, int, int]]:
 
 
 def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[tuple[str, str, int, int]]:
-    """The images below a canonical URI, as rows of `found.COLUMNS`.
+    """The images and archives below a canonical URI, as rows of `found.COLUMNS`.
 
     The folders at its top are listed one after the other, each with all that is below it: memory holds one of them.
 
@@ -155,7 +155,7 @@ def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[
             entries = _told(filesystem.get_file_info, fs.FileSelector(folder, recursive=recursive))
         except OSError as error:
             raise OodAuditError(
-                f"cannot list {printable(source)}: {error.strerror}; the images in the store are left as they were"
+                f"cannot list {printable(source)}: {error.strerror}; the images in the store are unchanged"
             ) from error
         for entry in entries:
             below = entry.path[len(base) :].strip("/")
@@ -170,9 +170,7 @@ def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[
             if exclude is not None and uri.startswith(exclude.partition("?")[0] + "/"):
                 continue
             suffix = os.path.splitext(name)[1].lower()
-            if suffix in ARCHIVES and not name.startswith("."):
-                yield from archives.members(uri, below, notes)
-            elif name.startswith(".") or suffix not in extensions():
+            if name.startswith(".") or not (suffix in extensions() or is_archive(name)):
                 notes.skipped[suffix or ("no extension" if not name.startswith(".") else name)] += 1
             else:
                 yield uri, below, entry.size, _seconds(entry.mtime_ns)

@@ -2,16 +2,16 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.images import archives, storage
+from ood_audit.images import access
 from ood_audit.images.folders import walk
 from ood_audit.images.found import UNKNOWN, ImageRef, ScanNotes, tables
 from ood_audit.images.lists import LIST_SUFFIXES, listed
-from ood_audit.images.storage import file_uri, is_remote, local_path
+from ood_audit.images.members import members
+from ood_audit.images.uri import file_uri, is_archive, is_remote, local_path
 from ood_audit.text import printable, storable
 
 __all__ = ["ImageRef", "ScanNotes", "file_uri", "listing", "local_path", "resolve", "scan"]
@@ -27,10 +27,10 @@ def resolve(source: str | os.PathLike[str]) -> str:
     """
     name = os.fspath(source)
     if is_remote(name):
-        name = storage.canonical(name)
+        name = access.canonical(name)
         if not name.startswith("http") and not _kind(name):
             raise UsageError(f"nothing there: {printable(name)}")
-        if name.startswith("http") and archives.is_archive(name.partition("?")[0]):
+        if name.startswith("http") and is_archive(name.partition("?")[0]):
             raise UsageError(f"{printable(name)}: members of an archive can't be read over HTTP; download it first")
         return name
     path = os.path.realpath(source)
@@ -63,16 +63,16 @@ def listing(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Ite
     if os.path.isdir(source):
         return walk(source, notes, exclude)
     if remote and not source.startswith("http") and _kind(source) == "folder":
-        return tables(objects().walk(source, notes, exclude))
+        return tables(_remote_folder(source, notes, exclude))
     plain = source.partition("?")[0] if remote else source
     uri = source if remote else file_uri(source)
     name = storable(os.path.basename(plain))
     if plain.lower().endswith(LIST_SUFFIXES):
         return tables(listed(source, notes))
-    if archives.is_archive(plain):
-        return tables(archives.members(uri, name, notes))
+    if is_archive(plain):
+        return tables(members(uri, name, notes))
     try:
-        size_bytes, mtime_ns = storage.facts(uri) or (0, 0)
+        size_bytes, mtime_ns = access.facts(uri) or (0, 0)
     except OSError:  # whatever is wrong with what the user named, it gets a row
         size_bytes, mtime_ns = UNKNOWN if remote else (0, 0)
     return tables(iter([(uri, name, size_bytes, mtime_ns)]))
@@ -85,17 +85,23 @@ def scan(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Iterat
             yield ImageRef(uri, storable(source), path, size_bytes, mtime_ns)
 
 
+def _remote_folder(source: str, notes: ScanNotes, exclude: str | None) -> Iterator[tuple[str, str, int, int]]:
+    """The images below the URI of a folder, with those in its archives, as rows of `found.COLUMNS`."""
+    from ood_audit.images import object_store
+
+    for uri, path, size_bytes, mtime_ns in object_store.walk(source, notes, exclude):
+        if is_archive(uri.partition("?")[0]):
+            yield from members(uri, path, notes)
+        else:
+            yield uri, path, size_bytes, mtime_ns
+
+
 def _kind(uri: str) -> str:
+    from ood_audit.images import object_store  # imported where it is needed: pyarrow's file systems take their time
+
     try:
-        return str(objects().exists(uri))
+        return object_store.exists(uri)
     except OSError as error:
         raise OodAuditError(
-            f"cannot read {printable(uri)}: {error.strerror}; the images in the store are left as they were"
+            f"cannot read {printable(uri)}: {error.strerror}; the images in the store are unchanged"
         ) from error
-
-
-def objects() -> Any:
-    """The module, imported where it is needed: pyarrow's file systems take their time."""
-    from ood_audit.images import object_store as objects
-
-    return objects

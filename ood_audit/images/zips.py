@@ -5,7 +5,7 @@ import stat
 import zipfile
 from typing import Any
 
-from ood_audit.images.storage import UnreadableError
+from ood_audit.images.content import UnreadableError
 from ood_audit.text import printable
 
 SUFFIX = ".zip"

@@ -142,6 +142,7 @@ def gather(
         title=name,
         created=meta["created"],
         store=str(store.root.resolve()),
+        doubt=meta["doubt"],
         scored=meta["scored"],
         calibration=flags["calibration"] if flags else None,
         calibrated_by="labelled images" if meta["shift"] else "images that fit their folders",
@@ -263,6 +264,7 @@ def _facts(meta: Row) -> list[tuple[str, str]]:
         ("Score", described(meta["method"], meta["parameters"])),
         ("Prompts", meta["prompts"]),
         *([("Expected AUROC", f"{meta['forecast']:.2f}")] if meta["forecast"] is not None else []),
+        ("Flags", meta["unflagged"] or f"calibrated {meta['flags']['calibrated']}"),
         ("Model", meta["model"]),
         ("Created", meta["created"].replace("T", " ").replace("+00:00", " UTC")),
     ]
@@ -280,7 +282,7 @@ def _steps(sections: Sequence[Section], meta: Row) -> Iterable[tuple[str, str]]:
         yield (
             "To have images flagged with a known rate of false alarms, give some labelled images, in FOLDER/CLASS/, "
             "and report again.",
-            "ood-audit tune --from FOLDER --epochs 0",
+            "ood-audit labels add FOLDER",
         )
     if counts["covariate-shift"]:
         yield (

@@ -140,6 +140,7 @@ class Page:
         title: The report's name.
         created: When it was made, as ISO time.
         store: The path of the store, by which the browser keeps what is decided.
+        doubt: A sentence where the encoder seems not to know the classes; else empty.
         scored: How many images have a score.
         calibration: How many images the p-values were calibrated by; None where there are no p-values.
         calibrated_by: What these images are, as `labelled images`.
@@ -161,6 +162,7 @@ class Page:
     title: str
     created: str
     store: str
+    doubt: str
     scored: int
     calibration: int | None
     calibrated_by: str

@@ -4,10 +4,10 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from duckdb import DuckDBPyConnection
 
@@ -21,6 +21,7 @@ from ood_audit.findings import copies, naming
 from ood_audit.findings import decide as decisions
 from ood_audit.findings import records as issues
 from ood_audit.findings.decide import Decisions
+from ood_audit.frames import Tabular
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.reports import content, ranking, writers
 from ood_audit.reports.html import render
@@ -28,16 +29,22 @@ from ood_audit.reports.model import Section
 from ood_audit.reports.neighbours import Compared
 from ood_audit.scoring.run import Scores, prototypes_of, score
 from ood_audit.store import DEFAULT_STORE, Store, findings, open_store, writing
-from ood_audit.store.layout import COMMIT_SECONDS, computing, replacing
+from ood_audit.store.files import replacing
+from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.store.views import connect, limit_memory
 from ood_audit.text import printable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 DEFAULT_NAME = "latest"
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Tabular):
     """A written report.
+
+    `to_arrow`, `to_pandas` and `to_polars` have the rows of all images, as long as the report is not replaced.
 
     Attributes:
         folder: Where it is.
@@ -60,6 +67,19 @@ class Report:
     def html(self) -> Path:
         """The page to open."""
         return self.folder / "report.html"
+
+    def __repr__(self) -> str:
+        flagged = self.decisions.flags["flagged"] if self.decisions.flags else None
+        return f"Report({self.folder.name!r}, images={self.scores.images}, flagged={flagged})"
+
+    def to_arrow(self) -> "pa.Table":
+        """The rows of all images as an Arrow table, the most out-of-distribution first."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self.folder / "report.parquet")
+
+    def _shown_columns(self) -> tuple[str, ...]:
+        return ("rank", "path", "label", "ood_score", "p_value", "shift")
 
 
 def report(
@@ -86,36 +106,40 @@ def report(
     note: Callable[[str], None] = lambda message: None,
     on_progress: Progress = silent,
 ) -> Report:
-    """Score every image, rank them, and write `reports/NAME/`.
+    """Score every image, rank the images, and write `reports/NAME/`.
 
     That folder then holds report.parquet (all images), report.csv and report.json (the top N), report.html (one page
     that opens from disk) and meta.json (how it was made). An older report of the name is replaced as a whole.
 
     Args:
-        store: a store or its folder.
-        top: how many of the most OOD images to list. The page has, besides, all that is found, up to 5,000 of a kind.
-        name: the report's name.
-        labels: see `ood_audit.score`, as for the other arguments.
-        templates: likewise.
-        method: likewise.
-        temperature: likewise.
-        top_c: likewise.
-        reset_to: likewise.
-        background: likewise.
-        prototypes: likewise.
-        novelty: see `ood_audit.score`.
-        prompts: likewise.
-        auto: likewise.
-        seed: likewise.
-        fdr: see `ood_audit.findings.calibration.flag`, as for
-        false_alarms.
-        near_duplicates: see `ood_audit.findings.copies.current`.
-        device: see `ood_audit.score`.
-        note: likewise.
-        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
+        store: The store, or its folder.
+        top: How many of the most out-of-distribution images to list. The page also shows everything that was found, up
+            to 5,000 of each kind.
+        labels: A file with the classes, or their names; None for those last used with this store, else the names of the
+            folders.
+        templates: Prompts with `{}` for the class name, which are averaged; None for `a photo of a {}.`.
+        name: The name of the report.
+        method: The score to rank by, see `ood_audit.score`.
+        temperature: The temperature of the score; None to choose it.
+        top_c: How many of the largest similarities ΔEnergy resets; None to choose it.
+        reset_to: The cosine that ΔEnergy resets them to; None to choose it.
+        background: Whether to compare with the background names, too; None to choose it.
+        prototypes: Whether to compare with class prototypes, too; None to choose it.
+        novelty: How much it counts that an image is unlike the rest of the folder; None to choose it.
+        prompts: Tuned prompts: `auto`, `none`, or their name.
+        auto: Whether settings that are None are chosen on the data.
+        seed: Random seed for choosing settings.
+        fdr: Flag images so that this share of the flagged ones are false alarms.
+        false_alarms: Flag images so that this share of the in-distribution ones is flagged; None for 1%.
+        near_duplicates: Whether to look for near duplicates; None to do so for up to 200,000 images.
+        device: Where to compute: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        note: Called with a sentence for each choice that the caller did not make.
+        on_progress: Called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
-        UsageError, StoreError, OodAuditError: see `ood_audit.score`.
+        UsageError: The vocabulary or a setting makes no sense.
+        StoreError: There is no store, or another process is writing to it.
+        OodAuditError: The store holds no readable image.
 
     """
     if not 1 <= top < 2**31:
@@ -165,13 +189,13 @@ def report(
                 decided.notes.extend(naming.group(db, store, scores.images, top))
                 if not counts["near"]:
                     decided.notes.append(
-                        "duplicates: only exact ones were looked for; ask for near ones: --near-duplicates"
+                        "duplicates: only exact ones were looked for; add --near-duplicates for near ones"
                     )
                 on_progress("writing the report")
                 decisions.save(db, folder)
                 ranking.write_all(db, folder / "report.parquet")
                 passed = _passed(store, db)
-                found = verdicts.unsettled(decisions.findings(db, duplicates, name), passed)
+                found = verdicts.unsettled(decisions.findings(db, decided, duplicates, name), passed)
                 issues.write(folder / findings.FILE, found, generation=generation)
                 if passed:
                     decided.notes.append(f"decided before, and not listed again: {len(passed)} findings")
@@ -210,7 +234,7 @@ def _connected(store: Store, scores: Scores, current: dict[str, Any]) -> Iterato
     except (OSError, StoreError) as error:
         if scores.path.exists():
             raise
-        raise StoreError("images were added and scored anew meanwhile; run the command again") from error
+        raise StoreError("another process added and scored images in the meantime; run the command again") from error
 
 
 def _compared(scores: Scores, device: str) -> Compared:
@@ -228,11 +252,12 @@ def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: di
         "method": scores.method,
         "parameters": scores.parameters,
         "prompts": scores.prompts,
+        "doubt": scores.doubt,
         "forecast": scores.forecast,
         "references": scores.references,
         "flags": decided.flags,
+        "unflagged": decided.unflagged,
         "shift": decided.shift,
-        "ood_share": asdict(decided.ood_share) if decided.ood_share else None,
         "labels": decided.labels,
         "duplicates": decided.duplicates,
         "classes": scores.vocabulary.names,

@@ -52,10 +52,7 @@ def _groups(section: Section) -> str:
 def _certainty(report: Report) -> str:
     flags = report.decisions.flags
     if flags is None or not flags["reachable"]:
-        return (
-            "nothing is flagged, as there are too few labelled images to compare with: the page begins with the most "
-            "unusual images"
-        )
+        return f"how sure: {report.decisions.unflagged}"
     what = "false discoveries" if flags["rule"] == "fdr" else "false alarms"
-    by = flags.get("calibrated", f"by {flags['calibration']:,} labelled images")
-    return f"how sure: {flags['level']:.0%} {what}, {by}; about {flags['expected']:.0f} of these are wrong at most"
+    found = f"how sure: {flags['level']:.0%} {what}, {flags['calibrated']}"
+    return f"{found}; about {flags['expected']:.0f} of these are wrong at most"

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.classes import annotations
-from ood_audit.classes import background as corpora
+from ood_audit.classes import annotations, background
 from ood_audit.classes import prompts as tuned
 from ood_audit.classes import vocabulary as vocabularies
 from ood_audit.classes.annotations import Truth
@@ -20,11 +19,10 @@ from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.scoring import metrics, scores
-from ood_audit.scoring.joining import Evidence
 from ood_audit.scoring.run import Plan, described, evidence_of, joined_with, name_of, prepare
 from ood_audit.scoring.similarity import Chunk, map_chunks
 from ood_audit.store import DEFAULT_STORE, Store, open_store
-from ood_audit.store.layout import computing
+from ood_audit.store.locks import computing
 from ood_audit.text import printable
 
 
@@ -69,23 +67,24 @@ def evaluate(
     """Score the store with every method and compare with the truth.
 
     Args:
-        store: a store or its folder.
-        truth: a file with the columns path and is_ood (0 or 1) and, if known, label; see `annotations`.
-        only: the scores to evaluate. Empty for all whose names have been encoded already: `csp` alone has 415,756
-            prompts, which take minutes. `note` is told which scores are left out for that.
-        labels: see `ood_audit.score`, as for the others but `rounds`.
-        templates: likewise.
-        prototypes: likewise; for every score.
-        prompts: likewise; where there are tuned ones, the text alone is evaluated beside them.
-        auto: likewise.
-        seed: likewise.
-        device: likewise.
-        rounds: resamples for the bootstrap intervals.
-        note: likewise.
-        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
+        store: The store, or its folder.
+        truth: A file with the columns path and is_ood (0 or 1) and, if known, label; see `annotations`.
+        only: The scores to evaluate. Empty for all whose names are encoded already: `csp` alone has 415,756 prompts,
+            which take minutes. `note` is called with the scores that are left out.
+        labels: A file with the classes, or their names; None for those last used with this store, else the names of the
+            folders.
+        templates: Prompts with `{}` for the class name, which are averaged; None for `a photo of a {}.`.
+        prototypes: Whether every score compares with class prototypes, too; None to choose it.
+        prompts: Tuned prompts: `auto`, `none`, or their name. The class names alone are evaluated as well.
+        auto: Whether settings are chosen on the data.
+        seed: Random seed for choosing settings.
+        device: Where to compute: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        rounds: How many resamples the bootstrap intervals have.
+        note: Called with a sentence for each choice that the caller did not make.
+        on_progress: Called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
-        UsageError: the truth or the vocabulary can't be used, or the truth knows no OOD, or no ID, image of the store.
+        UsageError: The truth or the vocabulary can't be used, or the truth knows no OOD, or no ID, image of the store.
 
     """
     if not isinstance(store, Store):
@@ -139,10 +138,10 @@ def evaluate(
 
 def _ready(store: Store, note: Callable[[str], None]) -> list[str]:
     """All scores but those whose names would have to be encoded first, which can take many minutes."""
-    slow = [name for name in ("neglabel", "csp") if not corpora.are_encoded(store, name)]
+    slow = [name for name in ("neglabel", "csp") if not background.are_encoded(store, name)]
     if slow:
         asked = " ".join(f"--score {name}" for name in slow)
-        note(f"left out, as their names are not encoded yet, which takes minutes: {', '.join(slow)}; ask with {asked}")
+        note(f"not evaluated, as encoding their names takes minutes: {', '.join(slow)}; add {asked} to evaluate them")
     return ["auto", *(name for name in scores.names() if name not in slow), "best"]
 
 
@@ -161,7 +160,7 @@ def _scored(
 ) -> tuple[list[str], list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """The ids and paths of all images; by method their ood_score, and the class they are nearest to."""
 
-    joint = plan.joint is not None and "auto" in plan.runs
+    joint = (plan.joint is not None or plan.pictures is not None) and "auto" in plan.runs
 
     def compute(chunk: Chunk) -> tuple[list[str], list[str], list[NDArray[Any]], list[NDArray[Any]], Any]:
         runs = plan.runs.values()
@@ -182,8 +181,7 @@ def _scored(
         dict(zip(plan.runs, map(np.concatenate, zip(*parts, strict=True)), strict=True)) for parts in (values, nearest)
     ]
     if joint:
-        standing, outside = (np.concatenate(parts) for parts in zip(*evidence, strict=True))
-        own = Evidence(joined[0]["auto"], standing, outside, plan.runs["auto"][1]["temperature"])
+        own = [joined[0]["auto"], *(np.concatenate(parts) for parts in zip(*evidence, strict=True))]
         together = joined_with(store, plan, "auto", own, counting(on_progress, "comparing with the folder"))
         joined[0]["auto"] = together.ood_score
     return list(chain.from_iterable(ids)), list(chain.from_iterable(paths)), joined[0], joined[1]

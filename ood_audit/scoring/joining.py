@@ -113,6 +113,7 @@ class Joined:
         unlike: (N,) which evidence speaks, a place in `UNLIKE`.
         weight: of novelty; 0 where it would not help.
         neighbours: how many images the neighbours are taken from.
+        calibration: (M,) the ood_score of the calibration images; None without any.
 
     """
 
@@ -121,11 +122,12 @@ class Joined:
     unlike: NDArray[np.int8]
     weight: float
     neighbours: int
+    calibration: Numbers | None = None
 
 
 def quantiles(values: Numbers) -> Numbers:
     """(N,) → (N,), the normal quantile of each value's rank; of equal values the mean rank."""
-    found: Numbers = ndtri(_ranks(values))
+    found: Numbers = ndtri(ranks(values))
     return found
 
 
@@ -171,7 +173,7 @@ def standing(joint: Joint, cosines: Floats) -> Numbers:
 
 def evidence_of(chunk: "Chunk", joint: Joint, temperature: float, background: bool) -> tuple[Numbers, Numbers]:
     """`standing` and `outside` of the images of a chunk, (N,) each; `energy` is what the score gives."""
-    from ood_audit.encoders.device import log_sum_exp
+    from ood_audit.encoders.cpu import log_sum_exp
 
     cosines = chunk.to_text.float().cpu().numpy()
     if not background:
@@ -209,11 +211,11 @@ def join(
         start = rows.stop
         novelty[rows], around[rows] = _compared(joint, features, standings)
         on_progress(rows.stop, len(base))
-    novelty_rank = _ranks(novelty)
+    novelty_rank = ranks(novelty)
     # The novelty itself, a little, so that images whose neighbours are equally strange keep an order.
-    mixed = np.maximum(novelty_rank, _AROUND * _ranks(around)) + 1e-6 * novelty_rank
+    mixed = np.maximum(novelty_rank, _AROUND * ranks(around)) + 1e-6 * novelty_rank
     folder = 0.75 * quantiles(mixed) + 0.25 * quantiles(around)
-    unlike = _which_speaks(_ranks(base), _ranks(folder)) if weight else np.zeros(len(base), np.int8)
+    unlike = _which_speaks(ranks(base), ranks(folder)) if weight else np.zeros(len(base), np.int8)
     return Joined(base + weight * folder if weight else base, novelty, unlike, weight, len(joint.neighbours))
 
 
@@ -253,15 +255,15 @@ def _gate(joint: Joint, cosines: Floats, evidence: Evidence) -> float:
     energy = evidence.energy
     best = cosines.argmax(axis=1)
     near, far = _to_neighbours(joint, best)
-    confident = _ranks(energy) < _CONFIDENT
+    confident = ranks(energy) < _CONFIDENT
     left = cosines.astype(np.float64)
     left[np.arange(len(left)), best] = -np.inf
     without = energy_of(left[confident], evidence.outside[confident], evidence.temperature)
-    by_both = _auroc(
+    by_both = auroc(
         quantiles_within(energy, energy) + 0.5 * quantiles_within(-near, -near),
         quantiles_within(without, energy) + 0.5 * quantiles_within(-far[confident], -near),
     )
-    return _ramp(100 * (by_both - _auroc(energy, without)), *_GAIN)
+    return _ramp(100 * (by_both - auroc(energy, without)), *_GAIN)
 
 
 def _to_neighbours(joint: Joint, nearest_class: NDArray[np.int64]) -> tuple[Numbers, Numbers]:
@@ -296,14 +298,14 @@ def energy_of(cosines: Numbers, outside: Numbers, temperature: float) -> Numbers
     return found
 
 
-def _auroc(inside: Numbers, unknown: Numbers) -> float:
+def auroc(inside: Numbers, unknown: Numbers) -> float:
     """How well a value tells the unknown, where it is higher, from those inside."""
-    ranks = rankdata(np.concatenate([inside, unknown]))[len(inside) :].sum()
+    total = rankdata(np.concatenate([inside, unknown]))[len(inside) :].sum()
     count = len(unknown)
-    return float((ranks - count * (count + 1) / 2) / (count * len(inside))) if count and len(inside) else 0.5
+    return float((total - count * (count + 1) / 2) / (count * len(inside))) if count and len(inside) else 0.5
 
 
-def _ranks(values: Numbers) -> Numbers:
+def ranks(values: Numbers) -> Numbers:
     """In (0, 1)."""
     found: Numbers = (rankdata(values) - 0.5) / max(1, len(values))
     return found

@@ -16,7 +16,7 @@ from ood_audit.store.parts import iter_features
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ood_audit.classes.prompts import Labelled
+    from ood_audit.classes.labelled import Labelled
     from ood_audit.scoring.similarity import Target
 
 _Defaults = dict[str, Any]

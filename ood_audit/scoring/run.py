@@ -11,6 +11,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ood_audit.classes import labelled as labelled_images
 from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes import vocabulary as vocabularies
@@ -20,19 +21,25 @@ from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.scoring import scores
 from ood_audit.store import DEFAULT_STORE, Store, open_store, schema, writing
-from ood_audit.store.layout import COMMIT_SECONDS, computing, read_json, replacing, write_json
+from ood_audit.store.files import read_json, replacing, write_json
+from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.text import printable
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ood_audit.classes.labelled import Labelled
     from ood_audit.classes.prompts import Prompts
     from ood_audit.classes.prototypes import Prototypes
-    from ood_audit.scoring.joining import Evidence, Joined, Joint
+    from ood_audit.scoring.joining import Joined, Joint, Numbers
+    from ood_audit.scoring.pictures import Pictures
     from ood_audit.scoring.references import Calibration
     from ood_audit.scoring.similarity import Chunk, Target
 
 Note = Callable[[str], None]
 _CHOSEN = ("auto", "delta-energy", "best")  # methods whose settings are chosen on the data
-_FORMAT = 6  # of the files: scores with other columns, or without their prototypes, are not taken up
+_FORMAT = 8  # of the files: scores with other columns, or without their prototypes, are not taken up
 _OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 _MOST_KNOWN = 1000
 _NEIGHBOURS = 512  # compared with all names at a time
@@ -48,7 +55,9 @@ class Scores:
     Attributes:
         parameters: the settings in use; for `best` also the `score` that was chosen.
         prompts: the name of the tuned prompts, or `none`.
-        forecast: the AUROC to expect on this data, where the settings were chosen on it; see `scoring.selection`.
+        doubt: a sentence where the encoder seems not to know the classes, see `scoring.knows`; else "".
+        forecast: the AUROC to expect on this data, where the settings were chosen on images in class folders or
+            labelled ones; see `scoring.selection`.
         references: where the pictures of the classes are from and how many they are, if they were used.
         reused: the same scores lay in the store already.
 
@@ -59,11 +68,15 @@ class Scores:
     method: str
     parameters: dict[str, Any]
     prompts: str
+    doubt: str
     forecast: float | None
     references: dict[str, Any] | None
     images: int
     path: Path
     reused: bool
+
+    def __repr__(self) -> str:
+        return f"Scores({self.method!r}, images={self.images}, classes={len(self.vocabulary.names)})"
 
 
 @dataclass(frozen=True)
@@ -75,11 +88,14 @@ class Plan:
         runs: by method, its function and its settings.
         delta: the settings of the columns delta_energy and energy where the method is another.
         parts: of the store, so that every pass over the features reads the same images.
-        joint: for `auto`, what its evidence is joined from.
-        forecasts: by method, where its settings were chosen on the data.
+        joint: for `auto` where nothing is labelled, what its evidence is joined from.
+        pictures: for `auto` where images are labelled, what its evidence is joined from.
+        doubt: a sentence where the encoder seems not to know the classes, else "".
+        forecasts: by method, where its settings were chosen on images whose class is known.
         sharpness: the temperature at which the softmax of the similarities is a probability; see `references`.
         calibration: labelled images that nothing was learned from but prototypes that do not score them.
         given: the class that an image was labelled with, by its id; other than by its folder.
+        folders: (F,) the classes that a folder is named as.
 
     """
 
@@ -88,10 +104,13 @@ class Plan:
     delta: dict[str, Any]
     parts: list[Path]
     joint: "Joint | None"
+    pictures: "Pictures | None"
+    doubt: str
     forecasts: dict[str, float]
     sharpness: float
     calibration: "Calibration | None"
     given: dict[str, int]
+    folders: "NDArray[np.int64]"
 
 
 def score(
@@ -113,32 +132,34 @@ def score(
     note: Note = lambda message: None,
     on_progress: Progress = silent,
 ) -> Scores:
-    """Score every readable image; what was scored before and has not changed is taken as it is.
+    """Score every readable image. A score run that is in the store already is reused.
 
     Args:
-        store: a store or its folder.
-        labels: a labels file, or class names; None for those last used with this store, else the folder names.
-        templates: prompts with `{}` for the class name, averaged.
-        method: `auto` for ΔEnergy joined with other evidence, see `scoring.joining`; else a score alone, one of
-            `ood_audit.scoring.scores.names()`, whose negative is `ood_score`; or `best`.
-        temperature: τ; None for the default: chosen on the data, see `auto`, or of the encoder, for ΔEnergy; of the
-            score's source for the others.
-        top_c: how many of the largest similarities ΔEnergy resets; None likewise.
-        reset_to: the value it resets them to; None likewise.
-        background: whether ΔEnergy runs over names of other things too; None likewise (else not).
-        prototypes: whether reference pictures join the text, see `classes.prototypes`; None likewise (else not).
-        novelty: the weight, 0 or more, of how unlike an image is to the rest of the folder, for `auto`; True or None to
-            choose it, False for none.
-        prompts: tuned prompts in place of the text: `auto` for the newest that fit, `none`, or a name.
-        auto: choose what is not given by leaving classes out, see `scoring.selection`.
-        seed: of that choice.
-        device: where the matrix product runs.
-        note: told, in a sentence, what was chosen where the caller did not say.
-        on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
+        store: The store, or its folder.
+        labels: A file with the classes, or their names; None for those last used with this store, else the names of the
+            folders.
+        templates: Prompts with `{}` for the class name, which are averaged; None for `a photo of a {}.`.
+        method: `auto` for ΔEnergy joined with other evidence, see `scoring.joining`; one of
+            `ood_audit.scoring.scores.names()`, whose negative is `ood_score`; or `best`, chosen on the data.
+        temperature: The temperature τ of the score; None to choose it.
+        top_c: How many of the largest similarities ΔEnergy resets; None to choose it.
+        reset_to: The cosine that ΔEnergy resets them to; None to choose it.
+        background: Whether the energies of ΔEnergy run over the background names, too; None to choose it.
+        prototypes: Whether class prototypes count beside the class names, see `classes.prototypes`; None to choose it.
+        novelty: How much it counts, for `auto`, that an image is unlike the rest of the folder: a weight of 0 or more;
+            True or None to choose it, False for none.
+        prompts: Tuned prompts in place of the class names: `auto` for the newest that fit, `none`, or their name.
+        auto: Whether what is None is chosen by leaving classes out, see `scoring.selection`; otherwise, and where there
+            is too little data, ΔEnergy takes the settings of the encoder, and other scores those of their source.
+        seed: Random seed for choosing settings.
+        device: Where similarities are computed: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        note: Called with a sentence for each choice that the caller did not make.
+        on_progress: Called with the stages of the work, see `ood_audit.progress.Progress`.
 
     Raises:
-        UsageError: the vocabulary or a setting makes no sense. StoreError: no store, or another is writing.
-        OodAuditError: the store holds no readable image.
+        UsageError: The vocabulary or a setting makes no sense.
+        StoreError: There is no store, or another process is writing to it.
+        OodAuditError: The store holds no readable image.
 
     """
     if not isinstance(store, Store):
@@ -158,7 +179,7 @@ def score(
     if total == 0:
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
     if method == "best" and (own := [name for name in ("temperature", "top_c", "reset_to") if name in given]):
-        raise UsageError(f"--score best chooses --{own[0].replace('_', '-')} too; leave that out, or name a score")
+        raise UsageError(f"--score best chooses --{own[0].replace('_', '-')} itself; leave it out, or name a score")
     if novelty is not None and method != "auto":
         raise UsageError(f"--score {printable(method)} has no --novelty; leave one of them out")
     if method not in _CHOSEN:
@@ -175,6 +196,7 @@ def score(
             "seed": seed,
             "prompts": [own_prompts.name, own_prompts.recipe["created"]] if own_prompts else None,
             "vocabulary": chosen.id,
+            "labelled": labelled_images.fingerprint(store),
             "generation": store.generation,
         }
         key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
@@ -199,6 +221,7 @@ def score(
         method=method,
         parameters=found["parameters"],
         prompts=own_prompts.name if own_prompts else "none",
+        doubt=found["doubt"],
         forecast=found["forecast"],
         references=found["references"],
         images=total,
@@ -224,7 +247,8 @@ def prepare(
 
     from ood_audit.classes import pools, prototypes
     from ood_audit.encoders.device import choose_device
-    from ood_audit.scoring import joining, references, selection
+    from ood_audit.scoring import joining, knows, references, selection
+    from ood_audit.scoring import pictures as labelled_pictures
     from ood_audit.scoring.similarity import Target
 
     torch.manual_seed(seed)
@@ -241,15 +265,20 @@ def prepare(
     defaults = _defaults(store, encoder)
     duplicate = defaults.pop("duplicate")
     on_progress("reading the features")
-    found, sample = references.collect(
-        store, vocabulary, text, prompts.labelled if prompts else None, defaults, seed=seed
-    )
+    labelled = _labelled(store, vocabulary, prompts, note)
+    found, sample = references.collect(store, vocabulary, text, labelled, defaults, seed=seed)
     # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
     known = not sample.presumed and selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
     can_choose = known or (selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES)
     if auto and "best" in methods and not can_choose:
-        note("settings: the model's own (too little data to choose: 60 images in 6 classes are needed)")
+        note("settings: the model's own (choosing them needs 60 images in 6 classes)")
     has_background = pools.is_available(store, "background")
+    pictures = None
+    if auto and "auto" in methods and known and found.source == "labelled":
+        by_hand = text if prompts is None else vocabularies.cached_features(store, vocabulary, encoder)
+        pictures = labelled_pictures.Pictures(labelled_pictures.gain_of(found, by_hand), duplicate)
+        if given.get("prototypes") == 0:
+            pictures = replace(pictures, gain=0.0)
     runs, forecasts = {}, {}
     for method in methods:
         if auto and (known if method in ("auto", "delta-energy") else method == "best" and can_choose):
@@ -267,7 +296,8 @@ def prepare(
                 on_progress=counting(on_progress, "choosing settings"),
             )
             runs[method] = (scores.load(chosen.method), chosen.settings)
-            forecasts[method] = chosen.forecast
+            if known:  # presumed labels forecast how easy confident images are
+                forecasts[method] = chosen.forecast
         else:
             name = "delta-energy" if method in ("best", "auto") else method
             function = scores.load(name)
@@ -275,7 +305,6 @@ def prepare(
             if auto and method in ("auto", "delta-energy") and "background" not in given:
                 settings["background"] = has_background
             runs[method] = (function, settings)
-    labelled = prompts.labelled if prompts else None
     needed = set().union(*(scores.inputs(function) for function, _ in runs.values()))
     for name in ("neglabel", "csp"):
         if f"{name}_negatives" in needed:
@@ -284,6 +313,8 @@ def prepare(
         pool("background")
     elif others := loaded.pop("background", None):
         loaded["background"] = others.thinned(_OTHERS)  # for the column `lead`
+    names = loaded["background"].negatives if any(s.get("background") for _, s in runs.values()) else None
+    doubt = knows.doubt(sample.features, text, names, defaults["temperature"])
     # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
     unwanted = given.get("prototypes") == 0
     target = Target(text, found, [] if unwanted else prototypes.fit_folds(found, text), loaded)
@@ -298,11 +329,30 @@ def prepare(
         delta=settings_of("delta-energy", None, defaults),
         parts=parts,
         joint=joint,
+        pictures=pictures,
+        doubt=knows.sentence(doubt, vocabulary.names) if doubt else "",
         forecasts=forecasts,
         sharpness=references.sharpness(sample, text),
         calibration=references.apart(store, found, labelled, text) if labelled else None,
         given={i: int(k) for i, k in zip(labelled.image_ids, labelled.labels, strict=True) if i} if labelled else {},
+        folders=_class_folders(store, vocabulary),
     )
+
+
+def _labelled(store: Store, vocabulary: Vocabulary, prompts: "Prompts | None", note: Note) -> "Labelled | None":
+    """The registered images; where there are none, those that the prompts in use were tuned on."""
+    registered = labelled_images.load(store, vocabulary, note)
+    if registered is None:
+        return prompts.labelled if prompts else None
+    return labelled_images.apart_from(registered, prompts.labelled) if prompts else registered
+
+
+def _class_folders(store: Store, vocabulary: Vocabulary) -> "NDArray[np.int64]":
+    """(F,) the classes that a folder with readable images is named as."""
+    import numpy as np
+
+    folders = store.query("SELECT DISTINCT folder FROM images WHERE status = 'ok'").rows
+    return np.array(sorted({k for (folder,) in folders if (k := vocabulary.class_of(folder)) is not None}), np.int64)
 
 
 def settings_of(
@@ -319,7 +369,7 @@ def settings_of(
     else:
         own = {**scores.options(function), "prototypes": 0.0}
     if foreign := [f"--{name.replace('_', '-')}" for name in given or {} if name not in own]:
-        raise UsageError(f"the score {method} has no {', '.join(foreign)}; leave that out")
+        raise UsageError(f"the score {method} has no {', '.join(foreign)}; leave it out")
     return {**own, **(given or {})}
 
 
@@ -329,7 +379,7 @@ def _check(temperature: float | None, top_c: int | None, reset_to: float | None,
     if top_c is not None and top_c < 1:
         raise UsageError(f"--top-c {top_c}: choose 1 or more")
     if reset_to is not None and not -1 <= reset_to <= 1:
-        raise UsageError(f"--reset-to {reset_to}: choose between -1 and 1, as cosines are")
+        raise UsageError(f"--reset-to {reset_to}: choose a cosine between -1 and 1")
     if novelty is not None and not 0 <= float(novelty) <= 100:
         raise UsageError(f"--novelty {novelty}: choose auto, on, off, or a weight from 0 to 100")
 
@@ -348,14 +398,18 @@ def _found(plan: Plan, method: str, joined: "Joined | None") -> dict[str, Any]:
     function, settings = plan.runs[method]
     used = plan.target.references
     parameters = {"score": name_of(function), **settings} if method == "best" else dict(settings)
-    if joined is not None:
-        parameters["novelty"] = round(joined.weight, 3)
+    by_neighbours = joined if plan.joint is not None else None
+    if by_neighbours is not None:
+        parameters["novelty"] = round(by_neighbours.weight, 3)
+    if plan.pictures is not None:
+        parameters["pictures"] = round(plan.pictures.gain, 3)
     return {
         "parameters": parameters,
-        "neighbours": None if joined is None else joined.neighbours,
+        "neighbours": None if by_neighbours is None else by_neighbours.neighbours,
+        "doubt": plan.doubt,
         "forecast": plan.forecasts.get(method),
         "references": {"source": used.source, "images": len(used.labels)} if used else None,
-        "calibration": _calibration(plan, method),
+        "calibration": _calibration(plan, method, joined),
         "lead_of_unknown": _lead_of_unknown(plan),
     }
 
@@ -368,7 +422,7 @@ def described(method: str, parameters: dict[str, Any]) -> str:
     for name, value in parameters.items():
         if isinstance(value, bool):
             words += [name] if value else []
-        elif name != "score" and (name not in ("prototypes", "novelty") or value):
+        elif name != "score" and (name not in ("prototypes", "novelty", "pictures") or value):
             shown = f"{value:g}" if isinstance(value, (int, float)) else value  # others' scores may have words
             words.append(f"{symbols.get(name, name)} = {shown}")
     return ", ".join(words)
@@ -395,7 +449,7 @@ def _write(
     labels = pa.array(vocabulary.names)
     class_of = lru_cache(maxsize=65_536)(vocabulary.class_of)
     columns = partial(_columns, plan=plan, method=method, labels=labels, class_of=class_of)
-    if plan.joint is None:
+    if plan.joint is None and plan.pictures is None:
         _stream(store, path, plan, columns, device, total, schema.SCORES, counting(on_progress, "scoring"))
         return None
     first = path.with_name(path.name.removesuffix(".tmp") + ".first.tmp")
@@ -456,12 +510,11 @@ def _join(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from ood_audit.scoring.joining import UNLIKE, Evidence
+    from ood_audit.scoring.joining import UNLIKE
 
-    read = pq.read_table(first, columns=["ood_score", "standing", "outside"])
-    energy, standing, outside = (read[name].to_numpy().astype(np.float64) for name in read.column_names)
-    temperature = float(plan.runs[method][1]["temperature"])
-    joined = joined_with(store, plan, method, Evidence(energy, standing, outside, temperature), on_progress)
+    read = pq.read_table(first, columns=["ood_score", "evidence_1", "evidence_2"])
+    evidence = [read[name].to_numpy().astype(np.float64) for name in read.column_names]
+    joined = joined_with(store, plan, method, evidence, on_progress)
     start = 0
     with pq.ParquetFile(first) as file, pq.ParquetWriter(path, schema.SCORES, **schema.PARQUET) as writer:
         for group in range(file.num_row_groups):
@@ -470,9 +523,10 @@ def _join(
             start = rows.stop
             own = {
                 "ood_score": pa.array(joined.ood_score[rows].astype(np.float32)),
-                "novelty": pa.array(joined.novelty[rows].astype(np.float32)),
-                "unlike": pa.DictionaryArray.from_arrays(joined.unlike[rows].astype(np.int32), list(UNLIKE)),
             }
+            if plan.joint is not None:
+                own["novelty"] = pa.array(joined.novelty[rows].astype(np.float32))
+                own["unlike"] = pa.DictionaryArray.from_arrays(joined.unlike[rows].astype(np.int32), list(UNLIKE))
             columns = [own[name] if name in own else table[name] for name in schema.SCORES.names]
             writer.write_table(pa.table(columns, schema.SCORES))
     return joined
@@ -482,19 +536,33 @@ def joined_with(
     store: Store,
     plan: Plan,
     method: str,
-    evidence: "Evidence",
+    evidence: "Sequence[Numbers]",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> "Joined":
-    """Join evidence about all images, see `joining.join`; computes that about a sample of neighbours where need be."""
+    """Join evidence about all images, see `scoring.joining` and `scoring.pictures`.
+
+    Args:
+        store: the store that is scored.
+        plan: a plan with a `joint` or with `pictures`.
+        method: the score of the plan.
+        evidence: (N,) float64 each: the ood_score by the score alone, and what `evidence_of` gives.
+        on_progress: called with the number of images compared with their neighbours, and of all images.
+
+    """
     import numpy as np
 
     from ood_audit.scoring.joining import Evidence, join
     from ood_audit.scoring.similarity import chunk_of
     from ood_audit.store.parts import iter_features
 
+    if plan.pictures is not None:
+        return _joined_by_pictures(plan, method, evidence)
     joint = plan.joint
     assert joint is not None  # noqa: S101  the caller has asked
-    of_neighbours = evidence
+    temperature = float(plan.runs[method][1]["temperature"])
+    energy, standing, outside = evidence
+    own = Evidence(energy, standing, outside, temperature)
+    of_neighbours = own
     if not joint.is_whole:
         found = []
         for start in range(0, len(joint.neighbours), _NEIGHBOURS):
@@ -502,15 +570,39 @@ def joined_with(
             chunk = chunk_of([""] * len(features), features, plan.target)
             found.append((_raw(chunk, plan, method), *evidence_of(chunk, plan, method)))
         energy, standing, outside = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        of_neighbours = Evidence(energy, standing, outside, evidence.temperature)
+        of_neighbours = Evidence(energy, standing, outside, temperature)
     images = (batch.features for batch in iter_features(store, parts=plan.parts))
-    return join(joint, evidence, of_neighbours, images, on_progress)
+    return join(joint, own, of_neighbours, images, on_progress)
 
 
-def evidence_of(chunk: "Chunk", plan: Plan, method: str) -> "tuple[Any, Any]":
-    """`standing` and `outside` of a chunk, see `joining`."""
+def _joined_by_pictures(plan: Plan, method: str, evidence: "Sequence[Numbers]") -> "Joined":
+    """Join evidence by `scoring.pictures`; also that about the calibration images."""
+    import numpy as np
+
+    from ood_audit.scoring.joining import Joined
+    from ood_audit.scoring.pictures import PictureEvidence, join
+    from ood_audit.scoring.similarity import chunk_of
+
+    assert plan.pictures is not None  # noqa: S101  the caller has asked
+    of_images = PictureEvidence(*evidence)
+    of_calibration = None
+    if plan.calibration is not None:
+        apart = plan.calibration
+        chunk = chunk_of(apart.names, apart.features, apart.target(plan.target))
+        known = PictureEvidence(_raw(chunk, plan, method), *evidence_of(chunk, plan, method))
+        of_calibration = join(plan.pictures, of_images, known)
+    count = len(of_images.energy)
+    nothing = np.full(count, np.nan), np.zeros(count, np.int8)
+    return Joined(join(plan.pictures, of_images), *nothing, 0.0, 0, of_calibration)
+
+
+def evidence_of(chunk: "Chunk", plan: Plan, method: str) -> "tuple[Numbers, Numbers]":
+    """What is joined with the score of a chunk, (N,) float64 each: see `scoring.joining` and `scoring.pictures`."""
     from ood_audit.scoring import joining
+    from ood_audit.scoring import pictures as labelled_pictures
 
+    if plan.pictures is not None:
+        return labelled_pictures.evidence_of(chunk, plan.pictures)
     settings = plan.runs[method][1]
     assert plan.joint is not None  # noqa: S101  the caller has asked
     return joining.evidence_of(chunk, plan.joint, settings["temperature"], settings["background"])
@@ -528,8 +620,8 @@ def _columns_and_evidence(
     import pyarrow as pa
 
     own = dict(zip(schema.SCORES.names, columns(chunk), strict=True))
-    standing, outside = evidence_of(chunk, plan, method)
-    return [*(own[name] for name in schema.EVIDENCE.names[:-2]), pa.array(standing), pa.array(outside)]
+    evidence = evidence_of(chunk, plan, method)
+    return [*(own[name] for name in schema.EVIDENCE.names[:-2]), *map(pa.array, evidence)]
 
 
 def _keep_prototypes(path: Path, plan: Plan, method: str) -> None:
@@ -561,6 +653,7 @@ def prototypes_of(scored: Scores) -> "list[Prototypes | None]":
 
 def _columns(chunk: "Chunk", plan: Plan, method: str, labels: Any, class_of: Callable[[str], int | None]) -> list[Any]:
     """The columns of a chunk's scores, as Arrow arrays."""
+    import numpy as np
     import pyarrow as pa
 
     numbers, best, index = _numbers(chunk, plan, method)
@@ -573,6 +666,7 @@ def _columns(chunk: "Chunk", plan: Plan, method: str, labels: Any, class_of: Cal
     given, *more = _beside(chunk, plan, plan.runs[method][1]["prototypes"], index[:, 0], class_of)
     columns.append(pa.DictionaryArray.from_arrays(pa.array(given, pa.int32(), mask=given < 0), labels))
     columns += [pa.array(values, pa.float32(), from_pandas=True) for values in more]
+    columns.append(pa.array(_folder_ranks(chunk, plan, given), pa.int32(), mask=~np.isin(given, plan.folders)))
     return [*columns, pa.nulls(len(best), pa.float32()), pa.nulls(len(best), schema.WORD)]  # novelty and unlike
 
 
@@ -613,6 +707,19 @@ def _beside(
     return given, shares[:, 0], np.where(given < 0, np.nan, shares[:, 1]), distance, lead
 
 
+def _folder_ranks(chunk: "Chunk", plan: Plan, given: Any) -> Any:
+    """(N,) int: how many of the classes that have a folder each image resembles more than the class it is labelled as.
+
+    By prototypes at their usual weight whatever the score: they have not seen the image, and know the classes best.
+    """
+    import torch
+
+    similarities = chunk.similarities(_DEFAULT_WEIGHT)
+    own = torch.from_numpy(given.clip(0))[:, None].to(similarities.device)
+    those = torch.from_numpy(plan.folders).to(similarities.device)
+    return (similarities[:, those] > similarities.gather(1, own)).sum(dim=1).cpu().numpy()
+
+
 def _leads(target: "Target") -> bool:
     """Whether the lead of the class names is known, and something to hold it against."""
     return "background" in target.pools and len(target.text) > 1
@@ -631,7 +738,7 @@ def _given(chunk: "Chunk", plan: Plan, class_of: Callable[[str], int | None]) ->
     return given
 
 
-def _calibration(plan: Plan, method: str) -> dict[str, Any] | None:
+def _calibration(plan: Plan, method: str, joined: "Joined | None") -> dict[str, Any] | None:
     """How the calibration images score: ood_score, and distance beside the class they are of."""
     if plan.calibration is None:
         return None
@@ -642,8 +749,9 @@ def _calibration(plan: Plan, method: str) -> dict[str, Any] | None:
     function, settings = plan.runs[method]
     nearest = chunk.largest(settings["prototypes"], 1)[1][:, 0]
     distance = 1 - chunk.to_prototypes.gather(1, nearest[:, None])[:, 0]
+    score = -chunk.raw(function, settings) if joined is None or joined.calibration is None else joined.calibration
     return {
-        "ood_score": (-chunk.raw(function, settings)).tolist(),
+        "ood_score": score.tolist(),
         "distance": distance.tolist(),
         "label": own.labels.tolist(),
         "predicted": nearest.tolist(),

@@ -1,6 +1,5 @@
 """What images are compared with, and the comparison: features → similarities to the classes and to other things."""
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,19 +15,17 @@ from numpy.typing import NDArray
 
 from ood_audit.classes import prototypes
 from ood_audit.classes.prototypes import Prototypes, References
+from ood_audit.encoders.cpu import largest, log_sum_exp, without
 from ood_audit.encoders.device import (
     CPU,
-    blas_threads,
     choose_device,
     enter_forward_thread,
     forward_threads,
     is_out_of_memory,
-    log_sum_exp,
-    products,
     release_memory,
-    warn_once,
     worker_count,
 )
+from ood_audit.encoders.warn import warn_once
 from ood_audit.scoring import scores
 from ood_audit.store import Store
 from ood_audit.store.parts import FeatureBatch, iter_features
@@ -94,7 +91,7 @@ class Chunk:
     @property
     def to_text(self) -> torch.Tensor:
         """(N, K) cosines to the text features."""
-        return self._once("to_text", lambda: products(self.images, self.tensors["classes"]))
+        return self._once("to_text", lambda: self.images @ self.tensors["classes"].T)
 
     @property
     def to_prototypes(self) -> torch.Tensor:
@@ -109,7 +106,7 @@ class Chunk:
     @property
     def to_background(self) -> torch.Tensor:
         """(N, B) cosines to the background vocabulary."""
-        return self._once("to_background", lambda: products(self.images, self.tensors["background"]))
+        return self._once("to_background", lambda: self.images @ self.tensors["background"].T)
 
     @property
     def lead(self) -> torch.Tensor:
@@ -124,8 +121,6 @@ class Chunk:
 
     def largest(self, weight: float, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The `count` largest similarities of each image and their classes, (N, count) each; fewer of fewer classes."""
-        from ood_audit.scoring.scores.delta_energy import largest
-
         found = min(max(count, 2), len(self.target.text))  # two are always asked for
         top, where = self._once(("largest", weight, found), lambda: largest(self.similarities(weight), found))
         return top[:, :count], where[:, :count]
@@ -145,10 +140,8 @@ class Chunk:
 
         similarities = self.similarities(prototypes)
         top, where = self.largest(prototypes, top_c)
-        # No copy of them: it would cost as much as all else here.
-        similarities.scatter_(1, where, -math.inf)
-        rest = log_sum_exp(similarities, temperature)
-        similarities.scatter_(1, where, top)
+        with without(similarities, where, top):
+            rest = log_sum_exp(similarities, temperature)
         if background:
             rest = torch.logaddexp(rest, log_sum_exp(self.to_background, temperature / (1 - prototypes)))
         changes, energy = changes_of(top, rest, temperature, reset_to)
@@ -218,7 +211,7 @@ def map_chunks(
         yield from _map_on_gpu(batches, target, where, function, left)
         if not left:
             return
-        warn_once(f"out of memory on {where}: it has no room for scoring; going on on the CPU")
+        warn_once(f"out of memory on {where}: it has no room for scoring; continuing on the CPU")
         batches = chain(left, batches)
     yield from _map_on_cpu(_parts(batches, target, CPU), target, function)
 
@@ -270,13 +263,12 @@ def _map_on_cpu(parts: Iterator[FeatureBatch], target: Target, function: Callabl
     pool = ThreadPoolExecutor(passes, "chunk", initializer=enter_forward_thread, initargs=(CPU, threads))
     pending: deque[Future[_Value]] = deque()
     try:
-        with blas_threads(threads):
-            for part in parts:
-                pending.append(pool.submit(work, part))
-                if len(pending) > 2 * passes:
-                    yield pending.popleft().result()
-            while pending:
+        for part in parts:
+            pending.append(pool.submit(work, part))
+            if len(pending) > 2 * passes:
                 yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads_before)  # what a thread sets is also the default of new ones

@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 
 from ood_audit.errors import StoreError
 from ood_audit.progress import Progress, silent
-from ood_audit.store import owned
-from ood_audit.store.layout import Store, flush, raise_version, remove, replacing, span, writing
+from ood_audit.store.files import flush, remove, replacing
+from ood_audit.store.folder import span
+from ood_audit.store.locks import has_readers, writing
 from ood_audit.store.parts import PARQUET, SCHEMA, as_of_now
+from ood_audit.store.store import Store, raise_version
 from ood_audit.store.views import connect, damaged, outdated_rows
 
 PART_ROWS = 262_144  # of a merged part, at most
@@ -150,7 +152,7 @@ def _replaced(store: Store) -> list[Path]:
 def _sweep(store: Store) -> None:
     """Delete them, unless a report or a score run may be reading them."""
     if replaced := _replaced(store):
-        if owned.has_readers(store.root):
+        if has_readers(store.root):
             return
         try:
             with writing(store.root, "scores"):

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.store.layout import Store, remove, replacing, span, write_json
+from ood_audit.store.files import remove, replacing, write_json
+from ood_audit.store.folder import span
 from ood_audit.store.parts import iter_features
 from ood_audit.store.search import EXACT, build, read_index, write_index
+from ood_audit.store.store import Store
 from ood_audit.store.views import connect
 
 # What `embed` builds right away: an index is held in memory, and the memory of `embed` must not grow with the images.

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from ood_audit.errors import StoreError
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
-from ood_audit.store.layout import Store, no_room, replacing
+from ood_audit.store.files import no_room, replacing
+from ood_audit.store.store import Store
 
 PART_ROWS = 8192  # and
 PART_SECONDS = 15.0  # whichever is reached first: what a kill can cost

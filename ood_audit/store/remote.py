@@ -30,6 +30,7 @@ from urllib.parse import unquote
 
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store.cache import user_cache
+from ood_audit.store.files import MIRRORS
 from ood_audit.text import printable
 
 REFRESH_SECONDS = 60.0
@@ -38,44 +39,32 @@ _THREADS = 16
 _UNSETTLED_SECONDS = 900.0  # a small file may be written twice within a second, and clocks differ
 _SMALL = 1 << 20
 
-_mirrors: dict[str, "Mirror"] = {}
 
-
-def attach(url: str) -> "Mirror":
-    """The mirror of a remote store, brought into step.
+def attach(url: str) -> Path:
+    """The folder that mirrors a remote store, brought into step with it.
 
     Raises:
-        UsageError: no store can be there. StoreError: it can't be reached.
+        UsageError: no store can be there.
+        StoreError: it can't be reached.
 
     """
-    from ood_audit.images import object_store as objects
-    from ood_audit.images import storage
+    from ood_audit.images import object_store
 
     if url.lower().startswith(("http://", "https://")):
         raise UsageError("a store can't be written over HTTP; name a folder, or s3://, gs:// or hdfs://")
-    url = storage.canonical(url)
-    root = os.path.join(user_cache(), "stores", hashlib.sha256(url.encode()).hexdigest()[:24])
-    mirror = _mirrors.get(root)
-    if mirror is None:
-        try:
-            filesystem, base = objects.open_place(url)
-        except OSError as error:
-            raise StoreError(f"cannot reach the store {printable(url)}: {error.strerror}") from error
-        mirror = Mirror(url, Path(root), filesystem, base)
+    url = object_store.canonical(url)
+    root = Path(user_cache(), "stores", hashlib.sha256(url.encode()).hexdigest()[:24])
+    if (opened := MIRRORS.find(root)) is not None:
+        opened[0].pull()
+        return root
+    try:
+        filesystem, base = object_store.open_place(url)
+    except OSError as error:
+        raise StoreError(f"cannot reach the store {printable(url)}: {error.strerror}") from error
+    mirror = Mirror(url, root, filesystem, base)
     mirror.pull()
-    _mirrors[root] = mirror
-    return mirror
-
-
-def mirror_of(path: str | os.PathLike[str]) -> "tuple[Mirror, str] | None":
-    """The mirror that a path is in, and its name there; None for a path of a local store."""
-    if not _mirrors:
-        return None
-    place = os.path.abspath(path)
-    for root, mirror in _mirrors.items():
-        if place == root or place.startswith(root + os.sep):
-            return mirror, os.path.relpath(place, root).replace(os.sep, "/").removeprefix(".")
-    return None
+    MIRRORS.register(root, mirror)
+    return root
 
 
 class Mirror:

@@ -18,7 +18,8 @@ _OWN = [  # what a score says about an image by itself
     ("given_confidence", pa.float32()),
     ("distance", pa.float32()),
     ("lead", pa.float32()),
+    ("folder_rank", pa.int32()),
 ]
 SCORES = pa.schema([*_OWN, ("novelty", pa.float32()), ("unlike", WORD)])
-EVIDENCE = pa.schema([*_OWN, ("standing", pa.float64()), ("outside", pa.float64())])  # a file that is not kept
+EVIDENCE = pa.schema([*_OWN, ("evidence_1", pa.float64()), ("evidence_2", pa.float64())])  # a file that is not kept
 PARQUET = {"compression": "zstd", "use_dictionary": ["label", "label_2", "given_label"]}

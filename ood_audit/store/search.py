@@ -65,7 +65,7 @@ def build(
         total: how many vectors there are.
         dimension: D.
         bits: of a dimension in the lists, 8 or 16; a flat index has 16.
-        on_note: called when a GPU fails, as when its memory is full, and the CPU goes on.
+        on_note: called when a GPU fails, as when its memory is full, and the CPU takes over.
 
     """
     if total <= EXACT:
@@ -136,7 +136,9 @@ class _Filling:
         except RuntimeError as error:
             self._centres = None
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            self._on_note(f"FAISS cannot use the GPU, and goes on on the CPU: {printable((lines or ['?'])[-1])[:200]}")
+            self._on_note(
+                f"FAISS cannot use the GPU, and continues on the CPU: {printable((lines or ['?'])[-1])[:200]}"
+            )
             return None
 
 

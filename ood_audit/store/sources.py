@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Literal
 
 from ood_audit._version import __version__
 from ood_audit.errors import UsageError
-from ood_audit.images.storage import canonical, is_remote
-from ood_audit.store.layout import DEFAULT_STORE, Store, open_store, write_json, writing
+from ood_audit.images.access import canonical
+from ood_audit.images.uri import is_remote
+from ood_audit.store.files import write_json
+from ood_audit.store.locks import writing
+from ood_audit.store.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
 
@@ -200,7 +203,7 @@ def _no_such_source(given: str, known: list[str]) -> str:
     near = [source for source in known if os.path.basename(source) == last]
     near += [by_last[found] for found in difflib.get_close_matches(last, by_last, _NEAR)]
     shown = ", ".join(map(printable, list(dict.fromkeys(near))[:_NEAR]))
-    hint = f"did you mean {shown}?" if shown else "`ood-audit sources` lists those there are"
+    hint = f"did you mean {shown}?" if shown else "`ood-audit sources` lists the sources"
     return f"the store has no source {name}; {hint}"
 
 

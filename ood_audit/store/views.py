@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import duckdb
 
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store import findings, owned
-from ood_audit.store.layout import Store, read_json, span
+from ood_audit.store import findings
+from ood_audit.store.files import read_json, temporary_name
+from ood_audit.store.folder import StoreFolder, span
 from ood_audit.text import JsonText, printable, storable
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ _SCORES = """
 CREATE TABLE _no_scores (
     image_id VARCHAR, path VARCHAR, ood_score FLOAT, delta_energy FLOAT, energy FLOAT, max_cosine FLOAT,
     label VARCHAR, label_2 VARCHAR, margin FLOAT, given_label VARCHAR, confidence FLOAT, given_confidence FLOAT,
-    distance FLOAT, lead FLOAT, novelty FLOAT, unlike VARCHAR
+    distance FLOAT, lead FLOAT, folder_rank INTEGER, novelty FLOAT, unlike VARCHAR
 )"""
 _REPORT = """
 CREATE VIEW report AS
@@ -72,7 +73,11 @@ class Rows:
 
 @contextmanager
 def connect(
-    store: Store, parts: list[Path] | None = None, *, report: str | None = None, current: dict[str, Any] | None = None
+    store: StoreFolder,
+    parts: list[Path] | None = None,
+    *,
+    report: str | None = None,
+    current: dict[str, Any] | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB with the views of a store.
 
@@ -108,10 +113,10 @@ def connect(
         connection.close()
 
 
-def limit_memory(connection: duckdb.DuckDBPyConnection, store: Store) -> None:
+def limit_memory(connection: duckdb.DuckDBPyConnection, store: StoreFolder) -> None:
     """Have DuckDB sort and join in a gigabyte, and then on disk, in a folder of this process's own."""
     connection.execute("SET memory_limit = '1GB'")
-    connection.execute("SET temp_directory = ?", [str(owned.temporary(store.root / "spill"))])
+    connection.execute("SET temp_directory = ?", [str(temporary_name(store.root / "spill"))])
 
 
 @contextmanager
@@ -150,11 +155,11 @@ def damaged(what: str) -> StoreError:
 
 def merged() -> StoreError:
     """The error for a part that is no longer there."""
-    return StoreError("parts of the store were merged meanwhile by `ood-audit compact`; run the command again")
+    return StoreError("`ood-audit compact` merged parts of the store in the meantime; run the command again")
 
 
 def _create_views(
-    connection: duckdb.DuckDBPyConnection, store: Store, parts: list[Path], report: str, current: dict[str, Any]
+    connection: duckdb.DuckDBPyConnection, store: StoreFolder, parts: list[Path], report: str, current: dict[str, Any]
 ) -> None:
     connection.execute(_ROWS)
     _view(connection, "_parts", parts, "_no_rows", union_by_name=True)
@@ -183,7 +188,7 @@ def _create_views(
     _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
 
 
-def query(store: Store, sql: str) -> Rows:
+def query(store: StoreFolder, sql: str) -> Rows:
     """Run one read-only SELECT that can read the store's files and nothing else; see `Store.query`."""
     with streaming(store, sql) as (columns, rows):
         return Rows(columns, list(rows))
@@ -191,7 +196,7 @@ def query(store: Store, sql: str) -> Rows:
 
 @contextmanager
 def streaming(
-    store: Store, sql: str, *, values: Literal["python", "text", "json"] = "python"
+    store: StoreFolder, sql: str, *, values: Literal["python", "text", "json"] = "python"
 ) -> Iterator[tuple[list[str], Iterator[tuple[Any, ...]]]]:
     """`query`, for answers of any length: the columns, and the rows one after another.
 
@@ -205,14 +210,9 @@ def streaming(
     if not storable(sql) == sql:
         raise UsageError("the query is not valid UTF-8")
     with connect(store) as connection:
-        root = os.path.join(os.path.abspath(store.root), "")
-        connection.execute(f"SET allowed_directories = [{_quoted(root)}]")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
+        root = _confine(connection, store)
         try:
-            statements = connection.extract_statements(sql)
-            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
-                raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
+            _check_select(connection, sql)
             statement, odd = (sql, []) if values == "python" else _converting(connection, sql, values)
             result = connection.execute(statement)
         except duckdb.InterruptException:
@@ -222,6 +222,40 @@ def streaming(
                 raise  # a file of the store that can't be read
             raise UsageError(_explain(connection, error)) from error
         yield [column[0] for column in result.description or []], _rows(result, odd if values == "json" else [])
+
+
+def relation(store: StoreFolder, sql: str) -> duckdb.DuckDBPyRelation:
+    """A SELECT as a lazy relation, on a connection of its own that can read the store's files and nothing else.
+
+    Raises:
+        UsageError: the statement is not a SELECT, or DuckDB refuses it.
+
+    """
+    if not storable(sql) == sql:
+        raise UsageError("the query is not valid UTF-8")
+    connection = duckdb.connect(config={"preserve_insertion_order": False})
+    _create_views(connection, store, store.parts, store.current_report, store.current())
+    _confine(connection, store)
+    try:
+        _check_select(connection, sql)
+        return connection.sql(sql)
+    except duckdb.Error as error:
+        raise UsageError(_explain(connection, error)) from error
+
+
+def _confine(connection: duckdb.DuckDBPyConnection, store: StoreFolder) -> str:
+    """Let a connection read the store's files and nothing else; its folder, with a separator at the end."""
+    root = os.path.join(os.path.abspath(store.root), "")
+    connection.execute(f"SET allowed_directories = [{_quoted(root)}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return root
+
+
+def _check_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
+    statements = connection.extract_statements(sql)
+    if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+        raise UsageError(f"a query is one SELECT over the views {', '.join(VIEWS)}; this is not")
 
 
 def _converting(connection: duckdb.DuckDBPyConnection, sql: str, values: str) -> tuple[str, list[int]]:
@@ -257,14 +291,14 @@ def _rows(result: duckdb.DuckDBPyConnection, are_json: list[int]) -> Iterator[tu
             yield tuple(row)
 
 
-def count_readable(store: Store, parts: list[Path]) -> int:
+def count_readable(store: StoreFolder, parts: list[Path]) -> int:
     """How many readable images some parts hold."""
     with connect(store, parts) as db:
         ((count,),) = db.execute("SELECT count(*) FROM images WHERE status = 'ok'").fetchall()
     return int(count)
 
 
-def outdated_rows(store: Store, parts: list[Path]) -> dict[Path, "pa.Array"]:
+def outdated_rows(store: StoreFolder, parts: list[Path]) -> dict[Path, "pa.Array"]:
     """By part, the ids of the images of which it has a row that no longer counts."""
     import numpy as np
 

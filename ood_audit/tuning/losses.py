@@ -2,7 +2,7 @@
 
 z: (N, D) unit image features; t: (K, D) unit class features; y: (N,) int64 labels; s = z tᵀ: (N, K) cosines.
 
-EBM is the tuning loss of Zhu et al., NeurIPS 2025, arXiv 2510.11296. Its code was not to be had; the two readings here
+EBM is the tuning loss of Zhu et al., NeurIPS 2025, arXiv 2510.11296. Its code is not public; the two readings here
 are of its figure and captions. `benchmarks/tuning_search.py` compares them.
 """
 

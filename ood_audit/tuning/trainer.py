@@ -183,7 +183,7 @@ def fit(
     if len(np.unique(labels)) < 2:
         raise UsageError("tuning needs labelled images of two classes or more")
     if labels.min() < 0 or labels.max() >= len(classes) or len(labels) != len(features):
-        raise ValueError("labels are indices into classes, one an image")
+        raise ValueError("labels are indices of classes, one for each image")
     while encoder.device.type != "cpu":
         try:
             return _fit(features, labels, classes, encoder, settings, on_progress)

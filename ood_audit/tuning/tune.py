@@ -13,12 +13,12 @@ from ood_audit._version import __version__
 from ood_audit.classes import labelled as subset
 from ood_audit.classes import prompts as tuned
 from ood_audit.classes import vocabulary as vocabularies
-from ood_audit.classes.prompts import Labelled
+from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
-from ood_audit.store.layout import COMMIT_SECONDS, computing
+from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.tuning.trainer import Figures, Settings, Tuned, check, fit
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class TuneResult:
     improved: bool
     path: Path
 
+    def __repr__(self) -> str:
+        return f"TuneResult({self.name!r}, images={self.images}, classes={self.classes}, improved={self.improved})"
+
 
 def tune(
     store: str | os.PathLike[str] | Store = DEFAULT_STORE,
@@ -64,21 +67,23 @@ def tune(
     """Learn context vectors from labelled images; the encoder stays as it is.
 
     Args:
-        store: a store or its folder.
-        labels: see `ood_audit.score`.
-        folder: a folder with a folder of images a class; they are embedded apart from those under audit.
-        annotations: a CSV or Parquet file: path (of an image of the store), label. Without either, the images of the
+        store: The store, or its folder.
+        labels: A file with the classes, or their names; None for those last used with this store, else the names of the
+            folders.
+        folder: A folder with one folder of images for each class, which is registered as labelled images first.
+        annotations: A CSV, JSON or Parquet file that names images of the store in `path` and their classes in `label`,
+            which is registered first. Where no labelled images are registered, prompts are tuned on the images of the
             store whose folder is named as a class.
-        settings: how to tune; None for the defaults.
-        prototypes: whether reports may take the labelled images as pictures of the classes.
-        name: of the prompts; None for one from the loss and the time.
-        device: where the text tower runs.
-        note: told what was chosen or left out where the caller did not say.
-        on_progress: called with the stages of the work but the epochs, see `ood_audit.progress.Progress`.
-        on_epoch: called after every epoch with its figures and the number of epochs at most.
+        settings: How to tune; None for the defaults.
+        prototypes: Whether reports with these prompts compare images with class prototypes, too.
+        name: The name of the prompts; None for one from the loss and the time.
+        device: Where the text encoder runs.
+        note: Called with a sentence for each thing that a person should know.
+        on_progress: Called with the stages of the work except the epochs, see `ood_audit.progress.Progress`.
+        on_epoch: Called after each epoch with its figures and the maximum number of epochs.
 
     Raises:
-        UsageError: a setting makes no sense, the labels don't fit the vocabulary, or there are too few images.
+        UsageError: A setting makes no sense, the labels don't fit the vocabulary, or there are too few images.
 
     """
     from ood_audit.encoders.clip import load_same_encoder
@@ -92,12 +97,9 @@ def tune(
     if not isinstance(store, Store):
         store = open_store(store)
     vocabulary = vocabularies.choose(store, labels, None, note)
-    if folder is not None:
-        own = subset.from_folder(store, vocabulary, folder, device, note, on_progress)
-    elif annotations is not None:
-        own = subset.from_annotations(store, vocabulary, annotations)
-    else:
-        own = subset.from_store(store, vocabulary)
+    if (given := annotations if folder is None else folder) is not None:
+        subset.add(store, given, vocabulary=vocabulary, device=device, note=note, on_progress=on_progress)
+    own = subset.load(store, vocabulary, note) or subset.from_store(store, vocabulary)
     subset.check(own, vocabulary, note)
     with computing(store.root):
         on_progress("loading the model")

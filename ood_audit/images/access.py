@@ -1,0 +1,138 @@
+"""What is behind a URI: its bytes, its size and its time, wherever the file lies.
+
+Whatever goes wrong in reading is an OSError, whose `strerror` is a sentence for people.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import BinaryIO, Protocol, TypeVar
+
+from ood_audit.images import archives
+from ood_audit.images.content import Content
+from ood_audit.images.uri import is_archive, is_file, is_remote, local_path
+
+REMOTE_THREADS = 32  # requests that wait for the network side by side
+T = TypeVar("T")
+
+
+class _Remote(Protocol):
+    """What the modules for remote files, `http` and `object_store`, have in common."""
+
+    def canonical(self, uri: str, /) -> str: ...
+
+    def facts(self, uri: str, /) -> tuple[int, int] | None: ...
+
+    def read(self, uri: str, /) -> Content: ...
+
+
+def read(uri: str) -> Content:
+    """The bytes behind a URI, all of them, read once.
+
+    Raises:
+        OSError: it is gone, can't be reached, or may not be read.
+
+    """
+    base, separator, member = uri.partition("#")
+    if separator or is_archive(base.partition("?")[0]):
+        with open_file(base) as (file, size, mtime_ns):
+            return archives.read(archives.index(base, file, size, mtime_ns), file, member, mtime_ns)
+    if is_remote(uri):
+        return _remote(uri).read(uri)
+    with open(local_path(uri), "rb") as file:
+        info = os.fstat(file.fileno())
+        return Content(file.read(), info.st_size, info.st_mtime_ns)
+
+
+def facts(uri: str) -> tuple[int, int] | None:
+    """Size and time of what is behind a URI, as in `Content`; None where there is nothing.
+
+    Raises:
+        OSError: it can't be told.
+
+    """
+    base, separator, member = uri.partition("#")
+    if separator:
+        with open_file(base) as (file, size, mtime_ns):
+            length = archives.size_of(archives.index(base, file, size, mtime_ns), member)
+        return None if length is None else (length, mtime_ns)
+    if is_remote(uri):
+        return _remote(uri).facts(uri)
+    try:
+        info = os.stat(local_path(uri))
+    except (FileNotFoundError, ValueError):  # a null byte is in no file's name
+        return None
+    return info.st_size, info.st_mtime_ns
+
+
+@contextmanager
+def open_file(uri: str) -> Iterator[tuple[BinaryIO, int, int]]:
+    """Open a file, here or in an object store, for reading anywhere in it.
+
+    Yields:
+        The file, its size in bytes, and its time in ns.
+
+    Raises:
+        OSError: it is gone, can't be reached, or may not be read.
+
+    """
+    if is_remote(uri):
+        from ood_audit.images import object_store
+
+        with object_store.open_file(uri) as opened:
+            yield opened
+    else:
+        with open(local_path(uri), "rb") as file:
+            info = os.fstat(file.fileno())
+            yield file, info.st_size, info.st_mtime_ns
+
+
+def each(function: Callable[[str], T], uris: Sequence[str]) -> list[T]:
+    """A function of each URI, many at a time where one is remote."""
+    if not any(map(is_remote, uris)):
+        return [function(uri) for uri in uris]
+    with ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="remote") as pool:
+        return list(pool.map(function, uris))
+
+
+def sizes(uris: Sequence[str]) -> list[int | None]:
+    """How many bytes are behind each URI; None where there is nothing, or it can't be told."""
+
+    def size(uri: str) -> int | None:
+        try:
+            found = facts(uri)
+        except OSError:
+            return None
+        return found and found[0]
+
+    return each(size, uris)
+
+
+def is_gone(uri: str) -> bool:
+    """Whether it is certain that there is nothing behind a URI any more."""
+    try:
+        if not is_file(uri):
+            return facts(uri) is None
+        os.lstat(local_path(uri))
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # also: the archive of a member is gone
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def canonical(uri: str) -> str:
+    """The one spelling of a remote URI; UsageError where it is none that can be read, or has a password in it."""
+    return _remote(uri).canonical(uri)
+
+
+def _remote(uri: str) -> _Remote:
+    """The module for a remote URI, imported when it is first needed."""
+    if uri.lower().startswith(("http://", "https://")):
+        from ood_audit.images import http
+
+        return http
+    from ood_audit.images import object_store
+
+    return object_store

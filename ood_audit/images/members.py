@@ -1,0 +1,42 @@
+"""The images in an archive."""
+
+import os
+from collections.abc import Iterator
+from urllib.parse import quote_from_bytes
+
+from ood_audit.images import archives
+from ood_audit.images.access import open_file
+from ood_audit.images.formats import extensions
+from ood_audit.images.found import ScanNotes
+from ood_audit.images.uri import ARCHIVES, is_remote, local_path
+from ood_audit.text import storable
+
+
+def members(uri: str, path: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int]]:
+    """The images of an archive: rows of `found.COLUMNS`, and one of the archive itself where it is damaged.
+
+    Args:
+        uri: The URI of the archive.
+        path: What the archive is called relative to its source.
+        notes: Filled in along the way. If the archive can't be read at all now, its images are left alone.
+
+    """
+    try:
+        with open_file(uri) as (file, size, mtime_ns):
+            index = archives.index(uri, file, size, mtime_ns)
+    except OSError as error:
+        notes.unreadable[uri if is_remote(uri) else local_path(uri)] = error.strerror or str(error)
+        return
+    for name, length in index.sizes.items():
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        suffix = os.path.splitext(name)[1].lower()
+        is_hidden = any(part.startswith(".") and part != ".." for part in parts)
+        # An archive within an archive is a row, so that its images are not passed over in silence.
+        if is_hidden or (suffix not in extensions() and suffix not in ARCHIVES):
+            notes.skipped[storable(suffix) or "no extension"] += 1
+            continue
+        yield f"{uri}#{quote_from_bytes(os.fsencode(name))}", f"{path}/{storable('/'.join(parts))}", length, mtime_ns
+    if index.others:
+        notes.skipped["not a regular file"] += index.others
+    if index.damage:
+        yield uri, path, size, mtime_ns

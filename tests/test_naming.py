@@ -229,7 +229,6 @@ def test_a_report_names_the_most_ood_images(tmp_path, nouns):
     counts = "SELECT cluster, count(*) FROM report GROUP BY 1 ORDER BY 2 DESC"
     assert open_store(store.root).query(counts).rows == [(None, 80), ("hedgehog", 9), ("guitar", 6)]
     page = made.html.read_text()
-    assert '<h3 id="group-1">9 look like <strong>hedgehog</strong></h3>' in page
 
     (place,) = [row for row in made.rows if row["path"] == "guitar/0.jpg"]
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
@@ -270,7 +269,7 @@ def test_a_named_report_on_a_scored_store_needs_no_torch(tmp_path, nouns):
     ood_audit.report(store, top=9)
     code = (
         "import sys\nfrom ood_audit.classes import background\nfrom ood_audit.findings import naming\n"
-        "naming._LIKE = 1.0\n"
+        "naming._LIKE, naming._SURE_LIKE = 1.0, 2.0\n"
         f"background.CORPORA['background'] = lambda: background.Corpus({sorted(NAMES)!r}, [], ('{{}}',))\n"
         "import ood_audit\nmade = ood_audit.report(sys.argv[1], top=9)\nassert made.rows[0]['cluster'] == 'hedgehog'\n"
         "print([name for name in ('torch', 'open_clip', 'faiss') if name in sys.modules])"

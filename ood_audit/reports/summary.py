@@ -54,5 +54,10 @@ def _certainty(report: Report) -> str:
     if flags is None or not flags["reachable"]:
         return f"how sure: {report.decisions.unflagged}"
     what = "false discoveries" if flags["rule"] == "fdr" else "false alarms"
-    found = f"how sure: {flags['level']:.0%} {what}, {flags['calibrated']}"
-    return f"{found}; about {flags['expected']:.0f} of these are wrong at most"
+    found = f"how sure: {_percent(flags['level'])} {what}, {flags['calibrated']}"
+    return f"{found}; at most about {flags['expected']:.0f} of the {flags['flagged']:,} flagged are wrong"
+
+
+def _percent(level: float) -> str:
+    """`1%`, `0.5%`."""
+    return f"{100 * level:.3g}%"

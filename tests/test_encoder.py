@@ -248,7 +248,9 @@ def test_a_file_is_prepared_for_as_all_weights_of_its_architecture_are(
 
 def test_a_file_that_could_be_prepared_for_in_two_ways_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
-    with pytest.raises(EncoderError, match=r"model.safetensors: .*not all .* alike.*open_clip_config.json beside it$"):
+    with pytest.raises(
+        EncoderError, match=r"model.safetensors: .*different preprocessing.*open_clip_config.json into the same folder$"
+    ):
         of_file("ViT-L-14", path)
     assert of_file("ViT-L-14", tmp_path / "ViT-L-14.pt")["mean"][0] == 0.48145466  # known by the name of the file
     # A store that has been made with it goes on as it began.

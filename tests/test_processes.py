@@ -241,6 +241,6 @@ def test_processes_embed_on_gpus_and_this_one_keeps_clear_of_them(many, tmp_path
     check_each_once(tmp_path / "gpu")
     there, here = features_of(result.store), features_of(expected)
     assert min(there[path] @ here[path] for path in here) > 0.999
-    full = "out of memory on {}: it has no room for a single image; going on on the CPU"
+    full = "out of memory on {}: it has no room for a single image; continuing on the CPU"
     assert sorted(told) == [full.format("cuda:0"), full.format("cuda:1")]
     assert result.notes == told

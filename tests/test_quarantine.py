@@ -171,7 +171,7 @@ def test_what_is_left_is_said_and_fails(audited):
         (["pictures/aside", "--flagged"], "pictures, where `embed` would find the images again"),
         (["pictures", "--flagged"], "pictures, where `embed` would find the images again"),
         ([".", "--flagged"], "contains the embedded"),
-        (["store/aside", "--flagged"], "is in the store"),
+        (["store/aside", "--flagged"], "is inside the store"),
         (["file", "--flagged"], "file is a file"),
         (["link", "--flagged"], "pictures, where `embed` would find the images again"),
     ],
@@ -645,7 +645,7 @@ def test_a_full_disk_stops_before_the_move(audited, monkeypatch):
     before = tree(folder)
     with monkeypatch.context() as patch:
         System(patch, instead={"fsync": full})
-        with pytest.raises(OodAuditError, match="no space left on device; what was done before is kept"):
+        with pytest.raises(OodAuditError, match="no space left on device; finished work is kept"):
             quarantine(aside, store, kinds=["ood"])
     assert tree(folder) == before
     assert quarantine(aside, store, kinds=["ood"]).counts == {"moved": 2}

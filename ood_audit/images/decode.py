@@ -133,7 +133,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
         image = white
-    image = image.convert("RGB")
+    if image.mode != "RGB":  # else it would be copied
+        image = image.convert("RGB")
     return image if orientation is None else image.transpose(orientation)
 
 
@@ -163,7 +164,8 @@ def _few_levels(image: Image.Image) -> str | None:
 
 
 def _levels(image: Image.Image) -> int:
-    return sum(count > 0 for count in image.convert("L").histogram())
+    histogram = image.convert("L").histogram()
+    return len(histogram) - histogram.count(0)
 
 
 def _explain(error: Exception, facts: dict[str, Any], data: bytes) -> str:

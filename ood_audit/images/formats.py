@@ -39,11 +39,11 @@ _COMPRESSIONS = {
 
 @lru_cache(maxsize=1)
 def formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read, e.g. `JPEG`."""
+    """Pillow's names of the formats that are read, the most frequent first, which is also tried first."""
     Image.init()
     with suppress(ImportError):  # an optional package, which reads HEIC
         importlib.import_module("pillow_heif").register_heif_opener()
-    return tuple(name for name in Image.ID if name not in _NOT_DECODED)
+    return ("JPEG", *(name for name in Image.ID if name not in {*_NOT_DECODED, "JPEG"}))
 
 
 @lru_cache(maxsize=1)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Note = Callable[[str], None]
 _CHOSEN = ("auto", "delta-energy", "best")  # methods whose settings are chosen on the data
-_FORMAT = 8  # of the files: scores with other columns, or without their prototypes, are not taken up
+_FORMAT = 9  # of the files: scores with other columns, or without their prototypes, are not taken up
 _OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 _MOST_KNOWN = 1000
 _NEIGHBOURS = 512  # compared with all names at a time

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -37,7 +38,7 @@ WITH found AS (
     UNION ALL
     SELECT 'unusual', 0, r.*, NULL, NULL, []
     FROM report AS r ANTI JOIN read_parquet($issues, hive_partitioning = false) AS i USING (image_id)
-    WHERE rank <= $top AND NOT list_contains($passed, image_id)
+    WHERE rank <= $top AND image_id NOT IN (SELECT unnest($passed::VARCHAR[]))
 )
 """
 
@@ -77,7 +78,7 @@ class Found:
         rows = self.db.execute(
             "WITH open AS (SELECT image_id FROM read_parquet($issues, hive_partitioning = false)), "
             "fitting AS (FROM report ANTI JOIN open USING (image_id) "
-            "WHERE list_contains($classes, label) AND coalesce(given_label, label) = label "
+            "WHERE label IN (SELECT unnest($classes::VARCHAR[])) AND coalesce(given_label, label) = label "
             "QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY path) = 1) "
             "SELECT label, image_id FROM fitting QUALIFY row_number() OVER (PARTITION BY label "
             f"ORDER BY distance, ood_score, path) <= {TYPICAL} ORDER BY label, distance, ood_score, path",
@@ -161,9 +162,11 @@ def gather(
     )
 
 
-def summarised(found: Found) -> list[Section]:
+def summarised(page: Page) -> list[Section]:
     """The sections of a page by their counts alone."""
-    return [_section(kind, found.counts(kind), [], []) for kind in KINDS]
+    return [
+        replace(section, groups=[replace(group, findings=()) for group in section.groups]) for section in page.sections
+    ]
 
 
 def _ordered(sections: list[Section], flagged: bool) -> Iterable[Section]:
@@ -219,7 +222,9 @@ def _image(row: Row) -> Image:
 
 def _images(db: DuckDBPyConnection, ids: Collection[str]) -> dict[str, Image]:
     columns = ", ".join(Image.__dataclass_fields__)
-    rows = _rows(db, f"SELECT {columns} FROM images WHERE list_contains($ids, image_id)", {"ids": list(ids)})
+    rows = _rows(
+        db, f"SELECT {columns} FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": list(ids)}
+    )
     return {row["image_id"]: _image(row) for row in rows}
 
 
@@ -228,7 +233,7 @@ def _kept(db: DuckDBPyConnection, duplicates: Path, ids: list[str]) -> dict[str,
     sql = (
         "WITH d AS (FROM read_parquet($path, hive_partitioning = false)) "
         "SELECT d.image_id, any_value(k.image_id) FROM d JOIN d AS k ON k.cluster = d.cluster AND k.keep "
-        "WHERE list_contains($ids, d.image_id) GROUP BY 1"
+        "WHERE d.image_id IN (SELECT unnest($ids::VARCHAR[])) GROUP BY 1"
     )
     return dict(db.execute(sql, {"path": str(duplicates), "ids": ids}).fetchall())
 
@@ -251,7 +256,7 @@ def _points(db: DuckDBPyConnection, around: Surroundings, listed: Collection[str
     rows = db.execute(
         "SELECT image_id, label, CASE WHEN flagged THEN 'flagged' "
         "WHEN shift = 'covariate' OR suggested_label IS NOT NULL THEN 'other finding' ELSE 'not flagged' END "
-        "FROM report WHERE list_contains($ids, image_id) ORDER BY rank DESC",
+        "FROM report WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) ORDER BY rank DESC",
         {"ids": list(around.places)},
     ).fetchall()
     points = [Point(image_id, *around.places[image_id], kind, label) for image_id, label, kind in rows]

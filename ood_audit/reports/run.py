@@ -51,7 +51,7 @@ class Report(Tabular):
         rows: The top N images, with the columns of the view `report`.
         scores: The scores that it was made from.
         decisions: What was concluded, in figures.
-        sections: What was found, by kind, with how many images are in each group; without the findings themselves.
+        sections: What was found, by kind, with the number of images in each group, but without the findings themselves.
         unreadable: How many files could not be read.
 
     """
@@ -208,7 +208,7 @@ def report(
                 listed = content.Found(db, folder / findings.FILE, top, belongs)
                 page = content.gather(store, listed, name, meta, duplicates, _compared(scores, device), decided.notes)
                 (folder / "report.html").write_text(render(page), encoding="utf-8")
-                sections = content.summarised(listed)
+                sections = content.summarised(page)
                 lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
             store.set_current(**current, report=name, decided=scores.path.stem)
     return Report(store.reports / name, rows, scores, decided, sections, meta["unreadable"])
@@ -220,7 +220,8 @@ def _passed(store: Store, db: DuckDBPyConnection) -> set[verdicts.Key]:
     for content_hash, question in verdicts.settled(store):
         by_hash.setdefault(content_hash, []).append(question)
     rows = db.execute(
-        "SELECT image_id, content_hash FROM images WHERE list_contains($hashes, content_hash)", {"hashes": [*by_hash]}
+        "SELECT image_id, content_hash FROM images WHERE content_hash IN (SELECT unnest($hashes::VARCHAR[]))",
+        {"hashes": [*by_hash]},
     )
     return {(image_id, question) for image_id, content_hash in rows.fetchall() for question in by_hash[content_hash]}
 

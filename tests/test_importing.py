@@ -1,5 +1,6 @@
 """`import`: vectors that others computed, in all their forms, and whatever may be wrong with them."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def test_images_that_are_there_are_shown_and_others_have_a_placeholder(tmp_path,
     assert result.on_disk == 3
     report = ood_audit.report(tmp_path / "s", labels=["airplane", "dog"], top=4, auto=False)
     page = report.html.read_text(encoding="utf-8")
-    assert page.count("data:image/webp") == 3
+    assert len(set(re.findall(r"data:image/webp;base64,[\w+/=]+", page))) == 3
     assert sum(row["label"] == "airplane" for row in report.rows) >= 2
 
 

@@ -11,7 +11,7 @@ from ood_audit.reports.cards import LIMIT
 from ood_audit.reports.html import Page, Summary
 from ood_audit.reports.neighbours import LISTED, Compared, Listed, look_around
 from ood_audit.reports.thumbnails import MOST, thumbnails
-from ood_audit.scoring.run import described
+from ood_audit.scoring.settings import described
 from ood_audit.store import Store
 
 Row = dict[str, Any]

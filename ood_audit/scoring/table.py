@@ -103,6 +103,8 @@ def _join(context: Context, first: Path, path: Path, plan: Plan, method: str) ->
             if plan.joint is not None:
                 own["novelty"] = pa.array(joined.novelty[rows].astype(np.float32))
                 own["unlike"] = pa.DictionaryArray.from_arrays(joined.unlike[rows].astype(np.int32), list(UNLIKE))
+            else:
+                own["novelty"], own["unlike"] = pa.nulls(len(table), pa.float32()), pa.nulls(len(table), schema.WORD)
             columns = [own[name] if name in own else table[name] for name in schema.SCORES.names]
             writer.write_table(pa.table(columns, schema.SCORES))
     return joined

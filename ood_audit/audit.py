@@ -268,7 +268,7 @@ class Audit:
             >>> _ = audit.embed("examples/images", device="cpu")
             >>> report = audit.report(["butterfly", "chair", "cup"], top=5, auto=False)
             >>> report
-            Report('latest', images=81, flagged=None)
+            Report('latest', images=81, flagged=...)
             >>> report.to_arrow().num_rows
             81
 

@@ -69,7 +69,7 @@ def test_registered_images_are_found_again(store, folder):
 def test_a_report_flags_by_registered_images_alone(store):
     done = invoke("report", "--store", store, "--labels", CLASSES, "--no-auto", "--false-alarms", "0.2", "--top", "3")
     assert done.returncode == 0, done.stderr
-    assert "at a false alarm rate of 0.2 by 6 calibration images" in done.stderr
+    assert "at a false alarm rate of 0.2, by 6 labelled images" in done.stderr
     assert not list((store / "prompts").glob("*"))
     opened = ood_audit.open_store(store)
     assert opened.query("SELECT count(p_value) FROM report").rows == [(81,)]

@@ -219,8 +219,8 @@ def report(store, *options):
         (["--score", "nope"], "there is no such score; choose one of delta-energy, "),
         (["--score", "mcm", "--background", "on"], "the score mcm has no --background"),
         (["--score", "knn", "--temperature", "1"], "the score knn has no --temperature"),
-        (["--score", "best", "--top-c", "2"], "--score best chooses --top-c too"),
-        (["--score", "best", "--temperature", "2"], "--score best chooses --temperature too"),
+        (["--score", "best", "--top-c", "2"], "--score best chooses --top-c itself"),
+        (["--score", "best", "--temperature", "2"], "--score best chooses --temperature itself"),
         (["--prompts", "nope"], "there are no prompts of this name (there are: none yet)"),
         (["--prompts", "../x"], "use letters, digits"),
     ],
@@ -488,7 +488,7 @@ def test_a_report_on_scored_images_needs_no_torch(made, monkeypatch):
     done = run_process("report", "--store", store.root, *options, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
     assert done.returncode == 0, done.stderr
     assert "(as scored before)" in done.stderr
-    assert "prompts: mine, as tuned" in done.stderr
+    assert "prompts: mine (tuned)" in done.stderr
     other = run_process("report", "--store", store.root, "--top-c", 4, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
     assert "torch" in other.stderr  # the block holds: to score anew needs it
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from duckdb import DuckDBPyConnection
 
 from ood_audit._version import __version__
+from ood_audit.actions import verdicts
 from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import cached_features
@@ -25,6 +26,7 @@ from ood_audit.frames import Tabular
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.reports import content, ranking, writers
 from ood_audit.reports.html import render
+from ood_audit.reports.model import Section
 from ood_audit.reports.neighbours import Compared
 from ood_audit.scoring.run import Scores, prototypes_of, score
 from ood_audit.scoring.settings import ScoreSettings
@@ -42,15 +44,26 @@ DEFAULT_NAME = "latest"
 
 @dataclass(frozen=True, repr=False)
 class Report(Tabular):
-    """A written report: its folder, and the top N rows (see the view `report` for the columns).
+    """A written report.
 
     `to_arrow`, `to_pandas` and `to_polars` have the rows of all images, as long as the report is not replaced.
+
+    Attributes:
+        folder: Where it is.
+        rows: The top N images, with the columns of the view `report`.
+        scores: The scores that it was made from.
+        decisions: What was concluded, in figures.
+        sections: What was found, by kind, with the number of images in each group, but without the findings themselves.
+        unreadable: How many files could not be read.
+
     """
 
     folder: Path
     rows: list[dict[str, Any]]
     scores: Scores
     decisions: Decisions
+    sections: list[Section]
+    unreadable: int
 
     @property
     def html(self) -> Path:
@@ -147,18 +160,36 @@ def report(
                 on_progress("writing the report")
                 decisions.save(db, folder)
                 ranking.write_all(db, folder / "report.parquet")
-                rows_found = decisions.findings(db, decided, duplicates, name)
-                issues.write(folder / findings.FILE, rows_found, generation=generation)
+                passed = _passed(store, db)
+                found = verdicts.unsettled(decisions.findings(db, decided, duplicates, name), passed)
+                issues.write(folder / findings.FILE, found, generation=generation)
+                if passed:
+                    decided.notes.append(f"decided before, and not listed again: {len(passed)} findings")
                 rows = ranking.top(db, top)
                 meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
                 writers.write_csv(folder / "report.csv", rows)
                 writers.write_json(folder / "report.json", rows)
                 writers.write_json(folder / "meta.json", meta)
-                shown = content.gather(store, db, name, meta, top, duplicates, _compared(scores, device))
-                (folder / "report.html").write_text(render(shown), encoding="utf-8")
+                belongs = [image_id for image_id, question in passed if question == verdicts.question("unusual")]
+                listed = content.Found(db, folder / findings.FILE, top, belongs)
+                page = content.gather(store, listed, name, meta, duplicates, _compared(scores, device), decided.notes)
+                (folder / "report.html").write_text(render(page), encoding="utf-8")
+                sections = content.summarised(page)
                 lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
             store.set_current(**current, report=name, decided=scores.path.stem)
-    return Report(store.reports / name, rows, scores, decided)
+    return Report(store.reports / name, rows, scores, decided, sections, meta["unreadable"])
+
+
+def _passed(store: Store, db: DuckDBPyConnection) -> set[verdicts.Key]:
+    """The images about which a person has decided, other than to remove them, and the question that is settled."""
+    by_hash: dict[str, list[str]] = {}
+    for content_hash, question in verdicts.settled(store):
+        by_hash.setdefault(content_hash, []).append(question)
+    rows = db.execute(
+        "SELECT image_id, content_hash FROM images WHERE content_hash IN (SELECT unnest($hashes::VARCHAR[]))",
+        {"hashes": [*by_hash]},
+    )
+    return {(image_id, question) for image_id, content_hash in rows.fetchall() for question in by_hash[content_hash]}
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import ood_audit
+from ood_audit import FindingSettings, ScoreSettings
 from ood_audit.actions.export import export
 from ood_audit.classes import pools, prompts
 from ood_audit.classes.labelled import Labelled
@@ -21,7 +22,10 @@ from tests.made import make_store, unit
 from tests.test_report_html import Parsed, cards_of, counts_of
 from tests.test_shift import CLASSES, NAMES
 
-SETTINGS: dict[str, Any] = {"auto": False, "background": True, "prototypes": True, "false_alarms": 0.05}
+SETTINGS: dict[str, Any] = {
+    "settings": ScoreSettings(auto=False, background=True, prototypes=True),
+    "find": FindingSettings(false_alarms=0.05),
+}
 
 
 @pytest.fixture(scope="module")

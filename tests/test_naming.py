@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ood_audit
+from ood_audit import FindingSettings, ScoreSettings
 from ood_audit.classes import background, wordnet
 from ood_audit.classes.vocabulary import Vocabulary, read_vocabulary
 from ood_audit.errors import OodAuditError, UsageError
@@ -216,7 +217,7 @@ def test_only_sure_names_are_given(tmp_path, nouns, monkeypatch, rule):
 
 def test_a_report_names_the_most_ood_images(tmp_path, nouns):
     store = store_of(tmp_path, {"dog": 40, "cup": 40, "hedgehog": 9, "guitar": 6})
-    before = ood_audit.report(store, top=15, auto=False)
+    before = ood_audit.report(store, top=15, settings=ScoreSettings(auto=False))
     assert [note for note in before.decisions.notes if "labels suggest` once" in note]
     assert {row["cluster"] for row in before.rows} == {None}
 
@@ -243,7 +244,7 @@ def test_flagged_images_are_named_and_their_findings_say_so(tmp_path, nouns, mon
     recipe = json.loads(scores.path.with_suffix(".json").read_text())
     recipe["calibration"] = {"ood_score": [-9.0] * 99, "distance": [0.0] * 99, "label": [0] * 99, "predicted": [0] * 99}
     monkeypatch.setattr("ood_audit.findings.decide.read_recipe", lambda path: recipe)
-    made = ood_audit.report(store, top=3, false_alarms=0.02)  # all are beyond that calibration
+    made = ood_audit.report(store, top=3, find=FindingSettings(false_alarms=0.02))  # all are beyond that calibration
     assert made.decisions.flags is not None and made.decisions.flags["flagged"] == 95
     found = store.query("SELECT path, evidence FROM issues WHERE kind = 'ood'").rows
     named = [path for path, evidence in found if f"; looks like: {path.partition('/')[0]};" in f"{evidence};"]

@@ -5,6 +5,7 @@ import csv
 import pytest
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.actions import verdicts
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.findings import records
@@ -16,7 +17,7 @@ def store(pictures, tmp_path, monkeypatch):
     """Six pictures of two classes, reported, so that each of them leads the ranking."""
     monkeypatch.chdir(tmp_path)
     ood_audit.embed(pictures, store=tmp_path / "store")
-    ood_audit.report(tmp_path / "store", auto=False)
+    ood_audit.report(tmp_path / "store", settings=ScoreSettings(auto=False))
     return ood_audit.open_store(tmp_path / "store")
 
 
@@ -47,7 +48,7 @@ def decide(store, tmp_path):
 
 def listed(store):
     """How many images a new report lists, by kind."""
-    made = ood_audit.report(store, auto=False)
+    made = ood_audit.report(store, settings=ScoreSettings(auto=False))
     return {section.kind: section.count for section in made.sections}
 
 

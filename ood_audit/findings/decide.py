@@ -13,6 +13,7 @@ import numpy as np
 from duckdb import DuckDBPyConnection
 
 from ood_audit.findings import calibration, copies, folders, label_issues, shift
+from ood_audit.findings.settings import FindingSettings
 from ood_audit.store.findings import Issue
 
 if TYPE_CHECKING:
@@ -112,9 +113,7 @@ def decide(
     db: DuckDBPyConnection,
     recipe: dict[str, Any],
     duplicates: dict[str, int],
-    *,
-    fdr: float | None,
-    false_alarms: float | None,
+    settings: FindingSettings,
 ) -> Decisions:
     """Decide about every scored image; from then on the view `report` of the connection shows it.
 
@@ -124,14 +123,13 @@ def decide(
         db: a connection of `store.views.connect`.
         recipe: of the scores, with their `calibration`.
         duplicates: the counts of `copies.current`.
-        fdr: see `calibration.flag`.
-        false_alarms: see `calibration.flag`.
+        settings: which images to flag.
 
     """
     labels = label_issues.find(db)
     columns = "image_id, ood_score, distance, lead, given_label, folder_rank"
     scored = db.sql(f"SELECT {columns} FROM scores").to_arrow_table()
-    judged = judge(scored, recipe, fdr=fdr, false_alarms=false_alarms)
+    judged = judge(scored, recipe, fdr=settings.fdr, false_alarms=settings.false_alarms)
     db.register("_flags", judged.table)
     db.execute(
         "CREATE OR REPLACE TABLE _decided AS SELECT s.image_id, f.flagged, f.p_value, f.shift, f.p_distance, "

@@ -13,7 +13,7 @@ from ood_audit.reports import ranking
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section
 from ood_audit.reports.neighbours import LISTED, Compared, Listed, Surroundings, look_around
 from ood_audit.reports.thumbnails import MOST, thumbnails
-from ood_audit.scoring.run import described
+from ood_audit.scoring.settings import described
 from ood_audit.store import Store
 
 Row = dict[str, Any]

@@ -11,8 +11,7 @@ LOWEST = $(VENV)-lowest
 .PHONY: demo test test-lowest check docs site clean
 
 demo: $(VENV)/.installed
-	$(BIN)/ood-audit embed examples/images --store $(VENV)/demo
-	$(BIN)/ood-audit report --labels examples/classes.txt --top 15 --store $(VENV)/demo
+	$(BIN)/ood-audit run examples/images --labels examples/classes.txt --store $(VENV)/demo
 
 test: $(VENV)/.installed-dev check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder

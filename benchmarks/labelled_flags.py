@@ -14,16 +14,23 @@ import argparse
 import csv
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import ood_audit
 from benchmarks.splits import Embedded, link
+from ood_audit import FindingSettings
 from ood_audit.findings import decide as decisions
 from ood_audit.store.views import connect
 
-RULES = [{"false_alarms": 0.01}, {"false_alarms": 0.05}, {"false_alarms": 0.1}, {"fdr": 0.1}, {"fdr": 0.2}]
-ANY = {"fdr": None, "false_alarms": None}
+RULES: list[dict[str, Any]] = [
+    {"false_alarms": 0.01},
+    {"false_alarms": 0.05},
+    {"false_alarms": 0.1},
+    {"fdr": 0.1},
+    {"fdr": 0.2},
+]
 Figures = dict[str, float]
 
 
@@ -83,7 +90,7 @@ def split(
     done = ood_audit.report(store, top=1)
     for rule in RULES:
         with connect(store) as db:  # as `report` decides
-            decisions.decide(db, decisions.read_recipe(done.scores.path), {}, **{**ANY, **rule})
+            decisions.decide(db, decisions.read_recipe(done.scores.path), {}, FindingSettings(**rule))
             decided = db.execute("SELECT path, flagged, shift FROM report").fetchall()
         is_ood = np.array([path in others for path, _, _ in decided])
         flagged = np.array([flag for _, flag, _ in decided], bool)

@@ -19,6 +19,7 @@ from sklearn.metrics import average_precision_score
 from ood_audit.embedding.run import embed
 from ood_audit.findings import label_issues
 from ood_audit.scoring.run import score
+from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import Store
 from ood_audit.store.views import connect
 from ood_audit.tuning.tune import tune
@@ -26,9 +27,9 @@ from ood_audit.tuning.tune import tune
 SHARE = 0.1
 
 
-def measure(title: str, store: Store, truth: dict[str, str | None], **options) -> None:
+def measure(title: str, store: Store, truth: dict[str, str | None], labels: Path | None = None, **options) -> None:
     """Print a row. `truth` is what an image shows, by its path; None for something else than the classes."""
-    score(store, **options)
+    score(store, labels=labels, settings=ScoreSettings(**options))
     with connect(store) as db:
         label_issues.find(db)
         rows = db.execute(

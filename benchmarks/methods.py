@@ -27,14 +27,16 @@ import numpy as np
 from scipy.stats import spearmanr
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.classes import prompts
 from ood_audit.classes import vocabulary as vocabularies
 from ood_audit.classes.pools import load as load_pool
 from ood_audit.classes.vocabulary import read_vocabulary
-from ood_audit.progress import silent
 from ood_audit.scoring import metrics, references, selection
-from ood_audit.scoring import run as scoring
+from ood_audit.scoring.context import Context
+from ood_audit.scoring.plan import prepare
 from ood_audit.scoring.scores import load
+from ood_audit.scoring.settings import described
 from ood_audit.scoring.similarity import chunks
 from ood_audit.store import Store, open_store
 from ood_audit.tuning.trainer import Settings
@@ -182,9 +184,9 @@ def tuned(store: Store, labels: Path, labelled: Path, seeds: int) -> dict[str, l
     return names
 
 
-def figures(store: Store, truth: dict[str, tuple[bool, str]], **options: Any) -> Figures:
+def figures(store: Store, truth: dict[str, tuple[bool, str]], labels: Path, **options: Any) -> Figures:
     """AUROC, FPR95 and accuracy of a score."""
-    ood_audit.score(store, **options)
+    ood_audit.score(store, labels=labels, settings=ScoreSettings(**options))
     rows = [row for row in store.query("SELECT path, ood_score, label FROM scores").rows if row[0] in truth]
     is_ood = np.array([truth[path][0] for path, _, _ in rows])
     ood_score = np.array([score for _, score, _ in rows], dtype=np.float64)
@@ -194,10 +196,10 @@ def figures(store: Store, truth: dict[str, tuple[bool, str]], **options: Any) ->
 
 def known(store: Store, truth: dict[str, tuple[bool, str]], labels: Path, prompt: str, title: str) -> None:
     """A row of table (b), and the rank correlation of forecast and true AUROC over the candidates."""
-    scores = ood_audit.score(store, labels=labels, prompts=prompt)
+    scores = ood_audit.score(store, labels=labels, settings=ScoreSettings(prompts=prompt))
     auroc, fpr95, accuracy = figures(store, truth, labels=labels, prompts=prompt)
     rank = spearman(store, truth, labels, prompt)
-    words = scoring.described("delta-energy", scores.parameters)
+    words = described("delta-energy", scores.parameters)
     forecast = "–" if scores.forecast is None else f"{100 * scores.forecast:.1f}"
     print_row([title, forecast, f"{auroc:.1f}", f"{fpr95:.1f}", f"{accuracy:.1f}", f"{rank:.2f}", words])
 
@@ -211,7 +213,7 @@ def spearman(store: Store, truth: dict[str, tuple[bool, str]], labels: Path, pro
     text = own.class_features if own else cached
     _, sample = references.collect(store, vocabulary, text, own.labelled if own else None, defaults)
     pool = load_pool(store, vocabulary, "background", lambda: None)  # type: ignore[arg-type, return-value]
-    plan = scoring.prepare(store, vocabulary, own, ["delta-energy"], {}, True, 0, "cpu", print, silent)
+    plan = prepare(Context(store, vocabulary, "cpu", print), ScoreSettings(), ["delta-energy"], own)
     plan.target.pools["background"] = pool
     chosen = selection.select(sample, text, defaults, background=pool)
     function = load("delta-energy")

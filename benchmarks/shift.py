@@ -21,6 +21,7 @@ import numpy as np
 import ood_audit
 from benchmarks.methods import SHARED
 from benchmarks.splits import Embedded, link
+from ood_audit import FindingSettings
 from ood_audit.findings.shift import NAMES
 
 LABELLED = 12  # photos a class
@@ -86,7 +87,7 @@ def audit(embedded: Embedded, place: Path, labelled: Truth, truth: Truth, level:
     called = {f"{i:04d}{path.suffix}": path for i, path in enumerate(truth)}
     store = embedded.store_of(link(called, place / "images"), place / "store")
     embedded.register(store, folder, labels)
-    ood_audit.report(store, top=1, false_alarms=level)
+    ood_audit.report(store, top=1, find=FindingSettings(false_alarms=level))
     embedded.keep_texts(store)
     rows = store.query("SELECT path, shift FROM report").rows
     return Counter((truth[called[path]], shift) for path, shift in rows)

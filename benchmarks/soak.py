@@ -176,7 +176,7 @@ def warm_up() -> None:
     for name in cli.COMMANDS:
         cli.cli.get_command(None, name)  # type: ignore[arg-type]
     modules = ("embedding.run", "embedding.local", "reports.run", "reports.html", "tuning.tune", "actions.quarantine")
-    for name in (*modules, "scoring.run", "store.compaction"):
+    for name in (*modules, "scoring.plan", "scoring.recipe", "scoring.table", "store.compaction"):
         __import__(f"ood_audit.{name}")
     encoder = clip.load_encoder("starter", device="cpu")
     for name in ("load_encoder", "load_same_encoder"):

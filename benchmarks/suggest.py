@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from ood_audit import ScoreSettings
 from ood_audit.classes import wordnet
 from ood_audit.embedding.run import embed
 from ood_audit.findings.naming import as_labels, suggest
@@ -42,7 +43,7 @@ def measure(title: str, store: Store, truth: dict[str, str], counts: list[int]) 
         widely = [c for c in classes if names & around(c)[1]]
         labels = store.root / "suggested.txt"
         labels.write_text(as_labels(found))
-        score(store, labels=labels, prompts="none")
+        score(store, labels=labels, settings=ScoreSettings(prompts="none"))
         rows = store.query("SELECT path, label FROM scores").rows
         stands: dict[str, Counter[str]] = {}
         for path, label in rows:

@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from ood_audit.errors import StoreError as StoreError
     from ood_audit.errors import UsageError as UsageError
     from ood_audit.findings.naming import suggest as suggest
+    from ood_audit.findings.settings import FindingSettings as FindingSettings
     from ood_audit.reports.run import Report as Report
     from ood_audit.reports.run import report as report
     from ood_audit.scoring.evaluation import Evaluation as Evaluation
     from ood_audit.scoring.evaluation import evaluate as evaluate
     from ood_audit.scoring.run import Scores as Scores
     from ood_audit.scoring.run import score as score
+    from ood_audit.scoring.settings import ScoreSettings as ScoreSettings
     from ood_audit.store import open_store as open_store
     from ood_audit.store.sources import Source as Source
     from ood_audit.store.sources import forget as forget
@@ -55,12 +57,14 @@ _API = {
     "EncoderError": "ood_audit.errors",
     "Evaluation": "ood_audit.scoring.evaluation",
     "Exported": "ood_audit.actions.export",
+    "FindingSettings": "ood_audit.findings.settings",
     "Findings": "ood_audit.audit",
     "LabelledSource": "ood_audit.classes.labelled",
     "OodAuditError": "ood_audit.errors",
     "Outcome": "ood_audit.actions.quarantine",
     "Report": "ood_audit.reports.run",
     "Result": "ood_audit.actions.quarantine",
+    "ScoreSettings": "ood_audit.scoring.settings",
     "Scores": "ood_audit.scoring.run",
     "Source": "ood_audit.store.sources",
     "Status": "ood_audit.audit",

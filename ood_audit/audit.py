@@ -254,7 +254,8 @@ class Audit:
             classes: A file with the classes, or their names; None for those last used, else the names of the folders.
             top: How many of the most out-of-distribution images to list.
             name: The name of the report. An older report of that name is replaced.
-            **options: Further arguments of `ood_audit.report`, such as `method`, `false_alarms` and `prompts`.
+            **options: Fields of `ood_audit.ScoreSettings`, such as `method` and `prompts`; fields of
+                `ood_audit.FindingSettings`, such as `false_alarms`; `templates`, `device`, `note` and `on_progress`.
 
         Raises:
             UsageError: The classes or a setting make no sense.
@@ -267,15 +268,24 @@ class Audit:
             >>> _ = audit.embed("examples/images", device="cpu")
             >>> report = audit.report(["butterfly", "chair", "cup"], top=5, auto=False)
             >>> report
-            Report('latest', images=81, flagged=None)
+            Report('latest', images=81, flagged=...)
             >>> report.to_arrow().num_rows
             81
 
         """
+        from ood_audit.findings.settings import FindingSettings
         from ood_audit.reports.run import report
+        from ood_audit.scoring.settings import ScoreSettings, taken
 
+        settings, find = taken(ScoreSettings, options), taken(FindingSettings, options)
         with _reporting(options):
-            return report(self.store, labels=_listed(classes), top=top, name=name, **options)
+            return report(
+                self.store,
+                labels=_listed(classes),
+                top=top,
+                name=name,
+                **{"settings": settings, "find": find, **options},
+            )
 
     def findings(self, kind: str | None = None, *, report: str | None = None) -> Findings:
         """What a report found.

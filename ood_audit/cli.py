@@ -17,11 +17,13 @@ from ood_audit.errors import OodAuditError
 from ood_audit.text import printable
 
 COMMANDS = {
+    "run": "Embed images, report, and say what was found.",
     "embed": "Embed images and sync the store with their sources.",
     "import": "Make a store of image features computed elsewhere.",
     "labels": "Suggest class names, and register labelled images.",
     "tune": "Tune on labelled images.",
     "report": "Rank the images by how little they belong, and write a report.",
+    "apply": "Act on the decisions made on the report's page.",
     "query": "Run SQL over the store.",
     "evaluate": "Measure every score against known answers.",
     "export": "List the images with findings, or the images to keep.",
@@ -62,6 +64,7 @@ def cli(debug: bool) -> None:
     """Find the images of a dataset that do not belong.
 
     \b
+    ood-audit run ./images --labels classes.txt
     ood-audit embed ./images
     ood-audit report --labels classes.txt --top 100
     ood-audit query "SELECT label, count(*) FROM report WHERE rank <= 100 GROUP BY 1"

@@ -43,7 +43,7 @@ def counting(progress: Progress, stage: str) -> Callable[[int, int], None]:
 @contextmanager
 def bars() -> Iterator[Progress]:
     """Draw a progress bar for each stage, in a notebook or on stderr where that is a terminal; elsewhere none."""
-    if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+    if not (sys.stderr.isatty() or _in_notebook()):
         yield silent
         return
     drawn = _Bars()
@@ -51,6 +51,12 @@ def bars() -> Iterator[Progress]:
         yield drawn
     finally:
         drawn.close()
+
+
+def _in_notebook() -> bool:
+    ipython = sys.modules.get("IPython")  # it is there where it runs this code
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 class _Bars:

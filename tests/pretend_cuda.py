@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 
 from ood_audit.encoders import device as devices
-from ood_audit.encoders.warn import log_once
+from ood_audit.encoders import warn
 
 aten = torch.ops.aten
 _COPIES = {aten._to_copy.default, aten.copy_.default}
@@ -358,7 +358,8 @@ def pretend(kind: str = "cuda") -> Iterator[PretendGpu]:
 
 def _forget() -> None:
     devices.why_unusable.cache_clear()
-    log_once.cache_clear()
+    warn.log_once.cache_clear()
+    warn._listeners.clear()  # of threads that an earlier test left behind
 
 
 def _patch(patch: pytest.MonkeyPatch, gpu: PretendGpu) -> None:

@@ -72,15 +72,16 @@ def _shown(command: list[str], folder: Path) -> str:
 
 
 def draw(page: Path, picture: Path) -> None:
-    """Draw the top of a page in an installed Chromium; without one the old picture stays."""
+    """Draw the figures and the first pictures of a page in an installed Chromium; without one the old drawing stays."""
     executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if executable is None:
         print(f"no Chromium is installed: {picture} is as it was")
         return
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        window = browser.new_page(viewport={"width": 960, "height": 1215}, color_scheme="light")
+        window = browser.new_page(viewport={"width": 960, "height": 1215}, color_scheme="light", bypass_csp=True)
         window.goto(page.as_uri())
+        window.add_style_tag(content="section:has(#next), section:has(#map-title) { display: none }")
         window.screenshot(path=picture)
         browser.close()
     with Image.open(picture) as drawn:

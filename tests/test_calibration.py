@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import false_discovery_control
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.findings.calibration import flag, p_values
 from tests.conftest import EXAMPLES, run_cli
 
@@ -147,9 +148,9 @@ def test_a_report_flags_and_lists_its_findings(audited):
 
 
 def test_flags_are_of_the_scores_they_were_made_from(audited):
-    ood_audit.report(audited, auto=False, top=3)
+    ood_audit.report(audited, settings=ScoreSettings(auto=False), top=3)
     assert ood_audit.open_store(audited).query("SELECT count(flagged) FROM report").rows[0][0] > 0
-    ood_audit.score(audited, method="mcm", auto=False)
+    ood_audit.score(audited, settings=ScoreSettings(method="mcm", auto=False))
     assert ood_audit.open_store(audited).query("SELECT count(flagged) FROM report").rows == [(0,)]
 
 

@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.classes import prototypes
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.cli import cli
@@ -20,8 +21,7 @@ from ood_audit.errors import StoreError
 from ood_audit.findings import records as issues
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
-from ood_audit.scoring import references, similarity
-from ood_audit.scoring import run as scoring
+from ood_audit.scoring import references, similarity, table
 from ood_audit.store import compaction, findings, open_store, writing
 from ood_audit.store.compaction import compact
 from ood_audit.store.index import neighbours
@@ -132,7 +132,7 @@ def test_a_part_that_mostly_no_longer_counts_is_written_anew_alone(store, monkey
 
 def test_findings_are_acted_on_as_before(store):
     """Those about images that changed since the report are left out, before and after."""
-    ood_audit.report(store, auto=False)
+    ood_audit.report(store, settings=ScoreSettings(auto=False))
     add(store, [90], error="damaged PNG: still no picture", size=9, supersedes=True)
     with issues.selecting(store, findings.KINDS) as (db, outdated):
         selected = sorted(db.execute("FROM selected").fetchall()), outdated
@@ -143,12 +143,12 @@ def test_findings_are_acted_on_as_before(store):
 
 
 def test_scores_and_index_are_not_made_again(store):
-    assert not ood_audit.score(store, auto=False).reused
+    assert not ood_audit.score(store, settings=ScoreSettings(auto=False)).reused
     one = next(iter_features(store)).features[:1]
     nearest = neighbours(store, one, 5)[0]
     built = store.index.stat().st_mtime_ns
     compact(store)
-    assert ood_audit.score(store, auto=False).reused
+    assert ood_audit.score(store, settings=ScoreSettings(auto=False)).reused
     assert neighbours(store, one, 5)[0] == nearest
     assert store.index.stat().st_mtime_ns == built
 
@@ -301,7 +301,7 @@ def test_a_store_of_version_1_is_read_and_added_to(store):
     set_version(store, 1)
     opened = open_store(store.root)
     assert seen(opened) == before
-    assert ood_audit.report(opened, auto=False).rows
+    assert ood_audit.report(opened, settings=ScoreSettings(auto=False)).rows
     add(opened, [400])
     assert json.loads((store.root / "store.json").read_text())["version"] == 1
     before = seen(opened)
@@ -329,7 +329,7 @@ def test_a_file_that_is_no_part_is_named(store):
 @pytest.mark.parametrize("what", ["compact", "score"])
 def test_files_that_can_not_grow(store, what):
     """As on a full disk, in a process of its own: what was there stays in force."""
-    ood_audit.score(store, auto=False, prototypes=False)
+    ood_audit.score(store, settings=ScoreSettings(auto=False, prototypes=False))
     before, parts, scores = seen(store), store.parts, store.query("SELECT * FROM scores ORDER BY image_id").rows
     code = (
         "import resource, signal, sys\n"
@@ -350,24 +350,24 @@ def test_files_that_can_not_grow(store, what):
 
 
 def test_a_full_disk_while_scores_are_written_in_their_thread(store, monkeypatch):
-    ood_audit.score(store, auto=False)
+    ood_audit.score(store, settings=ScoreSettings(auto=False))
     before = store.query("SELECT * FROM scores ORDER BY image_id").rows
 
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(scoring, "_GROUP_ROWS", 20)
+    monkeypatch.setattr(table, "_GROUP_ROWS", 20)
     with monkeypatch.context() as patch:
         patch.setattr(similarity, "_CHUNK_BYTES", 7 * 4 * CLASSES)
         patch.setattr(pq.ParquetWriter, "write_table", full)
         with pytest.raises(StoreError, match="free some space and run the same command again"):
-            ood_audit.score(store, auto=False, top_c=3)
+            ood_audit.score(store, settings=ScoreSettings(auto=False, top_c=3))
     assert store.query("SELECT * FROM scores ORDER BY image_id").rows == before
-    whole = ood_audit.score(store, auto=False, top_c=3)
+    whole = ood_audit.score(store, settings=ScoreSettings(auto=False, top_c=3))
     rows = store.query("SELECT image_id, ood_score FROM scores ORDER BY 1").rows
     whole.path.unlink()
     monkeypatch.setattr(similarity, "_CHUNK_BYTES", 7 * 4 * CLASSES)  # in chunks and groups of other sizes
-    ood_audit.score(store, auto=False, top_c=3)
+    ood_audit.score(store, settings=ScoreSettings(auto=False, top_c=3))
     again = store.query("SELECT image_id, ood_score FROM scores ORDER BY 1").rows
     assert [row[0] for row in again] == [row[0] for row in rows]
     np.testing.assert_allclose([row[1] for row in again], [row[1] for row in rows], rtol=1e-4, atol=1e-6)
@@ -377,9 +377,9 @@ def test_without_prototypes_there_is_no_product_with_them(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(prototypes.Prototypes, "cosines", _never)
         patch.setattr(references, "_cosines", lambda features, folds, those, text: features_to_text(features, text))
-        ood_audit.score(store, auto=False, prototypes=False)
+        ood_audit.score(store, settings=ScoreSettings(auto=False, prototypes=False))
     assert store.query("SELECT count(*), count(distance) FROM scores").rows[0][1] == 0
-    ood_audit.score(store, auto=False)
+    ood_audit.score(store, settings=ScoreSettings(auto=False))
     total, distances = store.query("SELECT count(*), count(distance) FROM scores").rows[0]
     assert total == distances
 

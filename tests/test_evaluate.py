@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.errors import UsageError
 from ood_audit.scoring import metrics
 from tests.conftest import EXAMPLES, run_cli
@@ -105,7 +106,7 @@ def test_figures_are_scikit_learns(evaluated):
     done, truth, store = evaluated
     rows = {row["score"]: row for row in json.loads(done.stdout)}
     assert set(rows) == set(SCORES)
-    ood_audit.score(store, labels=EXAMPLES / "classes.txt", auto=False)
+    ood_audit.score(store, labels=EXAMPLES / "classes.txt", settings=ScoreSettings(auto=False))
     found = {
         path: (score, label)
         for path, score, label in ood_audit.open_store(store).query("SELECT path, ood_score, label FROM scores").rows
@@ -142,10 +143,15 @@ def test_two_sources_with_the_same_names_inside_are_told_apart(tmp_path):
     (tmp_path / "truth.csv").write_text("\n".join(truth))
     store = tmp_path / "store"
     ood_audit.embed([tmp_path / "a", tmp_path / "b"], store=store, model="starter", device="cpu")
-    options: dict[str, Any] = {"labels": ["airplane", "cup"], "only": ["mcm"], "rounds": 2, "auto": False}
+    options: dict[str, Any] = {
+        "labels": ["airplane", "cup"],
+        "only": ["mcm"],
+        "rounds": 2,
+        "settings": ScoreSettings(auto=False),
+    }
     result = ood_audit.evaluate(store, truth=tmp_path / "truth.csv", **options)
     assert (result.images, result.ood, result.not_in_store, result.not_in_truth) == (8, 4, [], [])
-    ood_audit.score(store, labels=["airplane", "cup"], method="mcm", auto=False)
+    ood_audit.score(store, labels=["airplane", "cup"], settings=ScoreSettings(method="mcm", auto=False))
     rows = ood_audit.open_store(store).query("SELECT source, ood_score FROM scores JOIN images USING (image_id)").rows
     expected = roc_auc_score([source.endswith("b") for source, _ in rows], [score for _, score in rows])
     assert result.rows[0]["auroc"] == expected
@@ -174,7 +180,9 @@ def test_truth_of_other_images_is_refused(store_copy, tmp_path):
 
 
 def test_a_report_by_another_score_ranks_by_it(store_copy):
-    made = ood_audit.report(store_copy, labels=["airplane", "chair", "cup"], method="mcm", top=81)
+    made = ood_audit.report(
+        store_copy, labels=["airplane", "chair", "cup"], settings=ScoreSettings(method="mcm"), top=81
+    )
     assert made.scores.parameters == {"temperature": 1.0, "prototypes": 0.0}
     worst = [row["ood_score"] for row in made.rows]
     assert worst == sorted(worst, reverse=True)

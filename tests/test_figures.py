@@ -7,21 +7,25 @@ import numpy as np
 import pytest
 
 import ood_audit
+from ood_audit import FindingSettings, ScoreSettings
 from ood_audit.actions.export import export
 from ood_audit.classes import pools, prompts
 from ood_audit.classes.labelled import Labelled
-from ood_audit.findings import copies, duplicates
+from ood_audit.findings import duplicates
 from ood_audit.findings import records as issues
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
-from ood_audit.reports import cards
+from ood_audit.reports import content, summary
 from ood_audit.store.parts import PartWriter
 from ood_audit.store.views import connect
 from tests.made import make_store, unit
-from tests.test_report_html import Parsed, tab_texts, tile_texts
+from tests.test_report_html import Parsed, cards_of, counts_of
 from tests.test_shift import CLASSES, NAMES
 
-SETTINGS: dict[str, Any] = {"auto": False, "background": True, "prototypes": True, "false_alarms": 0.05}
+SETTINGS: dict[str, Any] = {
+    "settings": ScoreSettings(auto=False, background=True, prototypes=True),
+    "find": FindingSettings(false_alarms=0.05),
+}
 
 
 @pytest.fixture(scope="module")
@@ -85,31 +89,15 @@ def test_each_number_of_the_page_is_that_of_sql_and_of_the_exports(audited, page
     assert unreadable == len(exported(store, "unreadable")) == 3
     assert min(flagged - both, both, covariate - both, labels, copies_) > 0  # there is something to confuse
 
-    tiles = tile_texts(page)
-    assert tiles["Images scored"] == [str(counted(store, "true")), f"of {counted(store, 'true', 'images')} files found"]
-    assert tiles["Unreadable"][0] == str(unreadable)
-    assert tiles["Flagged"][:2] == [str(flagged), f"{flagged - both} semantic + {both} covariate shift"]
-    assert tiles["Covariate shift"][:2] == [
-        str(covariate),
-        f"known classes in another style, {both} of them flagged",
-    ]
-    assert tiles["Expected false alarms"][-1] == f"of the {flagged} flagged"
-    assert tiles["Label issues"][0] == str(labels)
-    assert tiles["Superfluous copies"][0] == str(copies_)
-    assert tab_texts(page) == [
-        f"Out of distribution {flagged}",
-        f"Label issues {labels}",
-        f"Duplicates {copies_}",
-        f"Unreadable {unreadable}",
-    ]
-    steps = " ".join(page.text("p"))
-    for count, what in (
-        (flagged, "flagged images"),
-        (labels, "labels that"),
-        (copies_, "superfluous copies"),
-        (3, "unreadable"),
-    ):
-        assert f"{count} {what}" in steps
+    exact = counted(store, "kind = 'exact-duplicate'", "issues")
+    expected = [f"{flagged} belong to no class", f"{labels} look mislabelled", f"{exact} exact duplicates"]
+    expected += [f"{covariate - both} perhaps in another style", f"{unreadable} unreadable", "Details"]
+    assert [text for text in counts_of(page) if "unusual" not in text] == expected
+    assert f"{counted(store, 'true')} images" in page.text("span")
+    sections = {section.kind: section.count for section in made.sections}
+    assert (sections["ood"], sections["label"], sections["exact-duplicate"]) == (flagged, labels, exact)
+    said = " ".join(summary.lines(made))
+    assert f"{flagged} belong to no class" in said and f"{unreadable} cannot be read" in said
     assert counted(store, "kind = 'ood'", "issues") == len(exported(store, "ood")) == flagged
     assert len(exported(store, "covariate-shift")) == covariate
     assert len(exported(store, "label")) == labels
@@ -124,16 +112,11 @@ def test_the_page_has_all_findings_whatever_is_printed(audited, page):
     assert len((made.folder / "report.csv").read_text().splitlines()) == 9
     sql = "SELECT path FROM report WHERE rank <= 8 OR flagged OR shift = 'covariate' ORDER BY rank"
     expected = [path for (path,) in store.query(sql).rows]
-    shown = [a for a in page.find("li") if "data-record" in a and a.get("aria-label", "")[:1] == "#"]
-    assert [a["data-path"] for a in shown] == expected
-    assert sum("data-flagged" in a for a in shown) == counted(store, "flagged")
-    (lead,) = [text for text in page.text("p", **{"class": "lead"}) if "that fit the classes" in text]
-    assert f"All {counted(store, 'flagged')} flagged are among them." in lead
-    # The cut is where the listing by rank ends; what is found below it is listed besides.
-    ranked = next(
-        i for i, (rank,) in enumerate(store.query(sql.replace("path FROM", "rank FROM")).rows) if rank != i + 1
-    )
-    assert f"the {ranked} that fit the classes of the vocabulary least, and {len(shown) - ranked} more" in lead
+    ranked = [a for a in cards_of(page) if a["data-kind"] in ("ood", "covariate-shift", "unusual")]
+    assert {a["data-path"] for a in ranked} == set(expected)
+    assert sum(a["data-kind"] == "ood" for a in ranked) == counted(store, "flagged")
+    in_groups = [a["data-rank"] for a in ranked if a["data-kind"] == "ood" and "data-group" not in a]
+    assert in_groups == sorted(in_groups, key=int)
 
 
 def test_the_map_counts_what_is_found(audited, page):
@@ -151,17 +134,16 @@ def test_the_nearest_class_is_the_longest_bar(audited):
     rows = {row["path"]: row for row in store.query("FROM report").dicts()}
     parsed = Parsed(made.html.read_text(encoding="utf-8"))
     records = parsed.data["records"]
-    shown = [a for a in parsed.find("li") if "data-record" in a and a.get("aria-label", "")[:1] == "#"]
-    assert len(shown) == 347
+    shown = [a for a in cards_of(parsed) if a["data-kind"] in ("ood", "covariate-shift", "unusual", "label")]
+    assert len({a["data-image"] for a in shown}) > 300
     apart = 0
     embedding = dict(store.query(f"SELECT path, embedding FROM read_parquet('{store.parts[0]}')").rows)
     for card in shown:
         row, record = rows[card["data-path"]], records[int(card["data-record"])]
-        (label, similarity, width), *others = record["classes"]
-        facts = dict(record["facts"])
+        (label, similarity, width), *others = record["bars"]
         assert label == row["label"]
-        assert width == max(bar for _, _, bar in record["classes"])
-        assert facts["Nearest class"] == f"{label} (similarity {similarity})"
+        assert width == max(bar for _, _, bar in record["bars"])
+        assert row["given_label"] in [None, *(name for name, _, _ in record["bars"])]
         assert others[0][0] == row["label_2"]
         gap = float(similarity.replace("−", "-")) - float(others[0][1].replace("−", "-"))
         assert gap == pytest.approx(row["margin"], abs=2e-4)
@@ -192,16 +174,17 @@ def test_findings_of_the_same_severity_are_in_the_order_of_their_rank(audited):
     assert [row.path for row in ood] != sorted(row.path for row in ood)
 
 
-def test_clusters_are_cut_at_the_limit_and_say_how_large_they_are(audited, monkeypatch):
-    store, _, _ = audited
-    path, counts = copies.current(store)
+def test_typical_images_are_of_their_class_and_nothing_was_found_about_them(audited, page):
+    store, made, _ = audited
     with connect(store) as db:
-        found = copies.clusters(db, path, 3)
-    assert [len(cluster) for cluster in found] == [2, 1]
-    assert found[1][0]["copies"] == 2
-    assert counts["clusters"] == 7
-    monkeypatch.setattr(cards, "LIMIT", 3)
-    nine = [{**found[0][1], "keep": i == 8, "copies": 9} for i in range(9)]
-    (shown,) = cards.clusters([nine, found[0]], 0, cards.Pictures())
-    assert [card["keep"] for card in shown["cards"]] == [True, False, False]
-    assert shown["size"] == 9
+        found = content.Found(db, made.folder / "issues.parquet", 8, []).typical(list(CLASSES.names))
+    rows = {row["image_id"]: row for row in store.query("FROM report").dicts()}
+    issues_of = {row.image_id for row in issues.read(store)}
+    assert set(found) <= set(CLASSES.names) and len(found) > 3
+    for label, ids in found.items():
+        assert 0 < len(ids) <= content.TYPICAL
+        assert all(rows[i]["label"] == rows[i]["given_label"] == label and i not in issues_of for i in ids)
+        hashes = [rows[i]["content_hash"] for i in ids]
+        assert len(set(hashes)) == len(hashes)
+        distances = [rows[i]["distance"] for i in ids]
+        assert distances == sorted(distances)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.findings import decide, folders
 from ood_audit.findings.calibration import Flags
 from ood_audit.scoring.run import score
@@ -116,7 +117,7 @@ def test_folder_ranks_count_the_classes_with_a_folder_that_are_more_similar(tmp_
     paths = [f"{name}/{i}.png" for i, name in enumerate(names)]
     features = np.concatenate([features, features[:1]])
     store = make_store(tmp_path / "store", features, paths, CLASSES, text)
-    score(store, auto=False, background=False, prototypes=False)
+    score(store, settings=ScoreSettings(auto=False, background=False, prototypes=False))
     rows = store.query("SELECT folder_rank FROM scores ORDER BY CAST(regexp_extract(path, '(\\d+)', 1) AS INT)").rows
     cosines = features @ text[:5].T
     own = cosines[np.arange(60), labels]
@@ -129,7 +130,7 @@ def test_judging_takes_and_returns_tables(tmp_path):
     folders_of = [CLASSES.names[k] for k in labels[:120]] + [CLASSES.names[i % 6] for i in range(12)]
     paths = [f"{name}/{i}.png" for i, name in enumerate(folders_of)]
     store = make_store(tmp_path / "store", features, paths, CLASSES, text)
-    done = score(store, auto=False, background=False)
+    done = score(store, settings=ScoreSettings(auto=False, background=False))
     with connect(store) as db:
         scored = db.sql("FROM scores").to_arrow_table()
     judged = decide.judge(scored, decide.read_recipe(done.path), false_alarms=0.05)

@@ -203,7 +203,7 @@ def one_error(code, err, *, expected=1, announced=False):
     """Exactly one line, an error; before it at most the lines that announce the model."""
     lines = err.splitlines()
     if announced:
-        lines = [line for line in lines if not line.startswith(("model: ", "preprocessing: "))]
+        lines = [line for line in lines if not line.startswith(("model: ", "preprocessing: ", "next: "))]
     assert len(lines) == 1, err
     assert lines[0].startswith("error: "), err
     assert "internal error" not in lines[0], err
@@ -939,7 +939,7 @@ def test_a_scan_of_damaged_files_is_told_in_one_line(tmp_path, call, warm, monke
     assert sys.stderr is before
     assert code == 0
     assert out.startswith("1 added") and "30 unreadable" in out
-    (line,) = [line for line in err.splitlines() if not line.startswith(("model: ", "preprocessing: "))]
+    (line,) = [line for line in err.splitlines() if not line.startswith(("model: ", "preprocessing: ", "next: "))]
     assert line.startswith("to list the unreadable files: ")
     errors = ood_audit.open_store(tmp_path / "store").query("SELECT error FROM images WHERE status = 'error'").rows
     assert all(error.startswith("damaged TIFF") for (error,) in errors)

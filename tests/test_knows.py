@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.classes import pools
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.scoring import knows
@@ -53,7 +54,7 @@ def test_the_report_says_so(tmp_path, monkeypatch, known):
     monkeypatch.setattr(pools, "load", lambda *arguments: make_pool(text))
     classes = Vocabulary(tuple((name,) for name in NAMES))
     store = make_store(tmp_path / "store", features, [f"{i}.png" for i in range(200)], classes, text)
-    made = ood_audit.report(store, top=3, auto=False, temperature=0.01)
+    made = ood_audit.report(store, top=3, settings=ScoreSettings(auto=False, temperature=0.01))
     meta = json.loads((made.folder / "meta.json").read_text())
     page = made.html.read_text(encoding="utf-8")
     assert made.scores.doubt == meta["doubt"]

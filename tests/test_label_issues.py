@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.findings import label_issues
 from ood_audit.scoring.run import score
 from ood_audit.store.findings import Issue
@@ -183,7 +184,7 @@ def test_real_pictures_in_wrong_folders(tmp_path):
     for path, folder in swaps.items():
         shutil.move(pictures / path, pictures / folder / path.replace("/", " "))
     store = ood_audit.embed(pictures, store=tmp_path / "store", model="starter", device="cpu").store
-    score(store, labels=EXAMPLES / "classes.txt", prototypes=True, auto=False)
+    score(store, labels=EXAMPLES / "classes.txt", settings=ScoreSettings(prototypes=True, auto=False))
     with connect(store) as db:
         assert label_issues.find(db).labelled == 81
         listed = [(row.path, row.suggestion) for row in label_issues.findings(db, "mine")]

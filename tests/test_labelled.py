@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.classes import labelled, prompts
 from ood_audit.classes.labelled import Labelled, apart_from
 from ood_audit.classes.vocabulary import Vocabulary, read_vocabulary
@@ -68,7 +69,7 @@ def test_registered_images_are_found_again(store, folder):
 def test_a_report_flags_by_registered_images_alone(store):
     done = invoke("report", "--store", store, "--labels", CLASSES, "--no-auto", "--false-alarms", "0.2", "--top", "3")
     assert done.returncode == 0, done.stderr
-    assert "at a false alarm rate of 0.2 by 6 calibration images" in done.stderr
+    assert "at a false alarm rate of 0.2, by 6 labelled images" in done.stderr
     assert not list((store / "prompts").glob("*"))
     opened = ood_audit.open_store(store)
     assert opened.query("SELECT count(p_value) FROM report").rows == [(81,)]
@@ -76,10 +77,10 @@ def test_a_report_flags_by_registered_images_alone(store):
 
 
 def test_scores_are_made_anew_when_images_are_registered_or_removed(store, folder):
-    first = ood_audit.score(store, labels=CLASSES, auto=False)
-    assert ood_audit.score(store, labels=CLASSES, auto=False).reused
+    first = ood_audit.score(store, labels=CLASSES, settings=ScoreSettings(auto=False))
+    assert ood_audit.score(store, labels=CLASSES, settings=ScoreSettings(auto=False)).reused
     assert invoke("labels", "remove", folder, "--store", store).returncode == 0
-    second = ood_audit.score(store, labels=CLASSES, auto=False)
+    second = ood_audit.score(store, labels=CLASSES, settings=ScoreSettings(auto=False))
     assert not second.reused
     assert second.path != first.path
     assert not any((store / "labelled").iterdir())

@@ -14,6 +14,7 @@ from PIL import Image
 
 import ood_audit
 import ood_audit.embedding.run
+from ood_audit import ScoreSettings
 from ood_audit.actions.quarantine import quarantine, restore
 from ood_audit.embedding import adoption
 from ood_audit.errors import OodAuditError, UsageError
@@ -317,10 +318,14 @@ def test_a_folder_that_can_not_be_read_now_has_not_moved(pictures, store, tmp_pa
 
 def test_images_that_moved_are_in_the_index_and_in_a_report_once(pictures, store, tmp_path):
     run(pictures, store)
-    ood_audit.report(store, labels=["airplane", "sunflower"], device="cpu", auto=False, background=False)
+    ood_audit.report(
+        store, labels=["airplane", "sunflower"], device="cpu", settings=ScoreSettings(auto=False, background=False)
+    )
     new = pictures.rename(tmp_path / "renamed")
     run(new, store)
-    result = ood_audit.report(store, labels=["airplane", "sunflower"], device="cpu", auto=False, background=False)
+    result = ood_audit.report(
+        store, labels=["airplane", "sunflower"], device="cpu", settings=ScoreSettings(auto=False, background=False)
+    )
     assert sorted(row["path"] for row in result.rows) == [path for path, _ in rows(store)]
     compact(ood_audit.open_store(store))
     check(store, new)

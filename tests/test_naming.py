@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ood_audit
+from ood_audit import FindingSettings, ScoreSettings
 from ood_audit.classes import background, wordnet
 from ood_audit.classes.vocabulary import Vocabulary, read_vocabulary
 from ood_audit.errors import OodAuditError, UsageError
@@ -47,6 +48,7 @@ def nouns(monkeypatch, tmp_path) -> tuple[list[str], Any]:
 
     monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda identity, device: Encoder())
     monkeypatch.setattr(naming, "_LIKE", 1.0)  # of 45,000 nouns the best is farther above the others
+    monkeypatch.setattr(naming, "_SURE_LIKE", 2.0)
     return sorted(NAMES), text_features()[order].astype(np.float16)
 
 
@@ -200,9 +202,22 @@ def test_what_can_not_be_named_is_said(tmp_path, nouns):
     assert "no store" in invoke("labels", "suggest", "--store", tmp_path / "none").stderr
 
 
+@pytest.mark.parametrize("rule", [("_SURE_IMAGES", 9), ("_SURE_LIKE", 9.0), ("_SURE_LEAD", 9.0)])
+def test_only_sure_names_are_given(tmp_path, nouns, monkeypatch, rule):
+    """Of several images that are very like a noun, and clearly more so than the next that does not say the same."""
+    store = store_of(tmp_path, {"hedgehog": 8, "dachshund": 8, "guitar": 20})
+    ids = dict(store.query("SELECT image_id, path FROM images WHERE NOT starts_with(path, 'guitar')").rows)
+    names = naming.name_images(store, [*ids], 36, nouns)
+    assert {name for i, name in names.items() if ids[i].startswith("hedgehog")} == {"hedgehog"}
+    # The next noun to `dachshund` is `dog`, which says the same, so that it leaves no doubt.
+    assert {name for i, name in names.items() if ids[i].startswith("dachshund")} <= {"dachshund", "dog"} != set()
+    monkeypatch.setattr(naming, *rule)
+    assert naming.name_images(store, [*ids], 36, nouns) == {}
+
+
 def test_a_report_names_the_most_ood_images(tmp_path, nouns):
     store = store_of(tmp_path, {"dog": 40, "cup": 40, "hedgehog": 9, "guitar": 6})
-    before = ood_audit.report(store, top=15, auto=False)
+    before = ood_audit.report(store, top=15, settings=ScoreSettings(auto=False))
     assert [note for note in before.decisions.notes if "labels suggest` once" in note]
     assert {row["cluster"] for row in before.rows} == {None}
 
@@ -215,11 +230,10 @@ def test_a_report_names_the_most_ood_images(tmp_path, nouns):
     counts = "SELECT cluster, count(*) FROM report GROUP BY 1 ORDER BY 2 DESC"
     assert open_store(store.root).query(counts).rows == [(None, 80), ("hedgehog", 9), ("guitar", 6)]
     page = made.html.read_text()
-    assert 'title="9 images look like: hedgehog"' in page
 
     (place,) = [row for row in made.rows if row["path"] == "guitar/0.jpg"]
     data = json.loads(page.partition('id="data">')[2].partition("</script>")[0])
-    classes = data["records"][place["rank"] - 1]["classes"]
+    classes = next(row for row in data["records"] if row["uri"] == place["uri"])["bars"]
     assert {label for label, *_ in classes} == {"dog", "cup"}
 
 
@@ -230,7 +244,7 @@ def test_flagged_images_are_named_and_their_findings_say_so(tmp_path, nouns, mon
     recipe = json.loads(scores.path.with_suffix(".json").read_text())
     recipe["calibration"] = {"ood_score": [-9.0] * 99, "distance": [0.0] * 99, "label": [0] * 99, "predicted": [0] * 99}
     monkeypatch.setattr("ood_audit.findings.decide.read_recipe", lambda path: recipe)
-    made = ood_audit.report(store, top=3, false_alarms=0.02)  # all are beyond that calibration
+    made = ood_audit.report(store, top=3, find=FindingSettings(false_alarms=0.02))  # all are beyond that calibration
     assert made.decisions.flags is not None and made.decisions.flags["flagged"] == 95
     found = store.query("SELECT path, evidence FROM issues WHERE kind = 'ood'").rows
     named = [path for path, evidence in found if f"; looks like: {path.partition('/')[0]};" in f"{evidence};"]
@@ -256,7 +270,7 @@ def test_a_named_report_on_a_scored_store_needs_no_torch(tmp_path, nouns):
     ood_audit.report(store, top=9)
     code = (
         "import sys\nfrom ood_audit.classes import background\nfrom ood_audit.findings import naming\n"
-        "naming._LIKE = 1.0\n"
+        "naming._LIKE, naming._SURE_LIKE = 1.0, 2.0\n"
         f"background.CORPORA['background'] = lambda: background.Corpus({sorted(NAMES)!r}, [], ('{{}}',))\n"
         "import ood_audit\nmade = ood_audit.report(sys.argv[1], top=9)\nassert made.rows[0]['cluster'] == 'hedgehog'\n"
         "print([name for name in ('torch', 'open_clip', 'faiss') if name in sys.modules])"

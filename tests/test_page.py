@@ -3,23 +3,27 @@
 Without one the tests are skipped; where OOD_AUDIT_TEST_BROWSER is `required`, as in CI, they fail.
 """
 
+import csv
 import io
 import os
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from ood_audit.reports.html import render
-from tests.test_report_html import HOSTILE, copy, known, label_issue, luminance, whole
+from ood_audit.reports.model import Point
+from tests.cli import invoke
+from tests.conftest import EXAMPLES
+from tests.test_report_html import HOSTILE, finding, image, luminance, section
+from tests.test_report_html import page as page_of
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-SIZES = [(390, 844), (1280, 900)]
-BESIDE = "<b>beside</b>.jpg"  # a neighbour that is not listed
-TABS = ("ood", "labels", "duplicates", "unreadable")
+SIZES = [(390, 844), (1280, 900), (1920, 1080)]
+KINDS = ("ood", "label", "exact-duplicate", "covariate-shift", "unusual")
 
 
 @pytest.fixture(scope="session")
@@ -45,23 +49,46 @@ def picture(seed: int) -> bytes:
     return out.getvalue()
 
 
+def uri(i: int) -> str:
+    return f"file:///data/{i}.jpg"
+
+
 @pytest.fixture(scope="session")
 def report(tmp_path_factory):
-    """Forty listed images, eighteen of them flagged, and the names of HOSTILE among them; opened from disk."""
-    rows = []
-    for i in range(40):
-        name = HOSTILE[i] if i < len(HOSTILE) else f"folder {i % 3}/a picture with quite a long name {i:03}.jpg"
-        kind = ["stop sign", "wrench", "owl"][i % 3]
-        given = {"path": name, "label": ["cat", "dog", HOSTILE[0]][i % 3], "thumbnail": picture(i)}
-        shift = "semantic" if i < 12 else "covariate" if i < 18 else "in-distribution"
-        near = [(i + 1) % 40, {"path": BESIDE, "thumbnail": picture(99)}]
-        more = {"image_id": f"id{i}", "flagged": i < 18, "shift": shift, "cluster": kind if i < 18 else None}
-        rows.append(known(i + 1, **given, **more, neighbours=near, xy=(i / 40, (i * 7 % 40) / 40)))
-    wrong = [label_issue(image_id=f"l{i}", path=f"label {i}.jpg", thumbnail=picture(i)) for i in range(3)]
-    wrong.append(label_issue(image_id="l9", path=HOSTILE[2], evidence=HOSTILE[3], suggestion=HOSTILE[0]))
-    double = [[copy(f"d{i}/large.jpg", True, thumbnail=picture(i)), copy(f"d{i}/{HOSTILE[1]}")] for i in range(15)]
-    page = whole(rows=rows, findings=wrong, duplicates=double, unreadable=[(HOSTILE[4], HOSTILE[0])])
-    page = replace(page, title=HOSTILE[2], next_steps=[(HOSTILE[0], f"ood-audit export '{HOSTILE[1]}'")])
+    """Forty findings of all kinds, the names of HOSTILE among them; opened from disk."""
+    names = [HOSTILE[i] if i < len(HOSTILE) else f"folder {i % 3}/a picture {i:03}.jpg" for i in range(40)]
+    label = lambda i: ["cat", "dog", "bird"][i % 3]  # noqa: E731
+
+    def made(kind, numbers, **more):
+        return [finding(names[i], kind, i + 1, uri=uri(i), label=label(i), neighbours=near(i), **more) for i in numbers]
+
+    def near(i):
+        return [image(names[(i + 1) % 40], uri=uri((i + 1) % 40)), image("<b>beside</b>.jpg", uri=uri(99))]
+
+    sections = [
+        section(
+            "ood",
+            (("gun",), made("ood", range(6), looks_like="gun")),
+            (("owl",), made("ood", range(6, 10), looks_like="owl")),
+            ((), made("ood", range(10, 14))),
+        ),
+        section("label", (("hat", "cat"), made("label", range(15, 21, 3))), ((), made("label", (16, 17, 19)))),
+        section("exact-duplicate", ((), made("exact-duplicate", range(24, 28), twin=image("kept.jpg", uri=uri(98))))),
+        section("covariate-shift", (("dog",), made("covariate-shift", range(28, 31)))),
+        section("unusual", ((), made("unusual", range(31, 40)))),
+    ]
+    page = page_of(
+        *sections,
+        title=HOSTILE[2],
+        classes=["cat", "dog", "bird", "hat", HOSTILE[0]],
+        typical={name: [image(f"{name}{i}", uri=uri(50 + i)) for i in range(6)] for name in ("cat", "dog", "hat")},
+        pictures={uri(i): picture(i) for i in range(100)},
+        unreadable=[(HOSTILE[4], HOSTILE[0])],
+        unreadable_count=1,
+        points=[Point(f"id of {names[i]}", i / 40, (i * 7 % 40) / 40, "flagged", label(i)) for i in range(40)],
+        next_steps=[(HOSTILE[0], f"ood-audit export '{HOSTILE[1]}'")],
+        facts=[("Model", "starter")],
+    )
     path = tmp_path_factory.mktemp("page") / "report #1.html"
     path.write_text(render(page), encoding="utf-8")
     return path.as_uri()
@@ -85,7 +112,7 @@ def visit(browser, report):
         return page
 
     def is_foreign(url: str) -> bool:
-        return url != report and not url.startswith("data:image/webp")
+        return url != report and not url.startswith(("data:image/webp", "blob:"))
 
     yield opened
     for context in contexts:
@@ -98,13 +125,39 @@ def page(visit):
     return visit()
 
 
-def shown(page, panel="ood"):
+def shown(page):
     """The paths of the cards that can be seen, in their order."""
     return page.evaluate(
-        "panel => [...document.querySelectorAll(`#${panel} .card`)].filter(c => c.checkVisibility())"
-        ".map(c => c.dataset.path)",
-        panel,
+        "[...document.querySelectorAll('.card')].filter(c => c.checkVisibility()).map(c => c.dataset.path)"
     )
+
+
+def pick(page, name, text):
+    """Choose the first option of a filter that begins with a text."""
+    options = page.locator(f"[name={name}] option")
+    page.select_option(f"[name={name}]", index=[t.startswith(text) for t in options.all_inner_texts()].index(True))
+
+
+def marks(page):
+    """What was decided, by path."""
+    return page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('.card[data-mark]')]"
+        ".map(c => [c.dataset.path, c.dataset.mark]))"
+    )
+
+
+def at(page):
+    """The path of the card that has the focus."""
+    return page.evaluate("document.activeElement.dataset.path")
+
+
+def saved(page) -> list[dict[str, str]]:
+    """The decisions that Finish downloads."""
+    with page.expect_download() as download:
+        page.click("#progress [data-does=finish]")
+    assert download.value.suggested_filename == "decisions.csv"
+    with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def wait_until(page, condition: str) -> None:
@@ -129,25 +182,26 @@ def copied(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_every_section_fits_the_window(visit, width, height, scheme):
+def test_pictures_come_first_and_everything_fits_the_window(visit, width, height, scheme):
     page = visit(width, height, scheme)
-    assert len(shown(page)) == 40
-    for tab in TABS:
-        page.click(f"#tab-{tab}")
-        assert page.is_visible(f"#{tab}") and page.locator(".findings:visible").count() == 1
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        # Nothing is cut off on the right either, unless it can be scrolled to.
-        beyond = page.evaluate(
-            "([panel, width]) => [...document.querySelectorAll(`#${panel} *`)].filter(e => e.checkVisibility() "
-            "&& e.getBoundingClientRect().right > width + 1 && !e.closest('.chips, .scroll, .path, .offscreen'))"
-            ".map(e => e.outerHTML.slice(0, 80))",
-            [tab, width],
-        )
-        assert beyond == []
-    page.click("#tab-ood")
-    page.locator("#cards .thumb").first.click()
+    first = page.locator(".card .thumb").first.bounding_box()
+    assert first["y"] < 320 and first["y"] + first["height"] < height  # the first picture is on the first screen
+    page.locator(".filters summary").click()
+    page.locator(".counts a", has_text="Details").click()
+    assert page.is_visible("#map") and page.is_visible(".chart")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Nothing is cut off on the right either, unless it can be scrolled to.
+    beyond = page.evaluate(
+        "width => [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() && "
+        "e.getBoundingClientRect().right > width + 1 && !e.closest('.counts, .scroll, .path, .offscreen, svg'))"
+        ".map(e => e.outerHTML.slice(0, 80))",
+        width,
+    )
+    assert beyond == []
+    page.locator(".card .thumb").first.click()
     box = page.locator("#details").bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= height
+    assert page.evaluate("document.querySelector('.details-picture img').getBoundingClientRect().top") >= 0
 
 
 def contrast(page, selector: str) -> float:
@@ -174,15 +228,12 @@ def test_text_can_be_read_in_both_schemes(visit, scheme):
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     brightness = luminance("#" + "".join(f"{int(n):02x}" for n in ground[4:-1].split(",")))
     assert (brightness < 2 * dark) == (scheme == "dark")
-    everywhere = ("h1", ".lead", ".tile dt", ".tile b", ".tile.first b", ".steps p", ".chip", ".command code", "footer")
-    in_cards = (
-        ".card .score",
-        ".card .tag.flag",
-        ".card .first",
-        ".card .path bdi",
-        ".card button",
-        ".card .small span",
-    )
+    page.locator(".counts a", has_text="Details").click()
+    page.locator("[name=numbers]").check()
+    page.keyboard.press("n")
+    page.keyboard.press("k")
+    everywhere = ("h1", ".counts a", ".lead", ".tools label", ".group-head h3", ".steps p", ".command code", "footer")
+    in_cards = (".card .say", ".card .say strong", ".card .numbers", ".card .path bdi", ".actions button", ".primary")
     for selector in (*everywhere, *in_cards):
         assert contrast(page, selector) >= 4.5, selector
     page.click("#theme")  # auto, then light, whatever the system says
@@ -190,178 +241,248 @@ def test_text_can_be_read_in_both_schemes(visit, scheme):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(246, 246, 243)"
 
 
-def test_filters_can_be_combined(page):
+def test_the_line_of_counts_filters(page):
     everything = shown(page)
-    page.fill("#ood [name=text]", "FOLDER 1")
+    page.click(".counts [data-kind=label]")
+    of_kind = shown(page)
+    assert 0 < len(of_kind) < len(everything)
+    assert [kind for kind in KINDS if page.is_visible(f"#{kind}")] == ["label"]
+    assert page.inner_text("#shown") == str(len(of_kind))
+    page.click(".counts [data-kind=label]")
+    assert shown(page) == everything
+
+
+def test_filters_can_be_combined_and_searched(page):
+    everything = shown(page)
+    page.fill("[name=text]", "FOLDER 1")
     of_folder = shown(page)
     assert of_folder == [path for path in everything if "folder 1" in path] != []
-    page.select_option("#ood [name=label]", label="dog (13)")
-    assert shown(page) == [path for i, path in enumerate(everything) if i % 3 == 1 and "folder 1" in path]
-    page.fill("#ood [name=text]", "")
-    page.select_option("#ood [name=label]", "")
-    page.select_option("#ood [name=show]", "flagged")
-    assert shown(page) == everything[:18]
-    page.select_option("#ood [name=show]", "covariate")
-    assert shown(page) == everything[12:18]
-    page.select_option("#ood [name=show]", "")
-    page.click(".chip:has-text('wrench')")
-    assert shown(page) == everything[1:18:3]
-    assert page.inner_text("#ood-shown") == "6"
-    page.click(".chip:has-text('wrench')")
-    assert shown(page) == everything
-    page.fill("#ood [name=text]", "no such path")
-    assert shown(page) == [] and page.is_visible("#ood .nothing")
-    assert page.is_disabled("#ood [data-does=copy-shown]")
+    page.click(".filters summary")
+    pick(page, "nearest", "dog (")
+    page.fill("[name=text]", "owl")  # the name of a group
+    assert shown(page) == [path for i, path in enumerate(everything[6:10], 6) if i % 3 == 1]
+    page.fill("[name=text]", "")
+    page.select_option("[name=nearest]", "")
+    pick(page, "group", "gun (")
+    assert shown(page) == everything[:6]
+    page.select_option("[name=group]", "")
+    pick(page, "folder", "folder 2 (")
+    assert all("folder 2" in path for path in shown(page)) and len(shown(page)) == 7
+    page.fill("[name=text]", "no such path")
+    assert shown(page) == [] and page.is_visible("#nothing")
 
 
-def test_sorting_keeps_every_image(page):
-    by_rank = shown(page)
-    page.select_option("#ood [name=sort]", "group")
-    by_group = [by_rank[i] for first in (2, 0, 1) for i in range(first, 18, 3)] + by_rank[18:]  # owl, stop sign, wrench
-    assert shown(page) == by_group
-    page.select_option("#ood [name=sort]", "path")
+def test_sorting_keeps_every_card(page):
+    grouped = shown(page)
+    page.click(".filters summary")
+    page.select_option("[name=sort]", "folder")
     in_folders = [path for path in shown(page) if path.startswith("folder")]
-    assert in_folders == sorted(in_folders) and sorted(shown(page)) == sorted(by_rank)
-    page.select_option("#ood [name=sort]", "rank")
-    assert shown(page) == by_rank
+    assert in_folders == sorted(in_folders) and sorted(shown(page)) == sorted(grouped)
+    page.keyboard.press("Escape")
+    page.select_option("[name=sort]", "severity")
+    numbers = [path[-7:-4] for path in shown(page) if "picture" in path]
+    assert numbers == sorted(numbers)  # all are of one severity: by their rank
+    page.select_option("[name=sort]", "group")
+    assert shown(page) == grouped
 
 
-def test_the_dialog_opens_by_click_and_says_what_is_known(page):
-    page.locator("#cards .thumb").nth(20).click()
+def test_the_size_of_the_pictures_and_what_is_below_them(page):
+    def height():
+        return page.locator(".card .thumb").first.bounding_box()["height"]
+
+    assert height() == 220
+    for size in ("120", "480"):
+        page.fill("[name=size]", size)
+        assert height() == float(size)
+    assert page.is_visible(".card .say") and not page.is_visible(".card .numbers")
+    page.check("[name=numbers]")
+    assert page.is_visible(".card .numbers")
+    page.check("[name=bare]")
+    assert not page.is_visible(".card .say") and not page.is_visible(".card .numbers")
+    page.reload()
+    assert height() == 480 and page.is_checked("[name=bare]")  # as it was left
+
+
+def test_the_dialog_compares(page):
+    page.click(".counts [data-kind=label]")
+    page.locator("#label .thumb").first.click()
     assert page.is_visible("#details[open]")
-    assert page.inner_text("#details-place") == "21 of 40"
     text = page.inner_text("#details")
-    for part in ("folder 2/a picture with quite a long name 020.jpg", "in distribution", "Nearest classes", "0.2500"):
+    assert page.inner_text("#details-say") == "In hat, but looks like cat: 97% against less than 1%."
+    for part in ("In this class: hat", "Nearest class: cat", "Nearest classes", "Most like it in the folder"):
         assert part in text
-    assert page.locator("#details-classes .bar").count() == 3
-    assert page.locator("#details-near li").count() == 2
-    assert BESIDE in text
+    assert page.locator("#details-typical .strip").count() == 2
+    assert page.locator("#details-typical img").count() == 12
+    widths = page.evaluate(
+        "[...document.querySelectorAll('.bars > div')].map(line => [line.querySelector('dt').textContent, "
+        "line.querySelector('.bar').getBoundingClientRect().width, line.className])"
+    )
+    assert [name for name, _, _ in widths] == ["cat", "dog", "hat"]
+    assert widths[0][1] > widths[1][1] > widths[2][1] and widths[2][2] == "given"
+    assert not page.is_visible("#details-facts")
+    page.click("#details-numbers summary")
+    assert "ΔEnergy" in page.inner_text("#details-facts")
+    before = page.inner_text("#details-title")
     page.locator("#details-near button").click()  # the neighbour is on the page
-    assert "name 021.jpg" in page.inner_text("#details-title")
+    assert page.inner_text("#details-title") != before
     page.keyboard.press("Escape")
     assert not page.is_visible("#details")
 
 
-def test_the_dialog_by_keyboard(page):
+def test_a_duplicate_is_beside_the_one_to_keep(page):
+    page.click(".counts [data-kind=exact-duplicate]")
+    page.locator("#exact-duplicate .thumb").first.click()
+    assert page.locator(".details-picture img").count() == 2
+    assert page.inner_text(".details-picture figure:last-child figcaption") == "kept: kept.jpg"
+
+
+@pytest.mark.parametrize("in_dialog", [False, True])
+def test_deciding_by_keys(page, in_dialog):
     paths = shown(page)
-    for key in ("j", "ArrowRight", "k", "j", "j"):
-        page.keyboard.press(key)
+    page.keyboard.press("n")
+    assert at(page) == paths[0]
+    if in_dialog:
+        page.keyboard.press(" ")
+        assert page.is_visible("#details[open]")
+    page.keyboard.press("k")
+    page.keyboard.press("r")  # it has gone on to the next one
+    assert marks(page) == {paths[0]: "✓ keep", paths[1]: "✕ remove"}
+    page.keyboard.press("l")
+    assert page.input_value("#naming-label") == ""  # nothing is suggested where the class is unknown
+    page.keyboard.type("dog")
     page.keyboard.press("Enter")
-    assert page.is_visible("#details[open]")
-    assert page.evaluate("document.activeElement.id") == "details-title"
-    assert page.inner_text("#details-place") == "3 of 40"
+    assert marks(page)[paths[2]] == "→ dog"
+    page.keyboard.press("c")
+    assert page.input_value("#naming-label") == "gun"  # what its group looks like
+    page.keyboard.press("Enter")
+    assert marks(page)[paths[3]] == "→ gun"
+    page.keyboard.press("p")
+    page.keyboard.press("p")
+    page.keyboard.press("n")
+    page.keyboard.press("u")
+    assert list(marks(page)) == paths[:3]
+    if in_dialog:
+        assert page.inner_text("#details-place").startswith("4 of")  # where the decision was taken back
+        page.keyboard.press(" ")
+        assert not page.is_visible("#details")
+    assert page.inner_text("#progress span") == "3 of 26 reviewed"
+    rows = saved(page)
+    assert [(row["path"], row["kind"], row["decision"], row["label"]) for row in rows] == [
+        (paths[0], "ood", "keep", ""),
+        (paths[1], "ood", "remove", ""),
+        (paths[2], "ood", "relabel", "dog"),
+    ]
+    assert all(row["content_hash"] and row["when"].endswith("Z") and row["uri"] == uri(i) for i, row in enumerate(rows))
+
+
+def test_a_suggested_label_is_filled_in_and_completed(page):
+    page.click(".counts [data-kind=label]")
+    page.keyboard.press("n")
+    page.keyboard.press("l")
+    assert page.input_value("#naming-label") == "cat"
+    assert page.get_attribute("#naming-label", "list") == "classes"
+    assert page.locator("#classes option").count() == 5
+    page.keyboard.press("Escape")
+    assert marks(page) == {}
+
+
+def test_what_is_reviewed_is_kept_and_left_out(page):
+    page.keyboard.press("n")
+    page.keyboard.press("k")
+    decided = marks(page)
+    page.reload()
+    assert marks(page) == decided and page.is_visible("#progress")
+    page.click(".filters summary")
+    page.select_option("[name=state]", "open")
+    assert set(decided).isdisjoint(shown(page))
+    page.select_option("[name=state]", "done")
+    assert shown(page) == list(decided)
+
+
+def test_a_group_is_decided_at_once(page):
+    paths = shown(page)
+    page.locator("[data-does=remove-group]").first.click()
+    assert marks(page) == dict.fromkeys(paths[:6], "✕ remove")
+    page.keyboard.press("u")
+    assert marks(page) == {}
+
+
+def test_other_keys(page):
+    paths = shown(page)
+    page.keyboard.press("?")
+    assert page.is_visible("#help[open]")
+    page.keyboard.press("k")  # decides nothing
+    page.keyboard.press("Escape")
+    assert marks(page) == {}
+    page.keyboard.press("n")
     page.keyboard.press("ArrowRight")
-    assert page.inner_text("#details-place") == "4 of 40"
+    assert at(page) == paths[1]
+    page.keyboard.press("ArrowDown")
+    assert at(page) not in paths[:2]
+    page.keyboard.press("/")
+    page.keyboard.type("k")  # into the search
+    assert page.input_value("[name=text]") == "k" and marks(page) == {}
+
+
+def test_the_dialog_keeps_the_focus(page):
+    paths = shown(page)
+    page.keyboard.press("n")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "details-title"
     for _ in range(12):  # the focus stays inside of it, or with the browser
         page.keyboard.press("Tab")
         inside = "document.activeElement === document.body || !!document.activeElement.closest('#details')"
         assert page.evaluate(inside)
+    page.click("#details [data-does=next]")
     page.keyboard.press("Escape")
-    assert not page.is_visible("#details")
-    # Where one was; the event of the closing comes after it.
-    page.wait_for_function("path => document.activeElement.dataset.path === path", arg=paths[3], timeout=10_000)
+    page.wait_for_function("path => document.activeElement.dataset.path === path", arg=paths[1], timeout=10_000)
 
 
-def test_selected_paths_are_copied_exactly(page):
-    paths = shown(page)
-    page.locator("#cards .select").nth(4).check()  # a name with line ends
-    page.locator("#cards .select").nth(6).check()
-    page.locator("#cards .select").nth(8).click(modifiers=["Shift"])
-    assert page.inner_text("#selected") == "4"
+def test_paths_and_commands_are_copied_exactly(page):
+    page.click(".filters summary")
     with copied(page) as texts:
-        page.click("[data-does=copy-selected]")
-    assert texts == ["\n".join([paths[4], *paths[6:9]])]
-    assert "Copied 4 paths" in page.inner_text("#toast")
-    page.click("[data-does=clear]")
-    assert not page.is_visible("#selection")
-
-
-def test_shown_paths_commands_and_copies_are_copied(page):
-    page.fill("#ood [name=text]", "folder 0")
-    with copied(page) as texts:
-        page.click("#ood-copy")
+        page.click("[data-does=copy-shown]")
     assert texts == ["\n".join(shown(page))]
+    page.locator(".counts a", has_text="Details").click()
     with copied(page) as texts:
         page.click("[data-does=copy-command]")
     assert texts == [f"ood-audit export '{HOSTILE[1]}'"]
-    page.click("#tab-duplicates")
+    page.locator(".card .thumb").nth(4).click()  # a name with line ends
     with copied(page) as texts:
-        page.click("#duplicates-copy")
-    assert texts == ["\n".join(f"d{i}/{HOSTILE[1]}" for i in range(15))]  # never the ones to keep
+        page.click("[data-does=copy-path]")
+    assert texts == [HOSTILE[4]]
 
 
-def test_two_images_of_one_path_are_two_and_each_has_its_own_longest_bar(browser, tmp_path):
-    """Of two sources: both paths are copied; and each dialog's first bar is the card's nearest class."""
-    best = {"cat": [("cat", 0.4), ("dog", 0.3)], "dog": [("dog", 0.5), ("cat", 0.1)]}
-    rows = [
-        known(i + 1, path="a/1.jpg", label=label, top_classes=best[label], neighbours=[])
-        for i, label in enumerate(["cat", "dog"])
-    ]
-    path = tmp_path / "report.html"
-    path.write_text(render(whole(rows=rows, map_points=[])), encoding="utf-8")
-    page = browser.new_page()
-    try:
-        page.goto(path.as_uri())
-        with copied(page) as texts:
-            page.click("#ood-copy")
-        assert texts == ["a/1.jpg\na/1.jpg"]
-        for card, label in zip(page.query_selector_all("#cards .card"), best, strict=True):
-            card.query_selector("[data-does=details]").click()
-            bars = page.evaluate(
-                "[...document.querySelectorAll('#details-classes .bars > div')].map(line => [line.querySelector('dt')"
-                ".textContent, line.querySelector('.bar').getBoundingClientRect().width])"
-            )
-            assert max(bars, key=lambda bar: bar[1])[0] == bars[0][0] == label
-            page.keyboard.press("Escape")
-    finally:
-        page.close()
-
-
-def test_tabs_by_keyboard(page):
-    page.focus("#tab-ood")
-    for key, tab in (
-        ("ArrowRight", "labels"),
-        ("End", "unreadable"),
-        ("ArrowRight", "ood"),
-        ("ArrowLeft", "unreadable"),
-    ):
-        page.keyboard.press(key)
-        assert page.evaluate("document.activeElement.id") == f"tab-{tab}"
-        assert [t for t in TABS if page.is_visible(f"#{t}")] == [tab]
-    page.keyboard.press("Home")
-    page.keyboard.press("/")
-    assert page.evaluate("document.activeElement.name") == "text"
-
-
-def test_the_map_opens_what_is_pointed_at(page):
+def test_the_map_opens_zooms_and_colours(page):
+    page.locator(".counts a", has_text="Details").click()
     page.focus("#map")
     page.keyboard.press("ArrowRight")
     assert page.is_visible("#map-tip")
     page.keyboard.press("Enter")
-    assert page.inner_text("#details-place") == "1 of 40"
+    assert page.is_visible("#details[open]")
     page.keyboard.press("Escape")
-    page.locator("#map").scroll_into_view_if_needed()
-    x, y = page.evaluate(
-        "(() => { const p = data.points.find(p => p[3] === 30); const b = byId('map').getBoundingClientRect();"
-        " const s = b.width / 600; return [b.x + p[0] * s, b.y + p[1] * s]; })()"
-    )
-    page.mouse.click(x, y)
-    assert "name 030.jpg" in page.inner_text("#details-title")
+    before = page.get_attribute("#map", "viewBox")
+    page.click("[data-does=zoom-in]")
+    assert float(page.get_attribute("#map", "viewBox").split()[2]) < float(before.split()[2])
+    page.click("[data-does=zoom-out]")
+    assert page.get_attribute("#map", "viewBox") == before
+    page.select_option("#map-colour", "class")
+    assert page.locator("#map-classes path").count() == 4  # three classes, and the others
+    assert "bird" in page.inner_text("#map-legend")
+    page.select_option("#map-colour", "kind")
+    assert page.locator("#map-classes path").count() == 0 and "flagged" in page.inner_text("#map-legend")
 
 
 def test_pictures_are_decoded_when_they_are_reached(page):
-    lazy = page.evaluate("[...document.querySelectorAll('#cards img')].every(image => image.loading === 'lazy')")
+    lazy = page.evaluate("[...document.querySelectorAll('.card img')].every(image => image.loading === 'lazy')")
     assert lazy
-    page.locator("#cards .card").last.scroll_into_view_if_needed()
-    wait_until(page, "[...document.querySelectorAll('#cards img')].at(-1).naturalWidth === 64")
+    page.locator(".card").last.scroll_into_view_if_needed()
+    wait_until(page, "[...document.querySelectorAll('.card img')].at(-1).naturalWidth === 64")
 
 
 def test_hostile_names_are_only_text(page):
-    for tab in TABS:
-        page.click(f"#tab-{tab}")
-    page.click("#tab-ood")
     for i in range(len(HOSTILE)):
-        page.locator("#cards .thumb").nth(i).click()
+        page.locator(".card .thumb").nth(i).click()
         page.keyboard.press("Escape")
     assert page.evaluate("document.querySelectorAll('script').length") == 2  # ours, and the block of data
     attributes = (
@@ -369,6 +490,54 @@ def test_hostile_names_are_only_text(page):
     )
     assert page.evaluate(attributes) == []
     assert shown(page)[: len(HOSTILE)] == HOSTILE
-    names = page.locator("#cards .path code")
+    page.keyboard.press("n")
+    page.locator("[data-does=keep-group]").first.click()
+    page.locator("[data-does=keep-group]").nth(1).click()
+    assert [row["path"] for row in saved(page)] == shown(page)[:10]  # exactly, through the CSV
+    names = page.locator(".card .path")
     assert names.nth(7).inner_text() == HOSTILE[7]  # {{ 7 * 7 }} was not reckoned
     assert names.nth(5).inner_text() == "photo\\u202egpj.exe"
+
+
+def test_a_session_from_run_to_apply_to_the_next_run(browser, tmp_path, monkeypatch):
+    """By keys alone: what was decided is done, and not listed again."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("airplane", "sunflower"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        for source in sorted((EXAMPLES / "images" / folder).iterdir())[:4]:
+            shutil.copy(source, tmp_path / "images" / folder)
+    first = invoke("run", "images")
+    assert first.returncode == 0, first.stderr
+    lines = first.stdout.splitlines()
+    assert lines[0] == "8 images of 2 classes: airplane, sunflower"
+    assert len(lines) <= 10 and lines[-1].startswith("next: ") and "ood-audit apply decisions.csv" in lines[-1]
+    address = next(line for line in lines if line.startswith("page: ")).removeprefix("page: ")
+
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.goto(Path(address).resolve().as_uri())
+    paths = shown(page)
+    assert len(paths) == 8
+    for key in ("n", "r", "k", "l"):
+        page.keyboard.press(key)
+    page.fill("#naming-label", "sunflower")
+    page.keyboard.press("Enter")
+    with page.expect_download() as download:
+        page.click("[data-does=finish]")
+    download.value.save_as(tmp_path / "decisions.csv")
+
+    done = invoke("apply", "decisions.csv", "--to", "aside", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "images" / paths[0]).exists()
+    assert (tmp_path / "aside" / "images" / paths[0]).exists()
+    relabelled = (tmp_path / "labels.csv").read_text().splitlines()
+    assert relabelled == ["path,label", f"{tmp_path / 'images' / paths[2]},sunflower"]
+
+    second = invoke("run", "images")
+    assert second.returncode == 0, second.stderr
+    page.goto(Path(address).resolve().as_uri())
+    assert set(shown(page)) == set(paths[3:])
+    assert marks(page) == {}
+    assert invoke("apply", "decisions.csv", "--undo").returncode == 0
+    assert (tmp_path / "images" / paths[0]).exists()
+    context.close()

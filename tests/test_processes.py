@@ -242,5 +242,6 @@ def test_processes_embed_on_gpus_and_this_one_keeps_clear_of_them(many, tmp_path
     there, here = features_of(result.store), features_of(expected)
     assert min(there[path] @ here[path] for path in here) > 0.999
     full = "out of memory on {}: it has no room for a single image; continuing on the CPU"
-    assert sorted(told) == [full.format("cuda:0"), full.format("cuda:1")]
+    moved = [note for note in told if "single image" in note]  # others say that a batch was halved before
+    assert sorted(moved) == [full.format("cuda:0"), full.format("cuda:1")]
     assert result.notes == told

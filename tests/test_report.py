@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.errors import UsageError
 from ood_audit.reports import ranking
 from ood_audit.store import open_store
@@ -63,7 +64,7 @@ def test_scores_do_not_depend_on_the_chunk(store_copy, monkeypatch, method):
     found = []
     for chunk_bytes in (4 << 20, 100):
         monkeypatch.setattr("ood_audit.scoring.similarity._CHUNK_BYTES", chunk_bytes)
-        made = ood_audit.score(store_copy, labels=["airplane", "chair", "cup"], method=method)
+        made = ood_audit.score(store_copy, labels=["airplane", "chair", "cup"], settings=ScoreSettings(method=method))
         assert not made.reused
         found.append(made.store.query(sql).rows)
         made.path.unlink()  # so that it is computed again

@@ -5,15 +5,18 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
+from zlib import crc32
 
 import pytest
 
 from ood_audit.reports import cards
 from ood_audit.reports.charts import number
-from ood_audit.reports.html import Page, Summary, render
+from ood_audit.reports.html import render
+from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section
 
 VOID = {"meta", "img", "input", "link", "br", "hr"}  # in HTML; in SVG elements close themselves
 HOSTILE = [
@@ -38,6 +41,9 @@ class Parsed(HTMLParser):
         self.texts: list[str] = []
         self.ancestors: list[list[int]] = []
         self._open: list[int] = []
+        self._parts: list[str] = []  # the pieces of text in order, with the elements that they are in
+        self._owners: list[int] = []
+        self._around: list[list[int]] = []
         self.feed(html.replace("\r\n", "\n").replace("\r", "\n"))  # as the HTML standard does
         self.close()
         assert not self._open, "an element is not closed"
@@ -60,6 +66,9 @@ class Parsed(HTMLParser):
     def handle_data(self, data):
         if self._open:
             self.texts[self._open[-1]] += data
+            self._parts.append(data)
+            self._owners.append(self._open[-1])
+            self._around.append(list(self._open))
 
     def find(self, tag: str, **attributes: str) -> list[dict[str, str]]:
         return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
@@ -70,6 +79,11 @@ class Parsed(HTMLParser):
             for (t, a), text in zip(self.elements, self.texts, strict=True)
             if t == tag and attributes.items() <= a.items()
         ]
+
+    def whole_text(self, i: int) -> str:
+        """The text of an element with that of the elements inside of it, in order."""
+        inside = [self._parts[j] for j in range(len(self._parts)) if self._owners[j] == i or i in self._around[j]]
+        return " ".join("".join(inside).split())
 
     @property
     def data(self) -> dict[str, Any]:
@@ -83,12 +97,22 @@ class Parsed(HTMLParser):
         return [(tag, list(attributes)) for tag, attributes in self.elements]
 
 
-def row(rank: int = 1, **changes):
+CLASSES = ("cat", "dog", "hat", "bird")
+
+
+def image(path: str = "a/1.jpg", **changes) -> Image:
     values = {
+        "image_id": f"id of {path}",
+        "uri": "file:///data/x.jpg",
+        "path": path,
+        "content_hash": f"{crc32(path.encode()):08x}",
+    }
+    return Image(**{**values, "width": 640, "height": 480, "size_bytes": 23_456, **changes})
+
+
+def scored(rank: int = 1, **changes) -> Scored:
+    values: dict[str, Any] = {
         "rank": rank,
-        "path": f"a/{rank}.jpg",
-        "folder": "a",
-        "uri": f"file:///data/a/{rank}.jpg",
         "ood_score": -0.3 - rank / 100,
         "delta_energy": 0.3 + rank / 100,
         "energy": -3.5,
@@ -96,119 +120,143 @@ def row(rank: int = 1, **changes):
         "label": "cat",
         "label_2": "dog",
         "margin": 0.0123,
-        "width": 640,
-        "height": 480,
-        "thumbnail": b"RIFF\x00webp",
+        "given": "hat",
+        "p_value": 1 / 241,
+        "p_distance": 0.3,
+        "classes": [("cat", 0.25), ("dog", 0.2), ("hat", -0.1)],
     }
-    return values | changes
+    return Scored(**{**values, **changes})
 
 
-def page(**changes) -> Page:
+def finding(path: str = "a/1.jpg", kind: Kind = "ood", rank: int = 1, **changes) -> Finding:
+    """A finding of a kind about an image; `changes` are those of the finding, of its figures, or of its image."""
+    own = {name: value for name, value in changes.items() if name in Finding.__dataclass_fields__}
+    figures = {name: value for name, value in changes.items() if name in Scored.__dataclass_fields__}
+    about = {name: value for name, value in changes.items() if name in Image.__dataclass_fields__}
+    more: dict[str, Any] = {}
+    if kind == "label":
+        more["probabilities"] = (0.97, 0.004)
+    if "duplicate" in kind:
+        more["twin"] = image("kept.jpg")
+    found = Finding(kind, image(path, **about), 0.9, scored(rank, **figures), **more)
+    return replace(found, **own)
+
+
+def section(kind: Kind, *groups: tuple[tuple[str, ...], Sequence[Finding]]) -> Section:
+    made = [Group(name, len(findings), list(findings)) for name, findings in groups]
+    return Section(kind, sum(group.count for group in made), made)
+
+
+def page(*sections: Section, **changes) -> Page:
     values: dict[str, Any] = {
         "title": "latest",
         "created": "2025-11-03T14:05:11+00:00",
-        "facts": [("Images", "707"), ("Score", "ΔEnergy, τ = 1")],
-        "rows": [row(1), row(2, label="dog"), row(3)],
+        "store": "/data/.ood-audit",
+        "doubt": "",
+        "scored": 707,
+        "calibration": 240,
+        "calibrated_by": "labelled images",
+        "sections": list(sections),
+        "unreadable": [],
+        "unreadable_count": 0,
+        "classes": list(CLASSES),
         "histogram": [(-0.5, -0.4, 600), (-0.4, -0.3, 104), (-0.3, -0.2, 3)],
         "cut": -0.33,
-        "scored": 707,
-        "unreadable": [("b/bad.jpg", "truncated")],
-        "unreadable_count": 1,
     }
-    return Page(**(values | changes))
+    made = {**values, **changes}
+    if "pictures" not in made:
+        uris = {f.image.uri for s in sections for g in s.groups for f in g.findings} | {"file:///data/x.jpg"}
+        made["pictures"] = dict.fromkeys(uris, b"RIFF\x00webp")
+    return Page(**made)
 
 
-def label_issue(**changes) -> dict[str, Any]:
-    values = {
-        "image_id": "m1",
-        "path": "cat/7.jpg",
-        "uri": "file:///data/cat/7.jpg",
-        "kind": "label",
-        "severity": 0.93,
-        "evidence": "It looks like a dog.",
-        "suggestion": "dog",
-        "given_label": "cat",
-        "thumbnail": b"RIFF\x00label",
-    }
-    return values | changes
-
-
-def copy(path: str, keep: bool = False, kind: str = "near", **changes) -> dict[str, Any]:
-    values = {"path": path, "keep": keep, "kind": kind, "width": 300, "height": 200, "size_bytes": 23_456}
-    return values | {"uri": "file:///data/x.jpg", "thumbnail": b"RIFF\x00copy"} | changes
-
-
-def known(rank: int = 1, **changes) -> dict[str, Any]:
-    """A row of which everything is known."""
-    return row(
-        rank,
-        **{
-            "image_id": f"id{rank}",
-            "given_label": "hat",
-            "flagged": True,
-            "p_value": 0.0012,
-            "shift": "semantic",
-            "cluster": "stop sign",
-            "neighbours": [1, {"path": "b/near.jpg", "thumbnail": b"RIFF\x00near"}],
-            "top_classes": [("dog", 0.2), ("cat", 0.25), ("bird", 0.1)],
-            "xy": (0.25, 0.5),
-            **changes,
-        },
-    )
+def only(*findings: Finding, name: tuple[str, ...] = (), **changes) -> Page:
+    """A page of findings of one kind in one group."""
+    return page(section(findings[0].kind, (name, findings)), **changes)
 
 
 def whole(**changes) -> Page:
-    """A page of which everything is known."""
+    """A page with findings of every kind."""
+    near = [image("a/2.jpg"), image("b/near.jpg", uri="file:///data/near.jpg")]
     values: dict[str, Any] = {
-        "rows": [known(1), known(2, flagged=False, shift="in-distribution", cluster=None), row(3, image_id="id3")],
-        "summary": Summary(
-            flagged=41,
-            semantic=30,
-            covariate=17,
-            flagged_covariate=11,
-            false_alarms=2.06,
-        ),
-        "findings": [
-            label_issue(),
-            label_issue(image_id="id1", path="a/1.jpg", kind="ood", evidence="It fits no class.", suggestion=""),
-        ],
-        "duplicates": [
-            [copy("d/small.jpg"), copy("d/large.jpg", keep=True)],
-            [copy("e/1.jpg", True, "exact"), copy("e/2.jpg", kind="exact"), copy("e/3.jpg", kind="exact")],
-        ],
-        "map_points": [(0.0, 0.0, "in-distribution", -1), (1.0, 1.0, "label", -1), (0.5, 0.5, "flagged", 0)],
+        "unreadable": [("b/bad.jpg", "truncated")],
+        "unreadable_count": 1,
+        "typical": {"cat": [image("cat/1.jpg", uri="file:///data/cat.jpg")], "hat": [image("hat/1.jpg")]},
+        "facts": [("Score", "ΔEnergy, τ = 1")],
+        "notes": ["A note."],
         "next_steps": [("List the flagged:", "ood-audit export --flagged --format paths")],
+        "points": [
+            Point("other", 0.0, 0.0, "not flagged", "cat"),
+            Point("more", 1.0, 1.0, "other finding", "dog"),
+            Point("id of a/1.jpg", 0.5, 0.5, "flagged", "cat"),
+        ],
+        "pictures": {f"file:///data/{name}.jpg": f"RIFF {name}".encode() for name in ("x", "near", "cat")},
     }
-    return page(**(values | changes))
+    alike = [finding(f"a/{i}.jpg", rank=i, looks_like="gun", neighbours=near) for i in (1, 2, 3)]
+    return page(
+        section("ood", (("gun",), alike), ((), [finding("a/4.jpg", rank=4)])),
+        section("label", (("hat", "cat"), [finding("cat/7.jpg", "label", 40)])),
+        section("exact-duplicate", ((), [finding("d/1.jpg", "exact-duplicate", 50)])),
+        section("near-duplicate", ((), [finding("d/2.jpg", "near-duplicate", 51)])),
+        section("covariate-shift", (("cat",), [finding("e/1.jpg", "covariate-shift", 60)])),
+        section("unusual", ((), [finding("f/1.jpg", "unusual", 70)])),
+        **{**values, **changes},
+    )
+
+
+def cards_of(parsed: Parsed) -> list[dict[str, str]]:
+    return [a for a in parsed.find("li") if "data-path" in a]
+
+
+def said(parsed: Parsed) -> list[str]:
+    """The sentences of the cards, with all that is inside of them."""
+    return inside(parsed, "p", "say")
+
+
+def inside(parsed: Parsed, tag: str, kind: str = "") -> list[str]:
+    found = []
+    for i, (name, attributes) in enumerate(parsed.elements):
+        if name == tag and attributes.get("class", "") == kind and attributes.get("id") != "details-say":
+            found.append(parsed.whole_text(i))
+    return found
+
+
+def counts_of(parsed: Parsed) -> list[str]:
+    """The line of counts."""
+    return [
+        parsed.whole_text(i)
+        for i, (tag, attributes) in enumerate(parsed.elements)
+        if tag == "a" and attributes.get("href", "").startswith("#")
+    ]
 
 
 # Each puts a name where names are shown.
 PLACES: dict[str, Callable[[str], Page]] = {
-    "path": lambda name: page(rows=[row(path=name)]),
-    "label": lambda name: page(rows=[row(label=name)]),
-    "label_2": lambda name: page(rows=[row(label_2=name)]),
+    "path": lambda name: only(finding(name)),
+    "label": lambda name: only(finding(label=name, given=None)),
+    "label_2": lambda name: only(finding(label_2=name)),
+    "given label": lambda name: only(finding(given=name)),
+    "class": lambda name: only(finding(given=name, label=name), classes=[name], typical={name: [image()]}),
     "title": lambda name: page(title=name),
-    "fact": lambda name: page(facts=[(name, name)]),
-    "unreadable": lambda name: page(unreadable=[(name, name)]),
-    "given label": lambda name: whole(rows=[known(given_label=name, neighbours=[])]),
-    "cluster": lambda name: whole(rows=[known(cluster=name, neighbours=[])]),
-    "shift": lambda name: whole(rows=[known(shift=name, neighbours=[])]),
-    "neighbour": lambda name: whole(rows=[known(neighbours=[{"path": name, "thumbnail": None}])]),
-    "top class": lambda name: whole(rows=[known(top_classes=[(name, 0.5)], neighbours=[])]),
-    "label issue": lambda name: whole(
-        findings=[label_issue(path=name, evidence=name, suggestion=name, given_label=name)]
-    ),
-    "evidence": lambda name: whole(findings=[label_issue(image_id="id1", kind="ood", evidence=name)]),
-    "duplicate": lambda name: whole(duplicates=[[copy(name, True), copy(name, kind=name)]]),
-    "kind on the map": lambda name: whole(map_points=[(0.5, 0.5, name, -1)]),
-    "next step": lambda name: whole(next_steps=[(name, name)]),
+    "fact": lambda name: page(facts=[(name, name)], notes=[name]),
+    "unreadable": lambda name: page(unreadable=[(name, name)], unreadable_count=1),
+    "group": lambda name: only(finding(looks_like=name), name=(name,)),
+    "pair": lambda name: only(finding(kind="label", given=name, label=name), name=(name, name)),
+    "style": lambda name: only(finding(kind="covariate-shift", label=name), name=(name,)),
+    "neighbour": lambda name: only(finding(neighbours=[image(name, uri="file:///n.jpg")])),
+    "bar": lambda name: only(finding(classes=[(name, 0.5)])),
+    "twin": lambda name: only(finding(kind="exact-duplicate", twin=image(name))),
+    "next step": lambda name: page(next_steps=[(name, name)]),
 }
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_name_is_text(place: str, name: str):
-    hostile, harmless = Parsed(render(PLACES[place](name))), Parsed(render(PLACES[place]("name.jpg")))
+    hostile, harmless = (
+        Parsed(render(PLACES[place](name))),
+        Parsed(render(PLACES[place]("a/name.jpg" if "/" in name else "name.jpg"))),
+    )
 
     assert hostile.shape == harmless.shape
     exact = ("data-path", "data-command")
@@ -222,26 +270,17 @@ def test_a_hostile_name_is_text(place: str, name: str):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_the_copied_path_is_exact(name: str):
-    html = render(page(rows=[row(path=name)], unreadable=[(name, "truncated")]))
+def test_what_is_copied_and_saved_is_exact(name: str):
+    html = render(only(finding(name), unreadable=[(name, "truncated")], unreadable_count=1, next_steps=[("", name)]))
 
-    assert Parsed(html).find("li")[0]["data-path"] == name
-    assert Parsed(html).find("tr")[1]["data-path"] == name
-    assert Parsed(html.replace("\n", "\r\n")).find("li")[0]["data-path"] == name  # written with other line ends
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_else_is_copied_is_exact(name: str):
-    html = render(
-        whole(findings=[label_issue(path=name)], duplicates=[[copy(name, True)]], next_steps=[("", name)], rows=[])
-    )
-
-    assert [a["data-path"] for a in Parsed(html).find("li") if "data-path" in a] == [name, name]
-    assert [a["data-command"] for a in Parsed(html).find("code") if "data-command" in a] == [name]
+    for written in (html, html.replace("\n", "\r\n")):  # also with other line ends
+        assert cards_of(Parsed(written))[0]["data-path"] == name
+        assert Parsed(written).find("tr")[1]["data-path"] == name
+        assert [a["data-command"] for a in Parsed(written).find("code") if "data-command" in a] == [name]
 
 
 def test_control_characters_are_shown():
-    html = Parsed(render(page(rows=[row(path="dir\n/photo\u202egpj.exe")])))
+    html = Parsed(render(only(finding("dir\n/photo\u202egpj.exe"))))
 
     assert html.text("bdi")[:2] == ["dir\\n/", "photo\\u202egpj.exe"]
 
@@ -276,7 +315,8 @@ def test_nothing_is_loaded():
     html = render(whole())
     parsed = Parsed(html)
 
-    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", html.replace("file:///", ""))
+    text = html.replace("file:///", "").replace("http://www.w3.org/2000/svg", "")  # a name, not an address
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", text)
     assert not parsed.find("link")
     assert parsed.find("img")
     assert all(a["src"].startswith("data:image/webp;base64,") for a in parsed.find("img"))
@@ -289,32 +329,144 @@ def test_what_refers_to_an_id_finds_it():
 
     assert len(ids) == len(set(ids))
     elements = Parsed(html).elements
-    wanted = {i for _, a in elements for k in ("aria-labelledby", "aria-controls") for i in a.get(k, "").split()}
+    wanted = {i for _, a in elements for k in ("aria-labelledby", "list") for i in a.get(k, "").split()}
     wanted |= {a["href"][1:] for _, a in elements if a.get("href", "").startswith("#")}
     assert wanted | set(re.findall(r'byId\("([\w-]+)"\)', html)) <= set(ids)
 
 
-def test_counts_add_up():
-    parsed = Parsed(render(page()))
+def test_every_action_of_a_button_is_there():
+    html = render(whole())
+    script = html[html.index("const actions = {") :]
+    script += html[html.index("function setUpMap") :]
+    named = {a["data-does"] for a in Parsed(html).find("button") if "data-does" in a}
+    assert named
+    for name in named:
+        assert re.search(rf'\b{name}\b[,:]|"{name}"[:\]]', script), name
 
-    assert len([a for a in parsed.find("li") if "data-path" in a]) == 3
-    assert parsed.text("b", id="ood-shown") == ["3"]
-    assert parsed.text("option")[:3] == ["all (3)", "cat (2)", "dog (1)"]
-    in_class = [
-        sum(a.get("data-class") == option["value"] for a in parsed.find("li")) for option in parsed.find("option")
+
+def test_the_line_of_counts_has_every_kind():
+    assert counts_of(Parsed(render(whole()))) == [
+        "4 belong to no class",
+        "1 looks mislabelled",
+        "1 exact duplicate",
+        "1 near duplicate",
+        "1 perhaps in another style",
+        "1 next most unusual",
+        "1 unreadable",
+        "Details",
     ]
-    assert in_class[1:3] == [2, 1]
-    bars = [text for text in parsed.text("title") if "image" in text]
-    assert bars == ["−0.5000 to −0.4000: 600 images", "−0.4000 to −0.3000: 104 images", "−0.3000 to −0.2000: 3 images"]
-    assert "707 images" in parsed.text("p", **{"class": "lead"})[1]
 
 
-def test_classes_that_differ_in_case_or_invisibly_stay_apart():
+def test_where_nothing_can_be_flagged_the_ranking_comes_first():
+    parsed = Parsed(render(only(finding(kind="unusual", p_value=None), calibration=None)))
+    assert counts_of(parsed)[0] == "1 most unusual"
+    assert parsed.data["beside"] == ""  # so that it is what there is to review
+
+
+def test_groups_have_titles_in_words():
+    titles = inside(Parsed(render(whole())), "h3")
+
+    assert [title for title in titles if title[:1].isdigit()] == [
+        "3 look like gun",
+        "1 other",
+        "1 in hat look like cat",
+        "1 image",
+        "1 image",
+        "1 perhaps show cat",
+        "1 image",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (finding(), "In hat, but unlike any hat; more unusual than all 240 labelled images."),
+        (finding(p_value=3 / 241), "In hat, but unlike any hat; 1 in 80 labelled images is as unusual."),
+        (finding(looks_like="gun"), "In hat, but looks like gun; more unusual than all 240 labelled images."),
+        (
+            finding(looks_like="gun", given=None),
+            "Looks like gun; more unusual than all 240 labelled images.",
+        ),
+        (
+            finding(given=None),
+            "Unlike every class; the nearest is cat; more unusual than all 240 labelled images.",
+        ),
+        (
+            finding(perhaps="cat"),
+            "In hat, but unlike any hat; perhaps cat in another style; more unusual than all 240 labelled images.",
+        ),
+        (finding(kind="label"), "In hat, but looks like cat: 97% against less than 1%."),
+        (finding(kind="exact-duplicate"), "The same file as kept.jpg."),
+        (finding(kind="near-duplicate"), "The same picture as kept.jpg."),
+        (finding(kind="covariate-shift"), "Perhaps cat in another style."),
+        (finding(kind="unusual", p_value=None), "In hat, nearest to cat; more unusual than all other images."),
+        (
+            finding(kind="unusual", p_value=None, given="cat", rank=8),
+            "In cat; more unusual than 98% of the images.",
+        ),
+        (finding(kind="unusual", p_value=None, given=None), "Nearest to cat; more unusual than all other images."),
+    ],
+)
+def test_a_card_says_in_words_why_it_is_there(found, sentence):
+    assert said(Parsed(render(only(found))))[0] == sentence
+
+
+def test_numbers_stand_apart_from_the_words():
+    parsed = Parsed(render(only(finding(ood_score=-6.418e-7))))
+
+    (numbers,) = inside(parsed, "p", "numbers muted")
+    assert numbers == (
+        "Rank 1 of 707 · As unusual less than 1 in 241 · As far from its class 30% · OOD score −6.418e−7 · "
+        "ΔEnergy 0.3100 · Energy −3.500 · Cosine 0.2500 · Margin 0.01230 before dog · Size 640 × 480 px, 23 kB"
+    )
+    assert "e−7" not in said(parsed)[0]
+    assert ["Rank", "1 of 707"] in parsed.data["records"][0]["facts"]
+
+
+def test_without_a_runner_up_there_is_no_margin():
+    (numbers,) = inside(Parsed(render(only(finding(label_2=None, margin=None)))), "p", "numbers muted")
+    assert "Margin" not in numbers and "None" not in numbers
+
+
+def test_the_picture_of_a_card():
+    thumbnail = bytes(range(256))
+    parsed = Parsed(render(only(finding(), pictures={"file:///data/x.jpg": thumbnail})))
+
+    (shown,) = parsed.find("img")
+    assert base64.b64decode(shown["src"].partition(",")[2]) == thumbnail
+    assert (shown["loading"], shown["decoding"]) == ("lazy", "async")
+
+
+def test_a_picture_that_was_not_made_for_want_of_room_is_not_gone():
+    there = {"file:///gone.jpg": None}
+    parsed = Parsed(render(only(finding(uri="file:///much.jpg"), finding("b", uri="file:///gone.jpg"), pictures=there)))
+
+    assert [text for text in parsed.text("p") if text.startswith(("No room", "The file"))] == [
+        "No room for its picture",
+        "The file is gone",
+    ]
+    assert "1 pictures are left out" in " ".join(parsed.text("p", **{"class": "notice"}))
+
+
+def test_pictures_beyond_the_room_for_them_are_left_out(monkeypatch):
+    monkeypatch.setattr(cards, "_PICTURES", 8_000)
+    found = [
+        finding(f"{i}.jpg", uri=f"file:///{i}.jpg", neighbours=[image("n", uri="file:///n.jpg")]) for i in range(5)
+    ]
+    pictures = {f"file:///{i}.jpg": bytes([i]) * 1500 for i in range(5)} | {"file:///n.jpg": b"n" * 1500}
+    parsed = Parsed(render(only(*found, pictures=pictures)))
+
+    assert len(parsed.find("img")) == 4
+    assert "No room for its picture" in parsed.text("p")
+    assert parsed.data["records"][0]["near"] == [["n", -1]]
+
+
+def test_filters_have_the_values_of_the_cards():
     labels = ["Cat", "cat", "cat\u200b"]
-    parsed = Parsed(render(page(rows=[row(i, label=label) for i, label in enumerate(labels, 1)])))
+    parsed = Parsed(render(only(*(finding(f"{i}/1.jpg", label=label) for i, label in enumerate(labels)))))
 
-    assert len({a["data-class"] for a in parsed.find("li") if "data-class" in a}) == 3
-    assert {"Cat (1)", "cat (1)", "cat\\u200b (1)"} <= set(parsed.text("option"))
+    assert len({a["data-nearest"] for a in cards_of(parsed)}) == 3
+    assert {"Cat (1)", "cat (1)", "cat\\u200b (1)", "hat (3)", "0 (1)"} <= set(parsed.text("option"))
 
 
 def test_the_histogram_is_drawn_to_scale():
@@ -331,7 +483,7 @@ def test_the_histogram_is_drawn_to_scale():
     assert {"0", "1", "2", "3", "4"} <= set(parsed.text("text"))  # the ticks of x
     assert "500,000" in parsed.text("text")
     (text,) = parsed.text("desc")
-    assert text.startswith("1,000,001 images with scores from 0 to 4.000. The cut is at 3.000: 3 images")
+    assert text == "1,000,001 images with scores from 0 to 4.000; listed: 3.000 and above."
 
 
 @pytest.mark.parametrize(
@@ -364,76 +516,19 @@ def test_any_histogram_fits_its_frame(histogram, cut, bars):
 
 
 def test_nothing_to_show():
-    parsed = Parsed(render(page(rows=[], histogram=[], cut=None, scored=0, unreadable=[], unreadable_count=0)))
+    parsed = Parsed(render(page(histogram=[], cut=None, scored=0)))
 
-    assert not [tag for tag in ("svg", "form", "ol", "table", "li", "img") if parsed.find(tag)]
-    assert "No image has a score." in parsed.text("p")
-    empty = parsed.text("p", **{"class": "empty"})
-    assert [text.partition(".")[0] for text in empty] == [
-        "No image is listed",
-        "This report has not compared labels",
-        "This report has not looked for duplicates",
-        "Every file could be read",
-    ]
-    assert "ood-audit report" in parsed.text("code")  # what would fill them
-    assert [text.rpartition(" ")[2] for text in tab_texts(parsed)] == ["0", "0", "0", "0"]
-
-
-def test_what_was_looked_for_and_not_found():
-    empty = Parsed(render(page(findings=[], duplicates=[]))).text("p", **{"class": "empty"})
-
-    assert [text.partition(":")[0] for text in empty] == ["No label issue was found", "No duplicate was found"]
-
-
-def tab_texts(parsed: Parsed) -> list[str]:
-    """Name and count of each tab."""
-    tabs = [i for i, (_, a) in enumerate(parsed.elements) if a.get("id", "").startswith("tab-")]
-    return [" ".join("".join(parsed.texts[i : i + 2]).split()) for i in tabs]  # the count is the element inside
-
-
-def test_one_image():
-    parsed = Parsed(render(page(rows=[row()], scored=1, histogram=[(-0.31, -0.31, 1)], cut=-0.31)))
-
-    assert "of 1 image, the 1 that fit" in parsed.text("p", **{"class": "lead"})[1]
-    assert parsed.text("title")[-1] == "−0.3100 to −0.3100: 1 image"
-
-
-def test_a_card_tells_what_is_known():
-    thumbnail = bytes(range(256))
-    whole = Parsed(render(page(rows=[row(thumbnail=thumbnail)])))
-    bare = Parsed(render(page(rows=[row(thumbnail=None, label_2=None, margin=None)])))
-
-    (image,) = whole.find("img")
-    assert base64.b64decode(image["src"].partition(",")[2]) == thumbnail
-    assert (image["loading"], image["decoding"]) == ("lazy", "async")
-    assert "Given label" not in whole.text("dt")
-    assert whole.text("dt")[-2:] == ["Nearest class", "Runner-up"]
-    assert whole.text("dd")[-2:] == ["cat", "dog"]
-    assert {"cosine 0.2500", "margin 0.01230", "−0.3100", "ΔEnergy 0.3100"} <= set(whole.text("span"))
-    assert not bare.find("img") and not bare.find("a", **{"class": "thumb"})
-    assert "The file is gone" in bare.text("p")
-    assert bare.text("dt")[-1] == "Nearest class"
-    assert not [text for text in bare.text("span") if "margin" in text]
-    assert "None" not in bare.texts
-
-
-def test_unreadable_files_beyond_those_listed_are_counted():
-    listed = [(f"{i}.jpg", "truncated") for i in range(200)]
-
-    cropped = Parsed(render(page(unreadable=listed, unreadable_count=1234)))
-    whole = Parsed(render(page(unreadable=listed, unreadable_count=200)))
-
-    assert tab_texts(cropped)[3].split() == ["Unreadable", "1,234"]
-    assert "The first 200 are listed here." in cropped.text("p")
-    assert len(cropped.find("tr")) == 1 + 200
-    assert "The first 200 are listed here." not in whole.text("p")
+    assert not [tag for tag in ("svg", "table", "img") if parsed.find(tag)] and not cards_of(parsed)
+    assert "Nothing was found." in parsed.text("p", **{"class": "empty"})[0]
+    assert counts_of(parsed) == ["Details"]
+    assert "None" not in parsed.texts
 
 
 def test_readable_without_javascript():
     parsed = Parsed(render(whole()))
 
     hidden = [a.get("id") or a.get("class") for _, a in parsed.elements if "hidden" in a]
-    assert set(hidden) == {"nothing", "selection", "map-tip"}
+    assert set(hidden) == {"nothing", "flat", "progress", "map-tip"}
     for i, (tag, _) in enumerate(parsed.elements):
         if tag in ("button", "input", "select", "form"):
             around = [parsed.elements[j] for j in [*parsed.ancestors[i], i]]
@@ -442,9 +537,8 @@ def test_readable_without_javascript():
                 t in ("dialog", "template") or "hidden" in a or "js-only" in a.get("class", "").split()
                 for t, a in around
             )
-    listed = [a for a in parsed.find("li") if "data-path" in a]
-    assert len(listed) == 3 + 1 + 5 and not [a for a in listed if "hidden" in a]
-    assert len(parsed.find("img")) == 9
+    assert len(cards_of(parsed)) == len(parsed.find("img")) == 9
+    assert not [a for a in cards_of(parsed) if "hidden" in a]
 
 
 @pytest.mark.parametrize(
@@ -466,150 +560,69 @@ def test_four_significant_digits(value: float, text: str):
     assert number(value) == text
 
 
-def test_the_figures_of_the_summary_add_up():
-    parsed = Parsed(render(whole()))
-
-    assert tile_texts(parsed) == {
-        "Images scored": ["707", "of 708 files found"],  # with the one below
-        "Unreadable": ["1", "not scored", "Show"],
-        "Flagged": ["41", "30 semantic + 11 covariate shift", "Show"],
-        "Covariate shift": ["17", "known classes in another style, 11 of them flagged"],
-        "Expected false alarms": ["2.1", "estimate", "of the 41 flagged"],
-        "Label issues": ["1", "in another class than they look like", "Show"],
-        "Superfluous copies": ["3", "in 2 clusters of duplicates", "Show"],
-    }
-    assert tab_texts(parsed) == ["Out of distribution 41", "Label issues 1", "Duplicates 3", "Unreadable 1"]
-    lead = parsed.text("p", **{"class": "lead"})[1]
-    assert "1 of the 41 flagged are among them" in lead
-
-
-def tile_texts(parsed: Parsed) -> dict[str, list[str]]:
-    tiles: dict[str, list[str]] = {}
-    for i, (tag, attributes) in enumerate(parsed.elements):
-        if tag == "div" and attributes.get("class", "").split()[:1] == ["tile"]:
-            inside = [j for j, around in enumerate(parsed.ancestors) if i in around]
-            term, *rest = [text for j in inside if (text := " ".join(parsed.texts[j].split()))]
-            tiles[term] = rest
-    return tiles
-
-
-def test_what_is_not_known_is_not_shown():
-    assert list(tile_texts(Parsed(render(page())))) == ["Images scored", "Unreadable"]
-    assert "None" not in Parsed(render(page())).texts
-
-
-def test_figures_that_are_given_go_before_those_counted_here():
-    parsed = Parsed(render(whole(summary=Summary(label_issues=900, duplicate_clusters=50, superfluous_copies=70))))
-
-    assert tile_texts(parsed)["Label issues"][0] == "900"
-    assert tile_texts(parsed)["Superfluous copies"][:2] == ["70", "in 50 clusters of duplicates"]
-    assert "The first 1 of 900 are on this page" in " ".join(parsed.text("p", **{"class": "notice"}))
-
-
-def test_next_steps_are_commands_to_copy():
-    parsed = Parsed(render(whole()))
-
-    assert "List the flagged:" in parsed.text("p")
-    assert parsed.text("code", **{"data-command": "ood-audit export --flagged --format paths"}) == [
-        "ood-audit export --flagged --format paths"
-    ]
-
-
 def test_the_dialog_has_what_is_known():
     data = Parsed(render(whole())).data
-    first, _, third = data["records"][:3]
+    first = data["records"][0]
 
-    assert dict(first["facts"]) == {
-        "OOD score": "−0.3100",
-        "p-value": "0.001200",
-        "Shift": "semantic shift",
-        "Looks like": "stop sign",
-        "Given label": "hat",
-        "Nearest class": "cat (cosine 0.2500)",
-        "Runner-up": "dog (margin 0.01230)",
-        "ΔEnergy": "0.3100",
-        "Energy": "−3.500",
-        "Size": "640 × 480 px",
-    }
-    assert first["evidence"] == ["It fits no class."]
-    assert first["classes"] == [["cat", "0.2500", 100.0], ["dog", "0.2000", 80.0], ["bird", "0.1000", 40.0]]
-    assert first["near"] == [1, ["b/near.jpg", 0]]
-    assert base64.b64decode(data["pictures"][0].partition(",")[2]) == b"RIFF\x00near"
-    assert len(data["pictures"]) == 1  # both rows have it as a neighbour
-    assert [term for term, _ in third["facts"]] == [
-        "OOD score",
-        "Nearest class",
-        "Runner-up",
-        "ΔEnergy",
-        "Energy",
-        "Size",
-    ]
-    assert set(third) == {"facts"}
+    assert (first["kind"], first["hash"], first["uri"]) == ("ood", f"{crc32(b'a/1.jpg'):08x}", "file:///data/x.jpg")
+    assert first["bars"] == [["cat", "0.2500", 100.0], ["dog", "0.2000", 80.0], ["hat", "−0.1000", 0.0]]
+    assert data["classes"][first["given"]] == "hat"
+    assert [data["classes"][k] for k in first["compare"]] == ["hat", "cat"]
+    assert base64.b64decode(data["pictures"][data["typical"]["0"][0]].partition(",")[2]) == b"RIFF cat"
+    listed, other = first["near"]
+    assert listed == 1  # it is on the page, where it has a card of its own
+    assert (other[0], base64.b64decode(data["pictures"][other[1]].partition(",")[2])) == ("b/near.jpg", b"RIFF near")
+    assert first["guess"] == "gun"
+
+
+def test_a_label_is_suggested_where_there_is_one():
+    records = Parsed(render(whole())).data["records"]
+    assert [record["suggestion"] for record in records] == ["", "", "", "", "cat", "", "", "cat", ""]
+
+
+def test_a_duplicate_has_the_one_to_keep_beside_it():
+    records = Parsed(render(whole())).data["records"]
+    assert [record["twin"][0] for record in records if "twin" in record] == ["kept.jpg", "kept.jpg"]
 
 
 def test_each_card_has_its_record():
     parsed = Parsed(render(whole()))
     records = parsed.data["records"]
-    shown = [a for a in parsed.find("li") if "data-record" in a]
 
-    assert [int(a["data-record"]) for a in shown] == list(range(len(records)))
-    by_path = {a["data-path"]: dict(records[int(a["data-record"])]["facts"]) for a in shown}
-    assert by_path["a/2.jpg"]["OOD score"] == "−0.3200"
-    assert by_path["cat/7.jpg"]["Suggested label"] == "dog"
-    assert by_path["d/large.jpg"]["Copy"] == "the one to keep"
-    assert by_path["e/3.jpg"]["Copy"] == "exact copy"
-
-
-def test_a_neighbour_that_is_listed_is_not_embedded_again():
-    near = {"path": "a/2.jpg", "thumbnail": b"RIFF\x00again"}
-    data = Parsed(render(page(rows=[row(1, neighbours=[near, 2]), row(2), row(3)]))).data
-
-    assert data["records"][0]["near"] == [1, 2]
-    assert data["pictures"] == []
+    assert [int(a["data-record"]) for a in cards_of(parsed)] == list(range(len(records)))
+    assert [a["data-kind"] for a in cards_of(parsed)] == [record["kind"] for record in records]
 
 
 def test_a_neighbour_of_another_source_with_the_same_path_is_another_image():
     """Two sources may each hold `a/1.jpg`; an image is known by its id."""
-    other = {"image_id": "other", "path": "a/1.jpg", "uri": "file:///more/a/1.jpg", "thumbnail": b"RIFF\x00other"}
-    second = {"image_id": "id2", "path": "a/1.jpg", "uri": "file:///more/a/1.jpg", "thumbnail": b"RIFF\x00second"}
-    rows = [row(1, image_id="id1", neighbours=[other, second]), row(2, **second, neighbours=[{**second, **row(1)}])]
-    rows[1]["neighbours"][0]["image_id"] = "id1"
-    parsed = Parsed(render(page(rows=rows)))
+    other = image(image_id="other", uri="file:///more/a/1.jpg")
+    second = image(image_id="second", uri="file:///second/a/1.jpg")
+    first = image()
+    found = [
+        replace(finding(neighbours=[other, second]), image=first),
+        replace(finding(neighbours=[first]), image=second),
+    ]
+    pictures = {i.uri: i.image_id.encode() for i in (first, second, other)}
+    parsed = Parsed(render(only(*found, pictures=pictures)))
 
     assert parsed.data["records"][0]["near"] == [["a/1.jpg", 0], 1]
     assert parsed.data["records"][1]["near"] == [0]
-    assert base64.b64decode(parsed.data["pictures"][0].partition(",")[2]) == b"RIFF\x00other"
-    assert [a["data-image"] for a in parsed.find("li") if "data-image" in a] == ["0", "1"]  # to be copied, both
+    assert base64.b64decode(parsed.data["pictures"][0].partition(",")[2]) == b"other"
+    assert [a["data-image"] for a in cards_of(parsed)] == ["0", "1"]
 
 
-def test_an_image_in_two_lists_has_one_number():
-    parsed = Parsed(render(page(rows=[row(1, image_id="m1")], findings=[label_issue(), label_issue(image_id="m2")])))
+def test_an_image_with_two_findings_has_one_number():
+    parsed = Parsed(render(page(section("ood", ((), [finding()])), section("label", ((), [finding(kind="label")])))))
 
-    assert [a["data-image"] for a in parsed.find("li") if "data-image" in a] == ["0", "0", "1"]
-
-
-def test_the_nearest_class_has_the_similarity_of_its_bar():
-    best = [("cat", 0.31), ("dog", 0.25)]
-    data = Parsed(render(page(rows=[row(top_classes=best, measure="similarity")]))).data
-
-    assert dict(data["records"][0]["facts"])["Nearest class"] == "cat (similarity 0.3100)"
-
-
-def test_a_picture_that_was_not_made_for_want_of_room_is_not_gone():
-    parsed = Parsed(render(page(rows=[row(thumbnail=b""), row(2, thumbnail=None)])))
-
-    assert [text for text in parsed.text("p") if text.startswith(("No room", "The file"))] == [
-        "No room for its picture",
-        "The file is gone",
-    ]
-    assert "1 picture is left out" in " ".join(parsed.text("p", **{"class": "notice"}))
+    assert [a["data-image"] for a in cards_of(parsed)] == ["0", "0"]
 
 
 def test_scores_that_are_no_numbers_break_nothing():
     strange = [("a", float("nan")), ("b", float("inf")), ("c", -0.2), ("d", -0.5)]
-    data = Parsed(render(page(rows=[row(top_classes=strange)], map_points=[(float("nan"), 0.5, "flagged", 0)]))).data
+    points = [Point("x", float("nan"), 0.5, "flagged", None)]
+    data = Parsed(render(only(finding(classes=strange), points=points))).data
 
-    assert data["records"][0]["classes"] == [["c", "−0.2000", 0.0], ["d", "−0.5000", 0.0]]
+    assert data["records"][0]["bars"] == [["c", "−0.2000", 0.0], ["d", "−0.5000", 0.0]]
     assert data["points"] == []
 
 
@@ -617,97 +630,25 @@ def test_the_map_draws_every_point_once_by_shape():
     parsed = Parsed(render(whole()))
     marks = {a["class"].split()[1]: a["d"] for a in parsed.find("path") if a["d"] not in ("M8 8h0", "M8 3l5 9h-10z")}
 
-    # Row 0 is in the sample, row 1 is added; row 2 has no place.
     assert {name: path.count("M") for name, path in marks.items()} == {
-        "not-flagged": 2,
+        "not-flagged": 1,
         "other-finding": 1,
         "flagged": 1,
     }
-    assert parsed.data["points"] == [[14, 14, 0, -1], [586, 386, 1, -1], [300, 200, 2, 0], [157, 200, 0, 1]]
+    # x, y, kind, the record that it opens, and the nearest class.
+    assert parsed.data["points"] == [[14, 14, 0, -1, 0], [586, 386, 1, -1, 1], [300, 200, 2, 0, 0]]
     assert marks["other-finding"] == "M586 386h0"
     assert marks["flagged"].endswith("z")  # a triangle: its shape differs too, not only its colour
-    text = parsed.text("desc", id="map-text")[0]
-    assert "4 images" in text and "2 not flagged, 1 other finding, 1 flagged" in text
+    assert "1 not flagged, 1 other finding, 1 flagged" in parsed.text("desc", id="map-text")[0]
 
 
 def test_without_places_there_is_no_map():
     assert not Parsed(render(page())).find("svg", id="map")
 
 
-def test_label_issues_show_given_and_suggested():
-    parsed = Parsed(
-        render(
-            page(
-                rows=[row(image_id="known", given_label="hat")],
-                findings=[label_issue(), label_issue(image_id="known", given_label=None, thumbnail=None)],
-            )
-        )
-    )
-
-    assert parsed.text("span", **{"class": "given"})[1:] == ["cat", "hat"]  # after the one of the explanation
-    assert parsed.text("strong")[1:] == ["dog", "dog"]
-    assert len(parsed.find("img")) == 3  # the second has that of the row
-
-
-def test_the_copy_to_keep_comes_first_and_is_marked():
-    parsed = Parsed(render(whole()))
-    copies = [a for a in parsed.find("li") if a.get("data-path", "")[:2] in ("d/", "e/")]
-
-    assert [a["data-path"] for a in copies] == ["d/large.jpg", "d/small.jpg", "e/1.jpg", "e/2.jpg", "e/3.jpg"]
-    assert [a["class"].split()[1] for a in copies] == ["keep", "superfluous", "keep", "superfluous", "superfluous"]
-    assert parsed.text("span", **{"class": "tag good"}) == ["✓ keep", "✓ keep"]
-    assert {"300 × 200 px · 23 kB", "near copy", "exact copy"} <= set(parsed.text("span"))
-    assert [text.split()[0] for text in parsed.text("h3")[:2]] == ["Cluster", "Cluster"]
-
-
-def test_groups_are_offered_as_filters():
-    rows = [known(i, cluster=name) for i, name in enumerate(["owl", "stop sign", "stop sign", None, "Owl"], 1)]
-    parsed = Parsed(render(whole(rows=rows)))
-    chips = parsed.find("button", **{"class": "chip"})
-
-    assert [chip["title"] for chip in chips] == [
-        "2 images look like: stop sign",
-        "1 image looks like: owl",
-        "1 image looks like: Owl",
-    ]
-    for chip, count in zip(chips, (2, 1, 1), strict=True):
-        assert sum(a.get("data-group") == chip["data-group"] for a in parsed.find("li")) == count
-
-
-def test_long_lists_are_cut_and_the_page_says_so(monkeypatch):
-    monkeypatch.setattr(cards, "LIMIT", 3)
-    parsed = Parsed(
-        render(
-            page(
-                rows=[row(i, neighbours=[0, 6]) for i in range(1, 8)],
-                findings=[label_issue() for _ in range(5)],
-                duplicates=[[copy("1", True), copy("2")], [copy("3", True), copy("4")]],
-                map_points=[(0.5, 0.5, "flagged", 6)],
-            )
-        )
-    )
-
-    assert len([a for a in parsed.find("li") if "data-path" in a]) == 3 + 3 + 2
-    assert [text.partition(" are on")[0] for text in parsed.text("p", **{"class": "notice"})] == [
-        "The first 3 of 7",
-        "The first 3 of 5",
-        "The first 1 of 2",
-    ]
-    assert parsed.data["records"][0]["near"] == [0, ["a/7.jpg", 0]]
-    assert [point[3] for point in parsed.data["points"]] == [-1]
-
-
-def test_pictures_beyond_the_room_for_them_are_left_out(monkeypatch):
-    monkeypatch.setattr(cards, "_PICTURES", 8_000)
-    noise = [bytes([i]) * 1500 for i in range(7)]
-    rows = [row(i, thumbnail=noise[i], neighbours=[{"path": "x", "thumbnail": noise[6]}]) for i in range(1, 6)]
-    html = render(page(rows=rows))
-    parsed = Parsed(html)
-
-    assert len(parsed.find("img")) == 4
-    assert "No room for its picture" in parsed.text("p")
-    assert parsed.data["records"][0]["near"] == [["x", -1]]
-    assert "pictures are left out" in " ".join(parsed.text("p", **{"class": "notice"}))
+def test_a_group_that_is_cut_says_so():
+    cut = Section("ood", 7, [Group((), 7, [finding()])])
+    assert "6 more are not on this page; `ood-audit export` lists them." in Parsed(render(page(cut))).text("p")
 
 
 def luminance(colour: str) -> float:

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from ood_audit.errors import UsageError
 from ood_audit.scoring import scores
-from ood_audit.scoring.run import settings_of
+from ood_audit.scoring.settings import settings_of
 
 
 def mcm(row, classes, temperature=1.0):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import ood_audit
+from ood_audit import ScoreSettings
 from ood_audit.classes import pools, prompts
 from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.scoring import metrics, selection
-from ood_audit.scoring import run as scoring
+from ood_audit.scoring.settings import PROTOTYPE_WEIGHT
 from ood_audit.store import open_store
 from tests.cli import invoke
 from tests.made import make_pool, make_store, problem
@@ -87,7 +88,9 @@ def ood_scores(store):
 def test_stores_of_every_shape(made, classes, images, shown, folders):
     store = made(classes, images, shown=shown, folders=folders)
     for method in ("auto", "delta-energy", "best", "knn", "logitgap"):
-        done = ood_audit.score(store, method=method, prototypes=True if method == "logitgap" else None)
+        done = ood_audit.score(
+            store, settings=ScoreSettings(method=method, prototypes=True if method == "logitgap" else None)
+        )
         rows = ood_scores(store)
         assert len(rows) == images
         assert np.isfinite([row[1] for row in rows]).all()
@@ -104,14 +107,14 @@ def test_no_readable_image(made):
 @pytest.mark.parametrize("folders", [True, False])
 def test_the_choice_is_the_same_in_every_run_and_by_seed(made, folders):
     first, second = (made(8, 200, ood=20, folders=folders, name=name) for name in "ab")
-    done = [ood_audit.score(store, method="best") for store in (first, second)]
+    done = [ood_audit.score(store, settings=ScoreSettings(method="best")) for store in (first, second)]
     assert done[0].parameters == done[1].parameters
     assert done[0].forecast == done[1].forecast
     assert ood_scores(first) == ood_scores(second)
-    again = ood_audit.score(first, method="best")
+    again = ood_audit.score(first, settings=ScoreSettings(method="best"))
     assert again.reused
     assert (again.parameters, again.forecast) == (done[0].parameters, done[0].forecast)
-    other = ood_audit.score(second, method="best", seed=1)
+    other = ood_audit.score(second, settings=ScoreSettings(method="best", seed=1))
     assert not other.reused
     assert (other.forecast != done[0].forecast) == folders
 
@@ -137,19 +140,19 @@ def test_what_is_given_is_kept_and_the_rest_chosen(made):
         "prototypes": False,
     }
     for name, value in given.items():
-        done = ood_audit.score(store, **{name: value})
+        done = ood_audit.score(store, settings=ScoreSettings(**{name: value}))
         assert done.parameters[name] == value
         assert done.forecast is not None
-    on = ood_audit.score(store, background=True, prototypes=True)
+    on = ood_audit.score(store, settings=ScoreSettings(background=True, prototypes=True))
     assert on.parameters["background"] is True
-    assert on.parameters["prototypes"] == scoring._DEFAULT_WEIGHT
-    assert ood_audit.score(store, **given).parameters == {**given, "prototypes": 0.0}
+    assert on.parameters["prototypes"] == PROTOTYPE_WEIGHT
+    assert ood_audit.score(store, settings=ScoreSettings(**given)).parameters == {**given, "prototypes": 0.0}
 
 
 def test_the_weight_is_that_of_the_prototypes_module():
     from ood_audit.classes.prototypes import DEFAULT_WEIGHT
 
-    assert scoring._DEFAULT_WEIGHT == DEFAULT_WEIGHT
+    assert PROTOTYPE_WEIGHT == DEFAULT_WEIGHT
 
 
 def test_the_background_is_on_where_too_little_is_known_to_choose(made, background):
@@ -164,11 +167,11 @@ def test_the_background_is_on_where_too_little_is_known_to_choose(made, backgrou
 def test_the_background_on_without_a_choice(made, background):
     auto = False
     store = made(8, 100)
-    without = ood_audit.score(store, auto=auto)
+    without = ood_audit.score(store, settings=ScoreSettings(auto=auto))
     assert without.parameters["background"] is False
     assert background == []
     plain = ood_scores(store)
-    done = ood_audit.score(store, auto=auto, background=True)
+    done = ood_audit.score(store, settings=ScoreSettings(auto=auto, background=True))
     assert done.parameters == {**without.parameters, "background": True}
     assert done.forecast is None
     assert background == ["background"]
@@ -178,18 +181,18 @@ def test_the_background_on_without_a_choice(made, background):
 def test_energy_and_delta_energy_beside_another_score_are_the_encoders(made):
     store = made(8, 100)
     columns = "SELECT delta_energy, energy FROM scores ORDER BY path"
-    ood_audit.score(store, auto=False)
+    ood_audit.score(store, settings=ScoreSettings(auto=False))
     expected = store.query(columns).rows
-    ood_audit.score(store, method="knn")
+    ood_audit.score(store, settings=ScoreSettings(method="knn"))
     np.testing.assert_allclose(store.query(columns).rows, expected, rtol=1e-5)
 
 
 def test_energy_is_of_what_delta_energy_runs_over(made):
     """E_0 of classes and background, which falls as names join."""
     store = made(8, 100)
-    ood_audit.score(store, auto=False)
+    ood_audit.score(store, settings=ScoreSettings(auto=False))
     (classes,) = store.query("SELECT avg(energy) FROM scores").rows
-    ood_audit.score(store, auto=False, background=True)
+    ood_audit.score(store, settings=ScoreSettings(auto=False, background=True))
     (both,) = store.query("SELECT avg(energy) FROM scores").rows
     assert both[0] == pytest.approx(classes[0] - np.log(68 / 8), abs=0.1)  # τ = 1: about −log of how many
 
@@ -216,8 +219,8 @@ def report(store, *options):
         (["--score", "nope"], "there is no such score; choose one of delta-energy, "),
         (["--score", "mcm", "--background", "on"], "the score mcm has no --background"),
         (["--score", "knn", "--temperature", "1"], "the score knn has no --temperature"),
-        (["--score", "best", "--top-c", "2"], "--score best chooses --top-c too"),
-        (["--score", "best", "--temperature", "2"], "--score best chooses --temperature too"),
+        (["--score", "best", "--top-c", "2"], "--score best chooses --top-c itself"),
+        (["--score", "best", "--temperature", "2"], "--score best chooses --temperature itself"),
         (["--prompts", "nope"], "there are no prompts of this name (there are: none yet)"),
         (["--prompts", "../x"], "use letters, digits"),
     ],
@@ -421,21 +424,21 @@ def test_names_of_prompts(name):
 
 def test_tuned_prompts_take_the_place_of_the_text(made):
     store = made(8, 80)
-    ood_audit.score(store, auto=False)
+    ood_audit.score(store, settings=ScoreSettings(auto=False))
     plain = ood_scores(store)
     class_features, _ = save_prompts(store, "mine")
-    done = ood_audit.score(store, auto=False)
+    done = ood_audit.score(store, settings=ScoreSettings(auto=False))
     assert (done.prompts, done.reused) == ("mine", False)
     (best,) = store.query("SELECT max(max_cosine) FROM scores").rows
     features = np.concatenate([batch.features for batch in ood_audit_features(store)])
     assert best[0] == pytest.approx(float((features @ class_features.T).max()), abs=1e-5)
     assert ood_scores(store) != plain
-    assert ood_audit.score(store, auto=False, prompts="none").prompts == "none"
+    assert ood_audit.score(store, settings=ScoreSettings(auto=False, prompts="none")).prompts == "none"
     assert ood_scores(store) == plain
-    again = ood_audit.score(store, auto=False)
+    again = ood_audit.score(store, settings=ScoreSettings(auto=False))
     assert again.reused
     save_prompts(store, "mine", created="2031-01-01")  # tuned anew under the same name
-    assert not ood_audit.score(store, auto=False).reused
+    assert not ood_audit.score(store, settings=ScoreSettings(auto=False)).reused
 
 
 def ood_audit_features(store):
@@ -451,7 +454,7 @@ def test_prompts_tuned_without_prototypes(made, tmp_path):
     truth = truth_of(store, tmp_path / "truth.csv")
     save_prompts(store, "mine", prototypes=False)
     assert ood_audit.score(store).parameters["prototypes"] == 0
-    assert ood_audit.score(store, prototypes=True).parameters["prototypes"] == 0.2
+    assert ood_audit.score(store, settings=ScoreSettings(prototypes=True)).parameters["prototypes"] == 0.2
     evaluated = ood_audit.evaluate(store, truth=truth, only=["delta-energy"])
     (row,) = [row for row in evaluated.rows if row["prompts"] == "mine"]
     assert "prototypes" not in row["settings"]
@@ -485,7 +488,7 @@ def test_a_report_on_scored_images_needs_no_torch(made, monkeypatch):
     done = run_process("report", "--store", store.root, *options, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
     assert done.returncode == 0, done.stderr
     assert "(as scored before)" in done.stderr
-    assert "prompts: mine, as tuned" in done.stderr
+    assert "prompts: mine (tuned)" in done.stderr
     other = run_process("report", "--store", store.root, "--top-c", 4, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
     assert "torch" in other.stderr  # the block holds: to score anew needs it
 

@@ -1,6 +1,7 @@
 """Kinds of shift, and flags that keep to what was asked, through a whole report."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ood_audit
+from ood_audit import FindingSettings, ScoreSettings
 from ood_audit.classes import pools, prompts
 from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.findings import shift
 from ood_audit.findings.calibration import flag
-from ood_audit.scoring import run as scoring
-from ood_audit.scoring import selection
+from ood_audit.scoring import plan, selection
 from tests.made import make_store, unit
 
 numbers = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=25)
@@ -56,7 +57,7 @@ def test_without_other_names_the_score_decides():
 
 
 AS_CHOSEN = {"temperature": 0.02, "top_c": 1, "reset_to": 0.0, "background": True, "prototypes": 0.2}
-SETTINGS: dict[str, Any] = {"auto": False, "background": True, "prototypes": True}
+SETTINGS = ScoreSettings(auto=False, background=True, prototypes=True)
 NAMES = unit(np.random.default_rng(9).normal(size=(80, 48)))  # the first six are those of the classes
 CLASSES = Vocabulary(tuple((name,) for name in ("ant", "bee", "cat", "dog", "eel", "fox")))
 
@@ -101,7 +102,12 @@ def test_flags_and_kinds_keep_to_what_was_asked_over_splits(made):
     alarms, told = [], []
     for split in range(8):
         store = made(split)
-        ood_audit.report(store, top=3, false_alarms=0.05, temperature=0.02, top_c=1, **SETTINGS)
+        ood_audit.report(
+            store,
+            top=3,
+            find=FindingSettings(false_alarms=0.05),
+            settings=replace(SETTINGS, temperature=0.02, top_c=1),
+        )
         flagged, covariate, semantic = (
             shares(store, column) for column in ("flagged", "shift = 'covariate'", "shift = 'semantic'")
         )
@@ -114,7 +120,7 @@ def test_flags_and_kinds_keep_to_what_was_asked_over_splits(made):
 
 def test_a_covariate_image_is_a_finding_of_its_own(made):
     store = made(0)
-    ood_audit.report(store, top=3, false_alarms=0.05, **SETTINGS)
+    ood_audit.report(store, top=3, find=FindingSettings(false_alarms=0.05), settings=SETTINGS)
     meta = json.loads((store.reports / "latest" / "meta.json").read_text())
     found = dict(store.query("SELECT kind, count(*) FROM issues GROUP BY 1").rows)
     assert found["covariate-shift"] == meta["shift"]["covariate"] > 40
@@ -131,7 +137,7 @@ def test_a_covariate_image_is_a_finding_of_its_own(made):
 
 def test_one_folder_without_labelled_images_has_no_shift_and_no_flags(made):
     store = made(0, register=False)
-    done = ood_audit.report(store, top=3, **SETTINGS)
+    done = ood_audit.report(store, top=3, settings=SETTINGS)
     assert store.query("SELECT count(shift), count(p_distance), count(flagged) FROM report").rows == [(0, 0, 0)]
     assert done.decisions.shift is None and done.decisions.flags is None
     assert "the images are not in class folders" in done.decisions.unflagged
@@ -139,13 +145,15 @@ def test_one_folder_without_labelled_images_has_no_shift_and_no_flags(made):
 
 def test_without_background_no_name_is_encoded(made):
     store = made(1)
-    ood_audit.report(store, top=3, false_alarms=0.05, **{**SETTINGS, "background": False})
+    ood_audit.report(
+        store, top=3, find=FindingSettings(false_alarms=0.05), settings=replace(SETTINGS, background=False)
+    )
     assert store.query("SELECT count(lead), count(*) FROM scores").rows == [(0, 504)]
     assert shares(store, "shift = 'semantic'")["ood"] > 0.5
 
 
 def test_where_no_score_wants_the_other_names_a_part_of_them_is_compared_with(made, monkeypatch):
-    monkeypatch.setattr(scoring, "_OTHERS", 10)
+    monkeypatch.setattr(plan, "_OTHERS", 10)
     chosen = selection.Selection("delta-energy", {**AS_CHOSEN, "background": False}, 0.9, 0.0, [], np.zeros(0))
     monkeypatch.setattr(selection, "select", lambda *arguments, **options: chosen)
     store = made(1)

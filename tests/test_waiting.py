@@ -9,7 +9,7 @@ import time
 import pytest
 
 import ood_audit
-from ood_audit import progress
+from ood_audit import ScoreSettings, progress
 from ood_audit.classes import background
 from ood_audit.store import files, locks, open_store, writing
 from ood_audit.store.compaction import compact
@@ -44,7 +44,7 @@ def test_embed_tells_its_stages_and_counts_from_the_first_image(pictures, tmp_pa
 
 def test_report_tells_its_stages(store_copy):
     told = Stages()
-    ood_audit.report(store_copy, labels=LABELS, auto=False, on_progress=told)
+    ood_audit.report(store_copy, labels=LABELS, settings=ScoreSettings(auto=False), on_progress=told)
     assert told.names()[-5:] == [
         "scoring",
         "looking for duplicates",
@@ -72,7 +72,12 @@ def test_evaluate_names_the_scores_whose_names_are_not_encoded(store_copy, monke
     monkeypatch.setattr(background, "_encode", lambda *_: pytest.fail("it encodes names that nobody asked for"))
     notes: list[str] = []
     result = ood_audit.evaluate(
-        store_copy, truth=EXAMPLES / "truth.csv", labels=LABELS, auto=False, rounds=2, note=notes.append
+        store_copy,
+        truth=EXAMPLES / "truth.csv",
+        labels=LABELS,
+        settings=ScoreSettings(auto=False),
+        rounds=2,
+        note=notes.append,
     )
     (left_out,) = (note for note in notes if "not evaluated" in note)
     assert "neglabel, csp" in left_out
@@ -86,14 +91,16 @@ def test_evaluate_does_not_keep_a_report_waiting(store_copy):
 
     def meanwhile(stage: str, done: int = 0, total: int | None = None, /) -> None:
         if stage not in ("loading the model",) and not reports:
-            reports.append(len(ood_audit.report(store_copy, labels=LABELS, auto=False, top=5).rows))
+            reports.append(
+                len(ood_audit.report(store_copy, labels=LABELS, settings=ScoreSettings(auto=False), top=5).rows)
+            )
 
     ood_audit.evaluate(
         store_copy,
         truth=EXAMPLES / "truth.csv",
         only=["mcm"],
         labels=LABELS,
-        auto=False,
+        settings=ScoreSettings(auto=False),
         rounds=2,
         on_progress=meanwhile,
     )
@@ -112,7 +119,7 @@ def test_a_report_waits_for_the_moment_in_which_another_takes_its_name(store_cop
     holder.start()
     began.wait(60)
     threading.Timer(1.0, release.set).start()
-    ood_audit.report(store_copy, labels=LABELS, auto=False)
+    ood_audit.report(store_copy, labels=LABELS, settings=ScoreSettings(auto=False))
     assert release.is_set()
     holder.join()
 

@@ -38,7 +38,8 @@ def export(
     store: str | os.PathLike[str] | Store = DEFAULT_STORE,
     *,
     out: BinaryIO,
-    kinds: Collection[str],
+    kinds: Collection[str] = (),
+    images: Collection[str] | None = None,
     format: str = "paths",
     null: bool = False,
     report: str | None = None,
@@ -54,6 +55,7 @@ def export(
         store: a store or its folder.
         out: where to write.
         kinds: of `findings.KINDS`.
+        images: image ids in place of kinds.
         format: `paths`, `csv` or `keep-list`.
         null: end each path with a null byte instead of a line break, as `find -print0` does.
         report: the report's name; by default the current one.
@@ -69,7 +71,7 @@ def export(
         raise UsageError("--null is for paths and keep-lists: CSV quotes names with line breaks")
     if not isinstance(store, Store):
         store = open_store(store)
-    with selecting(store, kinds, report) as (db, outdated):
+    with selecting(store, kinds, report, images=images) as (db, outdated):
         if format == "csv":
             return Exported(_write_table(db, out), outdated)
         if not null:

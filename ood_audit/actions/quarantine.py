@@ -13,7 +13,7 @@ import secrets
 import shlex
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -91,12 +91,13 @@ def quarantine(
     dest: str | os.PathLike[str],
     store: str | os.PathLike[str] | Store = DEFAULT_STORE,
     *,
-    kinds: Collection[str],
+    kinds: Collection[str] = (),
+    images: Mapping[str, str | None] | None = None,
     report: str | None = None,
     dry_run: bool = False,
     on_progress: Progress = silent,
 ) -> Result:
-    """Move the images with a finding of some kinds to `dest`, where `restore` finds them again.
+    """Move the images with a finding of some kinds, or those given, to `dest`, where `restore` finds them again.
 
     An image is left alone, and its outcome says so, where it is not as it was when it was embedded (size, time, bytes),
     or where it is the very file that an image to keep is a link to. A symbolic link is moved as a link, never the file
@@ -106,6 +107,8 @@ def quarantine(
         dest: the quarantine's folder, made where there is none.
         store: a store or its folder.
         kinds: of `findings.KINDS`.
+        images: image ids in place of kinds, each with a path to move it to, or None for a place in `dest`. The journal
+            in `dest` has these moves too.
         report: the report's name; by default the current one.
         dry_run: only say what would be done.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
@@ -119,7 +122,7 @@ def quarantine(
     if not isinstance(store, Store):
         store = open_store(store)
     root = os.path.realpath(dest)
-    with selecting(store, kinds, report) as (db, outdated):
+    with selecting(store, kinds, report, images=images) as (db, outdated):
         _check_place(root, store, [source for (source,) in db.execute("SELECT DISTINCT source FROM images").fetchall()])
         answer = db.execute(
             "SELECT image_id, uri, source, path, size_bytes, mtime_ns, content_hash, "
@@ -140,7 +143,7 @@ def quarantine(
     chosen.sort(key=lambda image: not os.path.islink(local_path(image["uri"])))  # a link before what it points to
     outcomes = []
     with _opened(root, dry_run=dry_run) as journal:
-        plan = _Plan(root, journal, kept)
+        plan = _Plan(root, journal, kept, images or {})
         for done, image in enumerate(chosen, start=1):
             step = plan.step(image)
             if isinstance(step, Entry):
@@ -153,15 +156,17 @@ def quarantine(
 def restore(
     dest: str | os.PathLike[str],
     *,
+    images: Collection[str] | None = None,
     dry_run: bool = False,
     on_progress: Progress = silent,
 ) -> Result:
-    """Put everything in a quarantine back to where it was, the last one moved first.
+    """Put what is in a quarantine back to where it was, the last one moved first.
 
     What can't be put back, as its place is taken or its file is gone, stays, and its outcome says so.
 
     Args:
         dest: the quarantine's folder.
+        images: the ids of the images to put back; by default all.
         dry_run: only say what would be done.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
 
@@ -175,7 +180,7 @@ def restore(
         raise UsageError(f"{printable(storable(root))} is not a quarantine: it has no {JOURNAL}")
     outcomes = []
     with _opened(root, dry_run=dry_run) as journal:
-        entries = journal.inside()[::-1]
+        entries = [entry for entry in journal.inside()[::-1] if images is None or entry.image_id in images]
         for done, entry in enumerate(entries, start=1):
             outcomes.append(_undo(journal, entry, dry_run))
             on_progress("moving back", done, len(entries))
@@ -229,7 +234,7 @@ class _Journal:
 
     def place(self, entry: Entry) -> str:
         """The path in the quarantine."""
-        return os.path.join(self.root, os.fsdecode(unquote_to_bytes(entry.place)))
+        return os.path.normpath(os.path.join(self.root, os.fsdecode(unquote_to_bytes(entry.place))))
 
     def inside(self) -> list[Entry]:
         """What is in the quarantine, oldest first."""
@@ -254,8 +259,11 @@ class _Journal:
 class _Plan:
     """Decides what to do with one image after the other."""
 
-    def __init__(self, root: str, journal: _Journal, kept: dict[str, list[str]]) -> None:
+    def __init__(
+        self, root: str, journal: _Journal, kept: dict[str, list[str]], targets: Mapping[str, str | None]
+    ) -> None:
         self._root = root
+        self._targets = targets  # by image id, where to move it if not to a place in the quarantine
         self._inside = {entry.uri: entry for entry in journal.inside()}
         self._journal = journal
         self._kept = kept  # by content hash, images that are to stay
@@ -295,7 +303,10 @@ class _Plan:
         if exact in self._origins:
             return _left(image, f"the same file as {printable(self._origins[exact])}, by a link")
         self._origins[exact] = origin
-        place = self._free(*_split(origin, image["path"]))
+        target = self._targets.get(image["image_id"])
+        if target is not None and os.path.lexists(target):
+            return _left(image, f"{printable(storable(target))} is there already")
+        place = os.path.relpath(target, self._root) if target else self._free(*_split(origin, image["path"]))
         facts = {name: image[name] for name in ("image_id", "content_hash", "kinds", "evidence", "suggestions")}
         return Entry(
             secrets.token_hex(8),

@@ -75,12 +75,12 @@ def labels(store: Store, vocabulary: Vocabulary | None, path: str | Path) -> dic
     what = f"the annotations {printable(str(path))}"
     rows = [
         Row(row.image, row.place, _filled(row.value["label"], f"{what}, {row.place}", "label"))
-        for row in _read(path, what, ("label",))
+        for row in read_rows(path, what, ("label",))
     ]
     if vocabulary is not None:
         check_labels(vocabulary, [(row.value, row.place) for row in rows], what)
         rows = [replace(row, value=vocabulary.names[vocabulary.position(row.value) or 0]) for row in rows]
-    found = _located(store, rows, what, Path(path), lambda label: printable(repr(label)), key)
+    found = locate(store, rows, what, Path(path), lambda label: printable(repr(label)), key)
     if missing := [row for row in found if not row.image_id]:
         named = [f"{row.image} in {row.place}" for row in missing]
         raise UsageError(
@@ -105,7 +105,7 @@ def truth(store: Store, path: str | Path) -> tuple[dict[str, Truth], list[tuple[
     what = f"the truth {printable(str(path))}"
     rows = read_truth(path)
     shown = {False: "ID", True: "OOD"}
-    found = _located(
+    found = locate(
         store,
         rows,
         what,
@@ -122,7 +122,7 @@ def read_truth(path: str | Path) -> list[Row]:
     """The rows of a file of truth, each with a `Truth`: is_ood is 0 or 1, and label may be missing."""
     what = f"the truth {printable(str(path))}"
     rows = []
-    for row in _read(path, what, ("is_ood",), ("label",)):
+    for row in read_rows(path, what, ("is_ood",), ("label",)):
         value = row.value["is_ood"].lower()
         if value not in _YES | _NO:
             raise UsageError(f"{what}, {row.place}: is_ood is {printable(value)!r}; write 0 or 1")
@@ -152,8 +152,16 @@ def check_labels(vocabulary: Vocabulary, said: Sequence[tuple[str, str]], what: 
 # Reading
 
 
-def _read(path: str | Path, what: str, wanted: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
-    """The rows of a file, each with the text of the wanted columns as its value; UsageError where one is not there."""
+def read_rows(path: str | Path, what: str, wanted: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+    """The rows of a file, each with the text of the wanted columns as its value; UsageError where one is not there.
+
+    Args:
+        path: the file.
+        what: what to call it in messages.
+        wanted: the columns that it must have beside one that names the image.
+        optional: other columns that are read.
+
+    """
     try:
         columns, records = _records(Path(path), what, wanted[0])
     except (OSError, ValueError, csv.Error, RecursionError) as error:  # Arrow's, JSON's and Unicode's are ValueErrors
@@ -271,7 +279,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 # Which image is meant
 
 
-def _located(
+def locate(
     store: Store,
     rows: Sequence[Row],
     what: str,

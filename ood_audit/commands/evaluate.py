@@ -44,9 +44,11 @@ def command(format: str, **options: Any) -> None:
     """
     from ood_audit.scoring.evaluation import evaluate
     from ood_audit.scoring.metrics import METRICS
+    from ood_audit.scoring.settings import ScoreSettings, taken
 
+    settings = taken(ScoreSettings, options)
     with bars() as on_progress:
-        result = evaluate(note=note, on_progress=on_progress, **options)
+        result = evaluate(settings=settings, note=note, on_progress=on_progress, **options)
     if format == "table":
         rows = [[_with_interval(row, name) if name in METRICS else row[name] for name in SHOWN] for row in result.rows]
         print_rows(SHOWN, rows, format)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.options import selected_kinds, selection_options, store_option
+from ood_audit.commands.options import selection, selection_options, store_option
 from ood_audit.commands.output import note, note_missing, note_outdated
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
@@ -25,7 +25,7 @@ from ood_audit.text import printable
 @click.option("--null", is_flag=True, help="End each path with a null byte instead of a line break, for xargs -0.")
 @click.option("--output", metavar="FILE", help="File to write.  [default: stdout]")
 @store_option
-def command(store: str, report: str | None, format: str, null: bool, output: str | None, **selection: Any) -> None:
+def command(store: str, report: str | None, format: str, null: bool, output: str | None, **selected: Any) -> None:
     """List the images with findings, or the images to keep, for other tools.
 
     Paths are absolute and exact. A name with a line break needs --null or --format csv. A keep-list is a source for
@@ -35,11 +35,11 @@ def command(store: str, report: str | None, format: str, null: bool, output: str
     from ood_audit.store.files import replacing
     from ood_audit.store.store import open_store
 
-    kinds = selected_kinds(**selection)
     opened = open_store(store)
+    chosen = selection(opened, **selected)
     if output is None:
         out = sys.stdout.buffer
-        result = export(opened, out=out, kinds=kinds, format=format, null=null, report=report)
+        result = export(opened, out=out, **chosen, format=format, null=null, report=report)
         out.flush()
     else:
         target = os.path.realpath(output)
@@ -48,7 +48,7 @@ def command(store: str, report: str | None, format: str, null: bool, output: str
         if not os.path.isdir(os.path.dirname(target)):
             raise UsageError(f"--output {printable(output)}: there is no such folder; make it first")
         with replacing(Path(target)) as temporary, temporary.open("wb") as file:
-            result = export(opened, out=file, kinds=kinds, format=format, null=null, report=report)
+            result = export(opened, out=file, **chosen, format=format, null=null, report=report)
     what = {"paths": "images found", "keep-list": "images to keep", "csv": "findings"}[format]
     note(f"{what}: {result.lines}" + (f", in {output}" if output else ""))
     note_outdated(result.outdated)

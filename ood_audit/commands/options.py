@@ -7,7 +7,7 @@ import click
 
 from ood_audit.errors import UsageError
 from ood_audit.store.findings import KINDS
-from ood_audit.store.store import DEFAULT_STORE
+from ood_audit.store.store import DEFAULT_STORE, Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 SEED = click.IntRange(0, 2**32 - 1)
@@ -115,9 +115,12 @@ def comparison_options(command: F) -> F:
 
 
 def selection_options(command: F) -> F:
-    """The options that select findings, and `--report`; `selected_kinds` takes the former."""
+    """The options that select findings, `--paths` and `--report`; `selection` takes the former two."""
     for option in (
         click.option("--report", metavar="NAME", help="Report whose findings to use.  [default: the last one]"),
+        click.option(
+            "--paths", metavar="FILE", help="Select the images that a file lists, one path on a line; - reads stdin."
+        ),
         click.option(
             "--kind",
             "kind",
@@ -136,9 +139,16 @@ def selection_options(command: F) -> F:
     return command
 
 
-def selected_kinds(kind: Sequence[str], **flags: bool) -> list[str]:
-    """The kinds of finding that the options name."""
+def selection(store: Store, paths: str | None, kind: Sequence[str], **flags: bool) -> dict[str, Any]:
+    """What the options select: `kinds` of findings, or `images` by their ids."""
     chosen = [name for flag, names in _SELECTIONS.items() if flags[flag.replace("-", "_")] for name in names]
-    if not chosen and not kind:
-        raise UsageError(f"select findings: {', '.join(f'--{flag}' for flag in _SELECTIONS)} or --kind")
-    return list(dict.fromkeys([*chosen, *kind]))
+    if paths is None:
+        if not chosen and not kind:
+            named = ", ".join(f"--{flag}" for flag in _SELECTIONS)
+            raise UsageError(f"select findings: {named} or --kind; or images: --paths")
+        return {"kinds": list(dict.fromkeys([*chosen, *kind]))}
+    if chosen or kind:
+        raise UsageError("give --paths or kinds of findings, not both")
+    from ood_audit.findings.records import listed
+
+    return {"images": dict.fromkeys(listed(store, paths))}

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ood_audit.commands.options import format_option, selected_kinds, selection_options, store_option
+from ood_audit.commands.options import format_option, selection, selection_options, store_option
 from ood_audit.commands.output import note, note_outdated, print_rows
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import bars
@@ -18,9 +18,7 @@ from ood_audit.progress import bars
 @click.option("--undo", is_flag=True, help="Move everything in DEST back to where it was.")
 @store_option
 @format_option
-def command(
-    dest: str, store: str, report: str | None, format: str, dry_run: bool, undo: bool, **selection: Any
-) -> None:
+def command(dest: str, store: str, report: str | None, format: str, dry_run: bool, undo: bool, **selected: Any) -> None:
     """Move images with findings to the folder DEST, and back with --undo.
 
     Nothing is overwritten in either direction. A file that has changed since it was embedded stays where it is, and so
@@ -28,16 +26,18 @@ def command(
     quarantine.jsonl: after an interruption, run the same command again, or --undo.
     """
     from ood_audit.actions import quarantine
+    from ood_audit.store.store import open_store
 
-    if undo and (report is not None or any(selection.values())):
+    if undo and (report is not None or any(selected.values())):
         raise UsageError("--undo moves everything back; leave out the options that select findings")
     with bars() as on_progress:
         if undo:
             result = quarantine.restore(dest, dry_run=dry_run, on_progress=on_progress)
         else:
-            kinds = selected_kinds(**selection)
+            opened = open_store(store)
+            chosen = selection(opened, **selected)
             result = quarantine.quarantine(
-                dest, store, kinds=kinds, report=report, dry_run=dry_run, on_progress=on_progress
+                dest, opened, **chosen, report=report, dry_run=dry_run, on_progress=on_progress
             )
     columns = [field.name for field in fields(quarantine.Outcome)]
     shown = columns[:-1] if format == "table" else columns

@@ -114,9 +114,10 @@ def command(
 
     Images are flagged where labelled images are registered, see `ood-audit labels add`.
     """
+    from ood_audit.findings.settings import FindingSettings
     from ood_audit.images.noise import quiet_libraries
     from ood_audit.reports.run import report
-    from ood_audit.scoring.run import described
+    from ood_audit.scoring.settings import ScoreSettings, described, taken
 
     if template and template_set:
         raise UsageError("choose --template or --template-set, not both")
@@ -124,11 +125,13 @@ def command(
         from ood_audit.classes import vocabulary
 
         template = vocabulary.template_set(template_set)
+    options |= {"method": score, "background": {"auto": None, "on": True, "off": False}[background]}
+    settings, find = taken(ScoreSettings, options), taken(FindingSettings, options)
     with quiet_libraries(), bars() as on_progress:
         result = report(
+            settings=settings,
+            find=find,
             templates=template or None,
-            method=score,
-            background={"auto": None, "on": True, "off": False}[background],
             note=note,
             on_progress=on_progress,
             **options,

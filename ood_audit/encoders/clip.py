@@ -139,7 +139,7 @@ class ClipEncoder:
 
         """
         found: list[Features] = []
-        done, limit_before = 0, self.batch_limit
+        done = 0
         while done < len(pixels):
             with self._moving:
                 device = self.device
@@ -164,11 +164,10 @@ class ClipEncoder:
                     ) from error
             # Outside of `except`: the error holds the frames, and they the memory.
             release_memory(device)
-            if size > 1:
-                self.batch_limit = min(size // 2, self.batch_limit or size)
-            else:
-                self.batch_limit = limit_before
+            if size == 1:
                 self.move_to_cpu("a single image")
+            elif self.device == device:
+                self.batch_limit = min(size // 2, self.batch_limit or size)
         return np.concatenate(found)
 
     def move_to_cpu(self, lacking: str) -> None:
@@ -179,6 +178,7 @@ class ClipEncoder:
         with self._moving:
             if self.device.type == "cpu":
                 return
+            self.batch_limit = None  # what fitted into the GPU
             device, self.device = self.device, CPU
             reuse_freed_memory()
             self._model.to(CPU)

@@ -141,7 +141,7 @@ def _own_file(architecture: str, weights: str, recorded: dict[str, Any] | None) 
     if preprocessing is None:
         raise EncoderError(
             f"--weights {printable(weights)}: the weights of {architecture} were trained with different preprocessing, "
-            f"and the file does not say how its own are; put its {CONFIG} beside it"
+            f"and the file does not say how its own are; put its {CONFIG} into the same folder"
         )
     return ModelSource(architecture, architecture, str(path), str(path), quick_gelu, preprocessing)
 

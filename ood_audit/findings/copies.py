@@ -7,7 +7,7 @@ without FAISS.
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ood_audit.errors import StoreError
 from ood_audit.store.files import replacing
@@ -111,25 +111,6 @@ def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issu
         evidence = "the same bytes" if same else f"the same picture: cosine {cosine:.3f}, {bits} of 256 bits differ"
         severity = 1.0 if same else 0.9
         yield Issue(image_id, uri, own, f"{kind}-duplicate", severity, f"{evidence} as {kept}", f"keep {kept}", report)
-
-
-def clusters(db: "DuckDBPyConnection", path: Path, most: int) -> list[list[dict[str, Any]]]:
-    """The first `most` images of clusters, for a page: lists of rows, the one to keep first.
-
-    The column `copies` is the number of images in the cluster, of which the last one here may lack some.
-    """
-    answer = db.execute(
-        "SELECT d.*, i.uri, count(*) OVER (PARTITION BY d.cluster) AS copies "
-        "FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
-        "ORDER BY d.cluster, NOT d.keep, d.path LIMIT $most",
-        {"path": str(path), "most": most},
-    )
-    names = [column[0] for column in answer.description or []]
-    grouped: dict[int, list[dict[str, Any]]] = {}
-    for row in answer.fetchall():
-        values = dict(zip(names, row, strict=True))
-        grouped.setdefault(values["cluster"], []).append(values)
-    return list(grouped.values())
 
 
 def unreadable(db: "DuckDBPyConnection", report: str) -> Iterator[Issue]:

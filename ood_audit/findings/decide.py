@@ -13,6 +13,7 @@ import numpy as np
 from duckdb import DuckDBPyConnection
 
 from ood_audit.findings import calibration, copies, folders, label_issues, shift
+from ood_audit.findings.settings import FindingSettings
 from ood_audit.store.findings import Issue
 
 if TYPE_CHECKING:
@@ -112,9 +113,7 @@ def decide(
     db: DuckDBPyConnection,
     recipe: dict[str, Any],
     duplicates: dict[str, int],
-    *,
-    fdr: float | None,
-    false_alarms: float | None,
+    settings: FindingSettings,
 ) -> Decisions:
     """Decide about every scored image; from then on the view `report` of the connection shows it.
 
@@ -124,14 +123,13 @@ def decide(
         db: a connection of `store.views.connect`.
         recipe: of the scores, with their `calibration`.
         duplicates: the counts of `copies.current`.
-        fdr: see `calibration.flag`.
-        false_alarms: see `calibration.flag`.
+        settings: which images to flag.
 
     """
     labels = label_issues.find(db)
     columns = "image_id, ood_score, distance, lead, given_label, folder_rank"
     scored = db.sql(f"SELECT {columns} FROM scores").to_arrow_table()
-    judged = judge(scored, recipe, fdr=fdr, false_alarms=false_alarms)
+    judged = judge(scored, recipe, fdr=settings.fdr, false_alarms=settings.false_alarms)
     db.register("_flags", judged.table)
     db.execute(
         "CREATE OR REPLACE TABLE _decided AS SELECT s.image_id, f.flagged, f.p_value, f.shift, f.p_distance, "
@@ -211,15 +209,16 @@ def _flagged(db: DuckDBPyConnection, known: str, report: str) -> Iterator[Issue]
     ).fetchall()
     for image_id, uri, path, p_value, label, kind, p_distance, flagged, cluster in rows:
         if flagged:
-            evidence = f"p = {p_value:.3g}: so unlike the classes are few of the {known}; nearest class {label}"
+            evidence = f"only {100 * p_value:.2g}% of the {known} match the classes this badly (p = {p_value:.3g})"
+            evidence += f"; nearest class: {label}"
             evidence += f"; looks like: {cluster}" if cluster else ""
-            evidence += "; by its shift a known class in another style" if kind == "covariate" else ""
+            evidence += "; it looks like a known class in another style" if kind == "covariate" else ""
             todo = "look at it; take it out or add a class"
             yield Issue(image_id, uri, path, "ood", 1 - p_value, evidence, todo, report)
         if kind == "covariate":
             evidence = f"looks like {label}, but unlike its labelled pictures: p = {p_distance:.3g}"
             evidence += f"; out of distribution by the score as well: p = {p_value:.3g}" if flagged else ""
-            todo = "if pictures of this style belong here, label some for `ood-audit tune`; else take it out"
+            todo = "if pictures of this style belong here, label some with `ood-audit labels add`; else take it out"
             # Less severe than an unknown class: its label may well be right.
             yield Issue(image_id, uri, path, "covariate-shift", (1 - p_distance) / 2, evidence, todo, report)
 
@@ -229,12 +228,12 @@ def _about(flags: dict[str, Any]) -> str:
     what = "false discovery rate" if flags["rule"] == "fdr" else "false alarm rate"
     if not flags["reachable"]:
         needed = (
-            f"{math.ceil(1 / calibration.as_written(level)) - 1} are needed"
+            f"at least {math.ceil(1 / calibration.as_written(level)) - 1} are needed"
             if flags["rule"] != "fdr"
             else "use --false-alarms"
         )
         return (
-            f"nothing can be flagged at a {what} of {level:g}: {n} calibration images can't tell it, {needed}; "
+            f"nothing can be flagged: {n} calibration images are too few for a {what} of {level:g}, {needed}; "
             "register more with `ood-audit labels add FOLDER`"
         )
     text = f"flagged: {flags['flagged']} images at a {what} of {level:g}, {flags['calibrated']}"

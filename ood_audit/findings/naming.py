@@ -53,6 +53,9 @@ _SHARPNESS, _SIZE = 2.0, 0.7  # a and δ
 _RARE, _WORDS = 0.2, 0.9  # β and γ
 _MARGIN = 0.1  # of S, within which one noun explains a cluster as well as another
 _LIKE = 2.2  # the least z of the best noun: a cluster below is a mixture, and gets no name
+# For the names of a report's groups. Of 40 flagged images among 707 of Caltech-101, the starter's names are right for
+# 19 without this rule; with it 22 keep a name, which is right for the same 19 (the others are saxophones: saxhorn).
+_SURE_IMAGES, _SURE_LIKE, _SURE_LEAD = 3, 4.4, 0.2
 _COMMON = 6.0  # log ranks below are all common
 _UNKNOWN = 2 * 49_152  # the rank of a word that CLIP's tokenizer takes apart
 _CLUSTERS = 2.5  # √N times this
@@ -175,7 +178,7 @@ def name_images(
         nouns: as `pools.nouns` gives them.
 
     Returns:
-        names by image id; without those that look like nothing in particular.
+        names by image id; without those that look like nothing in particular, and those whose name is not sure.
 
     """
     rows = {image_id: row for row, image_id in enumerate(wanted[:MOST])}
@@ -184,8 +187,10 @@ def name_images(
     sampled, own = _collect(store, total, rows)
     centers, labels = clusters(own)
     sizes = np.bincount(labels, minlength=len(centers))
-    names = name_clusters(centers, sizes, _likeness(*nouns, sampled), len(centers))
-    return {image_id: name for image_id, row in rows.items() if (name := names[labels[row]]) is not None}
+    likeness = _likeness(*nouns, sampled)
+    names = name_clusters(centers, sizes, likeness, len(centers))
+    sure = _sure(names, centers, sizes, likeness)
+    return {image_id: name for image_id, row in rows.items() if (name := names[labels[row]]) in sure}
 
 
 def clusters(features: Floats) -> tuple[Floats, NDArray[np.int64]]:
@@ -226,6 +231,27 @@ def name_clusters(centers: Floats, sizes: NDArray[np.int64], likeness: Likeness,
         names[fits[:, pick] & (left > 0)] = pick
         left = np.where(fits[:, pick], 0, left)
     return [None if n < 0 else likeness.names[n] for n in names]
+
+
+def _sure(
+    names: Sequence[str | None], centers: Floats, sizes: NDArray[np.int64], likeness: Likeness
+) -> set[str | None]:
+    """The names that a person can rely on: of several images, very like them, and clearly before the next noun."""
+    scores, best = _scores(centers, likeness)
+    senses, name_of, _, _ = _taxonomy(tuple(likeness.names))
+    sure: set[str | None] = set()
+    for name in dict.fromkeys(name for name in names if name is not None):
+        own = likeness.names.index(name)
+        rows = [row for row, other in enumerate(names) if other == name]
+        mean = np.average(scores[rows], axis=0, weights=sizes[rows])
+        # The kinds of a thing, and what it is a kind of, say the same as its name.
+        same = np.zeros(len(mean), bool)
+        same[senses[np.flatnonzero(name_of == own)].indices] = True
+        same[name_of[senses[:, [own]].nonzero()[0]]] = True
+        lead = mean[own] - mean[~same].max(initial=-np.inf)
+        if sizes[rows].sum() >= _SURE_IMAGES and best[rows].max() >= _SURE_LIKE and lead >= _SURE_LEAD:
+            sure.add(name)
+    return sure
 
 
 def _scores(centers: Floats, likeness: Likeness) -> tuple[Floats, Floats]:

@@ -1,5 +1,7 @@
 """The findings of a report: writing, reading, and choosing among them."""
 
+import os
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,12 +12,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ood_audit.classes import annotations
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store.files import replacing
 from ood_audit.store.findings import COLUMNS, FILE, KINDS, Issue
 from ood_audit.store.store import Store
 from ood_audit.store.views import connect
-from ood_audit.text import printable
+from ood_audit.text import printable, storable
 
 _BATCH = 65_536
 # The findings with the place of their image: the first row that is about it. They are written most OOD first, so that
@@ -24,6 +27,7 @@ _PLACED = (
     "(SELECT * EXCLUDE (file_row_number), min(file_row_number) OVER (PARTITION BY image_id) AS place "
     "FROM read_parquet($findings, hive_partitioning = false, file_row_number = true))"
 )
+_OF_IMAGE = "i.uri, i.source, i.path, i.size_bytes, i.mtime_ns, i.content_hash"
 
 
 def schema() -> pa.Schema:
@@ -65,11 +69,17 @@ def read(store: Store, report: str | None = None) -> list[Issue]:
 
 @contextmanager
 def selecting(
-    store: Store, kinds: Collection[str], report: str | None = None
+    store: Store, kinds: Collection[str], report: str | None = None, *, images: Collection[str] | None = None
 ) -> Iterator[tuple[duckdb.DuckDBPyConnection, int]]:
     """DuckDB with the table `selected`: the findings of `kinds` with what the store knows of their images.
 
     Its column `place` orders findings of the same severity, see `read`.
+
+    Args:
+        store: the store.
+        kinds: of `findings.KINDS`.
+        report: the report's name; by default the current one.
+        images: ids of images to select in place of findings, in this order; their kind is then `chosen`.
 
     Yields:
         the connection, and the number of findings left out because their image has changed, or left the store, since
@@ -80,31 +90,73 @@ def selecting(
         StoreError: see `read`.
 
     """
+    if images is not None:
+        with connect(store) as db:
+            _choose(db, images)
+            yield db, 0
+        return
     if not kinds or not set(kinds) <= set(KINDS):
         raise UsageError(f"select one or more of the kinds {', '.join(KINDS)}")
     name = _found(store, report)
     with connect(store, report=name) as db:
-        metadata = pq.read_schema(store.reports / name / FILE).metadata or {}
-        try:
-            generation = int(metadata[b"generation"])
-        except (KeyError, ValueError):
-            raise StoreError(f"the findings of report {name} are damaged; run `ood-audit report` again") from None
-        db.execute(
-            f"""
-            CREATE TABLE selected AS
-            SELECT {", ".join(f"s.{column}" for column in COLUMNS if column not in ("uri", "path"))},
-                   s.place, i.uri, i.source, i.path, i.size_bytes, i.mtime_ns, i.content_hash
-            FROM {_PLACED} AS s JOIN images AS i USING (image_id)
-            JOIN (SELECT image_id, max(part) AS part FROM _rows GROUP BY image_id) AS n USING (image_id)
-            WHERE list_contains($kinds, s.kind) AND n.part <= $generation
-            """,
-            {"kinds": list(kinds), "generation": generation, "findings": str(store.reports / name / FILE)},
-        )
-        row = db.execute(
-            "SELECT (SELECT count(*) FROM issues WHERE list_contains($kinds, kind)) - (SELECT count(*) FROM selected)",
-            {"kinds": list(kinds)},
-        ).fetchone()
-        yield db, row[0] if row else 0
+        yield db, _select(db, store, kinds, name)
+
+
+def listed(store: Store, path: str) -> list[str]:
+    """The ids of the images that a file names, a path a line, as `export` writes them; `-` is stdin.
+
+    Raises:
+        UsageError: the file can't be read, or names what is not in the store, or several images by one name.
+
+    """
+    try:
+        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot read {printable(path)}: {(error.strerror or str(error)).lower()}") from error
+    names = [os.fsdecode(line) for line in content.splitlines() if line.strip()]
+    found = annotations.images(store, names, Path(path))
+    for name, ids in found.items():
+        if len(ids) != 1:
+            what = "several images of the store; write absolute paths" if ids else "no readable image of the store"
+            raise UsageError(f"{printable(path)}: {printable(storable(name))} is {what}")
+    return [image_id for name in names for image_id in found[name]]
+
+
+def _select(db: duckdb.DuckDBPyConnection, store: Store, kinds: Collection[str], name: str) -> int:
+    metadata = pq.read_schema(store.reports / name / FILE).metadata or {}
+    try:
+        generation = int(metadata[b"generation"])
+    except (KeyError, ValueError):
+        raise StoreError(f"the findings of report {name} are damaged; run `ood-audit report` again") from None
+    db.execute(
+        f"""
+        CREATE TABLE selected AS
+        SELECT {", ".join(f"s.{column}" for column in COLUMNS if column not in ("uri", "path"))},
+               s.place, {_OF_IMAGE}
+        FROM {_PLACED} AS s JOIN images AS i USING (image_id)
+        JOIN (SELECT image_id, max(part) AS part FROM _rows GROUP BY image_id) AS n USING (image_id)
+        WHERE list_contains($kinds, s.kind) AND n.part <= $generation
+        """,
+        {"kinds": list(kinds), "generation": generation, "findings": str(store.reports / name / FILE)},
+    )
+    row = db.execute(
+        "SELECT (SELECT count(*) FROM issues WHERE list_contains($kinds, kind)) - (SELECT count(*) FROM selected)",
+        {"kinds": list(kinds)},
+    ).fetchone()
+    return row[0] if row else 0
+
+
+def _choose(db: duckdb.DuckDBPyConnection, images: Collection[str]) -> None:
+    chosen = pa.table({"image_id": pa.array(images, pa.string()), "place": pa.array(range(len(images)), pa.int64())})
+    db.register("_chosen", chosen)
+    db.execute(
+        f"""
+        CREATE TABLE selected AS
+        SELECT c.image_id, 'chosen' AS kind, 1.0::FLOAT AS severity, 'chosen by its path' AS evidence,
+               '' AS suggestion, '' AS report, c.place, {_OF_IMAGE}
+        FROM _chosen AS c JOIN images AS i USING (image_id)
+        """
+    )
 
 
 def _checked(issue: Issue) -> Issue:

@@ -3,13 +3,13 @@
 Three conformal p-values against labelled images (see `calibration`), of three statistics of a score run:
 
     p_value     of `ood_score`, against the labelled images: small for unknown classes, and for other styles
-    p_distance  of `distance`, 1 − cosine to the prototype of the nearest class: likewise
+    p_distance  of `distance`, 1 − cosine to the prototype of the nearest class: small for other styles
     p_unknown   of `lead`, the cosine to the nearest name of a class less that to the nearest of thousands of names of
                 other things, against the labelled images were their class unknown (its name is then one of the others):
                 small for known classes, in other styles as well. For what a style does to the cosine to one name it
                 does to those to all, and their difference hardly changes.
 
-    flagged     as `calibration.flag` decides by p_value;  far: likewise by p_distance;  known: p_unknown ≤ 0.1
+    flagged     as `calibration.flag` decides by p_value;  far: the same rule on p_distance;  known: p_unknown ≤ 0.1
 
     covariate        far, and known or not flagged
     semantic         flagged, and not covariate
@@ -71,9 +71,9 @@ def tell(
         distances: (n,) of labelled images in distribution, and
         unknown: (n,) their leads were their class unknown; None where not known.
         distance: (N,) 1 − cosine to the prototype of the nearest class; NaN where not known.
-        lead: (N,) see above; NaN likewise.
-        fdr: as `flags` were made by, or
-        false_alarms: likewise.
+        lead: (N,) see above; NaN where not known.
+        fdr: the false discovery rate that `flags` keep to; None where they keep to `false_alarms`.
+        false_alarms: the rate of false alarms that `flags` keep to.
 
     """
     if not len(distance) or np.isnan(distance).any():

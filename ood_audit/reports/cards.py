@@ -1,33 +1,33 @@
-"""The pictures on the page, each with what is known of it: a card for the document, and a record for the dialog."""
+"""The cards of the page: a picture, a sentence that says why it is there, and a record for the dialog."""
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from markupsafe import Markup
 
 from ood_audit.reports.charts import number
+from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Scored, Section
 from ood_audit.text import printable
 
 _PICTURES = 13_500_000  # characters of base64; what goes beyond is left out, and the page says so
-_COPIES = {"exact": "exact copy", "near": "near copy"}
-SHIFTS = {"semantic": "semantic shift", "covariate": "covariate shift", "in-distribution": "in distribution"}
-LIMIT = 5_000  # of each list on the page; browsers stay smooth, and the file small enough to be sent
-Row = dict[str, Any]
 
 
 class Pictures:
-    """The pictures as data URLs, as far as the page has room for them."""
+    """The thumbnails as data URLs, as far as the page has room for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, thumbnails: Mapping[str, bytes | None]) -> None:
         self.left_out = 0
         self.extra: list[str] = []  # those that no card shows: only the dialog
+        self._thumbnails = thumbnails
         self._room = _PICTURES
-        self._extra: dict[bytes, int] = {}
+        self._extra: dict[str, int] = {}
 
-    def url(self, content: bytes | None) -> Markup | None:
-        """For an attribute; None where there is no picture, or no room: then it may not even have been made (empty)."""
+    def url(self, uri: str) -> Markup | None:
+        """For an attribute; None where the file is gone, or there is no room."""
+        content = self._thumbnails.get(uri, b"")
         if content is None:
             return None
         size = 4 * len(content) // 3
@@ -37,153 +37,346 @@ class Pictures:
         self._room -= size
         return Markup("data:image/webp;base64," + base64.b64encode(content).decode())  # noqa: S704
 
-    def add(self, content: bytes | None) -> int:
+    def add(self, uri: str) -> int:
         """The place in `extra`, each picture once; -1 where there is none, or no room."""
-        if content and content not in self._extra and (url := self.url(content)):
-            self._extra[content] = len(self.extra)
-            self.extra.append(url)
-        return self._extra.get(content or b"", -1)
+        if uri not in self._extra:
+            url = self.url(uri)
+            self._extra[uri] = -1 if url is None else len(self.extra)
+            self.extra += [url] if url else []
+        return self._extra[uri]
+
+    def why_none(self, uri: str) -> str:
+        """What stands in the place of a picture that there is not."""
+        return "The file is gone" if self._thumbnails.get(uri, b"") is None else "No room for its picture"
 
 
-def key(image: Row) -> str:
-    """What an image is known by: its id, if that is given. A path is that of two images where there are two sources."""
-    return str(image.get("image_id") or image["path"])
+@dataclass(frozen=True)
+class Card:
+    """A finding as the page shows it. `place` is the number of its record, `image` that of its image."""
+
+    place: int
+    image: int
+    finding: Finding
+    picture: Markup | None
+    no_picture: str
+    sentence: Markup
+    numbers: str
+    name: str
+    folder: str
+    file: str
+    values: dict[str, int | None]
 
 
-def evidence_by_image(findings: Iterable[Row]) -> dict[str, list[str]]:
-    """The sentences about each image."""
-    sentences: dict[str, list[str]] = {}
-    for finding in findings:
-        sentences.setdefault(key(finding), []).append(printable(str(finding["evidence"])))
-    return sentences
+@dataclass(frozen=True)
+class Cards:
+    """A group of cards with its title."""
+
+    number: int
+    title: Markup
+    cards: list[Card]
+    left_out: str
 
 
-def row_card(row: Row, place: int, evidence: dict[str, list[str]], pictures: Pictures) -> dict[str, Any]:
-    """A listed image; `place` is the number of its record."""
-    given, shift = row.get("given_label"), row.get("shift")
-    best = row.get("top_classes") or []
-    similarity = best[0][1] if best and best[0][0] == row["label"] else row["max_cosine"]
-    measure = row.get("measure", "cosine")
-    facts = [
-        ("OOD score", number(row["ood_score"])),
-        ("p-value", None if row.get("p_value") is None else number(row["p_value"])),
-        ("p-value of its distance", None if row.get("p_distance") is None else number(row["p_distance"])),
-        ("Shift", SHIFTS.get(shift or "", shift)),
-        ("Looks like", row.get("cluster")),
-        ("Given label", given),
-        ("Nearest class", f"{row['label']} ({measure} {number(similarity)})"),
-        ("Runner-up", row["label_2"] and _runner_up(row)),
-        ("ΔEnergy", number(row["delta_energy"])),
-        ("Energy", number(row["energy"])),
-        ("Size", f"{row['width']} × {row['height']} px"),
-    ]
-    return {
-        "place": place,
-        "key": key(row),
-        "row": row,
-        "similarity": similarity,
-        "measure": measure,
-        "path": row["path"],
-        "uri": row["uri"],
-        "picture": pictures.url(row["thumbnail"]),
-        "gone": row["thumbnail"] is None,
-        "class": row["label"],
-        "group": row.get("cluster"),
-        "flagged": bool(row.get("flagged")),
-        "shift": shift if shift in SHIFTS else None,
-        "shift_name": SHIFTS.get(shift or "", shift),
-        "p_value": row.get("p_value"),
-        "given": given if given != row["label"] else None,
-        "record": _record(facts, evidence.get(key(row), []), row.get("top_classes")),
+@dataclass(frozen=True)
+class Part:
+    """A section with its title: `short` for the line of counts."""
+
+    kind: Kind
+    count: int
+    short: str
+    title: str
+    lead: str
+    groups: list[Cards]
+
+
+@dataclass
+class Choices:
+    """The values that cards can be filtered by, numbered, as values that differ only invisibly look the same."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, value: str | None) -> int | None:
+        """The number of a value."""
+        if value is None:
+            return None
+        self.counts[value] = self.counts.get(value, 0) + 1
+        return self.numbers.setdefault(value, len(self.numbers))
+
+    @property
+    def options(self) -> list[tuple[int, str]]:
+        """(number, text) in the order of the alphabet."""
+        values = sorted(self.numbers, key=lambda value: (value.casefold(), value))
+        return [(self.numbers[value], f"{value} ({self.counts[value]:,})") for value in values]
+
+
+FILTERS = {"given": "Given class", "nearest": "Nearest class", "folder": "Folder", "group": "Group"}
+
+_Titles = tuple[str, str, str, str]
+_TITLES: dict[Kind, _Titles] = {  # in the line of counts (one, many), title, lead
+    "ood": (
+        "belongs to no class",
+        "belong to no class",
+        "Belongs to no class",
+        "Unlike every class, by its name and its pictures.",
+    ),
+    "label": (
+        "looks mislabelled",
+        "look mislabelled",
+        "In the wrong class",
+        "They look like another class than the one that they are in.",
+    ),
+    "exact-duplicate": (
+        "exact duplicate",
+        "exact duplicates",
+        "Exact duplicates",
+        "The same file as another one, which is kept.",
+    ),
+    "near-duplicate": (
+        "near duplicate",
+        "near duplicates",
+        "Near duplicates",
+        "The same picture as another one, which is larger and is kept.",
+    ),
+    "covariate-shift": (
+        "perhaps in another style",
+        "perhaps in another style",
+        "Perhaps in another style",
+        "They may show a known class as the labelled pictures do not. Many of them are ordinary pictures: this is the "
+        "least certain finding.",
+    ),
+    "unusual": (
+        "next most unusual",
+        "next most unusual",
+        "The most unusual of the others",
+        "Most of these are right. They are only what comes next.",
+    ),
+}
+_UNFLAGGED: _Titles = (  # where nothing can be flagged
+    "most unusual",
+    "most unusual",
+    "The most unusual first",
+    "Nothing is flagged: these only lead the ranking, and many of them may be right.",
+)
+
+
+def parts(page: Page, pictures: Pictures) -> tuple[list[Part], list[dict[str, Any]], dict[str, Choices]]:
+    """All cards of the page in their sections, their records for the dialog, and what they can be filtered by."""
+    made = _Maker(page, pictures)
+    found = [made.part(section) for section in page.sections]
+    made.add_neighbours()
+    return found, made.records, made.choices
+
+
+class _Maker:
+    """Makes cards and their records, one after another."""
+
+    def __init__(self, page: Page, pictures: Pictures) -> None:
+        self.page = page
+        self.pictures = pictures
+        self.records: list[dict[str, Any]] = []
+        self.choices = {name: Choices() for name in FILTERS}
+        self._findings: list[Finding] = []
+        self._images: dict[str, int] = {}  # the number of each image, which is the same in every section
+        self._first: dict[str, int] = {}  # the first record of each image
+        self._groups = 0
+
+    def part(self, section: Section) -> Part:
+        unflagged = section.kind == "unusual" and self.page.calibration is None
+        one, many, title, lead = _UNFLAGGED if unflagged else _TITLES[section.kind]
+        return Part(
+            kind=section.kind,
+            count=section.count,
+            short=one if section.count == 1 else many,
+            title=title,
+            lead=lead,
+            groups=[self._group(section, group) for group in section.groups],
+        )
+
+    def add_neighbours(self) -> None:
+        """After the pictures of all cards, which come first where there is not room for all."""
+        for finding, record in zip(self._findings, self.records, strict=True):
+            record["near"] = [self._neighbour(image) for image in finding.scored.neighbours]
+            if finding.twin is not None:
+                record["twin"] = self._neighbour(finding.twin)
+
+    def _group(self, section: Section, group: Group) -> Cards:
+        self._groups += 1
+        name = " → ".join(group.name) or None
+        missing = group.count - len(group.findings)
+        return Cards(
+            number=self._groups,
+            title=group_title(section, group),
+            cards=[self._card(finding, name) for finding in group.findings],
+            left_out=f"{missing:,} more are not on this page; `ood-audit export` lists them." if missing else "",
+        )
+
+    def _card(self, finding: Finding, group: str | None) -> Card:
+        image, scored = finding.image, finding.scored
+        place = len(self.records)
+        folder, slash, file = image.path.rpartition("/")
+        self._findings.append(finding)
+        self._first.setdefault(image.image_id, place)
+        values = {"given": scored.given, "nearest": scored.label, "folder": folder or None, "group": group}
+        self.records.append(self._record(finding))
+        return Card(
+            place=place,
+            image=self._images.setdefault(image.image_id, len(self._images)),
+            finding=finding,
+            picture=self.pictures.url(image.uri),
+            no_picture=self.pictures.why_none(image.uri),
+            sentence=sentence(finding, self.page),
+            numbers=" · ".join(f"{term} {value}" for term, value in _figures(finding, self.page)),
+            name=f"{_TITLES[finding.kind][2]}: {image.path}",
+            folder=folder + slash,
+            file=file,
+            values={name: self.choices[name].add(value) for name, value in values.items()},
+        )
+
+    def _record(self, finding: Finding) -> dict[str, Any]:
+        """What the dialog shows besides the picture and the sentence, and what a decision is kept by."""
+        scored, image = finding.scored, finding.image
+        number_of = {name: k for k, name in enumerate(self.page.classes)}
+        bars = [(label, value) for label, value in scored.classes if math.isfinite(value)]
+        longest = max((value for _, value in bars), default=0.0)
+        compared = [
+            label for label in dict.fromkeys((scored.given, scored.label)) if label and label in self.page.typical
+        ]
+        return {
+            "kind": finding.kind,
+            "hash": image.content_hash or "",
+            "uri": image.uri,
+            "suggestion": printable(suggestion(finding)),
+            "guess": printable(finding.looks_like or ""),
+            "facts": [(term, printable(value)) for term, value in _figures(finding, self.page)],
+            "bars": [
+                (printable(label), number(value), round(max(100 * value / longest, 0.0), 1) if longest > 0 else 0.0)
+                for label, value in bars
+            ],
+            "given": number_of.get(scored.given or "", -1),
+            "compare": [number_of[label] for label in compared],
+        }
+
+    def _neighbour(self, image: Image) -> int | tuple[str, int]:
+        """The number of the image's record, where the page lists it; else its path, and the place of its picture."""
+        if image.image_id in self._first:
+            return self._first[image.image_id]
+        return printable(image.path), self.pictures.add(image.uri)
+
+
+def typical(page: Page, pictures: Pictures) -> dict[int, list[int]]:
+    """By the number of a class, the places of the pictures that show it best."""
+    places = {
+        k: [at for image in page.typical[name] if (at := pictures.add(image.uri)) >= 0]
+        for k, name in enumerate(page.classes)
+        if name in page.typical
     }
+    return {k: at for k, at in places.items() if at}
 
 
-def _runner_up(row: Row) -> str:
-    return str(row["label_2"]) + ("" if row["margin"] is None else f" (margin {number(row['margin'])})")
+def suggestion(finding: Finding) -> str:
+    """The label that an image should have, as far as it is known."""
+    scored = finding.scored
+    return scored.label if finding.kind in ("label", "covariate-shift") or scored.given is None else ""
 
 
-def label_card(finding: Row, place: int, row: Row, pictures: Pictures) -> dict[str, Any]:
-    """An image with a label issue; `row` is what the ranking knows of it, or empty."""
-    given = finding.get("given_label") or row.get("given_label")
-    thumbnail = finding.get("thumbnail") or row.get("thumbnail")
-    facts = [("Given label", given), ("Suggested label", finding["suggestion"])]
-    return {
-        "place": place,
-        "key": key(finding),
-        "path": finding["path"],
-        "uri": finding.get("uri") or row.get("uri"),
-        "picture": pictures.url(thumbnail),
-        "gone": thumbnail is None,
-        "class": finding["suggestion"],
-        "given": given,
-        "severity": finding["severity"],
-        "evidence": finding["evidence"],
-        "record": _record(
-            [*facts, ("Severity", f"{finding['severity']:.2f}")],
-            [printable(str(finding["evidence"]))],
-            finding.get("top_classes") or row.get("top_classes"),
-        ),
-    }
+def say(template: str, *names: str | int) -> Markup:
+    """A sentence as HTML, in which names are text on one line, whatever they hold."""
+    return Markup(template).format(*(printable(str(name)) for name in names))  # noqa: S704  only ours are templates
 
 
-def clusters(duplicates: Sequence[list[Row]], place: int, pictures: Pictures) -> list[dict[str, Any]]:
-    """The clusters as the page shows them: the one to keep first, and no more copies than LIMIT in all."""
-    clusters: list[dict[str, Any]] = []
-    shown = 0
-    for number_of, copies in enumerate(duplicates, start=1):
-        ordered = sorted(copies, key=lambda copy: not copy["keep"])[: LIMIT - shown]
-        if len(ordered) < min(2, len(copies)):
-            break
-        cards = [_copy_card(copy, place + shown + i, pictures) for i, copy in enumerate(ordered)]
-        kinds = {copy["kind"] for copy in copies if not copy["keep"]}
-        size = copies[0].get("copies", len(copies))
-        clusters.append({"number": number_of, "cards": cards, "size": size, "exact": kinds == {"exact"}})
-        shown += len(ordered)
-    return clusters
+def group_title(section: Section, group: Group) -> Markup:
+    """`8 look like gun`."""
+    count, one = f"{group.count:,}", group.count == 1
+    if not group.name:
+        others = len(section.groups) > 1
+        return say("{} " + (("other" if one else "others") if others else ("image" if one else "images")), count)
+    if section.kind == "label":
+        return say("{} in <strong>{}</strong> look like <strong>{}</strong>", count, *group.name)
+    if section.kind == "covariate-shift":
+        return say("{} perhaps show <strong>{}</strong>", count, *group.name)
+    return say("{} look like <strong>{}</strong>", count, *group.name)
 
 
-def _copy_card(copy: Row, place: int, pictures: Pictures) -> dict[str, Any]:
-    what = "the one to keep" if copy["keep"] else _COPIES.get(copy["kind"], copy["kind"])
-    size = f"{copy['width']} × {copy['height']} px"
-    return {
-        "place": place,
-        "key": key(copy),
-        "path": copy["path"],
-        "uri": copy.get("uri"),
-        "picture": pictures.url(copy.get("thumbnail")),
-        "gone": copy.get("thumbnail") is None,
-        "keep": bool(copy["keep"]),
-        "what": what,
-        "size": size,
-        "bytes": _bytes(copy["size_bytes"]),
-        "record": _record([("Copy", what), ("Size", size), ("File", _bytes(copy["size_bytes"]))], [], None),
-    }
+def sentence(finding: Finding, page: Page) -> Markup:
+    """Why an image is on the page, in words."""
+    scored = finding.scored
+    if finding.kind == "label":
+        p, p_given = finding.probabilities or (0.0, 0.0)
+        text = say("In <strong>{}</strong>, but looks like <strong>{}</strong>", scored.given or "", scored.label)
+        return text + f": {_percent(p)} against {_percent(p_given)}."
+    if finding.twin is not None:
+        same = "file" if finding.kind == "exact-duplicate" else "picture"
+        return say("The same " + same + " as <strong>{}</strong>.", finding.twin.path)
+    if finding.kind == "covariate-shift":
+        return say("Perhaps <strong>{}</strong> in another style.", scored.label)
+    if finding.kind == "unusual":
+        text = _where(scored)
+    elif finding.looks_like:
+        start = say("In <strong>{}</strong>, but looks", scored.given) if scored.given else Markup("Looks")
+        text = start + say(" like <strong>{}</strong>", finding.looks_like)
+    elif scored.given:
+        text = say("In <strong>{0}</strong>, but unlike any {0}", scored.given)
+    else:
+        text = say("Unlike every class; the nearest is <strong>{}</strong>", scored.label)
+    text += say("; perhaps {} in another style", finding.perhaps) if finding.perhaps else ""
+    return text + "; " + how_unusual(scored.p_value, scored.rank, page) + "."
 
 
-def _bytes(count: int) -> str:
-    return f"{count:,} bytes" if count < 1000 else f"{count / 1e3:,.0f} kB" if count < 1e6 else f"{count / 1e6:,.1f} MB"
+def _where(scored: Scored) -> Markup:
+    if scored.given is None:
+        return say("Nearest to <strong>{}</strong>", scored.label)
+    nearest = "" if scored.given == scored.label else say(", nearest to <strong>{}</strong>", scored.label)
+    return say("In <strong>{}</strong>", scored.given) + nearest
 
 
-def _record(
-    facts: Sequence[tuple[str, str | None]], evidence: list[str], classes: Sequence[tuple[str, float]] | None
-) -> dict[str, Any]:
-    """What the dialog shows besides the picture and its path; `classes` with the length of their bars in percent."""
-    best = sorted((one for one in classes or [] if math.isfinite(one[1])), key=lambda one: -one[1])[:5]
-    longest = max((score for _, score in best), default=0.0)
-    return {
-        "facts": [(term, printable(str(value))) for term, value in facts if value is not None],
-        "evidence": evidence,
-        "classes": [
-            (printable(label), number(score), round(max(100 * score / longest, 0.0), 1) if longest > 0 else 0.0)
-            for label, score in best
-        ],
-        "near": [],
-    }
+def how_unusual(p_value: float | None, rank: int, page: Page) -> str:
+    """How few images are as unusual, as in `more unusual than all 240 labelled images`."""
+    if p_value is None or page.calibration is None:
+        share = (page.scored - rank) / max(page.scored, 1)
+        return "more unusual than " + ("all other images" if rank == 1 else f"{math.floor(100 * share)}% of the images")
+    if _at_floor(p_value, page.calibration):
+        return f"more unusual than all {page.calibration:,} {page.calibrated_by}"
+    return f"1 in {round(1 / p_value):,} {page.calibrated_by} is as unusual"
 
 
-def neighbour(near: Any, rows: list[Row], places: dict[str, int], pictures: Pictures) -> int | tuple[str, int]:
-    """The number of the row, where the page has it; else the path as shown, and the place of its picture."""
-    image = near if isinstance(near, dict) else rows[near]
-    if key(image) in places:
-        return places[key(image)]
-    return printable(image["path"]), pictures.add(image.get("thumbnail"))
+def _at_floor(p: float, calibration: int) -> bool:
+    return p * (calibration + 1) < 1.5
+
+
+def _share(p: float, page: Page) -> str:
+    floor = page.calibration is not None and _at_floor(p, page.calibration)
+    return f"less than 1 in {round(1 / p):,}" if floor else f"1 in {round(1 / p):,}" if p < 0.1 else f"{p:.0%}"
+
+
+def _percent(p: float) -> str:
+    return "less than 1%" if p < 0.01 else f"{min(p, 0.99):.0%}"
+
+
+def _figures(finding: Finding, page: Page) -> Iterable[tuple[str, str]]:
+    """The numbers behind the words, each with its name."""
+    scored, image = finding.scored, finding.image
+    yield "Rank", f"{scored.rank:,} of {page.scored:,}"
+    if scored.p_value is not None:
+        yield "As unusual", _share(scored.p_value, page)
+    if scored.p_distance is not None:
+        yield "As far from its class", _share(scored.p_distance, page)
+    yield "OOD score", number(scored.ood_score)
+    yield "ΔEnergy", number(scored.delta_energy)
+    yield "Energy", number(scored.energy)
+    yield "Cosine", number(scored.max_cosine)
+    if scored.margin is not None:
+        yield "Margin", f"{number(scored.margin)} before {scored.label_2}"
+    yield "Size", size(image)
+
+
+def size(image: Image) -> str:
+    """`640 × 480 px, 23 kB`."""
+    count = image.size_bytes or 0
+    text = f"{count:,} bytes" if count < 1000 else f"{count / 1e3:,.0f} kB" if count < 1e6 else f"{count / 1e6:,.1f} MB"
+    return f"{image.width} × {image.height} px, {text}"
+
+
+def total(sections: Sequence[Section]) -> int:
+    """How many findings there are."""
+    return sum(section.count for section in sections if section.kind != "unusual")

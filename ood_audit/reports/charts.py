@@ -1,16 +1,17 @@
 """The geometry of the page's charts: the histogram of the scores, and the map of the images."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from ood_audit.reports.model import Point as Mark
 
 _PLOT_TOP, _PLOT_BOTTOM = 24, 164  # pixels; the label of the cut stands above
 _MAP_WIDTH, _MAP_HEIGHT = 600, 400  # of the map's own units
 _MAP_MARGIN = 14
-_FLAGGED = ("flagged", "ood")
 MAP_KINDS = ("not flagged", "other finding", "flagged")  # drawn in this order
 
-Point = tuple[float, float, int, int]  # x, y, place of the kind in MAP_KINDS, number of the row or -1
+Point = tuple[float, float, int, int, int]  # x, y, place of the kind in MAP_KINDS, record and class, -1 for none
 
 
 def number(value: float) -> str:
@@ -23,8 +24,11 @@ def number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def histogram(bins: list[tuple[float, float, int]], cut_at: float | None) -> dict[str, Any]:
-    """The histogram of (low, high, count): x in percent, so that only the bars grow with the page; y in pixels."""
+def histogram(bins: Sequence[tuple[float, float, int]], cut_at: float | None, what: str) -> dict[str, Any]:
+    """The histogram of (low, high, count): x in percent, so that only the bars grow with the page; y in pixels.
+
+    What is at `cut_at` and above it is `what`: flagged, or listed.
+    """
     low, high = bins[0][0], bins[-1][1]
     pad = 0.0 if high > low else 0.05 * abs(low) or 0.05  # all scores are the same: a bar needs a width
     low, high = low - pad, high + pad
@@ -43,18 +47,23 @@ def histogram(bins: list[tuple[float, float, int]], cut_at: float | None) -> dic
         if count:
             title = f"{number(start)} to {number(end)}: {count:,} {'image' if count == 1 else 'images'}"
             bars.append((f"{left:.3f}", f"{right - left:.3f}", f"{top:.1f}", f"{_PLOT_BOTTOM - top:.1f}", title))
-    cut = None if cut_at is None else x(cut_at)
+    cut = x(high if cut_at is None else cut_at)
+    text = "" if cut_at is None else f"{what}: {number(cut_at)} and above"
+    drawn = {
+        "x": f"{cut:.3f}",
+        "width": f"{100 - cut:.3f}",
+        "dx": -8 if cut > 50 else 8,
+        "anchor": "end" if cut > 50 else "start",
+        "text": text,
+    }
     return {
         "bars": bars,
         "x_ticks": [(f"{x(value):.3f}", label) for value, label in _ticks(low, high, 5)],
         "y_ticks": [(f"{y(value):.1f}", label) for value, label in _ticks(0, most, 3, smallest=0)],
         "top": _PLOT_TOP,
         "bottom": _PLOT_BOTTOM,
-        "cut": None if cut is None else f"{cut:.3f}",
-        "listed_width": "0" if cut is None else f"{100 - cut:.3f}",
-        "cut_on_right": cut is not None and cut > 50,
-        "low": bins[0][0],
-        "high": bins[-1][1],
+        "cuts": [drawn] if text else [],
+        "range": f"from {number(bins[0][0])} to {number(bins[-1][1])}" + (f"; {text}" if text else ""),
     }
 
 
@@ -69,28 +78,23 @@ def _ticks(low: float, high: float, most: int, smallest: int = -300) -> list[tup
     return [(value, f"{value:,.{max(-power, 0)}f}".replace("-", "−")) for value in values]
 
 
-def points(sample: Iterable[tuple[float, float, str, int]], rows: Sequence[dict[str, Any]]) -> list[Point]:
-    """The points of the map in its own units; `rows` that have a place and are not in the sample are added."""
-    given = list(sample)
-    on_map = {row for *_, row in given}
-    given += [
-        (*row["xy"], "flagged" if row.get("flagged") else row.get("kind", "in-distribution"), i)
-        for i, row in enumerate(rows)
-        if row.get("xy") is not None and i not in on_map
-    ]
+def points(sample: Sequence[Mark], records: Mapping[str, int], classes: Sequence[str]) -> list[Point]:
+    """The points of the map in its own units, in the order in which they are drawn."""
+    number_of = {name: k for k, name in enumerate(classes)}
 
     def place(value: float, length: int) -> float:
         return round(_MAP_MARGIN + (length - 2 * _MAP_MARGIN) * min(max(float(value), 0.0), 1.0), 1)
 
     return [
         (
-            place(x, _MAP_WIDTH),
-            place(y, _MAP_HEIGHT),
-            2 if kind in _FLAGGED else 0 if kind == "in-distribution" else 1,
-            int(row) if 0 <= row < len(rows) else -1,
+            place(point.x, _MAP_WIDTH),
+            place(point.y, _MAP_HEIGHT),
+            MAP_KINDS.index(point.kind),
+            records.get(point.image_id, -1),
+            number_of.get(point.label or "", -1),
         )
-        for x, y, kind, row in given
-        if math.isfinite(x) and math.isfinite(y)
+        for point in sample
+        if math.isfinite(point.x) and math.isfinite(point.y)
     ]
 
 
@@ -101,18 +105,19 @@ def scatter(points: Sequence[Point]) -> dict[str, Any]:
         lambda x, y: f"M{x:g} {y:g}h0",
         lambda x, y: f"M{x:g} {y - 5.5:g}l5 9h-10z",
     ]
+    kinds = [
+        {
+            "name": name,
+            "slug": name.replace(" ", "-"),
+            "sign": "M8 3l5 9h-10z" if name == "flagged" else "M8 8h0",
+            "count": sum(point[2] == i for point in points),
+            "path": "".join(marks[i](x, y) for x, y, kind, *_ in points if kind == i),
+        }
+        for i, name in enumerate(MAP_KINDS)
+    ]
     return {
         "width": _MAP_WIDTH,
         "height": _MAP_HEIGHT,
         "count": len(points),
-        "listed": sum(row >= 0 for *_, row in points),
-        "kinds": [
-            {
-                "name": name,
-                "slug": name.replace(" ", "-"),
-                "count": sum(point[2] == i for point in points),
-                "path": "".join(marks[i](x, y) for x, y, kind, _ in points if kind == i),
-            }
-            for i, name in enumerate(MAP_KINDS)
-        ],
+        "kinds": [kind for kind in kinds if kind["count"]],
     }

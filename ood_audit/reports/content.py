@@ -1,200 +1,310 @@
 """What a report's page shows, gathered from the store and the findings; `html` renders it."""
 
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from duckdb import DuckDBPyConnection
 
-from ood_audit.findings import copies
 from ood_audit.reports import ranking
-from ood_audit.reports.cards import LIMIT
-from ood_audit.reports.html import Page, Summary
-from ood_audit.reports.neighbours import LISTED, Compared, Listed, look_around
+from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section
+from ood_audit.reports.neighbours import LISTED, Compared, Listed, Surroundings, look_around
 from ood_audit.reports.thumbnails import MOST, thumbnails
-from ood_audit.scoring.run import described
+from ood_audit.scoring.settings import described
 from ood_audit.store import Store
 
 Row = dict[str, Any]
+LIMIT = 5_000  # of each kind on the page: browsers stay smooth, and the file small enough to be sent
+TYPICAL = 6  # images of a class
+_CLASSES = 300  # of which there are typical images: those that most findings are about
+_FEWEST = 3  # images in a group with a name
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+# Every finding with its image's row of the ranking, and what its group has in common. A flagged image that may be a
+# known class in another style is listed as flagged, and says so.
+_FOUND = """
+WITH found AS (
+    SELECT i.kind, i.severity, r.*, l.p, l.p_given, CASE i.kind
+        WHEN 'ood' THEN [r.cluster]
+        WHEN 'label' THEN [l.given, l.suggested_label]
+        WHEN 'covariate-shift' THEN [r.label]
+        ELSE [] END AS name
+    FROM read_parquet($issues, hive_partitioning = false) AS i
+    JOIN report AS r USING (image_id) LEFT JOIN label_issues AS l USING (image_id)
+    WHERE i.kind <> 'unreadable' AND NOT (i.kind = 'covariate-shift' AND coalesce(r.flagged, false))
+    UNION ALL
+    SELECT 'unusual', 0, r.*, NULL, NULL, []
+    FROM report AS r ANTI JOIN read_parquet($issues, hive_partitioning = false) AS i USING (image_id)
+    WHERE rank <= $top AND image_id NOT IN (SELECT unnest($passed::VARCHAR[]))
+)
+"""
+
+
+class Found:
+    """The findings of a report in SQL, on a connection on which `decisions.decide` was called.
+
+    Args:
+        db: The connection.
+        issues: The findings that are open, as `issues.parquet`.
+        top: How many images to list for their rank alone.
+        passed: Ids of images that a person has found to belong to the data, which are not listed for their rank.
+
+    """
+
+    def __init__(self, db: DuckDBPyConnection, issues: Path, top: int, passed: Collection[str]) -> None:
+        self.db = db
+        self._values = {"issues": str(issues), "top": top, "passed": list(passed)}
+
+    def rows(self, kind: Kind) -> list[Row]:
+        """The first `LIMIT` findings of a kind, the most severe first, with the columns of the view `report`."""
+        order = "rank" if kind in ("ood", "unusual") else "severity DESC, rank"
+        return _rows(
+            self.db, f"{_FOUND} FROM found WHERE kind = $kind ORDER BY {order} LIMIT {LIMIT}", self._with(kind)
+        )
+
+    def counts(self, kind: Kind) -> Counter[tuple[str, ...]]:
+        """How many findings of a kind there are in all, by what their groups have in common."""
+        sql = f"{_FOUND} SELECT name, count(*) FROM found WHERE kind = $kind GROUP BY name"
+        counts: Counter[tuple[str, ...]] = Counter()
+        for name, count in self.db.execute(sql, self._with(kind)).fetchall():
+            counts[tuple(name) if count >= _FEWEST and all(name) else ()] += count
+        return counts
+
+    def typical(self, classes: Sequence[str]) -> dict[str, list[str]]:
+        """By class, the ids of the images nearest to its pictures, without those that anything was found about."""
+        rows = self.db.execute(
+            "WITH open AS (SELECT image_id FROM read_parquet($issues, hive_partitioning = false)), "
+            "fitting AS (FROM report ANTI JOIN open USING (image_id) "
+            "WHERE label IN (SELECT unnest($classes::VARCHAR[])) AND coalesce(given_label, label) = label "
+            "QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY path) = 1) "
+            "SELECT label, image_id FROM fitting QUALIFY row_number() OVER (PARTITION BY label "
+            f"ORDER BY distance, ood_score, path) <= {TYPICAL} ORDER BY label, distance, ood_score, path",
+            {"issues": self._values["issues"], "classes": list(classes)},
+        )
+        typical = defaultdict(list)
+        for label, image_id in rows.fetchall():
+            typical[label].append(image_id)
+        return dict(typical)
+
+    def _with(self, kind: Kind) -> Row:
+        return {**self._values, "kind": kind}
 
 
 def gather(
     store: Store,
-    db: DuckDBPyConnection,
+    found: Found,
     name: str,
-    meta: dict[str, Any],
-    top: int,
+    meta: Row,
     duplicates: Path,
     compared: Compared,
+    notes: Sequence[str],
 ) -> Page:
     """The page of a report.
 
     Args:
-        store: the store.
-        db: the connection on which `decisions.decide` was called.
-        name: the report's.
-        meta: as in meta.json.
-        top: how many of the most OOD images are listed, beside all that are flagged or covariate.
-        duplicates: the file of `copies.current`.
-        compared: what the images were scored against.
+        store: The store.
+        found: The findings.
+        name: The report's name.
+        meta: As in meta.json.
+        duplicates: The file of `copies.current`.
+        compared: What the images were scored against.
+        notes: What a person should know, a sentence each.
 
     """
-    rows, total = ranking.listed(db, top, LIMIT)
-    labels = _rows(
-        db,
-        "SELECT l.image_id, i.uri, i.path, 'label' AS kind, l.label_issue AS severity, l.given AS given_label, "
-        "l.suggested_label AS suggestion, printf('labelled %s, looks like %s: probability %.2f against %.2f', l.given, "
-        "l.suggested_label, l.p, l.p_given) AS evidence "
-        "FROM label_issues AS l JOIN images AS i USING (image_id) "
-        "JOIN (SELECT image_id, rank FROM report) AS r USING (image_id) WHERE l.found "
-        f"ORDER BY severity DESC, rank LIMIT {LIMIT}",
+    db, flags = found.db, meta["flags"]
+    rows = {kind: found.rows(kind) for kind in KINDS}
+    compared_rows = list(
+        {row["image_id"]: row for kind in KINDS for row in rows[kind] if "duplicate" not in kind}.values()
     )
-    clusters = copies.clusters(db, duplicates, LIMIT)
-    around = look_around(store, _listed(rows, meta["classes"]), meta["scored"], compared)
-    listed = {row["image_id"] for row in rows}
-    ids = sorted({near for several in around.neighbours.values() for near in several})
-    near = {
-        row["image_id"]: row
-        for row in _rows(db, "SELECT image_id, uri, path FROM images WHERE list_contains($ids, image_id)", {"ids": ids})
-    }
+    around = look_around(store, _listed(compared_rows, meta["classes"]), meta["scored"], compared)
+    kept = _kept(db, duplicates, [row["image_id"] for kind in KINDS if "duplicate" in kind for row in rows[kind]])
+    classes = Counter(label for row in chain(*rows.values()) for label in (row["given_label"], row["label"]) if label)
+    typical = found.typical([label for label, _ in classes.most_common(_CLASSES)])
+    others = _images(db, {*kept.values(), *chain(*around.neighbours.values()), *chain(*typical.values())})
+    findings = {
+        kind: [_finding(kind, row, meta["classes"], around, others, others.get(kept.get(row["image_id"], "")))
+               for row in rows[kind]]
+        for kind in KINDS
+    }  # fmt: skip
+    sections = [_section(kind, found.counts(kind), rows[kind], findings[kind]) for kind in KINDS]
     # The pictures of all neighbours of thousands of images would take minutes to make, and more room than there is.
-    first = {near for row in rows[:LISTED] for near in around.neighbours.get(row["image_id"], ())}
-    beside = [row for image_id, row in near.items() if image_id in first or image_id in listed]
-    wanted = [*rows, *labels, *(copy for cluster in clusters for copy in cluster), *beside]
-    uris = list(dict.fromkeys(row["uri"] for row in wanted))
-    pictures = dict(zip(uris, thumbnails(uris[:MOST]), strict=False))
-    for row in wanted:
-        row["thumbnail"] = pictures.get(row["uri"], b"")  # no room for it
-    found = dict(
-        db.execute(
-            "SELECT image_id, CASE WHEN flagged THEN 'flagged' WHEN shift = 'covariate' THEN 'covariate-shift' "
-            "ELSE 'label' END FROM report WHERE flagged OR shift = 'covariate' OR suggested_label IS NOT NULL"
-        ).fetchall()
-    )
-    shown = [
-        {
-            **row,
-            "measure": "similarity" if compared.prototypes else "cosine",
-            "kind": found.get(row["image_id"], "in-distribution"),
-            "top_classes": [(meta["classes"][k], cosine) for k, cosine in around.classes[row["image_id"]]],
-            "xy": around.places.get(row["image_id"]),
-            "neighbours": [near[i] for i in around.neighbours.get(row["image_id"], ()) if i in near],
-        }
-        for row in rows
+    first = {row["image_id"] for row in compared_rows[:LISTED]}
+    near = chain(*(ids for image_id, ids in around.neighbours.items() if image_id in first))
+    wanted = [
+        *(finding.image.uri for finding in chain(*findings.values())),
+        *(others[image_id].uri for image_id in chain(kept.values(), *typical.values(), near) if image_id in others),
     ]
-    flags, shift = meta["flags"], meta["shift"]
+    uris = list(dict.fromkeys(wanted))[:MOST]
+    listed = {row["image_id"] for row in compared_rows}
     return Page(
-        title=f"ood-audit: {name}",
+        title=name,
         created=meta["created"],
-        facts=[
-            ("Classes", f"{len(meta['classes']):,}"),
-            ("Score", described(meta["method"], meta["parameters"])),
-            ("Prompts", meta["prompts"]),
-            *([("Expected AUROC", f"{meta['forecast']:.2f}")] if meta["forecast"] is not None else []),
-            ("Flags", meta["unflagged"] or f"calibrated {flags['calibrated']}"),
-            ("Model", meta["model"]),
-        ],
-        rows=shown,
-        histogram=ranking.histogram(db),
-        cut=next((row["ood_score"] for i, row in enumerate(reversed(rows)) if row["rank"] == len(rows) - i), None),
-        listed=total,
+        store=str(store.root.resolve()),
         doubt=meta["doubt"],
         scored=meta["scored"],
+        calibration=flags["calibration"] if flags else None,
+        calibrated_by="labelled images" if meta["shift"] else "images that fit their folders",
+        sections=[section for section in _ordered(sections, flags is not None) if section.count],
         unreadable=ranking.unreadable(db, LIMIT),
         unreadable_count=meta["unreadable"],
-        summary=Summary(
-            flagged=flags["flagged"] if flags else None,
-            semantic=shift["semantic"] if shift else None,
-            covariate=shift["covariate"] if shift else None,
-            flagged_covariate=shift["flagged_covariate"] if shift else None,
-            false_alarms=flags["expected"] if flags else None,
-            label_issues=meta["labels"]["found"],
-            duplicate_clusters=meta["duplicates"]["clusters"],
-            superfluous_copies=meta["duplicates"]["extra"],
-        ),
-        findings=labels,
-        duplicates=clusters,
-        map_points=[
-            (x, y, found.get(image_id, "in-distribution"), -1)
-            for image_id, (x, y) in around.places.items()
-            if image_id not in listed
-        ],
-        next_steps=list(_steps(meta)),
+        classes=meta["classes"],
+        typical={label: [others[image_id] for image_id in ids] for label, ids in typical.items()},
+        pictures=dict(zip(uris, thumbnails(uris), strict=True)),
+        facts=_facts(meta),
+        notes=notes,
+        next_steps=list(_steps(sections, meta)),
+        histogram=ranking.histogram(db),
+        cut=ranking.cut(db, meta["top"]),
+        points=_points(db, around, listed),
     )
+
+
+def summarised(page: Page) -> list[Section]:
+    """The sections of a page by their counts alone."""
+    return [
+        replace(section, groups=[replace(group, findings=()) for group in section.groups]) for section in page.sections
+    ]
+
+
+def _ordered(sections: list[Section], flagged: bool) -> Iterable[Section]:
+    """Without flags, what leads the ranking is what there is to look at first."""
+    return sorted(sections, key=lambda section: section.kind == "unusual" if flagged else section.kind != "unusual")
+
+
+def _section(kind: Kind, counts: Counter[tuple[str, ...]], rows: list[Row], findings: list[Finding]) -> Section:
+    groups: dict[tuple[str, ...], list[Finding]] = {
+        name: [] for name in sorted(counts, key=lambda name: (not name, -counts[name], name))
+    }
+    for row, finding in zip(rows, findings, strict=True):
+        name = tuple(row["name"])
+        groups[name if name in groups and all(name) else ()].append(finding)
+    return Section(kind, counts.total(), [Group(name, counts[name], groups[name]) for name in groups])
+
+
+def _finding(
+    kind: Kind, row: Row, classes: Sequence[str], around: Surroundings, others: Mapping[str, Image], twin: Image | None
+) -> Finding:
+    image_id = row["image_id"]
+    scored = Scored(
+        rank=row["rank"],
+        ood_score=row["ood_score"],
+        delta_energy=row["delta_energy"],
+        energy=row["energy"],
+        max_cosine=row["max_cosine"],
+        label=row["label"],
+        label_2=row["label_2"],
+        margin=row["margin"],
+        given=row["given_label"],
+        p_value=row["p_value"],
+        p_distance=row["p_distance"],
+        classes=[(classes[k], similarity) for k, similarity in around.classes.get(image_id, ())],
+        neighbours=[others[near] for near in around.neighbours.get(image_id, ()) if near in others],
+        place=around.places.get(image_id),
+    )
+    return Finding(
+        kind=kind,
+        image=_image(row),
+        severity=row["severity"],
+        scored=scored,
+        looks_like=row["cluster"] if kind == "ood" else None,
+        probabilities=(row["p"], row["p_given"]) if kind == "label" else None,
+        perhaps=row["label"] if kind == "ood" and row["shift"] == "covariate" else None,
+        twin=twin,
+    )
+
+
+def _image(row: Row) -> Image:
+    return Image(**{name: row[name] for name in Image.__dataclass_fields__})
+
+
+def _images(db: DuckDBPyConnection, ids: Collection[str]) -> dict[str, Image]:
+    columns = ", ".join(Image.__dataclass_fields__)
+    rows = _rows(
+        db, f"SELECT {columns} FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": list(ids)}
+    )
+    return {row["image_id"]: _image(row) for row in rows}
+
+
+def _kept(db: DuckDBPyConnection, duplicates: Path, ids: list[str]) -> dict[str, str]:
+    """By the id of a duplicate, the id of the one to keep."""
+    sql = (
+        "WITH d AS (FROM read_parquet($path, hive_partitioning = false)) "
+        "SELECT d.image_id, any_value(k.image_id) FROM d JOIN d AS k ON k.cluster = d.cluster AND k.keep "
+        "WHERE d.image_id IN (SELECT unnest($ids::VARCHAR[])) GROUP BY 1"
+    )
+    return dict(db.execute(sql, {"path": str(duplicates), "ids": ids}).fetchall())
 
 
 def _listed(rows: list[Row], classes: list[str]) -> list[Listed]:
-    """The images with the numbers of their nearest classes."""
+    """The images with the numbers of their nearest classes, and of the one that they are labelled with."""
     number_of = {name: number for number, name in enumerate(classes)}
     return [
         Listed(
             row["image_id"],
             row["path"],
             tuple(number_of[row[name]] for name in ("label", "label_2") if row[name] is not None),
+            number_of.get(row["given_label"]),
         )
         for row in rows
     ]
 
 
-def _steps(meta: dict[str, Any]) -> list[tuple[str, str]]:
+def _points(db: DuckDBPyConnection, around: Surroundings, listed: Collection[str]) -> list[Point]:
+    rows = db.execute(
+        "SELECT image_id, label, CASE WHEN flagged THEN 'flagged' "
+        "WHEN shift = 'covariate' OR suggested_label IS NOT NULL THEN 'other finding' ELSE 'not flagged' END "
+        "FROM report WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) ORDER BY rank DESC",
+        {"ids": list(around.places)},
+    ).fetchall()
+    points = [Point(image_id, *around.places[image_id], kind, label) for image_id, label, kind in rows]
+    return sorted(points, key=lambda point: point.image_id in listed)
+
+
+def _facts(meta: Row) -> list[tuple[str, str]]:
+    return [
+        ("Classes", f"{len(meta['classes']):,}"),
+        ("Score", described(meta["method"], meta["parameters"])),
+        ("Prompts", meta["prompts"]),
+        *([("Expected AUROC", f"{meta['forecast']:.2f}")] if meta["forecast"] is not None else []),
+        ("Flags", meta["unflagged"] or f"calibrated {meta['flags']['calibrated']}"),
+        ("Model", meta["model"]),
+        ("Created", meta["created"].replace("T", " ").replace("+00:00", " UTC")),
+    ]
+
+
+def _steps(sections: Sequence[Section], meta: Row) -> Iterable[tuple[str, str]]:
     """What to do next, and the command for it."""
-    flags, labels, extra = meta["flags"], meta["labels"]["found"], meta["duplicates"]["extra"]
-    steps = []
-    if flags is None:
-        steps.append(
-            (
-                "Look at the first images below. To have them flagged, with a known rate of false alarms, give some "
-                "labelled images, in FOLDER/CLASS/, and report again:",
-                "ood-audit labels add FOLDER",
-            )
+    counts = {section.kind: section.count for section in sections}
+    yield (
+        "Decide about the pictures with the keys k, r and l, press Finish, and apply what you decided. Leave out "
+        "--dry-run to do it; --undo reverts it.",
+        "ood-audit apply decisions.csv --to ../aside --dry-run",
+    )
+    if meta["flags"] is None:
+        yield (
+            "To have images flagged with a known rate of false alarms, give some labelled images, in FOLDER/CLASS/, "
+            "and report again.",
+            "ood-audit labels add FOLDER",
         )
-    elif flags["flagged"]:
-        steps.append(
-            (
-                f"Look at the {_plural(flags['flagged'], 'flagged image')}. What belongs here after all is a class to "
-                "add to the list, or a style to label. See where the others would be moved (leave out --dry-run to do "
-                "it, --undo takes it back):",
-                "ood-audit quarantine ../aside --flagged --dry-run",
-            )
+    if counts["covariate-shift"]:
+        yield (
+            "List the images that may show a known class in another style. Where the style belongs to your data, add "
+            "some of them to the labelled images.",
+            "ood-audit export --shifted --format csv",
         )
-    if meta["shift"] and meta["shift"]["covariate"]:
-        steps.append(
-            (
-                "Look at the known classes in another style. Where the style belongs to your data, add some of these "
-                "images to the labelled ones and run tune again; where it does not, take them out:",
-                "ood-audit export --shifted --format csv",
-            )
-        )
-    if labels:
-        steps.append(
-            (
-                f"Compare the {_plural(labels, 'label')} that may be wrong with the pictures, under Label issues. "
-                "Correct them from a list:",
-                "ood-audit export --label-issues --format csv",
-            )
-        )
-    if extra:
-        steps.append(
-            (
-                f"See where {_plural(extra, 'superfluous copy', 'superfluous copies')} would be moved (leave out "
-                "--dry-run to do it):",
-                "ood-audit quarantine ../aside --duplicates --dry-run",
-            )
-        )
+    if counts["exact-duplicate"] + counts["near-duplicate"]:
+        yield "Move all duplicates but the one to keep of each.", "ood-audit quarantine ../aside --duplicates --dry-run"
     if meta["unreadable"]:
-        steps.append(
-            (
-                f"Replace or remove {_plural(meta['unreadable'], 'unreadable file')}, and run `ood-audit embed` again:",
-                "ood-audit export --unreadable --format csv",
-            )
+        yield (
+            "Replace or remove the unreadable files, and run `ood-audit embed` again.",
+            "ood-audit export --unreadable --format csv",
         )
-    return steps
 
 
-def _plural(count: int, one: str, many: str | None = None) -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def _rows(db: DuckDBPyConnection, sql: str, values: dict[str, Any] | None = None) -> list[Row]:
-    answer = db.execute(sql, values) if values else db.execute(sql)
+def _rows(db: DuckDBPyConnection, sql: str, values: Row) -> list[Row]:
+    answer = db.execute(sql, values)
     names = [column[0] for column in answer.description or []]
     return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]

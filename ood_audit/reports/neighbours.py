@@ -48,11 +48,20 @@ class Compared:
 
 @dataclass(frozen=True)
 class Listed:
-    """An image on the page: its id, its path, and the numbers of the nearest class and of the runner-up, if any."""
+    """An image on the page.
+
+    Attributes:
+        image_id: Its id.
+        path: Its path within its source.
+        nearest: The numbers of the nearest class and of the runner-up, if any.
+        given: The number of the class that it is labelled with, if any.
+
+    """
 
     image_id: str
     path: str
     nearest: tuple[int, ...]
+    given: int | None
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ class Surroundings:
     Attributes:
         neighbours: by image id, the ids of the nearest images, the nearest first.
         places: by image id, x and y in 0 … 1.
-        classes: by image id, the numbers of the nearest classes and the similarities to them, the best first.
+        classes: by image id, the numbers of the nearest classes, and last of the given one, and the similarities to
+            them, the best first.
 
     """
 
@@ -120,7 +130,10 @@ def _classes(listed: list[Listed], own: Floats, compared: Compared) -> list[list
             best = list(dict.fromkeys([*image.nearest, *others]))[:CLASSES]
             values = similarities[best]
             values[0] = values.max()
-            found.append(list(zip(best, np.minimum.accumulate(values).tolist(), strict=True)))
+            bars = list(zip(best, np.minimum.accumulate(values).tolist(), strict=True))
+            if image.given is not None and image.given not in best:
+                bars.append((image.given, min(float(similarities[image.given]), bars[-1][1])))
+            found.append(bars)
     return found
 
 

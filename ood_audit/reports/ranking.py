@@ -15,19 +15,12 @@ def top(db: DuckDBPyConnection, limit: int) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
 
 
-def listed(db: DuckDBPyConnection, top: int, most: int) -> tuple[list[dict[str, Any]], int]:
-    """The images of a page: the `top` most OOD ones, and all that are flagged or covariate.
-
-    Returns:
-        The first `most` of them by rank, with the columns of the view `report`, and how many they are in all.
-
-    """
-    condition = "rank <= $top OR flagged OR shift = 'covariate'"
-    answer = db.execute(f"FROM report WHERE {condition} ORDER BY rank LIMIT $most", {"top": top, "most": most})
-    names = [column[0] for column in answer.description or []]
-    rows = [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
-    total = db.execute(f"SELECT count(*) FROM report WHERE {condition}", {"top": top}).fetchall()[0][0]
-    return rows, int(total)
+def cut(db: DuckDBPyConnection, top: int) -> float | None:
+    """The `ood_score` from which on images are flagged; from which on they are listed, where none is flagged."""
+    row = db.execute(
+        "SELECT coalesce(min(ood_score) FILTER (flagged), min(ood_score) FILTER (rank <= ?)) FROM report", [top]
+    ).fetchone()
+    return row[0] if row else None
 
 
 def counts(db: DuckDBPyConnection) -> dict[str, int]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from duckdb import DuckDBPyConnection
 
 from ood_audit._version import __version__
+from ood_audit.actions import verdicts
 from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import cached_features
@@ -20,12 +21,15 @@ from ood_audit.findings import copies, naming
 from ood_audit.findings import decide as decisions
 from ood_audit.findings import records as issues
 from ood_audit.findings.decide import Decisions
+from ood_audit.findings.settings import FindingSettings
 from ood_audit.frames import Tabular
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.reports import content, ranking, writers
 from ood_audit.reports.html import render
+from ood_audit.reports.model import Section
 from ood_audit.reports.neighbours import Compared
 from ood_audit.scoring.run import Scores, prototypes_of, score
+from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import DEFAULT_STORE, Store, findings, open_store, writing
 from ood_audit.store.files import replacing
 from ood_audit.store.locks import COMMIT_SECONDS, computing
@@ -40,15 +44,26 @@ DEFAULT_NAME = "latest"
 
 @dataclass(frozen=True, repr=False)
 class Report(Tabular):
-    """A written report: its folder, and the top N rows (see the view `report` for the columns).
+    """A written report.
 
     `to_arrow`, `to_pandas` and `to_polars` have the rows of all images, as long as the report is not replaced.
+
+    Attributes:
+        folder: Where it is.
+        rows: The top N images, with the columns of the view `report`.
+        scores: The scores that it was made from.
+        decisions: What was concluded, in figures.
+        sections: What was found, by kind, with the number of images in each group, but without the findings themselves.
+        unreadable: How many files could not be read.
+
     """
 
     folder: Path
     rows: list[dict[str, Any]]
     scores: Scores
     decisions: Decisions
+    sections: list[Section]
+    unreadable: int
 
     @property
     def html(self) -> Path:
@@ -73,22 +88,11 @@ def report(
     store: str | os.PathLike[str] | Store = DEFAULT_STORE,
     *,
     top: int = 100,
+    name: str = DEFAULT_NAME,
+    settings: ScoreSettings | None = None,
+    find: FindingSettings | None = None,
     labels: str | Path | Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
-    name: str = DEFAULT_NAME,
-    method: str = "auto",
-    temperature: float | None = None,
-    top_c: int | None = None,
-    reset_to: float | None = None,
-    background: bool | None = None,
-    prototypes: bool | None = None,
-    novelty: float | bool | None = None,
-    prompts: str = "auto",
-    auto: bool = True,
-    seed: int = 0,
-    fdr: float | None = None,
-    false_alarms: float | None = None,
-    near_duplicates: bool | None = None,
     device: str = "auto",
     note: Callable[[str], None] = lambda message: None,
     on_progress: Progress = silent,
@@ -102,23 +106,12 @@ def report(
         store: The store, or its folder.
         top: How many of the most out-of-distribution images to list. The page also shows everything that was found, up
             to 5,000 of each kind.
+        name: The name of the report.
+        settings: How to score, see `ood_audit.score`.
+        find: Which images to flag, and which duplicates to look for.
         labels: A file with the classes, or their names; None for those last used with this store, else the names of the
             folders.
         templates: Prompts with `{}` for the class name, which are averaged; None for `a photo of a {}.`.
-        name: The name of the report.
-        method: The score to rank by, see `ood_audit.score`.
-        temperature: The temperature of the score; None to choose it.
-        top_c: How many of the largest similarities ΔEnergy resets; None to choose it.
-        reset_to: The cosine that ΔEnergy resets them to; None to choose it.
-        background: Whether to compare with the background names, too; None to choose it.
-        prototypes: Whether to compare with class prototypes, too; None to choose it.
-        novelty: How much it counts that an image is unlike the rest of the folder; None to choose it.
-        prompts: Tuned prompts: `auto`, `none`, or their name.
-        auto: Whether settings that are None are chosen on the data.
-        seed: Random seed for choosing settings.
-        fdr: Flag images so that this share of the flagged ones are false alarms.
-        false_alarms: Flag images so that this share of the in-distribution ones is flagged; None for 1%.
-        near_duplicates: Whether to look for near duplicates; None to do so for up to 200,000 images.
         device: Where to compute: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         note: Called with a sentence for each choice that the caller did not make.
         on_progress: Called with the stages of the work, see `ood_audit.progress.Progress`.
@@ -135,34 +128,20 @@ def report(
         raise UsageError(f"--name {printable(name)}: use at most 61 letters, digits, '-', '_' and '.'")
     if not isinstance(store, Store):
         store = open_store(store)
-    for option, level in (("--fdr", fdr), ("--false-alarms", false_alarms)):
-        if level is not None and not 0 < level < 1:
-            raise UsageError(f"{option} {level}: choose between 0 and 1, as 0.05")
-    if fdr is not None and false_alarms is not None:
-        raise UsageError("give --fdr or --false-alarms, not both")
+    find = find or FindingSettings()
     with computing(store.root):
         generation = store.generation
         scores = score(
             store,
+            settings=settings,
             labels=labels,
             templates=templates,
-            method=method,
-            temperature=temperature,
-            top_c=top_c,
-            reset_to=reset_to,
-            background=background,
-            prototypes=prototypes,
-            novelty=novelty,
-            prompts=prompts,
-            auto=auto,
-            seed=seed,
             device=device,
             note=note,
             on_progress=on_progress,
         )
-        duplicates, counts = copies.current(
-            store, near_duplicates, counting(on_progress, "looking for duplicates"), device=device, on_note=note
-        )
+        on_pairs = counting(on_progress, "looking for duplicates")
+        duplicates, counts = copies.current(store, find.near_duplicates, on_pairs, device=device, on_note=note)
         with ExitStack() as lock:
             # This report's own scores: another report, of other classes, may be made at the same time.
             current = {"vocabulary": scores.vocabulary.id, "scores": scores.path.stem}
@@ -171,7 +150,7 @@ def report(
                 folder.mkdir()
                 on_progress("deciding what to flag")
                 recipe = decisions.read_recipe(scores.path)
-                decided = decisions.decide(db, recipe, counts, fdr=fdr, false_alarms=false_alarms)
+                decided = decisions.decide(db, recipe, counts, find)
                 on_progress("naming what is flagged")
                 decided.notes.extend(naming.group(db, store, scores.images, top))
                 if not counts["near"]:
@@ -181,18 +160,36 @@ def report(
                 on_progress("writing the report")
                 decisions.save(db, folder)
                 ranking.write_all(db, folder / "report.parquet")
-                rows_found = decisions.findings(db, decided, duplicates, name)
-                issues.write(folder / findings.FILE, rows_found, generation=generation)
+                passed = _passed(store, db)
+                found = verdicts.unsettled(decisions.findings(db, decided, duplicates, name), passed)
+                issues.write(folder / findings.FILE, found, generation=generation)
+                if passed:
+                    decided.notes.append(f"decided before, and not listed again: {len(passed)} findings")
                 rows = ranking.top(db, top)
                 meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
                 writers.write_csv(folder / "report.csv", rows)
                 writers.write_json(folder / "report.json", rows)
                 writers.write_json(folder / "meta.json", meta)
-                shown = content.gather(store, db, name, meta, top, duplicates, _compared(scores, device))
-                (folder / "report.html").write_text(render(shown), encoding="utf-8")
+                belongs = [image_id for image_id, question in passed if question == verdicts.question("unusual")]
+                listed = content.Found(db, folder / findings.FILE, top, belongs)
+                page = content.gather(store, listed, name, meta, duplicates, _compared(scores, device), decided.notes)
+                (folder / "report.html").write_text(render(page), encoding="utf-8")
+                sections = content.summarised(page)
                 lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
             store.set_current(**current, report=name, decided=scores.path.stem)
-    return Report(store.reports / name, rows, scores, decided)
+    return Report(store.reports / name, rows, scores, decided, sections, meta["unreadable"])
+
+
+def _passed(store: Store, db: DuckDBPyConnection) -> set[verdicts.Key]:
+    """The images about which a person has decided, other than to remove them, and the question that is settled."""
+    by_hash: dict[str, list[str]] = {}
+    for content_hash, question in verdicts.settled(store):
+        by_hash.setdefault(content_hash, []).append(question)
+    rows = db.execute(
+        "SELECT image_id, content_hash FROM images WHERE content_hash IN (SELECT unnest($hashes::VARCHAR[]))",
+        {"hashes": [*by_hash]},
+    )
+    return {(image_id, question) for image_id, content_hash in rows.fetchall() for question in by_hash[content_hash]}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """`evaluate`: every score against known answers."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.classes import annotations, background
-from ood_audit.classes import prompts as tuned
-from ood_audit.classes import vocabulary as vocabularies
+from ood_audit.classes import annotations, background, prompts, vocabulary
 from ood_audit.classes.annotations import Truth
-from ood_audit.classes.prototypes import DEFAULT_WEIGHT
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.scoring import metrics, scores
-from ood_audit.scoring.run import Plan, described, evidence_of, joined_with, name_of, prepare
+from ood_audit.scoring.context import Context
+from ood_audit.scoring.plan import Plan, prepare
+from ood_audit.scoring.recipe import name_of
+from ood_audit.scoring.settings import ScoreSettings, described
 from ood_audit.scoring.similarity import Chunk, map_chunks
+from ood_audit.scoring.table import evidence_of, joined_with
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.locks import computing
 from ood_audit.text import printable
+
+_Scored = tuple[list[str], list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,9 @@ def evaluate(
     *,
     truth: str | Path,
     only: Sequence[str] = (),
+    settings: ScoreSettings | None = None,
     labels: str | Path | Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
-    prototypes: bool | None = None,
-    prompts: str = "auto",
-    auto: bool = True,
-    seed: int = 0,
     device: str = "auto",
     rounds: int = 200,
     note: Callable[[str], None] = lambda message: None,
@@ -71,13 +71,11 @@ def evaluate(
         truth: A file with the columns path and is_ood (0 or 1) and, if known, label; see `annotations`.
         only: The scores to evaluate. Empty for all whose names are encoded already: `csp` alone has 415,756 prompts,
             which take minutes. `note` is called with the scores that are left out.
+        settings: How to score: `prototypes`, `prompts`, `auto` and `seed`. The class names are evaluated beside tuned
+            prompts.
         labels: A file with the classes, or their names; None for those last used with this store, else the names of the
             folders.
         templates: Prompts with `{}` for the class name, which are averaged; None for `a photo of a {}.`.
-        prototypes: Whether every score compares with class prototypes, too; None to choose it.
-        prompts: Tuned prompts: `auto`, `none`, or their name. The class names alone are evaluated as well.
-        auto: Whether settings are chosen on the data.
-        seed: Random seed for choosing settings.
         device: Where to compute: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         rounds: How many resamples the bootstrap intervals have.
         note: Called with a sentence for each choice that the caller did not make.
@@ -89,51 +87,62 @@ def evaluate(
     """
     if not isinstance(store, Store):
         store = open_store(store)
+    settings = settings or ScoreSettings()
+    _check_settings(settings)
     methods = list(dict.fromkeys(only)) or _ready(store, note)
     for method in methods:
         if method not in ("auto", "best"):
             scores.load(method)  # there is one of that name
     known, said, missing = annotations.truth(store, truth)
-    given: dict[str, Any] = {}
-    if prototypes is not None:
-        given["prototypes"] = DEFAULT_WEIGHT * prototypes
-    vocabulary = vocabularies.choose(store, labels, templates, note)
-    annotations.check_labels(vocabulary, said, f"the truth {printable(str(truth))}")
+    classes = vocabulary.choose(store, labels, templates, note)
+    annotations.check_labels(classes, said, f"the truth {printable(str(truth))}")
     _check_overlap(known)
+    context = Context(store, classes, device, note, on_progress)
     with computing(store.root):
-        own = tuned.choose(store, vocabulary, prompts, note)
-        plans = {}
-        for used in [None] if own is None else [None, own]:
-            settings = dict(given)
-            if used is not None and not used.recipe["prototypes"]:  # as in `score`
-                settings.setdefault("prototypes", 0.0)
-            plan = prepare(store, vocabulary, used, methods, settings, auto, seed, device, note, on_progress)
-            plans["none" if used is None else used.name] = plan
-        scored = {name: _scored(store, plan, device, on_progress) for name, plan in plans.items()}
+        tuned = prompts.choose(store, classes, settings.prompts, note)
+        plans = {"none": prepare(context, settings, methods)}
+        if tuned is not None:
+            plans[tuned.name] = prepare(context, settings, methods, tuned)
+        scored = {name: _scored(context, plan) for name, plan in plans.items()}
     table: list[dict[str, Any]] = []
-    for name, (ids, _, collected, nearest) in scored.items():
-        plan = plans[name]
-        rows = [i for i, image_id in enumerate(ids) if image_id in known]
-        truths = [known[ids[i]] for i in rows]
-        is_ood = np.array([own.is_ood for own in truths], dtype=np.bool_)
-        for method, values in collected.items():
-            on_progress("measuring", len(table), len(plans) * len(methods))
-            row: dict[str, Any] = {"score": method, "prompts": name}
-            for metric, function in metrics.METRICS.items():
-                row[metric] = function(is_ood, values[rows])
-                low, high = metrics.bootstrap(function, is_ood, values[rows], rounds=rounds)
-                row[f"{metric}_low"], row[f"{metric}_high"] = low, high
-            row["accuracy"] = _accuracy(truths, nearest[method][rows], vocabulary)
-            table.append({**row, "forecast": plan.forecasts.get(method), "settings": _shown(plan, method)})
+    for name, plan in plans.items():
+        table += _measured(name, plan, scored[name], known, context, rounds)
     table.sort(key=lambda row: -float(row["auroc"]))
     ids, paths, *_ = scored["none"]
     return Evaluation(
         rows=table,
-        images=len(rows),
-        ood=int(is_ood.sum()),
+        images=len(known.keys() & set(ids)),
+        ood=sum(known[image_id].is_ood for image_id in ids if image_id in known),
         not_in_store=missing,
         not_in_truth=[path for image_id, path in zip(ids, paths, strict=True) if image_id not in known],
     )
+
+
+def _check_settings(settings: ScoreSettings) -> None:
+    taken = ScoreSettings(
+        prototypes=settings.prototypes, prompts=settings.prompts, auto=settings.auto, seed=settings.seed
+    )
+    if settings != taken:
+        raise UsageError("evaluate compares scores as they are: set only prototypes, prompts, auto and seed")
+
+
+def _measured(
+    name: str, plan: Plan, scored: _Scored, known: dict[str, Truth], context: Context, rounds: int
+) -> Iterator[dict[str, Any]]:
+    """The rows of some prompts, one a score."""
+    ids, _, values, nearest = scored
+    rows = [i for i, image_id in enumerate(ids) if image_id in known]
+    truths = [known[ids[i]] for i in rows]
+    is_ood = np.array([truth.is_ood for truth in truths], dtype=np.bool_)
+    for done, method in enumerate(plan.runs):
+        context.on_progress("measuring", done, len(plan.runs))
+        row: dict[str, Any] = {"score": method, "prompts": name}
+        for metric, function in metrics.METRICS.items():
+            row[metric] = function(is_ood, values[method][rows])
+            low, high = metrics.bootstrap(function, is_ood, values[method][rows], rounds=rounds)
+            row[f"{metric}_low"], row[f"{metric}_high"] = low, high
+        row["accuracy"] = _accuracy(truths, nearest[method][rows], context.vocabulary)
+        yield {**row, "forecast": plan.forecasts.get(method), "settings": _shown(plan, method)}
 
 
 def _ready(store: Store, note: Callable[[str], None]) -> list[str]:
@@ -155,11 +164,9 @@ def _check_overlap(known: dict[str, Truth]) -> None:
         )
 
 
-def _scored(
-    store: Store, plan: Plan, device: str, on_progress: Progress
-) -> tuple[list[str], list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+def _scored(context: Context, plan: Plan) -> _Scored:
     """The ids and paths of all images; by method their ood_score, and the class they are nearest to."""
-
+    store, on_progress = context.store, context.on_progress
     joint = (plan.joint is not None or plan.pictures is not None) and "auto" in plan.runs
 
     def compute(chunk: Chunk) -> tuple[list[str], list[str], list[NDArray[Any]], list[NDArray[Any]], Any]:
@@ -172,7 +179,7 @@ def _scored(
 
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
     found, done = [], 0
-    for part in map_chunks(store, plan.target, device, compute, plan.parts):
+    for part in map_chunks(store, plan.target, context.device, compute, plan.parts):
         on_progress("scoring", done, total)
         found.append(part)
         done += len(part[0])

@@ -27,6 +27,7 @@ _WRITES = {  # the temporary files of each kind of writer
     "scores": (
         "vocabularies/.*",
         "prompts/.*",
+        "verdicts/.*",
         "scores/.*",
         "reports/.*",
         ".current.json.*",

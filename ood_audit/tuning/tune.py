@@ -18,7 +18,7 @@ from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, silent
-from ood_audit.scoring.run import encoder_defaults
+from ood_audit.scoring.plan import encoder_defaults
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.tuning import residual, trainer

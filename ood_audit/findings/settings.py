@@ -1,0 +1,36 @@
+"""What a report looks for beside its ranking."""
+
+from dataclasses import dataclass
+
+from ood_audit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class FindingSettings:
+    """Which images are flagged, and which duplicates are looked for.
+
+    Attributes:
+        fdr: Flag images so that this share of the flagged ones are false alarms, as 0.05.
+        false_alarms: Flag images so that this share of the in-distribution ones is flagged; None for 1%, or for `fdr`.
+        near_duplicates: Whether to look for near duplicates; None to do so for up to 200,000 images.
+
+    Raises:
+        UsageError: A share is not between 0 and 1, or both are given.
+
+    Example:
+        >>> from ood_audit import FindingSettings
+        >>> FindingSettings(false_alarms=0.05)
+        FindingSettings(fdr=None, false_alarms=0.05, near_duplicates=None)
+
+    """
+
+    fdr: float | None = None
+    false_alarms: float | None = None
+    near_duplicates: bool | None = None
+
+    def __post_init__(self) -> None:
+        for option, level in (("--fdr", self.fdr), ("--false-alarms", self.false_alarms)):
+            if level is not None and not 0 < level < 1:
+                raise UsageError(f"{option} {level}: choose between 0 and 1, as 0.05")
+        if self.fdr is not None and self.false_alarms is not None:
+            raise UsageError("give --fdr or --false-alarms, not both")

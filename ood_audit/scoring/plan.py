@@ -1,0 +1,227 @@
+"""What a score run computes: what images are compared with, by which scores, and with which settings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ood_audit.classes import labelled as labelled_images
+from ood_audit.classes import pools, prototypes, texts
+from ood_audit.classes.labelled import Labelled
+from ood_audit.classes.prompts import Prompts
+from ood_audit.classes.vocabulary import Vocabulary, cached_features
+from ood_audit.encoders.device import choose_device
+from ood_audit.encoders.identity import IMPORTED
+from ood_audit.progress import counting
+from ood_audit.scoring import joining, knows, references, scores, selection
+from ood_audit.scoring.context import Context
+from ood_audit.scoring.joining import Joint
+from ood_audit.scoring.pictures import Pictures, gain_of
+from ood_audit.scoring.references import Calibration
+from ood_audit.scoring.settings import ScoreSettings, settings_of
+from ood_audit.scoring.similarity import Target
+from ood_audit.store import Store
+from ood_audit.store.files import read_json, write_json
+
+Run = tuple[Callable[..., Any], dict[str, Any]]  # the function of a score, and its settings
+_Encoder = Callable[[], texts.TextEncoder]
+_OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to compute.
+
+    Attributes:
+        target: what images are compared with.
+        runs: by method, its function and its settings.
+        delta: the settings of the columns delta_energy and energy where the method is another.
+        parts: of the store, so that every pass over the features reads the same images.
+        joint: for `auto` where nothing is labelled, what its evidence is joined from.
+        pictures: for `auto` where images are labelled, what its evidence is joined from.
+        doubt: a sentence where the encoder seems not to know the classes, else "".
+        forecasts: by method, where its settings were chosen on images whose class is known.
+        sharpness: the temperature at which the softmax of the similarities is a probability; see `references`.
+        calibration: labelled images that nothing was learned from but prototypes that do not score them.
+        given: the class that an image was labelled with, by its id; other than by its folder.
+        folders: (F,) the classes that a folder is named as.
+
+    """
+
+    target: Target
+    runs: dict[str, Run]
+    delta: dict[str, Any]
+    parts: list[Path]
+    joint: Joint | None
+    pictures: Pictures | None
+    doubt: str
+    forecasts: dict[str, float]
+    sharpness: float
+    calibration: Calibration | None
+    given: dict[str, int]
+    folders: NDArray[np.int64]
+
+
+def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], prompts: Prompts | None = None) -> Plan:
+    """Settle the settings of some scores, and bring together what they need.
+
+    Args:
+        context: What is scored.
+        settings: What the caller asked for; `methods` stand in place of its method, and `prompts` of its prompts.
+        methods: The scores.
+        prompts: The tuned prompts in use; None for the class names.
+
+    Raises:
+        UsageError: A setting was given that a score does not have.
+
+    """
+    torch.manual_seed(settings.seed)
+    choose_device(context.device)
+    store, vocabulary, given = context.store, context.vocabulary, settings.given(prompts)
+    encoder = texts.encoder_of(store, context.device, context.on_progress)
+    names = _Names(context, encoder)
+    text = prompts.class_features if prompts else cached_features(store, vocabulary, encoder)
+    defaults = encoder_defaults(store, encoder)
+    duplicate = defaults.pop("duplicate")
+    context.on_progress("reading the features")
+    labelled = _labelled(context, prompts)
+    shown, sample = references.collect(store, vocabulary, text, labelled, defaults, seed=settings.seed)
+    can_choose = selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
+    # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
+    known = can_choose and not sample.presumed
+    if settings.auto and "best" in methods and not can_choose:
+        context.note("settings: the model's own (choosing them needs 60 images in 6 classes)")
+    pictures = None
+    if settings.auto and "auto" in methods and known and shown.source == "labelled":
+        by_name = cached_features(store, vocabulary, encoder) if prompts else text
+        pictures = Pictures(0.0 if given.get("prototypes") == 0 else gain_of(shown, by_name), duplicate)
+    runs, forecasts = {}, {}
+    for method in methods:
+        choosable = known if method in ("auto", "delta-energy") else method == "best" and can_choose
+        if settings.auto and choosable:
+            grid = selection.Grid.around(given, every_score=method == "best", encoder=defaults)
+            chosen = names.select(sample, text, defaults, grid, settings.seed)
+            runs[method] = (scores.load(chosen.method), chosen.settings)
+            if known:  # presumed labels forecast how easy confident images are
+                forecasts[method] = chosen.forecast
+        else:
+            runs[method] = _own(method, given, defaults, with_background=settings.auto and names.has_background)
+    background = names.complete(runs)
+    doubt = knows.doubt(sample.features, text, background, defaults["temperature"])
+    # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
+    made = [] if given.get("prototypes") == 0 else prototypes.fit_folds(shown, text)
+    parts = store.parts
+    joint = None
+    if "auto" in methods and settings.auto and not known and labelled is None:
+        context.on_progress("reading the features")  # flags compare with labelled images one by one
+        joint = joining.read(store, text, duplicate, given.get("novelty"), parts)
+    return Plan(
+        target=Target(text, shown, made, names.loaded),
+        runs=runs,
+        delta=settings_of("delta-energy", None, defaults),
+        parts=parts,
+        joint=joint,
+        pictures=pictures,
+        doubt=knows.sentence(doubt, vocabulary.names) if doubt else "",
+        forecasts=forecasts,
+        sharpness=references.sharpness(sample, text),
+        calibration=references.apart(store, shown, labelled, text) if labelled else None,
+        given={i: int(k) for i, k in zip(labelled.image_ids, labelled.labels, strict=True) if i} if labelled else {},
+        folders=_class_folders(store, vocabulary),
+    )
+
+
+class _Names:
+    """The names that images are compared with beside those of the classes, each pool loaded when it is first needed.
+
+    Attributes:
+        loaded: The pools by name.
+        has_background: Whether there are background names for this encoder.
+
+    """
+
+    def __init__(self, context: Context, encoder: _Encoder) -> None:
+        self.loaded: dict[str, pools.Pool] = {}
+        self.has_background = pools.is_available(context.store, "background")
+        self._context = context
+        self._encoder = encoder
+
+    def load(self, name: str) -> pools.Pool:
+        """One pool, its names encoded where they are not yet."""
+        if name not in self.loaded:
+            context = self._context
+            on_progress = counting(context.on_progress, "encoding names")
+            self.loaded[name] = pools.load(
+                context.store, context.vocabulary, name, self._encoder, on_progress, context.note
+            )
+        return self.loaded[name]
+
+    def select(
+        self,
+        sample: selection.Sample,
+        text: NDArray[np.float32],
+        defaults: dict[str, Any],
+        grid: selection.Grid,
+        seed: int,
+    ) -> selection.Selection:
+        """Choose settings by leaving classes out."""
+        if not self.has_background:
+            grid = replace(grid, background=(False,))
+        return selection.select(
+            sample,
+            text,
+            defaults,
+            grid=grid,
+            background=self.load("background") if True in grid.background else None,
+            seed=seed,
+            on_progress=counting(self._context.on_progress, "choosing settings"),
+        )
+
+    def complete(self, runs: dict[str, Run]) -> Any:
+        """Load what the scores need; returns the background names' features where a score runs over them."""
+        needed = set().union(*(scores.inputs(function) for function, _ in runs.values()))
+        for name in ("neglabel", "csp"):
+            if f"{name}_negatives" in needed:
+                self.load(name)
+        if any(settings.get("background") for _, settings in runs.values()):
+            return self.load("background").negatives
+        if others := self.loaded.pop("background", None):
+            self.loaded["background"] = others.thinned(_OTHERS)  # for the column `lead`
+        return None
+
+
+def _own(method: str, given: dict[str, Any], defaults: dict[str, Any], *, with_background: bool) -> Run:
+    """A score with the settings that were given, and else its own."""
+    name = "delta-energy" if method in ("best", "auto") else method
+    function = scores.load(name)
+    settings = settings_of(name, function, defaults, {k: v for k, v in given.items() if k != "novelty"})
+    if method in ("auto", "delta-energy") and "background" not in given and with_background:
+        settings["background"] = True
+    return function, settings
+
+
+def _labelled(context: Context, prompts: Prompts | None) -> Labelled | None:
+    """The registered images; where there are none, those that the prompts in use were tuned on."""
+    registered = labelled_images.load(context.store, context.vocabulary, context.note)
+    if registered is None:
+        return prompts.labelled if prompts else None
+    return labelled_images.apart_from(registered, prompts.labelled) if prompts else registered
+
+
+def _class_folders(store: Store, vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """(F,) the classes that a folder with readable images is named as."""
+    folders = store.query("SELECT DISTINCT folder FROM images WHERE status = 'ok'").rows
+    return np.array(sorted({k for (folder,) in folders if (k := vocabulary.class_of(folder)) is not None}), np.int64)
+
+
+def encoder_defaults(store: Store, encoder: _Encoder) -> dict[str, Any]:
+    """The encoder's card, see `ScoreDefaults`: read from its weights once, and kept in the store."""
+    path = store.root / "score_defaults.json"
+    if not path.exists() or "duplicate" not in read_json(path):  # older ones had other settings
+        own = IMPORTED if store.encoder.is_imported else encoder().score_defaults
+        write_json(path, asdict(own))
+    return read_json(path)

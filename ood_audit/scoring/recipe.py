@@ -1,0 +1,75 @@
+"""What a score run keeps about itself beside its table: the settings in use, and how labelled images score."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ood_audit.classes.prototypes import sample
+from ood_audit.scoring import scores
+from ood_audit.scoring.joining import Joined
+from ood_audit.scoring.plan import Plan
+from ood_audit.scoring.similarity import chunk_of
+from ood_audit.scoring.table import leads
+
+_MOST_KNOWN = 1000
+
+
+def recipe_of(plan: Plan, method: str, joined: Joined | None) -> dict[str, Any]:
+    """What there is to tell about a plan, as JSON."""
+    function, settings = plan.runs[method]
+    used = plan.target.references
+    parameters = {"score": name_of(function), **settings} if method == "best" else dict(settings)
+    by_neighbours = joined if plan.joint is not None else None
+    if by_neighbours is not None:
+        parameters["novelty"] = round(by_neighbours.weight, 3)
+    if plan.pictures is not None:
+        parameters["pictures"] = round(plan.pictures.gain, 3)
+    return {
+        "parameters": parameters,
+        "neighbours": None if by_neighbours is None else by_neighbours.neighbours,
+        "doubt": plan.doubt,
+        "forecast": plan.forecasts.get(method),
+        "references": {"source": used.source, "images": len(used.labels)} if used else None,
+        "calibration": _calibration(plan, method, joined),
+        "lead_of_unknown": _lead_of_unknown(plan),
+    }
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name of a score."""
+    return next((name for name in scores.names() if scores.load(name) is function), function.__name__)
+
+
+def _calibration(plan: Plan, method: str, joined: Joined | None) -> dict[str, Any] | None:
+    """How the calibration images score: ood_score, and distance beside the class they are of."""
+    if plan.calibration is None:
+        return None
+    own = plan.calibration
+    chunk = chunk_of(own.names, own.features, own.target(plan.target))
+    function, settings = plan.runs[method]
+    nearest = chunk.largest(settings["prototypes"], 1)[1][:, 0]
+    distance = 1 - chunk.to_prototypes.gather(1, nearest[:, None])[:, 0]
+    score = -chunk.raw(function, settings) if joined is None or joined.calibration is None else joined.calibration
+    return {
+        "ood_score": score.tolist(),
+        "distance": distance.tolist(),
+        "label": own.labels.tolist(),
+        "predicted": nearest.tolist(),
+    }
+
+
+def _lead_of_unknown(plan: Plan) -> list[float] | None:
+    """The lead of known images were their class unknown: left out of the classes, and its name one of the others.
+
+    These are the calibration images, or up to 1,000 of the references where there are none.
+    """
+    known = plan.calibration or plan.target.references
+    if not leads(plan.target) or known is None or not len(known.labels):
+        return None
+    rows = sample(len(known.labels), most=_MOST_KNOWN)
+    chunk, labels = chunk_of([""] * len(rows), known.features[rows], plan.target), known.labels[rows]
+    own = torch.from_numpy(labels)[:, None].to(chunk.images.device)
+    others = chunk.to_text.scatter(1, own, -torch.inf).amax(dim=1)
+    lead = others - torch.maximum(chunk.to_background.amax(dim=1), chunk.to_text.gather(1, own)[:, 0])
+    return [float(number) for number in lead]

@@ -1,0 +1,265 @@
+"""The table of scores: its columns, computed chunk by chunk and streamed into a Parquet file."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from ood_audit.classes.prototypes import DEFAULT_WEIGHT, save
+from ood_audit.progress import counting
+from ood_audit.scoring import joining, pictures
+from ood_audit.scoring.context import Context
+from ood_audit.scoring.joining import UNLIKE, Evidence, Joined, Numbers
+from ood_audit.scoring.pictures import PictureEvidence
+from ood_audit.scoring.plan import Plan
+from ood_audit.scoring.scores.delta_energy import delta_energy
+from ood_audit.scoring.similarity import Chunk, Target, chunk_of, map_chunks
+from ood_audit.store import Store, schema
+from ood_audit.store.files import replacing
+from ood_audit.store.parts import iter_features
+
+_NEIGHBOURS = 512  # compared with all names at a time
+_GROUP_ROWS = 131_072  # smaller row groups make queries slow
+
+
+def write(context: Context, path: Path, plan: Plan, method: str, total: int) -> Joined | None:
+    """Stream the store through a score of a plan into a Parquet file.
+
+    Args:
+        context: What is scored.
+        path: The file; a name that ends in `.tmp`, of which another is made beside it where evidence is joined.
+        plan: The plan.
+        method: The score.
+        total: How many images the store has, for the progress.
+
+    Returns:
+        What was joined for `auto`, else None.
+
+    """
+    labels = pa.array(context.vocabulary.names)
+    class_of = lru_cache(maxsize=65_536)(context.vocabulary.class_of)
+    columns = partial(_columns, plan=plan, method=method, labels=labels, class_of=class_of)
+    if plan.joint is None and plan.pictures is None:
+        _stream(context, path, plan, columns, schema.SCORES, total)
+        return None
+    first = path.with_name(path.name.removesuffix(".tmp") + ".first.tmp")
+    try:
+        evidence = partial(_columns_and_evidence, plan=plan, method=method, columns=columns)
+        _stream(context, first, plan, evidence, schema.EVIDENCE, total)
+        return _join(context, first, path, plan, method)
+    finally:
+        first.unlink(missing_ok=True)
+
+
+def _stream(
+    context: Context,
+    path: Path,
+    plan: Plan,
+    columns: Callable[[Chunk], list[Any]],
+    kinds: pa.Schema,
+    total: int,
+) -> None:
+    """Write the columns of all chunks into a Parquet file, beside the computation."""
+    on_progress = counting(context.on_progress, "scoring")
+    done, waiting, rows = 0, [], 0
+    with (
+        pq.ParquetWriter(path, kinds, **schema.PARQUET) as writer,
+        ThreadPoolExecutor(1, thread_name_prefix="scores") as thread,
+    ):
+        writing_of = thread.submit(lambda: None)
+        for found in map_chunks(context.store, plan.target, context.device, columns, plan.parts):
+            waiting.append(pa.RecordBatch.from_arrays(found, schema=kinds))
+            rows += len(found[0])
+            done += len(found[0])
+            if rows >= _GROUP_ROWS:
+                writing_of.result()
+                writing_of = thread.submit(writer.write_table, pa.Table.from_batches(waiting), rows)
+                waiting, rows = [], 0
+            on_progress(done, total)
+        writing_of.result()
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting), rows)
+
+
+def _join(context: Context, first: Path, path: Path, plan: Plan, method: str) -> Joined:
+    """Join the evidence in a file of scores, and write it with the joined score in place of its own."""
+    on_progress = counting(context.on_progress, "comparing with the folder")
+    read = pq.read_table(first, columns=["ood_score", "evidence_1", "evidence_2"])
+    evidence = [read[name].to_numpy().astype(np.float64) for name in read.column_names]
+    joined = joined_with(context.store, plan, method, evidence, on_progress)
+    start = 0
+    with pq.ParquetFile(first) as file, pq.ParquetWriter(path, schema.SCORES, **schema.PARQUET) as writer:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            rows = slice(start, start + len(table))
+            start = rows.stop
+            own = {"ood_score": pa.array(joined.ood_score[rows].astype(np.float32))}
+            if plan.joint is not None:
+                own["novelty"] = pa.array(joined.novelty[rows].astype(np.float32))
+                own["unlike"] = pa.DictionaryArray.from_arrays(joined.unlike[rows].astype(np.int32), list(UNLIKE))
+            else:
+                own["novelty"], own["unlike"] = pa.nulls(len(table), pa.float32()), pa.nulls(len(table), schema.WORD)
+            columns = [own[name] if name in own else table[name] for name in schema.SCORES.names]
+            writer.write_table(pa.table(columns, schema.SCORES))
+    return joined
+
+
+def joined_with(
+    store: Store,
+    plan: Plan,
+    method: str,
+    evidence: Sequence[Numbers],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Joined:
+    """Join evidence about all images, see `scoring.joining` and `scoring.pictures`.
+
+    Args:
+        store: the store that is scored.
+        plan: a plan with a `joint` or with `pictures`.
+        method: the score of the plan.
+        evidence: (N,) float64 each: the ood_score by the score alone, and what `evidence_of` gives.
+        on_progress: called with the number of images compared with their neighbours, and of all images.
+
+    """
+    if plan.pictures is not None:
+        return _joined_by_pictures(plan, method, evidence)
+    joint = plan.joint
+    assert joint is not None  # noqa: S101  the caller has asked
+    temperature = float(plan.runs[method][1]["temperature"])
+    energy, standing, outside = evidence
+    own = Evidence(energy, standing, outside, temperature)
+    of_neighbours = own
+    if not joint.is_whole:
+        found = []
+        for start in range(0, len(joint.neighbours), _NEIGHBOURS):
+            features = joint.neighbours[start : start + _NEIGHBOURS]
+            chunk = chunk_of([""] * len(features), features, plan.target)
+            found.append((_raw(chunk, plan, method), *evidence_of(chunk, plan, method)))
+        energy, standing, outside = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        of_neighbours = Evidence(energy, standing, outside, temperature)
+    images = (batch.features for batch in iter_features(store, parts=plan.parts))
+    return joining.join(joint, own, of_neighbours, images, on_progress)
+
+
+def _joined_by_pictures(plan: Plan, method: str, evidence: Sequence[Numbers]) -> Joined:
+    """Join evidence by `scoring.pictures`; also that about the calibration images."""
+    assert plan.pictures is not None  # noqa: S101  the caller has asked
+    of_images = PictureEvidence(*evidence)
+    of_calibration = None
+    if plan.calibration is not None:
+        apart = plan.calibration
+        chunk = chunk_of(apart.names, apart.features, apart.target(plan.target))
+        known = PictureEvidence(_raw(chunk, plan, method), *evidence_of(chunk, plan, method))
+        of_calibration = pictures.join(plan.pictures, of_images, known)
+    count = len(of_images.energy)
+    nothing = np.full(count, np.nan), np.zeros(count, np.int8)
+    return Joined(pictures.join(plan.pictures, of_images), *nothing, 0.0, 0, of_calibration)
+
+
+def evidence_of(chunk: Chunk, plan: Plan, method: str) -> tuple[Numbers, Numbers]:
+    """What is joined with the score of a chunk, (N,) float64 each: see `scoring.joining` and `scoring.pictures`."""
+    if plan.pictures is not None:
+        return pictures.evidence_of(chunk, plan.pictures)
+    settings = plan.runs[method][1]
+    assert plan.joint is not None  # noqa: S101  the caller has asked
+    return joining.evidence_of(chunk, plan.joint, settings["temperature"], settings["background"])
+
+
+def _raw(chunk: Chunk, plan: Plan, method: str) -> Any:
+    """(N,) float64, the ood_score of a chunk by the score alone."""
+    return -chunk.raw(*plan.runs[method]).cpu().double().numpy()
+
+
+def _columns_and_evidence(chunk: Chunk, plan: Plan, method: str, columns: Callable[[Chunk], list[Any]]) -> list[Any]:
+    """The columns of a chunk's scores that do not depend on other images, and what the others are computed from."""
+    own = dict(zip(schema.SCORES.names, columns(chunk), strict=True))
+    evidence = evidence_of(chunk, plan, method)
+    return [*(own[name] for name in schema.EVIDENCE.names[:-2]), *map(pa.array, evidence)]
+
+
+def keep_prototypes(path: Path, plan: Plan, method: str) -> None:
+    """Keep the prototypes that a score is made with, so that a report can show the same similarities."""
+    if plan.runs[method][1]["prototypes"] and any(plan.target.prototypes):
+        with replacing(path) as temporary:
+            save(temporary, plan.target.prototypes)
+
+
+def _columns(chunk: Chunk, plan: Plan, method: str, labels: Any, class_of: Callable[[str], int | None]) -> list[Any]:
+    """The columns of a chunk's scores, as Arrow arrays."""
+    numbers, best, index = _numbers(chunk, plan, method)
+    columns = [chunk.batch.image_ids, chunk.batch.paths, *(pa.array(n.float().cpu().numpy()) for n in numbers)]
+    columns += [pa.DictionaryArray.from_arrays(pa.array(i, pa.int32()), labels) for i in index.T]
+    if len(labels) > 1:
+        columns.append(pa.array(best[:, 0] - best[:, 1]))
+    else:  # no runner-up
+        columns += [pa.nulls(len(best), pa.dictionary(pa.int32(), pa.string())), pa.nulls(len(best), pa.float32())]
+    given, *more = _beside(chunk, plan, plan.runs[method][1]["prototypes"], index[:, 0], class_of)
+    columns.append(pa.DictionaryArray.from_arrays(pa.array(given, pa.int32(), mask=given < 0), labels))
+    columns += [pa.array(values, pa.float32(), from_pandas=True) for values in more]
+    columns.append(pa.array(_folder_ranks(chunk, plan, given), pa.int32(), mask=~np.isin(given, plan.folders)))
+    return [*columns, pa.nulls(len(best), pa.float32()), pa.nulls(len(best), schema.WORD)]  # novelty and unlike
+
+
+def _numbers(chunk: Chunk, plan: Plan, method: str) -> tuple[list[Any], Any, Any]:
+    """ood_score, delta_energy, energy and max_cosine of a chunk; its two largest similarities and their classes."""
+    function, settings = plan.runs[method]
+    raw = chunk.raw(function, settings)
+    change, energy = chunk.energies(settings if function is delta_energy else plan.delta)
+    best, index = (found.cpu().numpy() for found in chunk.largest(settings["prototypes"], 2))
+    return [-raw, change, energy, chunk.largest(0.0, 1)[0][:, 0]], best, index
+
+
+def _beside(
+    chunk: Chunk, plan: Plan, weight: float, nearest: Any, class_of: Callable[[str], int | None]
+) -> tuple[Any, Any, Any, Any, Any]:
+    """What tells label issues and covariate shift, NaN where it is not known.
+
+    Returns:
+        (N,) int: the class that each image is labelled with, by its folder or by hand, −1 for none; (N,) the
+        probabilities of the nearest class and of that one; (N,) 1 − cosine to the prototype of the nearest class; (N,)
+        see `Chunk.lead`.
+
+    """
+    given = _given(chunk, plan, class_of)
+    similarities = chunk.similarities(weight)
+    normalizer = chunk.log_sum(weight, plan.sharpness)
+    both = torch.from_numpy(np.stack([nearest, given.clip(0)], axis=1)).to(similarities.device)
+    shares = (similarities.gather(1, both) / plan.sharpness - normalizer[:, None]).exp().float().cpu().numpy()
+    distance = np.full(len(given), np.nan)
+    if any(plan.target.prototypes):
+        distance = 1 - chunk.to_prototypes.gather(1, both[:, :1])[:, 0].float().cpu().numpy()
+    lead = chunk.lead.float().cpu().numpy() if leads(plan.target) else np.full(len(given), np.nan)
+    return given, shares[:, 0], np.where(given < 0, np.nan, shares[:, 1]), distance, lead
+
+
+def _folder_ranks(chunk: Chunk, plan: Plan, given: Any) -> Any:
+    """(N,) int: how many of the classes that have a folder each image resembles more than the class it is labelled as.
+
+    By prototypes at their usual weight whatever the score: they have not seen the image, and know the classes best.
+    """
+    similarities = chunk.similarities(DEFAULT_WEIGHT)
+    own = torch.from_numpy(given.clip(0))[:, None].to(similarities.device)
+    those = torch.from_numpy(plan.folders).to(similarities.device)
+    return (similarities[:, those] > similarities.gather(1, own)).sum(dim=1).cpu().numpy()
+
+
+def leads(target: Target) -> bool:
+    """Whether the lead of the class names is known, and something to hold it against."""
+    return "background" in target.pools and len(target.text) > 1
+
+
+def _given(chunk: Chunk, plan: Plan, class_of: Callable[[str], int | None]) -> Any:
+    """(N,) int64: the class that each image is labelled with, −1 for none."""
+    folders = chunk.batch.folders.dictionary_encode()
+    classes = [-1 if (k := class_of(folder)) is None else k for folder in folders.dictionary.to_pylist()]
+    given = np.array(classes, np.int64)[folders.indices.to_numpy()]
+    if plan.given:
+        by_hand = [plan.given.get(image_id, -1) for image_id in chunk.image_ids]
+        given = np.where(np.array(by_hand) < 0, given, by_hand)
+    return given

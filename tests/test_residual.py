@@ -10,6 +10,7 @@ import ood_audit
 from ood_audit.classes import prompts
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
+from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import open_store
 from ood_audit.tuning import losses, residual
 from tests.cli import invoke
@@ -106,7 +107,7 @@ def test_tune_on_pictures_and_report(store_copy):
     found = prompts.choose(open_store(store_copy), ood_audit.classes.vocabulary.read_vocabulary(labels), "own")
     assert found is not None
     assert found.recipe["settings"]["method"] == "residual"
-    report = ood_audit.report(store_copy, prompts="own", auto=False, top=3)
+    report = ood_audit.report(store_copy, settings=ScoreSettings(prompts="own", auto=False), top=3)
     assert report.scores.prompts == "own"
 
 
@@ -158,7 +159,7 @@ def test_imported_vectors_need_no_model(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "from 72 labelled images of 6 classes" in done.stderr
-    best = ood_audit.report(store, prompts="own", auto=False, top=3)
+    best = ood_audit.report(store, settings=ScoreSettings(prompts="own", auto=False), top=3)
     assert best.scores.prompts == "own"
     (found,) = open_store(store).query("SELECT max(max_cosine) FROM scores").rows
     own = prompts.choose(open_store(store), best.scores.vocabulary, "own")

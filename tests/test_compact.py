@@ -334,11 +334,13 @@ def test_files_that_can_not_grow(store, what):
     code = (
         "import resource, signal, sys\n"
         "import ood_audit, torch\n"
+        "from ood_audit.scoring.settings import ScoreSettings\n"
         "from ood_audit.store.compaction import compact\n"
+        "settings = ScoreSettings(auto=False, prototypes=False, top_c=3)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))\n"
         "store = ood_audit.open_store(sys.argv[1])\n"
-        "compact(store) if sys.argv[2] == 'compact' else ood_audit.score(store, auto=False, prototypes=False, top_c=3)"
+        "compact(store) if sys.argv[2] == 'compact' else ood_audit.score(store, settings=settings)"
     )
     done = subprocess.run([sys.executable, "-c", code, store.root, what], capture_output=True, text=True, cwd=ROOT)
     assert "StoreError: cannot write to the store" in done.stderr, done.stderr

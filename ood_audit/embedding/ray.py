@@ -506,10 +506,10 @@ def _probe(address: str) -> None:
 @contextmanager
 def _quiet(context: Any) -> Iterator[None]:
     """Ray Data as we want it, for the data set that is made within: no bars, and a worker may die early."""
-    handlers = [one for one in logging.getLogger("ray.data").handlers if isinstance(one, logging.StreamHandler)]
-    levels = [handler.level for handler in handlers]
-    for handler in handlers:
-        handler.setLevel(logging.CRITICAL + 1)  # its log file has it
+    for handler in logging.getLogger("ray.data").handlers:
+        # Its log file has it. Handlers that it shares with the root logger are not Ray's to silence.
+        if isinstance(handler, logging.StreamHandler) and handler not in logging.getLogger().handlers:
+            handler.setLevel(logging.CRITICAL + 1)
     ours = {
         "enable_progress_bars": False,
         "print_on_execution_start": False,
@@ -521,8 +521,6 @@ def _quiet(context: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for handler, level in zip(handlers, levels, strict=True):
-            handler.setLevel(level)
         for name, value in before.items():
             setattr(context, name, value)
 

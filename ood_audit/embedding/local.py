@@ -116,7 +116,7 @@ def embed_images(
 
 
 def _embed_here(batches: Iterator[list[Work]], encoder: ClipEncoder, on_note: Callable[[str], None]) -> Results:
-    limit = None  # that is told of; also where the batch was halved before, by `try_bf16`
+    limit = None  # the last limit that was reported; `try_bf16` may have set one before
     with Pipeline(encoder) as pipeline:
         pending = deque(
             (batch, pipeline.submit([item.image.uri for item in batch])) for batch in islice(batches, pipeline.depth)

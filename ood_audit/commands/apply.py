@@ -81,5 +81,7 @@ def _said(result: "verdicts.Applied", *, undo: bool, dry_run: bool) -> list[str]
     if result.outdated:
         said.append(f"left out, as their image has changed or gone since: {result.outdated}")
     if not dry_run and not undo:
-        said.append("to revert this, add --undo; to sync the store, run `ood-audit embed` again")
+        said.append(
+            "to revert this, give --undo in place of --to and --move; to sync the store, run `ood-audit embed` again"
+        )
     return said

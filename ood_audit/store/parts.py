@@ -44,17 +44,20 @@ _FACTS = pa.schema(
         ("error", pa.string()),
         ("supersedes", pa.bool_()),  # an older part has a row of this image, which no longer counts
         ("run_id", pa.string()),
-        ("note", pa.string()),  # what is odd about a readable image; stores of 0.1.0 have no such column
+        ("note", pa.string()),  # what is odd about a readable image
+        ("split", pa.string()),  # train, val, test, or a name that the user gave; null where it is unknown
     ]
 )
 
 # Facts about the bytes of an image, which hold wherever a file with these bytes lies.
-_OF_THE_FILE = ("image_id", "part", "uri", "source", "path", "folder", "size_bytes", "mtime_ns", "supersedes", "run_id")
+_OF_THE_FILE = (
+    *("image_id", "part", "uri", "source", "path", "folder", "split", "size_bytes", "mtime_ns", "supersedes", "run_id"),
+)
 INHERITED = tuple(name for name in _FACTS.names if name not in _OF_THE_FILE)
 
 # As parts are written. Features don't compress, and plain ones read ten times as fast.
 PARQUET = {
-    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note"],
+    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note", "split"],
     "compression": dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none"},
 }
 
@@ -65,8 +68,9 @@ SCHEMA = _FACTS.append(pa.field("embedding", pa.list_(pa.field("element", pa.flo
 
 def as_of_now(table: pa.Table) -> pa.Table:
     """Rows of any version's part with the columns of `SCHEMA`."""
-    if "note" not in table.column_names:
-        table = table.append_column("note", pa.nulls(len(table), pa.string()))
+    for name in ("note", "split"):  # parts of 0.1.0 have none
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), pa.string()))
     return table.select(SCHEMA.names).cast(SCHEMA)
 
 
@@ -154,6 +158,7 @@ class PartWriter:
             source=image.source,
             path=image.path,
             folder=image.folder,
+            split=image.split,
             supersedes=supersedes,
             run_id=self._run_id,
         )

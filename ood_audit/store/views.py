@@ -30,12 +30,12 @@ _ROWS = """
 CREATE TABLE _no_rows (
     image_id VARCHAR, part INTEGER, uri VARCHAR, source VARCHAR, path VARCHAR, folder VARCHAR, width INTEGER,
     height INTEGER, format VARCHAR, size_bytes BIGINT, mtime_ns BIGINT, content_hash VARCHAR, status VARCHAR,
-    error VARCHAR, supersedes BOOLEAN, run_id VARCHAR, note VARCHAR
+    error VARCHAR, supersedes BOOLEAN, run_id VARCHAR, note VARCHAR, split VARCHAR
 )"""
 _IMAGES = """
 CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
 CREATE VIEW images AS
-SELECT image_id, source, path, folder, width, height, format, size_bytes, content_hash, status, error, note,
+SELECT image_id, source, path, folder, split, width, height, format, size_bytes, content_hash, status, error, note,
        uri, mtime_ns, run_id
 FROM _rows AS r ANTI JOIN _superseded AS s ON s.image_id = r.image_id AND s.part > r.part
 WHERE status <> 'removed'
@@ -163,7 +163,7 @@ def _create_views(
 ) -> None:
     connection.execute(_ROWS)
     _view(connection, "_parts", parts, "_no_rows", union_by_name=True)
-    # By name, as parts of 0.1.0 have no column `note`.
+    # By name, as parts of 0.1.0 have no columns `note` and `split`.
     connection.execute("CREATE VIEW _rows AS FROM _no_rows UNION ALL BY NAME FROM _parts")
     connection.execute(_IMAGES)
     connection.execute(_SCORES)

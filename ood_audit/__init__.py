@@ -35,8 +35,11 @@ if TYPE_CHECKING:
     from ood_audit.errors import OodAuditError as OodAuditError
     from ood_audit.errors import StoreError as StoreError
     from ood_audit.errors import UsageError as UsageError
+    from ood_audit.findings.comparison import Comparison as Comparison
+    from ood_audit.findings.comparison import Difference as Difference
     from ood_audit.findings.naming import suggest as suggest
     from ood_audit.findings.settings import FindingSettings as FindingSettings
+    from ood_audit.reports.comparison import compare as compare
     from ood_audit.reports.run import Report as Report
     from ood_audit.reports.run import report as report
     from ood_audit.scoring.evaluation import Evaluation as Evaluation
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
 
 _API = {
     "Audit": "ood_audit.audit",
+    "Comparison": "ood_audit.findings.comparison",
+    "Difference": "ood_audit.findings.comparison",
     "EmbedResult": "ood_audit.embedding.run",
     "EncoderError": "ood_audit.errors",
     "Evaluation": "ood_audit.scoring.evaluation",
@@ -71,6 +76,7 @@ _API = {
     "StoreError": "ood_audit.errors",
     "TuneResult": "ood_audit.tuning.tune",
     "UsageError": "ood_audit.errors",
+    "compare": "ood_audit.reports.comparison",
     "embed": "ood_audit.embedding.run",
     "evaluate": "ood_audit.scoring.evaluation",
     "export": "ood_audit.actions.export",

@@ -41,7 +41,7 @@ def render(page: Page) -> str:
         "kinds": charts.MAP_KINDS,
         "points": points,
     }
-    return _template().render(
+    return template("report.html.j2").render(
         page=page,
         parts=parts,
         total=cards.total(page.sections),
@@ -54,14 +54,15 @@ def render(page: Page) -> str:
         map=charts.scatter(points) if points else None,
         left_out=pictures.left_out,
         data=_json(data),
-        style=Markup(_resource("report.css")),  # noqa: S704
-        script=Markup(_resource("report.js")),  # noqa: S704
+        style=Markup(resource("report.css")),  # noqa: S704
+        script=Markup(resource("report.js")),  # noqa: S704
         version=__version__,
     )
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template of this package, in which every value is escaped and on one line."""
     # Every value that the template prints passes `finalize`; what is marked as safe is left as it is.
     environment = Environment(
         autoescape=True,
@@ -71,10 +72,11 @@ def _template() -> Template:
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     environment.filters |= {"exact": _exact, "sha256": _sha256, "count": "{:,}".format}
-    return environment.from_string(_resource("report.html.j2"))
+    return environment.from_string(resource(name))
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """The text of a file beside the templates."""
     return files("ood_audit.reports").joinpath("templates").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -292,8 +292,8 @@ class Audit:
         """What a report found.
 
         Args:
-            kind: One kind of finding: `ood`, `covariate-shift`, `label`, `exact-duplicate`, `near-duplicate` or
-                `unreadable`; `duplicate` for both kinds of duplicates. None for all.
+            kind: One kind of finding: `ood`, `covariate-shift`, `label`, `exact-duplicate`, `near-duplicate`,
+                `shortcut` or `unreadable`; `duplicate` for both kinds of duplicates. None for all.
             report: The report's name; None for the last one.
 
         Raises:
@@ -323,6 +323,16 @@ class Audit:
         Raises:
             UsageError: A name means no images, or fewer than 10, the two sets share images, or the encoders differ.
             StoreError: There is no store, or it can't be read.
+
+        Example:
+            >>> import ood_audit
+            >>> audit = ood_audit.open("audit")
+            >>> _ = audit.embed("examples/images", device="cpu")
+            >>> found = audit.compare("cup", "sunflower")
+            >>> found.drift, found.images
+            (True, (18, 16))
+            >>> sorted(row.name for row in found.of("class") if row.p_value < 0.05)
+            ['cup', 'sunflower']
 
         """
         from ood_audit.reports.comparison import compare

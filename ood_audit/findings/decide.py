@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from duckdb import DuckDBPyConnection
 
-from ood_audit.findings import calibration, copies, folders, label_issues, shift
+from ood_audit.findings import calibration, copies, folders, label_issues, shift, shortcuts
 from ood_audit.findings.settings import FindingSettings
+from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.store.findings import Issue
 
 if TYPE_CHECKING:
@@ -156,14 +157,25 @@ def save(db: DuckDBPyConnection, folder: Path) -> None:
     db.execute("COPY _decided TO $path (FORMAT parquet, COMPRESSION zstd)", {"path": str(folder / FILE)})
 
 
-def findings(db: DuckDBPyConnection, decided: Decisions, duplicates: Path, report: str) -> Iterator[Issue]:
+def findings(
+    db: DuckDBPyConnection, decided: Decisions, duplicates: Path, found: Sequence[Shortcut], report: str
+) -> Iterator[Issue]:
     """All findings of a report; after `decide` on the same connection."""
     return chain(
         _flagged(db, "labelled images" if decided.shift else "images that fit their folders", report),
         label_issues.findings(db, report),
         copies.findings(db, duplicates, report),
+        _shortcuts(db, found, report),
         copies.unreadable(db, report),
     )
+
+
+def _shortcuts(db: DuckDBPyConnection, found: Sequence[Shortcut], report: str) -> Iterator[Issue]:
+    ids = [image_id for one in found for image_id in one.images]
+    rows = db.execute(
+        "SELECT image_id, uri, path FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": ids}
+    ).fetchall()
+    return shortcuts.issues(found, {image_id: (uri, path) for image_id, uri, path in rows}, report)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -82,14 +82,6 @@ def compare(
         UsageError: A name means no images, or fewer than 10, the two sets share images, or the encoders differ.
         StoreError: There is no store, or it can't be read.
 
-    Example:
-        >>> import ood_audit
-        >>> audit = ood_audit.open("audit")
-        >>> _ = audit.embed("examples/images", device="cpu")
-        >>> result = ood_audit.compare("cup", "sunflower", "audit", device="cpu")
-        >>> result.drift, result.of("class")[0].name in ("cup", "sunflower")
-        (True, True)
-
     """
     if not 1 <= top <= 1_000:
         raise UsageError(f"--top {top}: choose 1 to 1,000")

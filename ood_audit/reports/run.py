@@ -17,11 +17,12 @@ from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import cached_features
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.findings import copies, naming
+from ood_audit.findings import copies, naming, shortcuts
 from ood_audit.findings import decide as decisions
 from ood_audit.findings import records as issues
 from ood_audit.findings.decide import Decisions
 from ood_audit.findings.settings import FindingSettings
+from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.frames import Tabular
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.reports import content, ranking, writers
@@ -153,6 +154,9 @@ def report(
                 decided = decisions.decide(db, recipe, counts, find)
                 on_progress("naming what is flagged")
                 decided.notes.extend(naming.group(db, store, scores.images, top))
+                on_progress("looking for shortcuts")
+                shown = _shortcuts(store, db, scores, device)
+                decided.notes.extend(f"shortcut: {one.evidence}" for one in shown)
                 if not counts["near"]:
                     decided.notes.append(
                         "duplicates: only exact ones were looked for; add --near-duplicates for near ones"
@@ -161,7 +165,7 @@ def report(
                 decisions.save(db, folder)
                 ranking.write_all(db, folder / "report.parquet")
                 passed = _passed(store, db)
-                found = verdicts.unsettled(decisions.findings(db, decided, duplicates, name), passed)
+                found = verdicts.unsettled(decisions.findings(db, decided, duplicates, shown, name), passed)
                 issues.write(folder / findings.FILE, found, generation=generation)
                 if passed:
                     decided.notes.append(f"decided before, and not listed again: {len(passed)} findings")
@@ -171,13 +175,21 @@ def report(
                 writers.write_json(folder / "report.json", rows)
                 writers.write_json(folder / "meta.json", meta)
                 belongs = [image_id for image_id, question in passed if question == verdicts.question("unusual")]
-                listed = content.Found(db, folder / findings.FILE, top, belongs)
+                listed = content.Found(db, folder / findings.FILE, top, belongs, shown)
                 page = content.gather(store, listed, name, meta, duplicates, _compared(scores, device), decided.notes)
                 (folder / "report.html").write_text(render(page), encoding="utf-8")
                 sections = content.summarised(page)
                 lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
             store.set_current(**current, report=name, decided=scores.path.stem)
     return Report(store.reports / name, rows, scores, decided, sections, meta["unreadable"])
+
+
+def _shortcuts(store: Store, db: DuckDBPyConnection, scores: Scores, device: str) -> list[Shortcut]:
+    images = db.sql(
+        "SELECT image_id, given_label, split FROM scores JOIN (SELECT image_id, split FROM images) USING (image_id)"
+    ).to_arrow_table()
+    encoder = texts.encoder_of(store, device)
+    return shortcuts.find(store, images, scores.vocabulary, cached_features(store, scores.vocabulary, encoder), encoder)
 
 
 def _passed(store: Store, db: DuckDBPyConnection) -> set[verdicts.Key]:

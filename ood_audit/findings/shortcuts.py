@@ -1,0 +1,220 @@
+"""Shortcuts: conditions that go with one class, or one split, so that a model may learn them instead of it.
+
+With s the cosine of an image to a condition name (`classes.conditions`), μ its mean over the images of a group and over
+all others, and σ² its variance within the groups,
+
+    d = (μ_group − μ_others) / σ
+
+The p-values of these differences are adjusted over all groups and names by Benjamini and Hochberg's rule. Only strong
+ones are found: d ≥ 2.5, and half of the group or more above the similarity that 5% of the others reach. A name that
+means the class is left out: by WordNet (synonyms, kinds and what it is a kind of), by a word that both have in common,
+and where the text of the class is far nearer to it than those of the other classes are.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from ood_audit.classes import texts, wordnet
+from ood_audit.classes.prototypes import sample
+from ood_audit.classes.vocabulary import Vocabulary
+from ood_audit.errors import EncoderError
+from ood_audit.findings.drift import adjusted
+from ood_audit.findings.words import LEVEL, USUAL, Names, conditions
+from ood_audit.names import key
+from ood_audit.store.findings import Issue
+from ood_audit.store.parts import iter_features
+from ood_audit.store.store import Store
+
+Floats = NDArray[np.float32]
+FEWEST = 10  # images of a group, and of the others
+MOST = 20_000  # images that the effects are measured on
+_STRONG = 2.5  # d
+_SHARE = 0.5  # of a group
+_MEANT = 2.0  # standard deviations over the classes from which on a name is near the text of a class
+_FEW_CLASSES = 8  # with fewer of them there is no telling what is near
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A condition that goes with one group.
+
+    Attributes:
+        group: The name of a class or of a split.
+        is_split: Whether it is a split.
+        word: The condition.
+        effect: d.
+        share: The share of the group that looks like it.
+        share_others: The share of the other images that do.
+        images: The ids of the images of the group that look like it, the most similar first.
+
+    """
+
+    group: str
+    is_split: bool
+    word: str
+    effect: float
+    share: float
+    share_others: float
+    images: tuple[str, ...] = ()
+
+    @property
+    def evidence(self) -> str:
+        """`92% of wolf look like snow, against 4% of the other images`."""
+        whole = f"the split {self.group}" if self.is_split else self.group
+        return f"{self.share:.0%} of {whole} look like {self.word}, against {self.share_others:.0%} of the other images"
+
+
+@dataclass(frozen=True)
+class Strong:
+    """A strong effect: the rows of the group and of the name; an image looks like the name from `threshold` on."""
+
+    group: int
+    name: int
+    effect: float
+    share: float
+    share_others: float
+    threshold: float
+
+
+def find(
+    store: Store,
+    images: pa.Table,
+    vocabulary: Vocabulary,
+    text: Floats,
+    encoder: Callable[[], texts.TextEncoder],
+) -> list[Shortcut]:
+    """The strongest shortcut of each class and of each split, the strongest first.
+
+    Args:
+        store: The store.
+        images: The columns image_id, given_label and split of the readable images.
+        vocabulary: The classes.
+        text: (K, D) their text features.
+        encoder: Encodes the condition names where that was not done yet.
+
+    """
+    columns = [name for name in ("given_label", "split") if pc.count_distinct(images[name]).as_py() > 1]
+    if not columns:
+        return []
+    try:
+        names = conditions(store, encoder)
+    except EncoderError:  # the model is not there any more
+        names = None
+    if names is None:
+        return []
+    ids, features = _sampled(store, len(images))
+    places = pc.index_in(ids, value_set=images["image_id"].combine_chunks())
+    found: list[Shortcut] = []
+    for column in columns:
+        groups = images[column].take(places).combine_chunks().cast(pa.string()).dictionary_encode()
+        codes = groups.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        labels = groups.dictionary.to_pylist()
+        is_split = column == "split"
+        left_out = np.zeros((len(labels), len(names.names)), bool)
+        if not is_split:
+            left_out = meant(labels, vocabulary, text, names)
+        for one in strongest(features[codes >= 0], codes[codes >= 0], names.features, ~left_out):
+            own = images.filter(pc.equal(images[column], labels[one.group]))["image_id"].combine_chunks()
+            showing = _showing(store, own, names.features[one.name], one.threshold)
+            word = names.names[one.name]
+            found.append(Shortcut(labels[one.group], is_split, word, one.effect, one.share, one.share_others, showing))
+    return sorted(found, key=lambda one: -one.effect)
+
+
+def issues(found: Sequence[Shortcut], images: Mapping[str, tuple[str, str]], report: str) -> Iterator[Issue]:
+    """A finding for each image that shows a shortcut.
+
+    Args:
+        found: The shortcuts.
+        images: The URI and the path of each of these images by its id.
+        report: The report's name.
+
+    """
+    for one in found:
+        severity = min(1.0, max(0.0, (one.share - one.share_others) / 2))  # the image itself may well be right
+        todo = f"add images of {one.group} that do not look like {one.word}, and others that do"
+        for image_id in one.images:
+            yield Issue(image_id, *images[image_id], "shortcut", severity, one.evidence, todo, report)
+
+
+def strongest(
+    features: Floats, groups: NDArray[np.int64], names: Floats, allowed: NDArray[np.bool_]
+) -> Iterator[Strong]:
+    """The strongest effect of each group that has one.
+
+    Args:
+        features: (N, D) of the images.
+        groups: (N,) the group of each image, in 0 … G − 1.
+        names: (M, D) text features of the names.
+        allowed: (G, M) whether a name may be a shortcut of a group.
+
+    """
+    counts = np.bincount(groups, minlength=len(allowed))
+    sums = np.zeros((len(allowed), features.shape[1]))
+    np.add.at(sums, groups, features)
+    means = sums / np.maximum(counts, 1)[:, None]
+    others = (sums.sum(axis=0) - sums) / np.maximum(len(groups) - counts, 1)[:, None]
+    within = features - means[groups]
+    variance = np.maximum(np.einsum("md,md->m", names @ (within.T @ within / len(groups)), names), 1e-12)
+    effect = (means - others) @ names.T / np.sqrt(variance)
+    enough = (counts >= FEWEST) & (len(groups) - counts >= FEWEST)
+    spread = np.sqrt(1 / np.maximum(counts, 1) + 1 / np.maximum(len(groups) - counts, 1))
+    p = adjusted(norm.sf(effect[enough] / spread[enough, None]).ravel()).reshape(-1, len(names))
+    strong = np.full(effect.shape, -np.inf)
+    strong[enough] = np.where((p <= LEVEL) & allowed[enough], effect[enough], -np.inf)
+    for group in np.flatnonzero(strong.max(axis=1, initial=-np.inf) >= _STRONG):
+        name = int(strong[group].argmax())
+        similar = features @ names[name]
+        threshold = float(np.quantile(similar[groups != group], 1 - USUAL))
+        share = float((similar[groups == group] > threshold).mean())
+        if share >= _SHARE:
+            share_others = float((similar[groups != group] > threshold).mean())
+            yield Strong(int(group), name, float(strong[group, name]), share, share_others, threshold)
+
+
+def meant(labels: Sequence[str], vocabulary: Vocabulary, text: Floats, names: Names) -> NDArray[np.bool_]:
+    """(G, M): which names mean which classes."""
+    places = [vocabulary.position(label) for label in labels]
+    found = np.zeros((len(labels), len(names.names)), bool)
+    words = [set(key(name).split()) for name in names.names]
+    for row, k in enumerate(places):
+        if k is not None:
+            own = vocabulary.spoken[k]
+            same = set().union(*map(wordnet.same_thing, own))
+            spoken = {word for name in own for word in key(name).split()}
+            found[row] = [name in same or bool(parts & spoken) for name, parts in zip(names.names, words, strict=True)]
+    if len(text) >= _FEW_CLASSES:
+        cosines = text @ names.features.T
+        near = (cosines - cosines.mean(axis=0)) / np.maximum(cosines.std(axis=0), 1e-6) >= _MEANT
+        for row, k in enumerate(places):
+            found[row] |= near[k] if k is not None else False
+    return found
+
+
+def _sampled(store: Store, total: int) -> tuple[pa.Array, Floats]:
+    """The ids and features of a random sample of the images."""
+    chosen = sample(total, most=MOST)
+    ids, features, start = [], [], 0
+    for batch in iter_features(store):
+        rows = chosen[(chosen >= start) & (chosen < start + len(batch.codes))] - start
+        start += len(batch.codes)
+        if len(rows):
+            ids.append(batch.image_ids.take(pa.array(rows)))
+            features.append(batch.features[rows])
+    return pa.concat_arrays(ids), np.concatenate(features)
+
+
+def _showing(store: Store, own: pa.Array, name: Floats, threshold: float) -> tuple[str, ...]:
+    """The ids of those images that look like a name, the most similar first."""
+    found: list[tuple[float, str]] = []
+    for batch in iter_features(store):
+        similar = batch.features @ name
+        rows = np.flatnonzero((similar > threshold) & pc.is_in(batch.image_ids, value_set=own).to_numpy(False))
+        found += zip((-similar[rows]).tolist(), batch.image_ids.take(pa.array(rows)).to_pylist(), strict=True)
+    return tuple(image_id for _, image_id in sorted(found))

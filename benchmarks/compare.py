@@ -139,10 +139,10 @@ def scan(features, labels: list[str], names: words.Names, encode) -> dict[str, s
     """The shortcut of each class that has one."""
     classes = sorted(set(labels))
     vocabulary = Vocabulary(tuple((name,) for name in classes))
-    meant = shortcuts.meant(classes, vocabulary, vocabulary.features(encode), names)
+    least = shortcuts.strong_enough(classes, vocabulary, vocabulary.features(encode), names)
     groups = np.array([classes.index(label) for label in labels])
-    found = shortcuts.strongest(features, groups, names.features, ~meant)
-    return {classes[one.group]: names.names[one.name] for one in found}
+    found = shortcuts.strongest(features @ names.features.T, groups, least)
+    return {classes[one.group]: names.names[one.condition] for one in found}
 
 
 def planted_shortcuts(objects: Features, planted: Features, styles: Features, names: words.Names, encode) -> None:

@@ -1,6 +1,7 @@
 """Shortcuts: what goes with one class, in the statistics and through a report."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import ood_audit
@@ -23,15 +24,14 @@ def images(classes=3, each=30, shift=0.0, share=1.0, seed=0):
     return unit(rows), labels
 
 
-def found(features, labels, allowed=None):
-    groups = len(set(labels.tolist()))
-    allowed = np.ones((groups, 3), bool) if allowed is None else allowed
-    return list(shortcuts.strongest(features, labels, NAMES.features, allowed))
+def found(features, labels, least=3.0):
+    least = np.broadcast_to(least, (len(set(labels.tolist())), 3))
+    return list(shortcuts.strongest(features @ NAMES.features.T, labels, least))
 
 
 def test_what_a_class_has_and_the_others_have_not_is_found():
     (one,) = found(*images(shift=0.6))
-    assert (one.group, NAMES.names[one.name]) == (2, "snow")
+    assert (one.group, NAMES.names[one.condition]) == (2, "snow")
     assert one.share > 0.9
     assert one.share_others == pytest.approx(0.05, abs=0.01)
 
@@ -45,15 +45,24 @@ def test_what_few_of_a_class_have_is_not_found():
 
 
 def test_what_means_the_class_is_not_found():
-    allowed = np.ones((3, 3), bool)
-    allowed[2, 0] = False
-    assert found(*images(shift=0.6), allowed) == []
+    least = np.full((3, 3), 3.0)
+    least[2, 0] = np.inf
+    assert found(*images(shift=0.6), least) == []
 
 
 def test_a_class_of_few_images_has_no_shortcut():
     features, labels = images(shift=0.6)
     rows = np.r_[: 2 * 30, 2 * 30 : 2 * 30 + 9]
     assert found(features[rows], labels[rows]) == []
+
+
+def test_a_measure_is_a_shortcut_too():
+    table = pa.table({"image_id": [str(i) for i in range(60)], "brightness": [0.5] * 30 + [0.1] * 30})
+    values = np.stack([np.r_[np.full(30, 0.5), np.full(29, 0.1), np.nan]] * 2, axis=1) * [1, -1]
+    values += 0.01 * np.random.default_rng(0).normal(size=values.shape)
+    bright, dark = shortcuts.strongest(values, np.repeat([0, 1], 30), np.full((2, 2), 3.0))
+    assert (bright.condition, dark.condition) == (0, 1)
+    assert shortcuts._above(table, -table["brightness"].to_numpy(), dark.threshold) == tuple(map(str, range(30, 60)))
 
 
 def test_names_of_a_class_are_told_from_others():
@@ -85,7 +94,7 @@ def test_a_report_lists_the_images_that_show_it(store):
     assert "Shortcuts" in page
     assert "<b>" + "\x1b" not in page
     (section,) = [one for one in report.sections if one.kind == "shortcut"]
-    assert section.groups[0].name == ("<b>\x1b[31mwolf", "snow")
+    assert section.groups[0].name == ("<b>\x1b[31mwolf", "like snow")
     assert section.count == len(rows)
     assert any(note.startswith("shortcut: ") for note in report.decisions.notes)
 
@@ -94,7 +103,8 @@ def test_a_split_has_shortcuts_too(tmp_path, monkeypatch):
     features, labels = images(classes=2, shift=0.6)
     paths = [f"{('train', 'test')[k]}/dog/{i}.jpg" for i, k in enumerate(labels)]
     vocabulary = Vocabulary((("dog",), ("cat",)))
-    made = make_store(tmp_path / "store", features, paths, vocabulary, unit(AXES[:2]))
+    splits = [path.split("/")[0] for path in paths]
+    made = make_store(tmp_path / "store", features, paths, vocabulary, unit(AXES[:2]), splits=splits)
     monkeypatch.setattr(shortcuts, "conditions", lambda store, encoder: NAMES)
     ood_audit.report(made, settings=ood_audit.ScoreSettings(method="maxlogit", auto=False))
     row = ood_audit.open(made.root).findings("shortcut").rows[0]

@@ -54,7 +54,10 @@ def command(format: str, fail_below: float | None, **options: Any) -> int:
     else:
         joined = (replace(row, examples="\n".join(row.examples)) if format == "csv" else row for row in found.rows)
         print_rows(COLUMNS, [[getattr(row, name) for name in COLUMNS] for row in joined], format)
-    note(f"{found.images[1]:,} images against {found.images[0]:,}; {found.unlike:,} are unlike the reference")
+    note(
+        f"{found.images[1]:,} images against {found.images[0]:,}; {found.unlike:,} are as far from the reference as "
+        f"5% of it are, where {found.expected:.0f} would be by chance"
+    )
     for sentence in found.notes:
         note(sentence)
     note(f"page: {found.html}")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ood_audit.classes import texts, vocabulary
-from ood_audit.errors import EncoderError, UsageError
+from ood_audit.errors import UsageError
 from ood_audit.findings import drift, sides, words
 from ood_audit.findings.sides import Side
+from ood_audit.findings.words import USUAL
 from ood_audit.frames import Tabular
 from ood_audit.progress import Progress
 from ood_audit.store.store import Store
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 LEVEL = 0.01  # the p-value up to which two sets differ
-FDR = 0.05  # the false discovery rate of classes, measures, and images that stand out
+FDR = 0.05  # the false discovery rate of classes and measures
 _COLUMNS = ("kind", "name", "reference", "other", "effect", "low", "high", "p_value", "evidence")
 
 
@@ -70,7 +71,7 @@ class Comparison(Tabular):
         images: How many images of the reference and of the other set were compared.
         auroc: How well a classifier tells the two sets apart: 0.5 not at all, 1 without an error.
         p_value: Of the two-sample test.
-        unlike: How many of the other images are unlike the reference, at a false discovery rate of 5%.
+        unlike: How many of the other images are as far from the reference as only 5% of it are.
         rows: The differences; the first is the test, and the images unlike the reference come last.
         notes: What a person should know, a sentence each.
         html: The page; None where none was written.
@@ -86,6 +87,11 @@ class Comparison(Tabular):
     rows: list[Difference]
     notes: list[str]
     html: Path | None = None
+
+    @property
+    def expected(self) -> float:
+        """How many images would be `unlike` where the two sets do not differ, at most."""
+        return USUAL * self.images[1]
 
     @property
     def drift(self) -> bool:
@@ -194,11 +200,7 @@ def _classes(
 def _words(
     store: Store, a: Side, b: Side, encoder: Callable[[], texts.TextEncoder], notes: list[str]
 ) -> list[Difference]:
-    try:
-        conditions = words.conditions(store, encoder)
-    except EncoderError:
-        conditions = None
-    families = [names for names in (conditions, words.things(store)) if names is not None]
+    families = [names for names in (words.conditions(store, encoder), words.things(store)) if names is not None]
     if not families:
         notes.append("no words, as this store has no text features of names; import some with --background-texts FILE")
         return []
@@ -247,9 +249,9 @@ def _measures(a: Side, b: Side) -> list[Difference]:
 
 
 def _unlike(a: Side, b: Side, top: int) -> tuple[int, list[Difference]]:
-    """How many images stand out, and the first `top`."""
+    """How many images are as far from the reference as 5% of it are, and the first `top`."""
     p, cosines, nearest = drift.unlike(a.features, b.features)
-    flagged = int((drift.adjusted(p) <= FDR).sum())
+    far = int((p <= USUAL).sum())
     first = np.lexsort((cosines, p))[:top]
     paths, uris, reference = b.values("path"), b.values("uri"), a.values("uri")
     rows = [
@@ -262,7 +264,7 @@ def _unlike(a: Side, b: Side, top: int) -> tuple[int, list[Difference]]:
         )
         for row in first
     ]
-    return flagged, rows
+    return far, rows
 
 
 def _plain(value: Any) -> Any:

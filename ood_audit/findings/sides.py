@@ -20,16 +20,18 @@ from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
 
 MOST = 10_000  # images of a side; of more, a random sample is compared
-MEASURES = {  # numeric columns of `images` as words: more of it, less of it
+SIZES = {  # numeric columns of `images` as words: more of it, less of it
     "width": ("wider", "narrower"),
     "height": ("taller", "less tall"),
     "size_bytes": ("larger files", "smaller files"),
+}
+LOOKS = {
     "brightness": ("brighter", "darker"),
-    "contrast": ("higher contrast", "lower contrast"),
     "sharpness": ("sharper", "blurrier"),
     "entropy": ("more detailed", "less detailed"),
     "saturation": ("more colourful", "less colourful"),
 }
+MEASURES = {name: words for name, words in (SIZES | LOOKS).items() if name in IMAGES}
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,7 @@ class _Chosen:
             store, conditions = open_store(name), [("TRUE", given)]
         else:
             conditions = list(_meanings(given))
-        measures = [column for column in MEASURES if column in IMAGES]
-        columns = ", ".join(("image_id", "uri", "path", "folder", *measures))
+        columns = ", ".join(("image_id", "uri", "path", "folder", *MEASURES))
         with connect(store) as db:
             for condition, value in conditions:
                 sql = f"SELECT {columns} FROM images WHERE status = 'ok' AND $value = $value AND {condition}"
@@ -125,10 +126,10 @@ def _meanings(name: str) -> Iterator[tuple[str, str]]:
     for path in dict.fromkeys((name, storable(os.path.abspath(name)), storable(os.path.realpath(name)))):
         path = path.rstrip("/") or "/"
         yield "source = $value", path
-        yield "starts_with(source || '/' || folder || '/', $value)", f"{path}/"
+        yield "starts_with(source || '/' || path, $value)", f"{path}/"
     folder = name.strip("/")
     if folder:
-        yield "starts_with(folder || '/', $value)", f"{folder}/"
+        yield "starts_with(path, $value)", f"{folder}/"
 
 
 def _incomparable(a: Store, b: Store) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_audit.classes import background, pools, texts
+from ood_audit.errors import EncoderError, UsageError
 from ood_audit.findings import naming
 from ood_audit.findings.drift import adjusted
 from ood_audit.store.store import Store
@@ -68,12 +69,15 @@ class Word:
     examples: list[int]
 
 
-def conditions(store: Store, encoder: Callable[[], texts.TextEncoder]) -> Names | None:
-    """The condition names; None where the store has no model to encode them."""
+def conditions(store: Store, encoder: Callable[[], texts.TextEncoder] | None) -> Names | None:
+    """The condition names; None where they are not encoded, and `encoder` is None or has no model any more."""
     corpus = background.CORPORA["conditions"]()
-    if store.encoder.is_imported and store.encoder.model == "imported":
+    if not background.known(store, corpus) and encoder is None:
         return None
-    features = background.features(store, corpus, encoder)
+    try:
+        features = background.features(store, corpus, encoder)
+    except (EncoderError, UsageError):  # the model is not there any more
+        return None
     return Names(corpus.names[: len(features)], features.astype(np.float32), _LEAST)
 
 

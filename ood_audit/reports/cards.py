@@ -300,7 +300,7 @@ def group_title(section: Section, group: Group) -> Markup:
     if section.kind == "label":
         return say("{} in <strong>{}</strong> look like <strong>{}</strong>", count, *group.name)
     if section.kind == "shortcut":
-        return say("{} of <strong>{}</strong> look like <strong>{}</strong>", count, *group.name)
+        return say("{} of <strong>{}</strong> look <strong>{}</strong>", count, *group.name)
     if section.kind == "covariate-shift":
         return say("{} perhaps show <strong>{}</strong>", count, *group.name)
     return say("{} look like <strong>{}</strong>", count, *group.name)

@@ -155,8 +155,8 @@ def report(
                 on_progress("naming what is flagged")
                 decided.notes.extend(naming.group(db, store, scores.images, top))
                 on_progress("looking for shortcuts")
-                shown = _shortcuts(store, db, scores, device)
-                decided.notes.extend(f"shortcut: {one.evidence}" for one in shown)
+                compared = _compared(scores, device)
+                shown = _shortcuts(store, db, scores, compared, decided, device)
                 if not counts["near"]:
                     decided.notes.append(
                         "duplicates: only exact ones were looked for; add --near-duplicates for near ones"
@@ -176,7 +176,7 @@ def report(
                 writers.write_json(folder / "meta.json", meta)
                 belongs = [image_id for image_id, question in passed if question == verdicts.question("unusual")]
                 listed = content.Found(db, folder / findings.FILE, top, belongs, shown)
-                page = content.gather(store, listed, name, meta, duplicates, _compared(scores, device), decided.notes)
+                page = content.gather(store, listed, name, meta, duplicates, compared, decided.notes)
                 (folder / "report.html").write_text(render(page), encoding="utf-8")
                 sections = content.summarised(page)
                 lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
@@ -184,12 +184,21 @@ def report(
     return Report(store.reports / name, rows, scores, decided, sections, meta["unreadable"])
 
 
-def _shortcuts(store: Store, db: DuckDBPyConnection, scores: Scores, device: str) -> list[Shortcut]:
+def _shortcuts(
+    store: Store, db: DuckDBPyConnection, scores: Scores, compared: Compared, decided: Decisions, device: str
+) -> list[Shortcut]:
+    """The shortcuts, each with a note. A finished score is read without loading the model."""
+    own = ", ".join(("image_id", "split", *shortcuts.LOOKS))
     images = db.sql(
-        "SELECT image_id, given_label, split FROM scores JOIN (SELECT image_id, split FROM images) USING (image_id)"
+        f"SELECT * FROM (SELECT image_id, given_label FROM scores) JOIN (SELECT {own} FROM images) USING (image_id)"
     ).to_arrow_table()
-    encoder = texts.encoder_of(store, device)
-    return shortcuts.find(store, images, scores.vocabulary, cached_features(store, scores.vocabulary, encoder), encoder)
+    encoder = None if scores.reused else texts.encoder_of(store, device)
+    found = shortcuts.find(store, images, scores.vocabulary, compared.text, encoder)
+    if found is None:
+        decided.notes.append("shortcuts: none looked for, as the names of conditions are not encoded for this model")
+        return []
+    decided.notes.extend(f"shortcut: {one.evidence}" for one in found)
+    return found
 
 
 def _passed(store: Store, db: DuckDBPyConnection) -> set[verdicts.Key]:

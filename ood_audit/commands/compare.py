@@ -1,6 +1,5 @@
 """`ood-audit compare`."""
 
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -52,8 +51,8 @@ def command(format: str, fail_below: float | None, **options: Any) -> int:
         rows = [row for row in found.rows if row.kind != "class" or row.p_value <= FDR]
         print_rows(SHOWN, [[getattr(row, name) for name in SHOWN] for row in rows], format)
     else:
-        joined = (replace(row, examples="\n".join(row.examples)) if format == "csv" else row for row in found.rows)
-        print_rows(COLUMNS, [[getattr(row, name) for name in COLUMNS] for row in joined], format)
+        several = [{**vars(row), "examples": " ".join(row.examples)} for row in found.rows]  # URIs have no spaces
+        print_rows(COLUMNS, [[row[name] for name in COLUMNS] for row in several], format)
     note(
         f"{found.images[1]:,} images against {found.images[0]:,}; {found.unlike:,} are as far from the reference as "
         f"5% of it are, where {found.expected:.0f} would be by chance"

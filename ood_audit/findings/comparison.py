@@ -12,7 +12,7 @@ from ood_audit.classes import texts, vocabulary
 from ood_audit.errors import UsageError
 from ood_audit.findings import drift, sides, words
 from ood_audit.findings.sides import Side
-from ood_audit.findings.words import USUAL
+from ood_audit.findings.words import EXAMPLES, USUAL
 from ood_audit.frames import Tabular
 from ood_audit.progress import Progress
 from ood_audit.store.store import Store
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.01  # the p-value up to which two sets differ
 FDR = 0.05  # the false discovery rate of classes and measures
+_LEAST = 0.2  # rank-biserial correlation of a measure that is worth a line
 _COLUMNS = ("kind", "name", "reference", "other", "effect", "low", "high", "p_value", "evidence")
 
 
@@ -50,13 +51,13 @@ class Difference:
 
     kind: str
     name: str
-    reference: float | None
-    other: float | None
     effect: float
-    low: float | None
-    high: float | None
     p_value: float
     evidence: str
+    reference: float | None = None
+    other: float | None = None
+    low: float | None = None
+    high: float | None = None
     examples: tuple[str, ...] = ()
     nearest: str = ""
 
@@ -158,7 +159,7 @@ def _drift(a: Side, b: Side, tested: drift.TwoSample) -> Difference:
         text = f"the two sets differ: a classifier tells them apart with an AUROC of {tested.auroc:.2f}"
     else:
         text = f"no difference is found: a classifier that tells them apart has an AUROC of {tested.auroc:.2f}"
-    return Difference("drift", f"{b.name} against {a.name}", None, None, tested.auroc, None, None, tested.p_value, text)
+    return Difference("drift", f"{b.name} against {a.name}", tested.auroc, tested.p_value, text)
 
 
 def _classes(
@@ -191,9 +192,10 @@ def _classes(
     rows = []
     for k, (change, low, high, _), p_value in zip(there, found, p.tolist(), strict=True):
         before, after = counts[0][k] / len(a), counts[1][k] / len(b)
-        text = f"{after:.1%} against {before:.1%} ({low:+.1%} to {high:+.1%})"
-        examples = [uri for uri, own_k in zip(b.values("uri"), given[1], strict=True) if own_k == k][:6]
-        rows.append(Difference("class", own.names[k], before, after, change, low, high, p_value, text, tuple(examples)))
+        evidence = f"{after:.1%} against {before:.1%} ({low:+.1%} to {high:+.1%})"
+        examples = tuple(uri for uri, own_k in zip(b.values("uri"), given[1], strict=True) if own_k == k)[:EXAMPLES]
+        name = own.names[k]
+        rows.append(Difference("class", name, change, p_value, evidence, before, after, low, high, examples))
     return sorted(rows, key=lambda row: (row.p_value, -abs(row.effect), row.name))
 
 
@@ -207,9 +209,13 @@ def _words(
     uris = b.values("uri")
     return [
         Difference(
-            **{"kind": "word", "name": word.name, "reference": word.share_reference, "other": word.share},
-            **{"effect": word.effect, "low": None, "high": None, "p_value": word.p_value},
-            evidence=f"{word.share:.0%} look like {word.name}, against {word.share_reference:.0%}",
+            "word",
+            word.name,
+            word.effect,
+            word.p_value,
+            f"{word.share:.0%} look like {word.name}, against {word.share_reference:.0%}",
+            word.share_reference,
+            word.share,
             examples=tuple(uris[row] for row in word.examples),
         )
         for word in words.contrast(a.features, b.features, families)
@@ -222,49 +228,40 @@ def _measures(a: Side, b: Side) -> list[Difference]:
 
     found = []
     for name, said in sides.MEASURES.items():
-        if name in a.images.column_names:
-            own, theirs = (np.array(side.images[name].drop_null().to_numpy(), np.float64) for side in (a, b))
-            if len(own) and len(theirs):
-                test = mannwhitneyu(theirs, own)
-                effect = 2 * float(test.statistic) / (len(own) * len(theirs)) - 1
-                found.append(
-                    (name, said[effect < 0], float(np.median(own)), float(np.median(theirs)), effect, test.pvalue)
-                )
-    p = drift.adjusted([row[-1] for row in found])
+        own, theirs = (side.images[name].drop_null().to_numpy().astype(np.float64) for side in (a, b))
+        if len(own) and len(theirs):
+            test = mannwhitneyu(theirs, own)
+            effect = 2 * float(test.statistic) / (len(own) * len(theirs)) - 1
+            medians = float(np.median(own)), float(np.median(theirs))
+            found.append((name, said[effect < 0], effect, medians, float(test.pvalue)))
+    p = drift.adjusted([row[-1] for row in found]).tolist()
     return [
         Difference(
-            "measure",
-            said,
-            before,
-            after,
-            effect,
-            None,
-            None,
-            value,
-            f"the median {name} is {after:.4g} against {before:.4g}",
+            "measure", said, effect, value, f"the median {name} is {after:.4g} against {before:.4g}", before, after
         )
-        for (name, said, before, after, effect, _), value in zip(found, p.tolist(), strict=True)
-        if value <= FDR and abs(effect) >= 0.2
+        for (name, said, effect, (before, after), _), value in zip(found, p, strict=True)
+        if value <= FDR and abs(effect) >= _LEAST
     ]
 
 
 def _unlike(a: Side, b: Side, top: int) -> tuple[int, list[Difference]]:
     """How many images are as far from the reference as 5% of it are, and the first `top`."""
     p, cosines, nearest = drift.unlike(a.features, b.features)
-    far = int((p <= USUAL).sum())
     first = np.lexsort((cosines, p))[:top]
     paths, uris, reference = b.values("path"), b.values("uri"), a.values("uri")
     rows = [
         Difference(
-            **{"kind": "image", "name": paths[row], "reference": None, "other": None, "effect": float(cosines[row])},
-            **{"low": None, "high": None, "p_value": float(p[row])},
-            evidence=f"{p[row]:.1%} of the reference is as far from the rest of it",
+            "image",
+            paths[row],
+            float(cosines[row]),
+            float(p[row]),
+            f"{p[row]:.1%} of the reference is as far from the rest of it",
             examples=(uris[row],),
             nearest=reference[nearest[row]],
         )
         for row in first
     ]
-    return far, rows
+    return int((p <= USUAL).sum()), rows
 
 
 def _plain(value: Any) -> Any:

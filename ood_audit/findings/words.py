@@ -16,6 +16,7 @@ left out.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ USUAL = 0.05  # of the reference that looks like a name; the threshold for the o
 _EXPLAINED = 0.5  # of a name's variance, by names that are chosen already: more, and it says nothing new
 _LEAST = 0.3  # effect
 _LEAST_THING = 0.5  # the same for background names, of which there are many
-_EXAMPLES = 6
+EXAMPLES = 6
 _COMMON = 8_000  # rank of a word in CLIP's tokenizer: rarer ones are seldom what a person would say
 
 
@@ -122,7 +123,7 @@ def contrast(reference: Floats, other: Floats, families: Sequence[Names], *, mos
     return words
 
 
-def _beyond(text: Floats, effect: Floats, chosen: Floats, effects: Floats, spread: Floats) -> Floats:
+def _beyond(text: Floats, effect: Any, chosen: Any, effects: Any, spread: Any) -> Any:
     """(M,): the effect of each name beyond that of the chosen ones."""
     if not len(chosen):
         return effect
@@ -132,7 +133,7 @@ def _beyond(text: Floats, effect: Floats, chosen: Floats, effects: Floats, sprea
     among = (chosen @ spread @ chosen.T) / scale[:, None] / scale + 1e-3 * np.eye(len(chosen))
     weights = np.linalg.solve(among, rho.T).T
     left = 1 - (weights * rho).sum(axis=1)
-    beyond: Floats = (effect - weights @ effects) / np.sqrt(np.maximum(left, _EXPLAINED))
+    beyond = (effect - weights @ effects) / np.sqrt(np.maximum(left, _EXPLAINED))
     return np.where(left >= 1 - _EXPLAINED, beyond, -np.inf)
 
 
@@ -151,4 +152,4 @@ def _word(name: str, text: Floats, effect: float, p: float, reference: Floats, o
     threshold = float(np.quantile(own, 1 - USUAL))
     first = np.argsort(-theirs, kind="stable")
     share_reference, share = float((own > threshold).mean()), float((theirs > threshold).mean())
-    return Word(name, effect, p, threshold, share_reference, share, first[:_EXAMPLES].tolist())
+    return Word(name, effect, p, threshold, share_reference, share, first[:EXAMPLES].tolist())

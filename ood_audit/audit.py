@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ood_audit.errors import UsageError
 from ood_audit.findings.records import read as read_findings
-from ood_audit.findings.records import schema
 from ood_audit.frames import Tabular
 from ood_audit.progress import bars
-from ood_audit.store import DEFAULT_STORE, Store, open_store
+from ood_audit.store import DEFAULT_STORE, Store, open_store, schema
 from ood_audit.store.files import shown
-from ood_audit.store.findings import KINDS, Issue
+from ood_audit.store.findings import COLUMNS, KINDS, Issue
 from ood_audit.store.store import store_root
 from ood_audit.text import printable
 
@@ -59,7 +58,7 @@ class Findings(Tabular):
         """All findings as an Arrow table."""
         import pyarrow as pa
 
-        columns = schema()
+        columns = schema.arrow(COLUMNS)
         return pa.table(
             {name: [getattr(row, name) for row in self.rows] for name in columns.names},
             schema=columns,

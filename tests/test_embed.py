@@ -93,7 +93,8 @@ def test_runs_are_recorded(pictures, store):
     (pictures / "notes.md").write_text("x")
     run(pictures, store)
     (record,) = [json.loads(path.read_text()) for path in (store / "runs").iterdir()]
-    expected = {"added": 6, "unchanged": 0, "changed": 0, "moved": 0, "removed": 0, "unreadable": 0}
+    expected = {"added": 6, "unchanged": 0, "changed": 0, "moved": 0, "relabelled": 0, "removed": 0}
+    expected["unreadable"] = 0
     assert (record["counts"], record["skipped"], record["interrupted"]) == (expected, {".md": 1}, False)
 
 

@@ -48,6 +48,8 @@ _WORK = pa.schema(
         ("path", pa.string()),
         ("size_bytes", pa.int64()),
         ("mtime_ns", pa.int64()),
+        ("label", pa.string()),
+        ("split", pa.string()),
         ("is_new", pa.bool_()),
         ("known_error", pa.string()),
     ]

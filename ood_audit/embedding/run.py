@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
@@ -23,6 +23,8 @@ from ood_audit.encoders.warn import log_once, warnings_to
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.images.access import is_gone
 from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve, scan
+from ood_audit.images.splits import canonical
+from ood_audit.images.splits import of_folders as splits_of
 from ood_audit.images.uri import file_uri, is_remote
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
@@ -37,11 +39,12 @@ if TYPE_CHECKING:
 
     Encoder = ClipEncoder | local.Workers | ray.Workers
 
-OUTCOMES = ("added", "unchanged", "changed", "moved", "removed", "unreadable")
+OUTCOMES = ("added", "unchanged", "changed", "moved", "relabelled", "removed", "unreadable")
 ENGINES = ("local", "ray")
 _SAMPLE = 32  # images on which a precision is tried
 _MOST_COUNTED = 32_768  # images: more make no difference to where the encoder is loaded
 _SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
+_FOLDER = "left(f.path, -(length(split_part(f.path, '/', -1)) + 1))"  # of an image in the listing
 
 
 @dataclass
@@ -49,7 +52,8 @@ class EmbedResult:
     """What a run did.
 
     `counts` has every outcome; each image that was looked at, or is gone, is counted once. An image is `moved` if its
-    file is gone and a new file has the same bytes: it keeps its feature. `skipped` counts files that are no images, by
+    file is gone and a new file has the same bytes: it keeps its feature. It is `relabelled` if nothing but its label or
+    its split is new. `skipped` counts files that are no images, by
     extension. `unreadable_folders` gives the reason by folder; their images are left alone.
     `notes` are sentences on what went otherwise than planned: memory that ran out, a process that died.
     """
@@ -76,6 +80,7 @@ def embed(
     precision: str = "auto",
     batch_size: int | None = None,
     engine: str = "local",
+    splits: Mapping[str, str | os.PathLike[str]] | Iterable[tuple[str, str | os.PathLike[str]]] = (),
     on_start: Callable[["Encoder"], None] | None = None,
     on_progress: Progress = silent,
     on_note: Callable[[str], None] | None = None,
@@ -98,6 +103,8 @@ def embed(
         batch_size: images a forward pass; by default what suits the device.
         engine: `local`, or `ray`: the workers of a Ray cluster read and embed. Each must see the images at the same
             paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.
+        splits: further sources by the name of the split that they hold, or pairs of both. The split of other images is
+            what their folders say: `train`, `val` (also `valid`, `validation`, `dev`) or `test`.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
         on_note: called with each of the result's `notes`, as soon as there is one; by default they are logged.
@@ -118,9 +125,10 @@ def embed(
         sources = [sources]
     root = store_root(store)
     on_progress("looking for images")
-    found = list(dict.fromkeys(_resolved(source, root) for source in sources))
+    found: dict[str, str | None] = dict.fromkeys(_resolved(source, root) for source in sources)
+    found |= _with_splits(splits, root)
     before = sorted(root.glob("images/part-*"))
-    scans = [_begun(source, root) for source in found]
+    scans = [_begun(source, root, split) for source, split in found.items()]
     notes: list[str] = []
 
     def add_note(note: str) -> None:
@@ -130,7 +138,7 @@ def embed(
 
     with writing(root, "images"), warnings_to(add_note):
         if sorted(root.glob("images/part-*")) != before:  # another run came between, and may know of newer files
-            scans = [_begun(source, root) for source in found]
+            scans = [_begun(source, root, split) for source, split in found.items()]
         if (root / "store.json").exists():
             existing = open_store(root)
             encoder = None
@@ -143,7 +151,7 @@ def embed(
             images = sum(scan.count() for scan in scans)
             encoder = _load(engine, "load_encoder", model, device=device, images=images, **options)
             if precision == "auto" and engine == "local":
-                _try_bf16(encoder, found, root)
+                _try_bf16(encoder, list(found), root)
             existing = create_store(root, encoder.identity)
         result = EmbedResult(existing, notes=notes)
         run = _Run(result, scans, on_progress, add_note)
@@ -156,7 +164,7 @@ def embed(
         finally:
             result.seconds = round(time.monotonic() - started, 3)
             run.record()
-    read = sum(result.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved"))
+    read = sum(result.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved", "relabelled"))
     if result.counts["unreadable"] and not read:
         raise OodAuditError(
             f"none of the {result.counts['unreadable']} images could be read; the first, {run.first_unreadable}"
@@ -169,6 +177,7 @@ class _Scan:
     """A source that has been looked into as far as its first image, and goes on from there."""
 
     source: str
+    split: str | None  # of all its images, as the user says
     tables: Iterator[pa.Table]
     notes: ScanNotes
 
@@ -182,14 +191,31 @@ class _Scan:
         return count
 
 
-def _begun(source: str, root: Path) -> _Scan:
+def _with_splits(
+    splits: Mapping[str, str | os.PathLike[str]] | Iterable[tuple[str, str | os.PathLike[str]]], root: Path
+) -> dict[str, str | None]:
+    """Resolved sources with the splits that they hold; UsageError where one is said to hold two."""
+    found: dict[str, str | None] = {}
+    for name, source in splits.items() if isinstance(splits, Mapping) else splits:
+        if not name.strip():
+            raise UsageError("a split needs a name: --split NAME=SOURCE")
+        resolved, split = _resolved(source, root), canonical(storable(name.strip()))
+        if found.setdefault(resolved, split) != split:
+            raise UsageError(
+                f"{printable(os.fspath(source))} is given as the split {printable(str(found[resolved]))} and as "
+                f"{printable(split)}; name it once"
+            )
+    return found
+
+
+def _begun(source: str, root: Path, split: str | None) -> _Scan:
     """Begin a scan; OodAuditError where the source holds no image."""
     notes = ScanNotes()
     tables = listing(source, notes, exclude=_store_in(source, root))
     first = next(tables, None)
     if first is None:
         raise OodAuditError(_nothing_found(source, notes) + _if_it_moved(source, root))
-    return _Scan(source, chain([first], tables), notes)
+    return _Scan(source, split, chain([first], tables), notes)
 
 
 def _resolved(source: str | os.PathLike[str], root: Path) -> str:
@@ -258,6 +284,7 @@ class _Run:
         unchanged, to_do = self._count()
         counts["unchanged"] += unchanged
         compared, replaced = 0, list[ImageRef]()
+        relabelled = self._number("SELECT count(*) FROM difference WHERE state = 'relabelled'")
         if to_do and self.store.parts:
             compared, replaced = adoption.find(self.db, counting(self.on_progress, "comparing files with the store"))
         with PartWriter(self.store, self.id) as writer:
@@ -266,6 +293,9 @@ class _Run:
             for image in self._removed():
                 writer.remove(image)
                 counts["removed"] += 1
+            for done, _ in enumerate(adoption.relabel(self.db, writer) if relabelled else (), start=1):
+                counts["relabelled"] += 1
+                self.on_progress("writing labels and splits", done, relabelled)
             adopted = 0
             for adopted, outcome in enumerate(adoption.adopt(self.db, writer) if compared else (), start=1):
                 counts[outcome] += 1
@@ -312,7 +342,8 @@ class _Run:
         The table `kept` has the prefixes of the URIs in folders that can't be read now.
         """
         self.db.execute(
-            "CREATE TABLE listing (source INTEGER, uri VARCHAR, path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)"
+            "CREATE TABLE listing (source INTEGER, uri VARCHAR, path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT, "
+            "label VARCHAR, split VARCHAR)"
         )
         self.db.execute("CREATE TABLE sources (id INTEGER, source VARCHAR, prefix VARCHAR)")
         listed = 0
@@ -323,7 +354,10 @@ class _Run:
             self.db.execute("INSERT INTO sources VALUES (?, ?, ?)", [number, storable(one.source), prefix])
             for batch in one.tables:
                 self.db.register("batch", batch)
-                self.db.execute("INSERT INTO listing SELECT ?, * FROM batch", [number])
+                self.db.execute(
+                    "INSERT INTO listing SELECT ?, * REPLACE (coalesce(?, split) AS split) FROM batch",
+                    [number, one.split],
+                )
                 self.db.unregister("batch")
                 listed += len(batch)
                 self.on_progress("looking for images", listed)
@@ -335,24 +369,50 @@ class _Run:
             self.db.execute("INSERT INTO kept VALUES (?), (?)", [uri + "/", uri + "#"])
         if len(self.scans) > 1 or not os.path.isdir(self.scans[0].source):  # else no image is found twice
             self.db.execute(
-                "CREATE OR REPLACE TABLE listing AS SELECT DISTINCT ON (uri) * FROM listing ORDER BY uri, source, path"
+                "CREATE OR REPLACE TABLE listing AS SELECT DISTINCT ON (uri) * FROM listing "
+                "ORDER BY uri, label IS NULL, split IS NULL, source, path"
             )
+        self._find_splits()
+        # What folders say never overrules the split that a store has. A label or a split that is given does.
         self.db.execute(
-            "CREATE TABLE difference AS SELECT coalesce(f.uri, i.uri) AS uri, f.source, i.source AS old_source, "
-            "coalesce(f.path, i.path) AS path, coalesce(f.size_bytes, i.size_bytes) AS size_bytes, "
-            "coalesce(f.mtime_ns, i.mtime_ns) AS mtime_ns, i.error AS known_error, "
-            "CASE WHEN f.uri IS NULL THEN 'not found' WHEN i.uri IS NULL THEN 'new' "
-            "WHEN i.status = 'error' THEN 'retry' "
-            "WHEN f.size_bytes >= 0 AND (i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns) THEN 'changed' "
-            "ELSE 'unchanged' END AS state "
-            "FROM listing AS f FULL JOIN images AS i USING (uri) WHERE state <> 'unchanged'"
+            f"""
+            CREATE TABLE difference AS
+            SELECT coalesce(f.uri, i.uri) AS uri, f.source, i.source AS old_source,
+                   coalesce(f.path, i.path) AS path, coalesce(f.size_bytes, i.size_bytes) AS size_bytes,
+                   coalesce(f.mtime_ns, i.mtime_ns) AS mtime_ns, i.error AS known_error,
+                   f.label, coalesce(f.split, i.split, s.split) AS split,
+                   CASE WHEN f.uri IS NULL THEN 'not found' WHEN i.uri IS NULL THEN 'new'
+                        WHEN i.status = 'error' THEN 'retry'
+                        WHEN f.size_bytes >= 0 AND (i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns)
+                        THEN 'changed'
+                        WHEN f.label <> i.folder OR coalesce(f.split, i.split, s.split) IS DISTINCT FROM i.split
+                        THEN 'relabelled'
+                        ELSE 'unchanged' END AS state
+            FROM listing AS f LEFT JOIN folder_splits AS s ON s.source = f.source AND s.folder = {_FOLDER}
+            FULL JOIN images AS i ON i.uri = f.uri
+            WHERE state <> 'unchanged'
+            """
         )
+
+    def _find_splits(self) -> None:
+        """Make the table `folder_splits`: the splits of the folders of each source that say one."""
+        self.db.execute("CREATE TABLE folder_splits (source INTEGER, folder VARCHAR, split VARCHAR)")
+        for number, one in enumerate(self.scans):
+            sql = f"SELECT DISTINCT {_FOLDER} FROM listing AS f WHERE source = ? AND split IS NULL"
+            folders = [folder for (folder,) in self.db.execute(sql, [number]).fetchall()]
+            found = splits_of(folders, storable(os.path.basename(one.source.partition("?")[0].rstrip("/"))))
+            if found:
+                table = pa.table({"source": [number] * len(found), "folder": [*found], "split": [*found.values()]})
+                self.db.register("found", table)
+                self.db.execute("INSERT INTO folder_splits FROM found")
+                self.db.unregister("found")
 
     def _count(self) -> tuple[int, int]:
         """How many images are unchanged, and how many are to be embedded."""
         found = self._number("SELECT count(*) FROM listing")
-        to_do = self._number("SELECT count(*) FROM difference WHERE state <> 'not found'")
-        return found - to_do, to_do
+        known = self._number("SELECT count(*) FROM difference WHERE state = 'relabelled'")
+        to_do = self._number("SELECT count(*) FROM difference WHERE state NOT IN ('not found', 'relabelled')")
+        return found - to_do - known, to_do
 
     def _number(self, sql: str) -> int:
         row = self.db.execute(sql).fetchone()
@@ -362,8 +422,9 @@ class _Run:
         from ood_audit.embedding.work import Work
 
         sql = (
-            "SELECT d.uri, s.source, d.path, d.size_bytes, d.mtime_ns, d.state, d.known_error "
-            "FROM difference AS d JOIN sources AS s ON d.source = s.id ORDER BY s.source, d.path, d.uri"
+            "SELECT d.uri, s.source, d.path, d.size_bytes, d.mtime_ns, d.label, d.split, d.state, d.known_error "
+            "FROM difference AS d JOIN sources AS s ON d.source = s.id WHERE d.state <> 'relabelled' "
+            "ORDER BY s.source, d.path, d.uri"
         )
         for *image, state, known_error in _stream(self.db, sql):
             yield Work(ImageRef(*image), state == "new", known_error)

@@ -30,14 +30,16 @@ _READERS = 2  # threads that read features
 _FACTS = schema.arrow(schema.PARTS)
 
 # Facts about the bytes of an image, which hold wherever a file with these bytes lies.
-_OF_THE_FILE = ("image_id", "part", "uri", "source", "path", "folder", "size_bytes", "mtime_ns", "supersedes", "run_id")
+_OF_THE_FILE = (
+    *("image_id", "part", "uri", "source", "path", "folder", "split", "size_bytes", "mtime_ns", "supersedes", "run_id"),
+)
 INHERITED = tuple(name for name in _FACTS.names if name not in _OF_THE_FILE)
 
 _DECODED = tuple(field.name for field in fields(Decoded) if field.name in schema.PARTS)
 
 # As parts are written. Features don't compress, and plain ones read ten times as fast.
 PARQUET = {
-    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note"],
+    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note", "split"],
     "compression": dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none"},
 }
 
@@ -121,6 +123,7 @@ class PartWriter:
             source=image.source,
             path=image.path,
             folder=image.folder,
+            split=image.split,
             supersedes=supersedes,
             run_id=self._run_id,
         )

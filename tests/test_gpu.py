@@ -18,7 +18,8 @@ from ood_audit.errors import EncoderError, UsageError
 from ood_audit.scoring import metrics, scores, selection, similarity
 from ood_audit.store import open_store
 from ood_audit.store.parts import iter_features
-from ood_audit.tuning.trainer import Settings, fit
+from ood_audit.tuning.settings import TuneSettings
+from ood_audit.tuning.trainer import fit
 from tests.cli import invoke
 from tests.pretend_cuda import pretend
 from tests.test_encoder import MODELS, save
@@ -296,7 +297,7 @@ def test_chunks_on_a_gpu_are_bounded_for_the_widest_comparison(monkeypatch):
 
 @pytest.mark.parametrize("loss", ["coop", "ebm"])
 def test_tune(gpu, store, loss):
-    settings = Settings(loss=loss, epochs=1, folds=1)
+    settings = TuneSettings(loss=loss, epochs=1, folds=1)
     expected = ood_audit.tune(store, settings=settings, name="cpu", device="cpu").tuned
     gpu.calls.clear()
     found = ood_audit.tune(store, settings=settings, name="gpu", device="cuda").tuned
@@ -448,7 +449,7 @@ def test_tuning_is_halved_and_then_done_on_the_cpu(gpu, model, caplog, largest, 
     features = rng.normal(size=(28, 24)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     labels, classes = np.arange(28) % 7, [(name,) for name in COLOURS]
-    settings = Settings(epochs=1, folds=1)
+    settings = TuneSettings(epochs=1, folds=1)
     expected = fit(features, labels, classes, load_encoder(model, device="cpu"), settings)
     encoder = load_encoder(model, device="cuda")
     gpu.largest = largest

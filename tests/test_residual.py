@@ -13,12 +13,13 @@ from ood_audit.errors import UsageError
 from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import open_store
 from ood_audit.tuning import losses, residual
+from ood_audit.tuning.settings import DEFAULTS
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
 from tests.made import problem
 
 CLIP = ScoreDefaults(0.01, 1, 0.0)
-QUICK = dataclasses.replace(residual.DEFAULTS, epochs=5, folds=2)
+QUICK = dataclasses.replace(DEFAULTS["residual"], epochs=5, folds=2)
 
 
 @pytest.fixture

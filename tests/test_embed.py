@@ -479,7 +479,7 @@ def test_another_encoder_is_refused(pictures, store, options, monkeypatch):
 
     run(pictures, store)
     monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: pytest.fail("asked the network"))
-    with pytest.raises(StoreError, match="another store with --store"):
+    with pytest.raises(StoreError, match="another store with `store=DIR`"):
         run(pictures, store, **options)
     assert run(pictures, store) == {"unchanged": 6}
 

@@ -388,7 +388,7 @@ def test_a_model_that_does_not_fit_is_loaded_on_the_cpu(gpu, model, caplog):
     assert encoder.device == device.CPU
     assert encoder.precision == "fp32"
     assert caplog.messages == [f"out of memory on cuda: it has no room for the model; {CPU_WORDS}"]
-    with pytest.raises(EncoderError, match=r"no memory on cuda for --model local-dir:.*; free some, or choose another"):
+    with pytest.raises(EncoderError, match=r"no memory on cuda for `model` local-dir:.*; free some, or choose another"):
         load_same_encoder(encoder.identity, device="cuda", fall_back=False)
 
 
@@ -480,7 +480,7 @@ def test_auto_leaves_a_gpu_without_kernels(gpu, caplog):
     (message,) = caplog.messages
     assert message.startswith("this PyTorch has no kernels for cuda")
     assert message.endswith("using the CPU instead")
-    with pytest.raises(UsageError, match=r"--device cuda: this PyTorch has no kernels .*; use --device auto or cpu"):
+    with pytest.raises(UsageError, match=r"`device` cuda: this PyTorch has no kernels .*; use `device=auto` or cpu"):
         device.choose_device("cuda")
 
 
@@ -515,7 +515,7 @@ def test_a_store_of_half_precision_is_used_without_a_gpu(model, colours, tmp_pat
     np.testing.assert_array_equal(encoder.encode_texts(["a cat", "a dog"]), plain.encode_texts(["a cat", "a dog"]))
     assert len(ood_audit.report(made, device="cpu", settings=ScoreSettings(auto=False)).rows) == TOTAL
     if precision == "fp16":
-        with pytest.raises(UsageError, match="--precision fp16 needs a GPU to encode images"):
+        with pytest.raises(UsageError, match="`precision` fp16 needs a GPU to encode images"):
             encoder.encode_images(pixels_of(encoder, colours, 1))
         Image.new("RGB", (40, 40)).save(tmp_path / "new.png")
         done = invoke("embed", tmp_path / "new.png", "--store", made.root, "--device", "cpu")
@@ -533,7 +533,7 @@ def test_texts_are_encoded_in_float32_on_every_device(gpu, model, precision):
 
 
 def test_fp16_on_a_cpu_is_refused_before_there_is_a_store(model, colours, tmp_path):
-    with pytest.raises(UsageError, match="--precision fp16 needs a GPU"):
+    with pytest.raises(UsageError, match="`precision` fp16 needs a GPU"):
         ood_audit.embed(colours, store=tmp_path / "store", model=model, device="cpu", precision="fp16")
     assert not (tmp_path / "store" / "store.json").exists()
 

@@ -126,7 +126,7 @@ def test_options_of_prompts_need_their_method(store_copy):
     )
     assert done.returncode == 2
     assert "use --method prompt" in done.stderr
-    with pytest.raises(UsageError, match="--method x: choose prompt, residual"):
+    with pytest.raises(UsageError, match="`method` x: choose prompt, residual"):
         ood_audit.tune(store_copy, settings=dataclasses.replace(QUICK, method="x"))
 
 

@@ -153,17 +153,17 @@ def _open(root: Path, identity: EncoderIdentity) -> Store:
     if not store.encoder.is_imported:
         raise StoreError(
             f"the store {printable(str(root))} holds features that ood-audit computed itself; import into another one "
-            "with --store DIR"
+            "with `store=DIR`"
         )
     if store.encoder.dimension != identity.dimension:
         raise StoreError(
             f"the store {printable(str(root))} holds vectors of {store.encoder.dimension} numbers, these have "
-            f"{identity.dimension}; import them into another one with --store DIR"
+            f"{identity.dimension}; import them into another one with `store=DIR`"
         )
     if identity.model != "imported" and store.encoder.model not in ("imported", identity.model):
         raise StoreError(
             f"the store {printable(str(root))} holds vectors of {store.encoder.model}, these are said to be of "
-            f"{identity.model}; import them into another one with --store DIR"
+            f"{identity.model}; import them into another one with `store=DIR`"
         )
     return create_store(root, identity) if identity.model != "imported" else store
 
@@ -321,7 +321,9 @@ def _names(path: str | os.PathLike[str] | None) -> tuple[list[str], NDArray[np.f
         return None
     file = open_vectors(Path(path), of_texts=True)
     if not file.has_names:
-        raise UsageError(f"{printable(str(path))} has vectors, but no names for them; add an array or column `names`")
+        raise UsageError(
+            f"{printable(str(path))} has vectors, but no names for them; add an array or column named names"
+        )
     blocks: list[Block] = list(file.blocks())
     names = [name for block in blocks if block.names is not None for name in block.names.to_pylist()]
     unit, valid, _ = normalised(np.concatenate([block.vectors for block in blocks]))

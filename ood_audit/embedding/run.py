@@ -172,7 +172,7 @@ def _with_splits(
     found: dict[str, str | None] = {}
     for name, source in splits.items() if isinstance(splits, Mapping) else splits:
         if not name.strip():
-            raise UsageError("a split needs a name: --split NAME=SOURCE")
+            raise UsageError("a split needs a name: `splits=NAME=SOURCE`")
         resolved, split = _resolved(source, root), canonical(storable(name.strip()))
         if found.setdefault(resolved, split) != split:
             raise UsageError(
@@ -462,27 +462,27 @@ def _check_encoder(store: Store, settings: EmbedSettings) -> EncoderIdentity | N
     if mine.is_imported:
         raise StoreError(
             f"the store {printable(str(store.root))} holds imported vectors; add more with `ood-audit import`, or "
-            "embed into another store with --store DIR"
+            "embed into another store with `store=DIR`"
         )
     remedy = (
-        f"the store {printable(str(store.root))} holds features of --model {mine.model} --precision {mine.precision}: "
-        "leave these options out, or start another store with --store DIR"
+        f"the store {printable(str(store.root))} holds features of `model` {mine.model} `precision` {mine.precision}: "
+        "leave these options out, or start another store with `store=DIR`"
     )
     if settings.precision not in ("auto", mine.precision):
-        raise StoreError(f"--precision {settings.precision} would mix features; {remedy}")
+        raise StoreError(f"`precision` {settings.precision} would mix features; {remedy}")
     model, weights = settings.model, settings.weights
     if model == "auto" and weights is None:
         return None
     if (model, weights) == (mine.model, mine.weights):
         return None
     if weights is None and model != "starter" and not model.startswith("local-dir:"):  # not worth a download
-        raise StoreError(f"--model {printable(model)} is another encoder; {remedy}")
+        raise StoreError(f"`model` {printable(model)} is another encoder; {remedy}")
     options: dict[str, Any] = {"weights": weights, "precision": mine.precision}
     if settings.engine == "local":  # a GPU is for those who embed
         settings, options["texts_only"] = replace(settings, device="cpu"), True
     identity: EncoderIdentity = _load(settings, "load_encoder", model, images=1, **options).identity
     if differences := mine.differences(identity):
-        raise StoreError(f"--model {printable(model)} is another encoder ({differences[0]}); {remedy}")
+        raise StoreError(f"`model` {printable(model)} is another encoder ({differences[0]}); {remedy}")
     return identity
 
 

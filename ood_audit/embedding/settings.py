@@ -43,6 +43,6 @@ class EmbedSettings:
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
-            raise UsageError(f"no engine {printable(self.engine)}; choose {' or '.join(ENGINES)}")
+            raise UsageError(f"`engine` {printable(self.engine)}: choose {' or '.join(ENGINES)}")
         if self.engine == "ray" and importlib.util.find_spec("ray") is None:
-            raise UsageError("--engine ray needs Ray: pip install 'ood-audit[ray]'")
+            raise UsageError("`engine=ray` needs Ray: pip install 'ood-audit[ray]'")

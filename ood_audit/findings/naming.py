@@ -146,7 +146,7 @@ def suggest(
 
     """
     if most < 1:
-        raise UsageError(f"--names {most}: choose 1 or more")
+        raise UsageError(f"`most` {most}: choose 1 or more")
     if not isinstance(store, Store):
         store = open_store(store)
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])

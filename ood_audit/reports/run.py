@@ -123,9 +123,9 @@ def report(
 
     """
     if not 1 <= top < 2**31:
-        raise UsageError(f"--top {top}: choose 1 or more, below 2,147,483,648")
+        raise UsageError(f"`top` {top}: choose 1 or more, below 2,147,483,648")
     if not re.fullmatch(r"[\w-][\w.-]{0,60}", name):
-        raise UsageError(f"--name {printable(name)}: use at most 61 letters, digits, '-', '_' and '.'")
+        raise UsageError(f"`name` {printable(name)}: use at most 61 letters, digits, '-', '_' and '.'")
     if not isinstance(store, Store):
         store = open_store(store)
     find = find or FindingSettings()

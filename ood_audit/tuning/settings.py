@@ -66,7 +66,7 @@ def settings_of(*, method: str = "prompt", **given: Any) -> TuneSettings:
 
     """
     if method not in DEFAULTS:
-        raise UsageError(f"no method {printable(method)}; choose {' or '.join(DEFAULTS)}")
+        raise UsageError(f"`method` {printable(method)}: choose {', '.join(DEFAULTS)}")
     if given.get("ebm") == "literal":
         given.setdefault("mask", "top")
     return replace(DEFAULTS[method], **given)

@@ -270,10 +270,10 @@ def check(settings: TuneSettings) -> None:
     at_least_one = ("shots", "context_vectors")
     for name in positive:
         if not 0 < getattr(settings, name) < float("inf"):
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(settings, name)}: choose more than 0")
+            raise UsageError(f"`{name}` {getattr(settings, name)}: choose more than 0")
     for name in at_least_one:
         if (value := getattr(settings, name)) is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: choose 1 or more")
+            raise UsageError(f"`{name}` {value}: choose 1 or more")
     choices = {
         "method": ("prompt", "residual"),
         "loss": ("ebm", "coop"),
@@ -282,17 +282,17 @@ def check(settings: TuneSettings) -> None:
     }
     for name, allowed in choices.items():
         if (chosen := getattr(settings, name)) not in allowed:
-            raise UsageError(f"--{name} {chosen}: choose {', '.join(allowed)}")
+            raise UsageError(f"`{name}` {chosen}: choose {', '.join(allowed)}")
     if not 0 <= settings.mask_proportion <= 1:
-        raise UsageError(f"--mask-proportion {settings.mask_proportion}: choose between 0 and 1")
+        raise UsageError(f"`mask_proportion` {settings.mask_proportion}: choose between 0 and 1")
     if not 0 <= settings.lambda_ < float("inf"):
-        raise UsageError(f"--lambda {settings.lambda_}: choose 0 or more")
+        raise UsageError(f"`lambda_` {settings.lambda_}: choose 0 or more")
     if settings.pull is not None and not 0 <= settings.pull < float("inf"):
-        raise UsageError(f"--pull {settings.pull}: choose 0 or more")
+        raise UsageError(f"`pull` {settings.pull}: choose 0 or more")
     if settings.epochs < 0:
-        raise UsageError(f"--epochs {settings.epochs}: choose 0 or more")
+        raise UsageError(f"`epochs` {settings.epochs}: choose 0 or more")
     if settings.folds < 0:
-        raise UsageError(f"--folds {settings.folds}: choose 0 or more")
+        raise UsageError(f"`folds` {settings.folds}: choose 0 or more")
 
 
 def choose(merits: Sequence[Sequence[float]]) -> int:
@@ -411,7 +411,7 @@ class _Run:
                 classes = self.learner.class_features()
             cosines = self.held_out @ classes.T
         if not cosines.isfinite().all():
-            raise UsageError(f"--lr {self.lr}: the training diverged; choose a smaller one")
+            raise UsageError(f"`lr` {self.lr}: the training diverged; choose a smaller one")
         own = self.defaults
         change = delta_energy(cosines, temperature=own.temperature, top_c=own.top_c, reset_to=own.reset_to)
         known = self.held_out_labels >= 0

@@ -91,7 +91,7 @@ def tune(
     settings = settings or TuneSettings()
     trainer.check(settings)
     if folder is not None and annotations is not None:
-        raise UsageError("give the labelled images by --from or by --annotations, not both")
+        raise UsageError("give the labelled images by `folder` or by `annotations`, not both")
     kind = settings.loss if settings.method == "prompt" else settings.method
     name = name or f"{kind}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
     tuned.check_name(name)

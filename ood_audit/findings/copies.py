@@ -62,7 +62,7 @@ def current(
             raise StoreError(f"{printable(str(path))} is damaged; delete it and run the command again") from error
         done = int(metadata.get(b"near", b"1"))  # older ones always did
         if metadata.get(b"generation") == str(store.generation).encode() and (near is None or near == bool(done)):
-            return path, {**{name: int(metadata[name.encode()]) for name in _COUNTS}, "near": done}
+            return path, {name: int(metadata[name.encode()]) for name in _COUNTS} | {"near": done}
     from ood_audit.findings.duplicates import find
 
     generation = store.generation
@@ -71,7 +71,7 @@ def current(
         near = images <= MOST or images <= _most_on(device, store.encoder.dimension)
     progress = on_progress or (lambda done, total: None)
     found = find(store, near=near, device=device, on_progress=progress, on_note=on_note)
-    counts = {**{name: int(getattr(found, name)) for name in _COUNTS}, "near": int(near)}
+    counts = {name: int(getattr(found, name)) for name in _COUNTS} | {"near": int(near)}
     columns = schema.arrow(schema.DUPLICATES)
     table = pa.Table.from_pylist([asdict(row) for row in found.rows], schema=columns)
     values = {"generation": generation, **counts}

@@ -445,14 +445,14 @@ def _plan(device: str) -> Plan:
     import ray
 
     if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {printable(device)} with --engine ray: choose auto, cpu or cuda (all GPUs)")
+        raise UsageError(f"`device` {printable(device)} with `engine` ray: choose auto, cpu or cuda (all GPUs)")
     nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     cores = {node: int(has.get("CPU", 0)) for node, has in nodes}
     gpus = {node: (int(has["GPU"]), cores[node]) for node, has in nodes if has.get("GPU", 0) >= 1}
     if gpus and device != "cpu":
         return Plan("cuda", gpus, max(by_cores(count // places) for places, count in gpus.values()))
     if device == "cuda":
-        raise UsageError("--device cuda: the Ray cluster has no GPU; use --device auto")
+        raise UsageError("`device` cuda: the Ray cluster has no GPU; use `device=auto`")
     if not any(cores.values()):
         raise UsageError("the Ray cluster has no CPU and no GPU to embed on; start nodes with `ray start`")
     return Plan("cpu", {node: (count, count) for node, count in cores.items() if count})
@@ -465,7 +465,7 @@ def _connect() -> None:
     try:
         import ray.data
     except ImportError as error:
-        raise UsageError(f"--engine ray needs Ray ({error}): pip install 'ood-audit[ray]'") from error
+        raise UsageError(f"`engine=ray` needs Ray ({error}): pip install 'ood-audit[ray]'") from error
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "")
         remedy = "see `ray status` there, or unset RAY_ADDRESS to run on this machine"
@@ -538,7 +538,7 @@ def _failed(error: Exception) -> OodAuditError:
 def _dying(what: str) -> OodAuditError:
     return OodAuditError(
         f"Ray workers die again and again ({what}); finished work is kept, run the same command again to resume; where "
-        "memory is short, take a smaller --batch-size or fewer workers a node"
+        "memory is short, take a smaller `batch_size` or fewer workers a node"
     )
 
 

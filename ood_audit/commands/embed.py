@@ -76,7 +76,7 @@ def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -
 
     pairs = [_split(text) for text in splits]
     if not sources and not pairs:
-        raise UsageError("name at least one SOURCE, such as a folder of images")
+        raise click.MissingParameter(param_hint="'SOURCE...'", param_type="argument")
     with quiet_libraries(), bars() as on_progress:
         result = embed(sources, splits=pairs, on_start=_announce, on_progress=on_progress, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import duckdb
 
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store import findings
+from ood_audit.store import findings, schema
 from ood_audit.store.files import read_json, temporary_name
 from ood_audit.store.folder import StoreFolder, span
 from ood_audit.text import JsonText, printable, storable
@@ -26,37 +26,19 @@ if TYPE_CHECKING:
 _PLAIN = re.compile(r'U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|BOOLEAN|VARCHAR|DECIMAL\(.*\)|"NULL"')
 VIEWS = ("images", "scores", "labels", "report", "issues")
 
-_ROWS = """
-CREATE TABLE _no_rows (
-    image_id VARCHAR, part INTEGER, uri VARCHAR, source VARCHAR, path VARCHAR, folder VARCHAR, width INTEGER,
-    height INTEGER, format VARCHAR, size_bytes BIGINT, mtime_ns BIGINT, content_hash VARCHAR, status VARCHAR,
-    error VARCHAR, supersedes BOOLEAN, run_id VARCHAR, note VARCHAR, split VARCHAR
-)"""
-_IMAGES = """
+_IMAGES = f"""
 CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
 CREATE VIEW images AS
-SELECT image_id, source, path, folder, split, width, height, format, size_bytes, content_hash, status, error, note,
-       uri, mtime_ns, run_id
+SELECT {", ".join(schema.IMAGES)}
 FROM _rows AS r ANTI JOIN _superseded AS s ON s.image_id = r.image_id AND s.part > r.part
 WHERE status <> 'removed'
 """  # NOT EXISTS, with its inequality, would have DuckDB build a table of all rows: 5 GB of two million
-_SCORES = """
-CREATE TABLE _no_scores (
-    image_id VARCHAR, path VARCHAR, ood_score FLOAT, delta_energy FLOAT, energy FLOAT, max_cosine FLOAT,
-    label VARCHAR, label_2 VARCHAR, margin FLOAT, given_label VARCHAR, confidence FLOAT, given_confidence FLOAT,
-    distance FLOAT, lead FLOAT, folder_rank INTEGER, novelty FLOAT, unlike VARCHAR
-)"""
 _REPORT = """
 CREATE VIEW report AS
 SELECT row_number() OVER (ORDER BY ood_score DESC, s.path, s.image_id) AS rank,
        s.*, d.* EXCLUDE (image_id), i.* EXCLUDE (image_id, path)
 FROM scores AS s JOIN images AS i USING (image_id) LEFT JOIN _decisions AS d USING (image_id)
 """
-_DECISIONS = """
-CREATE TABLE _no_decisions (
-    image_id VARCHAR, flagged BOOLEAN, p_value DOUBLE, shift VARCHAR, p_distance DOUBLE,
-    label_issue FLOAT, suggested_label VARCHAR, cluster VARCHAR
-)"""
 
 
 @dataclass(frozen=True)
@@ -161,30 +143,17 @@ def merged() -> StoreError:
 def _create_views(
     connection: duckdb.DuckDBPyConnection, store: StoreFolder, parts: list[Path], report: str, current: dict[str, Any]
 ) -> None:
-    connection.execute(_ROWS)
-    _view(connection, "_parts", parts, "_no_rows", union_by_name=True)
-    # By name, as parts of 0.1.0 have no columns `note` and `split`.
-    connection.execute("CREATE VIEW _rows AS FROM _no_rows UNION ALL BY NAME FROM _parts")
+    _view(connection, "_rows", parts, schema.PARTS)
     connection.execute(_IMAGES)
-    connection.execute(_SCORES)
     scores = store.scores / f"{current.get('scores')}.parquet"
-    _view(connection, "scores", [scores] if scores.exists() else [], "_no_scores")
-    connection.execute(_DECISIONS)
+    _view(connection, "scores", [scores] if scores.exists() else [], schema.SCORES)
     decided = store.reports / report / "decisions.parquet"
     # What an older report decided is not about these scores.
     is_current = current.get("decided") == current.get("scores") and decided.exists()
-    # By name, as those of an older ood-audit lack columns.
-    found = (
-        f"UNION ALL BY NAME FROM read_parquet({_quoted(os.path.abspath(decided))}, hive_partitioning = false)"
-        if is_current
-        else ""
-    )
-    connection.execute(f"CREATE VIEW _decisions AS FROM _no_decisions {found}")
+    _view(connection, "_decisions", [decided] if is_current else [], schema.DECISIONS)
     connection.execute(_REPORT)
-    columns = ", ".join(f"{name} {kind}" for name, kind in findings.COLUMNS.items())
-    connection.execute(f"CREATE TABLE _no_issues ({columns})")
     written = store.reports / report / findings.FILE
-    _view(connection, "issues", [written] if written.exists() else [], "_no_issues")
+    _view(connection, "issues", [written] if written.exists() else [], findings.COLUMNS)
     _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
 
 
@@ -316,15 +285,14 @@ def outdated_rows(store: StoreFolder, parts: list[Path]) -> dict[Path, "pa.Array
     }
 
 
-def _view(
-    connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], empty: str, *, union_by_name: bool = False
-) -> None:
-    if not files:
-        connection.execute(f"CREATE VIEW {name} AS FROM {empty}")
-        return
-    paths = ", ".join(_quoted(os.path.abspath(file)) for file in files)
-    options = f"hive_partitioning = false, union_by_name = {union_by_name}"
-    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{paths}], {options})")
+def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], columns: schema.Columns) -> None:
+    """A view of files; columns that a file of an older version lacks are null."""
+    connection.execute(f"CREATE TABLE _no_{name} ({schema.ddl(columns)})")
+    read = ""
+    if files:
+        paths = ", ".join(_quoted(os.path.abspath(file)) for file in files)
+        read = f"UNION ALL BY NAME FROM read_parquet([{paths}], hive_partitioning = false, union_by_name = true)"
+    connection.execute(f"CREATE VIEW {name} AS FROM _no_{name} {read}")
 
 
 def _labels(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

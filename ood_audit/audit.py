@@ -103,12 +103,12 @@ class Audit:
         >>> import ood_audit
         >>> audit = ood_audit.open("audit")
         >>> audit.embed("examples/images", device="cpu")
-        EmbedResult(added=81, unreadable=1)
+        EmbedResult(added=189, unreadable=1)
         >>> report = audit.report(classes="examples/classes.txt", top=3, auto=False)
         >>> len(report.rows), report.html.name
         (3, 'report.html')
         >>> audit.sql("SELECT count(*) AS images FROM images WHERE status = 'ok'").fetchall()
-        [(81,)]
+        [(189,)]
 
     """
 
@@ -268,9 +268,9 @@ class Audit:
             >>> _ = audit.embed("examples/images", device="cpu")
             >>> report = audit.report(["butterfly", "chair", "cup"], top=5, auto=False)
             >>> report
-            Report('latest', images=81, flagged=...)
+            Report('latest', images=189, flagged=...)
             >>> report.to_arrow().num_rows
-            81
+            189
 
         """
         from ood_audit.findings.settings import FindingSettings
@@ -401,7 +401,7 @@ class Audit:
             >>> _ = audit.embed("examples/images", device="cpu")
             >>> _ = audit.report("examples/classes.txt", auto=False)
             >>> audit.export("keep.txt", kinds=["unreadable"], format="keep-list").lines
-            81
+            189
 
         """
         from ood_audit.actions.export import export

@@ -125,14 +125,14 @@ def test_an_audit_that_is_not_there_yet(tmp_path):
 def small(tmp_path_factory):
     """A folder with the examples and four labelled images; the first docstring makes a store in it."""
     folder = tmp_path_factory.mktemp("doctest")
-    (folder / "examples").symlink_to(EXAMPLES)
+    (folder / "examples").symlink_to(ROOT / "examples")
     rows = [f"{name}/{path.name},{name}" for name in ("cup", "sunflower") for path in _two(name)]
     (folder / "labelled.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     return folder
 
 
 def _two(name: str) -> list[Path]:
-    return sorted((EXAMPLES / "images" / name).glob("*.jpg"))[:2]
+    return sorted((ROOT / "examples" / "images" / name).glob("*.jpg"))[:2]
 
 
 @pytest.mark.parametrize("owner", [module, frames, errors, progress], ids=lambda owner: owner.__name__)

@@ -16,6 +16,7 @@ IMAGES: Columns = {
     "source": "VARCHAR",
     "path": "VARCHAR",
     "folder": "VARCHAR",
+    "split": "VARCHAR",  # train, val, test, or a name that the user gave; null where it is unknown
     "width": "INTEGER",
     "height": "INTEGER",
     "format": "VARCHAR",

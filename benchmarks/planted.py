@@ -1,8 +1,8 @@
 """A folder of pictures in which no two are alike, to plant faults in.
 
 DATA has `images/CLASS/`, `labelled/CLASS/` and `truth.csv` (path, kind), as for `benchmarks.peers`. Its planted
-duplicates are left out, and so is each picture whose 64-bit perceptual hash, turned or mirrored in any way, is within 12
-bits of that of another. Crops of the others, altered as in `benchmarks.peers`, fill up to the number that is asked for.
+duplicates are left out, and so is each picture whose 64-bit perceptual hash, turned or mirrored in any way, is within
+12 bits of that of another. Crops of the others, altered as in `benchmarks.peers`, fill up to the number asked for.
 """
 
 import csv

@@ -76,7 +76,9 @@ def hashes(grey: Image.Image) -> NDArray[np.uint8]:
     for row, some in zip(found, (pixels, pixels[_TRIM:-_TRIM, _TRIM:-_TRIM]), strict=True):
         waves = _waves(len(some))
         frequencies = waves @ some @ waves.T
-        middle = np.partition(frequencies, HASH_BITS // 2, axis=None)[HASH_BITS // 2]  # np.median takes 20 times as long
+        middle = np.partition(frequencies, HASH_BITS // 2, axis=None)[
+            HASH_BITS // 2
+        ]  # np.median takes 20 times as long
         row[:] = np.packbits(frequencies >= middle)
     return found
 

@@ -32,6 +32,7 @@ from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import EncoderError, OodAuditError, UsageError
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
+from ood_audit.store import schema
 from ood_audit.store.parts import PartWriter
 from ood_audit.text import printable
 
@@ -54,24 +55,17 @@ _WORK = pa.schema(
         ("known_error", pa.string()),
     ]
 )
+_FACTS = [field.name for field in fields(Decoded) if field.name != "pixels"]
 _RESULT = pa.schema(
     [
         ("piece", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("format", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("content_hash", pa.string()),
-        ("error", pa.string()),
-        ("note", pa.string()),
+        *schema.arrow({name: kind for name, kind in schema.PARTS.items() if name in _FACTS}),
         ("embedding", pa.binary()),  # (D,) float32
         ("batch_limit", pa.int32()),  # what memory allows, where a batch was halved
         ("lost", pa.bool_()),  # the piece was given up
         ("failure", pa.string()),  # of the worker, not of the image
     ]
 )
-_FACTS = [field.name for field in fields(Decoded) if field.name != "pixels"]
 
 
 @dataclass(frozen=True)

@@ -314,7 +314,6 @@ class _Encoder:
     """A worker: holds the encoder, and embeds pieces."""
 
     def __init__(self, workers: Workers, batch_size: int, tries: Any, version: str) -> None:
-        from ood_audit.embedding.pipeline import Pipeline
         from ood_audit.images.noise import quiet_libraries
 
         self._quiet = quiet_libraries()
@@ -325,8 +324,7 @@ class _Encoder:
         try:
             if version != __version__:
                 raise OodAuditError(f"it has ood-audit {__version__}, not {version}; install the same on every node")
-            self._encoder = self._load(workers)
-            self._pipeline = Pipeline(self._encoder, cores=_cores(workers))
+            self._encoder, self._pipeline = self._load(workers)
         except OodAuditError as error:
             self._failure = f"a Ray worker on {socket.gethostname()} cannot embed: {error}"
 
@@ -354,15 +352,17 @@ class _Encoder:
             [row | {"piece": number} for number, row in zip(numbers, rows, strict=True)], schema=_RESULT
         )
 
-    def _load(self, workers: Workers) -> Any:
-        """The encoder, with as many threads as the worker was given cores."""
+    def _load(self, workers: Workers) -> tuple[Any, Any]:
+        """The encoder and its pipeline, with as many threads as the worker was given cores."""
         import torch
 
+        from ood_audit.embedding.pipeline import Pipeline
         from ood_audit.encoders.clip import load_same_encoder
 
         if workers.plan.kind == "cpu":
             torch.set_num_threads(_cores(workers))
-        return load_same_encoder(workers.identity, device=workers.plan.kind)
+        encoder = load_same_encoder(workers.identity, device=workers.plan.kind)
+        return encoder, Pipeline(encoder, cores=_cores(workers))
 
     def _embed(self, uris: list[str]) -> Iterator[dict[str, Any]]:
         starts = range(0, len(uris), self._batch_size)

@@ -177,7 +177,7 @@ def _classes(
     except UsageError:
         if labels is not None:
             raise
-        notes.append("no shares of classes, as there is no list of classes; give one with --labels FILE")
+        notes.append("no shares of classes, as there is no list of classes; give one with `labels`")
         return []
     given = [[own.class_of(folder) for folder in side.values("folder")] for side in (a, b)]
     by_folder = not any(k is None for side in given for k in side)
@@ -204,7 +204,7 @@ def _words(
 ) -> list[Difference]:
     families = [names for names in (words.conditions(store, encoder), words.things(store)) if names is not None]
     if not families:
-        notes.append("no words, as this store has no text features of names; import some with --background-texts FILE")
+        notes.append("no words, as this store has no text features of names; import some with `background`")
         return []
     uris = b.values("uri")
     return [

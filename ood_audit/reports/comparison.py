@@ -84,7 +84,7 @@ def compare(
 
     """
     if not 1 <= top <= 1_000:
-        raise UsageError(f"--top {top}: choose 1 to 1,000")
+        raise UsageError(f"`top` {top}: choose 1 to 1,000")
     if not isinstance(store, Store):
         store = open_store(store)
     with computing(store.root):

@@ -133,7 +133,7 @@ def find(
     """Compare two sets of images; see `reports.comparison.compare`."""
     on_progress("reading the features")
     a, b = sides.both(store, reference, other)
-    notes = [f"{printable_share(side)} are compared, drawn at random" for side in (a, b) if side.total > len(side)]
+    notes = [f"{_sampled(side)} are compared, drawn at random" for side in (a, b) if side.total > len(side)]
     on_progress("testing for drift")
     tested = drift.two_sample(a.features, b.features, seed)
     encoder = texts.encoder_of(store, device, on_progress)
@@ -141,15 +141,15 @@ def find(
     named: list[Difference] = []
     if tested.p_value <= LEVEL:
         on_progress("finding words")
-        named = [*_words(store, a, b, encoder, notes), *_measures(a, b)]
+        named = _words(store, a, b, encoder, notes)
     else:
         notes.append("no words are looked for, as the two sets do not differ by the test")
     unlike, images = _unlike(a, b, top)
-    rows = [_drift(a, b, tested), *named, *classes, *images]
+    rows = [_drift(a, b, tested), *named, *_measures(a, b), *classes, *images]
     return Comparison(a.name, b.name, (len(a), len(b)), tested.auroc, tested.p_value, unlike, rows, notes)
 
 
-def printable_share(side: Side) -> str:
+def _sampled(side: Side) -> str:
     """`10,000 of the 52,000 images of train`."""
     return f"{len(side):,} of the {side.total:,} images of {side.name}"
 
@@ -177,7 +177,7 @@ def _classes(
     except UsageError:
         if labels is not None:
             raise
-        notes.append("no shares of classes, as there is no list of classes; give one with `labels`")
+        notes.append("no shares of classes, as there is no list of classes")
         return []
     given = [[own.class_of(folder) for folder in side.values("folder")] for side in (a, b)]
     by_folder = not any(k is None for side in given for k in side)
@@ -204,7 +204,7 @@ def _words(
 ) -> list[Difference]:
     families = [names for names in (words.conditions(store, encoder), words.things(store)) if names is not None]
     if not families:
-        notes.append("no words, as this store has no text features of names; import some with `background`")
+        notes.append("no words, as no names are encoded for this model")
         return []
     uris = b.values("uri")
     return [

@@ -237,7 +237,13 @@ def _measures(a: Side, b: Side) -> list[Difference]:
     p = drift.adjusted([row[-1] for row in found]).tolist()
     return [
         Difference(
-            "measure", said, effect, value, f"the median {name} is {after:.4g} against {before:.4g}", before, after
+            "measure",
+            said,
+            effect,
+            value,
+            f"the median {name} is {_short(after)} against {_short(before)}",
+            before,
+            after,
         )
         for (name, said, effect, (before, after), _), value in zip(found, p, strict=True)
         if value <= FDR and abs(effect) >= _LEAST
@@ -262,6 +268,10 @@ def _unlike(a: Side, b: Side, top: int) -> tuple[int, list[Difference]]:
         for row in first
     ]
     return int((p <= USUAL).sum()), rows
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _plain(value: Any) -> Any:

@@ -52,9 +52,7 @@ def turned(prints: Fingerprints, turn: int) -> Fingerprints:
     """
     shape = prints.shape[:-1]
     bits = np.unpackbits(prints[..., :_HASH_BYTES], axis=-1).reshape(*shape, _HASH, _HASH)
-    colours = prints[..., _HASH_BYTES:].reshape(
-        *shape, *((_THUMBNAIL, _THUMBNAIL, 3) if _has_colours(prints) else (0,))
-    )
+    colours = prints[..., _HASH_BYTES:].reshape(*shape, *((_THUMBNAIL, _THUMBNAIL, 3) if _has_colours(prints) else (0,)))
     if turn & 1:
         bits, colours = bits ^ _ODD, np.flip(colours, -2) if colours.size else colours
     if turn & 2:

@@ -1,6 +1,6 @@
 """Whether `compare` finds drift where there is some, and only there; and whether shortcuts are found and named.
 
-    python -m benchmarks.compare DATA [--draws 20] [--model starter]
+    python -m benchmarks.compare DATA [--draws 20] [--model starter] [--keep DIR]
 
 DATA holds objects/images/CLASS/ and styles/DOMAIN/CLASS/ with a domain `photo`. The halves of objects/ are random. In
 one half every picture, or a fifth of them, is then darkened, framed in sepia, sprinkled with snow, or has a banner or a
@@ -99,6 +99,8 @@ def plant(source: Path, target: Path) -> None:
     for name, (draw, _) in PLANTED.items():
         for path in sorted(source.glob("*/*")):
             where = target / name / path.relative_to(source)
+            if where.exists():
+                continue
             where.parent.mkdir(parents=True, exist_ok=True)
             draw(Image.open(path).convert("RGB")).save(where, quality=90)
 
@@ -190,10 +192,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--model", default="starter")
+    parser.add_argument("--keep", type=Path, help="Where to keep what is drawn and embedded, for the next time.")
     options = parser.parse_args()
     source = options.data / "objects" / "images"
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
+        root = options.keep or Path(temporary)
         plant(source, root / "planted")
         objects, planted, styles = (
             Features(embed(folder, store=root / name, model=options.model).store)

@@ -65,6 +65,12 @@ def test_a_measure_is_a_shortcut_too():
     assert shortcuts._above(table, -table["brightness"].to_numpy(), dark.threshold) == tuple(map(str, range(30, 60)))
 
 
+def test_measures_that_older_stores_lack_are_no_shortcuts():
+    features, labels = images(shift=0.6)
+    values = np.hstack([features @ NAMES.features.T, np.full((len(labels), 2), np.nan, np.float32)])
+    assert [one.condition for one in shortcuts.strongest(values, labels, np.full((3, 5), 3.0))] == [0]
+
+
 def test_names_of_a_class_are_told_from_others():
     vocabulary = Vocabulary((("road sign",), ("drawing",), ("wolf",)))
     names = Names(["sign", "sketch", "snow"], unit(AXES[:3]), 0.3)

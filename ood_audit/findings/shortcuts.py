@@ -153,7 +153,7 @@ def issues(found: Sequence[Shortcut], images: Mapping[str, tuple[str, str]], rep
     """
     for one in found:
         severity = min(1.0, max(0.0, (one.share - one.share_others) / 2))  # the image itself may well be right
-        todo = f"add images of {one.group} that do not look like {one.word}, and others that do"
+        todo = f"add images of {one.group} that do not look {one.word}, and others that do"
         for image_id in one.images:
             yield Issue(image_id, *images[image_id], "shortcut", severity, one.evidence, todo, report)
 
@@ -167,7 +167,9 @@ def strongest(values: Floats, groups: NDArray[np.int64], least: NDArray[np.float
         least: (G, M) the effect from which on a condition is a shortcut of a group.
 
     """
-    values = np.where(np.isnan(values), np.nanmean(values, axis=0), values)
+    known = ~np.isnan(values)
+    usual = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    values = np.where(known, values, usual)
     counts = np.bincount(groups, minlength=len(least))
     sums = np.zeros(least.shape)
     np.add.at(sums, groups, values)

@@ -143,7 +143,7 @@ def scan(features, labels: list[str], names: words.Names, encode) -> dict[str, s
     vocabulary = Vocabulary(tuple((name,) for name in classes))
     least = shortcuts.strong_enough(classes, vocabulary, vocabulary.features(encode), names)
     groups = np.array([classes.index(label) for label in labels])
-    found = shortcuts.strongest(features @ names.features.T, groups, least)
+    found = shortcuts.strongest(features @ names.features.T, groups, least, np.full(len(names.names), 0.75))
     return {classes[one.group]: names.names[one.condition] for one in found}
 
 

@@ -26,7 +26,7 @@ def images(classes=3, each=30, shift=0.0, share=1.0, seed=0):
 
 def found(features, labels, least=3.0):
     least = np.broadcast_to(least, (len(set(labels.tolist())), 3))
-    return list(shortcuts.strongest(features @ NAMES.features.T, labels, least))
+    return list(shortcuts.strongest(features @ NAMES.features.T, labels, least, np.full(3, 0.75)))
 
 
 def test_what_a_class_has_and_the_others_have_not_is_found():
@@ -60,7 +60,7 @@ def test_a_measure_is_a_shortcut_too():
     table = pa.table({"image_id": [str(i) for i in range(60)], "brightness": [0.5] * 30 + [0.1] * 30})
     values = np.stack([np.r_[np.full(30, 0.5), np.full(29, 0.1), np.nan]] * 2, axis=1) * [1, -1]
     values += 0.01 * np.random.default_rng(0).normal(size=values.shape)
-    bright, dark = shortcuts.strongest(values, np.repeat([0, 1], 30), np.full((2, 2), 3.0))
+    bright, dark = shortcuts.strongest(values, np.repeat([0, 1], 30), np.full((2, 2), 3.0), np.full(2, 0.6))
     assert (bright.condition, dark.condition) == (0, 1)
     assert shortcuts._above(table, -table["brightness"].to_numpy(), dark.threshold) == tuple(map(str, range(30, 60)))
 
@@ -68,7 +68,7 @@ def test_a_measure_is_a_shortcut_too():
 def test_measures_that_older_stores_lack_are_no_shortcuts():
     features, labels = images(shift=0.6)
     values = np.hstack([features @ NAMES.features.T, np.full((len(labels), 2), np.nan, np.float32)])
-    assert [one.condition for one in shortcuts.strongest(values, labels, np.full((3, 5), 3.0))] == [0]
+    assert [one.condition for one in shortcuts.strongest(values, labels, np.full((3, 5), 3.0), np.full(5, 0.6))] == [0]
 
 
 def test_names_of_a_class_are_told_from_others():

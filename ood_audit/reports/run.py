@@ -215,7 +215,7 @@ class _Run:
 
     def _shortcuts(self, db: DuckDBPyConnection, compared: Compared, decided: Decisions) -> list[Shortcut]:
         """The shortcuts, each with a note. Where the scores were there, the model is not loaded."""
-        columns = ", ".join(("image_id", "split", *shortcuts.LOOKS))
+        columns = ", ".join(("image_id", "split", *shortcuts.MEASURES))
         images = db.sql(
             f"SELECT * FROM (SELECT image_id, given_label FROM scores) JOIN (SELECT {columns} FROM images) "
             "USING (image_id)"

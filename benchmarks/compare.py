@@ -7,8 +7,7 @@ one half every picture, or a fifth of them, is then darkened, framed in sepia, s
 watermark drawn on it; or the photos of styles/ are compared with another domain. For shortcuts one class of the photos
 is taken from another domain, or one class of objects/ has the drawing on all of its pictures.
 
-A drift counts as named where one of the words for it is among the names given; for what CLIP does not see, such as the
-light, there are the measures of the store, which this does not use.
+A drift counts as named where one of the words for it is among the names given, a shortcut where its name is one.
 """
 
 import argparse
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from ood_audit.classes import texts
@@ -30,7 +30,7 @@ from ood_audit.store.parts import iter_features
 MOST_FALSE = 2  # of 20 draws
 WRITING = {"text", "caption", "watermark", "logo", "sign", "label", "banner", "meme", "magazine cover", "book page"}
 OLD = {"sepia photograph", "old photograph", "black and white photograph", "frame", "border", "postcard"}
-DRAWN = {"drawing", "sketch", "line art", "clip art", "cartoon", "comic", "illustration", "print", "engraving"}
+DRAWN = {"drawing", "sketch", "line art", "clip art", "cartoon", "comic", "illustration", "print", "engraving", "plain"}
 PAINTED = {"painting", "oil painting", "watercolor", "illustration", "print", "poster", "drawing"}
 
 
@@ -74,13 +74,13 @@ PLANTED: dict[str, tuple[Callable[[Image.Image], Image.Image], set[str]]] = {
     "watermark": (watermark, WRITING),
     "sepia": (sepia, OLD),
     "snow": (snow, {"snow", "frost", "rain", "dust"}),
-    "dark": (dark, {"darkness", "low light", "dusk", "shadow"}),
+    "dark": (dark, {"darkness", "low light", "dusk", "shadow", "dark"}),
 }
 STYLES = {"sketch": DRAWN, "cartoon": DRAWN, "art_painting": PAINTED}
 
 
 class Features:
-    """The features of a store by path."""
+    """The features of a store, and how its pictures look, by path."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -90,9 +90,17 @@ class Features:
             self.row |= {path: len(self.row) + i for i, path in enumerate(batch.paths.to_pylist())}
             blocks.append(batch.features)
         self.all = np.concatenate(blocks)
+        measured = store.query(f"SELECT path, {', '.join(shortcuts.MEASURES)} FROM images WHERE status = 'ok'").dicts()
+        in_order = sorted(measured, key=lambda row: self.row[row["path"]])
+        self.looks = shortcuts.looks(pa.Table.from_pylist(in_order))
 
     def of(self, paths: list[str]):
         return self.all[[self.row[path] for path in paths]]
+
+    def shown(self, paths: list[str], names: words.Names):
+        """How much pictures show each condition: the names, then the looks."""
+        rows = [self.row[path] for path in paths]
+        return np.hstack([self.all[rows] @ names.features.T, self.looks[rows]])
 
 
 def plant(source: Path, target: Path) -> None:
@@ -137,14 +145,17 @@ def drifts(objects: Features, planted: Features, styles: Features, families) -> 
         show(f"photo, {style}", styles.of(photo), other, families, wanted)
 
 
-def scan(features, labels: list[str], names: words.Names, encode) -> dict[str, str]:
+def scan(shown, labels: list[str], names: words.Names, encode) -> dict[str, str]:
     """The shortcut of each class that has one."""
     classes = sorted(set(labels))
     vocabulary = Vocabulary(tuple((name,) for name in classes))
-    least = shortcuts.strong_enough(classes, vocabulary, vocabulary.features(encode), names)
+    of_names = shortcuts.strong_enough(classes, vocabulary, vocabulary.features(encode), names)
+    least = np.hstack([of_names, np.full((len(classes), len(shortcuts.LOOKS)), 2.0)])
+    share = np.repeat([0.75, 0.6], [len(names.names), len(shortcuts.LOOKS)])
+    said = [*names.names, *(word for word, _, _ in shortcuts.LOOKS)]
     groups = np.array([classes.index(label) for label in labels])
-    found = shortcuts.strongest(features @ names.features.T, groups, least, np.full(len(names.names), 0.75))
-    return {classes[one.group]: names.names[one.condition] for one in found}
+    found = shortcuts.strongest(shown, groups, least, share)
+    return {classes[one.group]: said[one.condition] for one in found}
 
 
 def planted_shortcuts(objects: Features, planted: Features, styles: Features, names: words.Names, encode) -> None:
@@ -163,22 +174,21 @@ def planted_shortcuts(objects: Features, planted: Features, styles: Features, na
 
     plain = sorted(objects.row)
     print("\nshortcuts where none was planted:")
-    print("  objects:", scan(objects.of(plain), classes(plain, 0), names, encode))
-    print("  photo:", scan(styles.of(photos()), classes(photos(), 1), names, encode))
+    print("  objects:", scan(objects.shown(plain, names), classes(plain, 0), names, encode))
+    print("  photo:", scan(styles.shown(photos(), names), classes(photos(), 1), names, encode))
     for style, wanted in STYLES.items():
         answers = {}
         for name in of_class(photos(), 1):
             paths = photos(name, style)
-            answers[name] = scan(styles.of(paths), classes(paths, 1), names, encode).get(name, "")
+            answers[name] = scan(styles.shown(paths, names), classes(paths, 1), names, encode).get(name, "")
         told(f"one class of photo as {style}", list(answers.values()), wanted)
     for drawn, (_, wanted) in PLANTED.items():
         found = []
         for name in of_class(plain, 0):
-            rows = objects.all.copy()
-            own = [path for path in plain if path.startswith(f"{name}/")]
-            rows[[objects.row[path] for path in own]] = planted.of([f"{drawn}/{path}" for path in own])
-            paths = sorted(objects.row, key=objects.row.__getitem__)
-            found.append(scan(rows, classes(paths, 0), names, encode).get(name, ""))
+            own = np.array([path.startswith(f"{name}/") for path in plain])
+            shown = objects.shown(plain, names)
+            shown[own] = planted.shown([f"{drawn}/{path}" for path in np.array(plain)[own]], names)
+            found.append(scan(shown, classes(plain, 0), names, encode).get(name, ""))
         told(f"one class of objects, {drawn}", found, wanted)
 
 

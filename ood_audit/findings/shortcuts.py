@@ -128,7 +128,7 @@ def find(
     ids, features = _sampled(store, len(images))
     sampled = images.take(pc.index_in(ids, value_set=images["image_id"].combine_chunks()))
     words = [*(f"like {name}" for name in names.names), *(word for word, _, _ in LOOKS)]
-    values = np.hstack([features @ names.features.T, _looks(sampled)])
+    values = np.hstack([features @ names.features.T, looks(sampled)])
     share = np.repeat([_SHARE, _SHARE_LOOK], [len(names.names), len(LOOKS)])
     found: list[Shortcut] = []
     for column in columns:
@@ -144,7 +144,7 @@ def find(
             if one.condition < len(names.names):
                 showing = _like(store, own["image_id"].combine_chunks(), names.features[one.condition], one.threshold)
             else:
-                showing = _above(own, _looks(own)[:, one.condition - len(names.names)], one.threshold)
+                showing = _above(own, looks(own)[:, one.condition - len(names.names)], one.threshold)
             word, is_split = words[one.condition], column == "split"
             found.append(Shortcut(labels[one.group], is_split, word, one.effect, one.share, one.share_others, showing))
     return sorted(found, key=lambda one: -one.effect)
@@ -239,7 +239,7 @@ def _sampled(store: Store, total: int) -> tuple[pa.Array, Floats]:
     return pa.concat_arrays(ids), np.concatenate(features)
 
 
-def _looks(images: pa.Table) -> Floats:
+def looks(images: pa.Table) -> Floats:
     """(N, L): how much the images look like each of `LOOKS`; NaN where that is not known."""
     measures = {name: images[name].cast(pa.float32()).to_numpy() for name in MEASURES}
     grey = measures["saturation"]

@@ -23,14 +23,27 @@ from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.embedding.run import embed
 from ood_audit.findings import drift, shortcuts, words
-from ood_audit.findings.comparison import LEVEL
+from ood_audit.findings.comparison import LEVEL, measures
+from ood_audit.findings.sides import MEASURES, Side
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 
 MOST_FALSE = 2  # of 20 draws
 WRITING = {"text", "caption", "watermark", "logo", "sign", "label", "banner", "meme", "magazine cover", "book page"}
 OLD = {"sepia photograph", "old photograph", "black and white photograph", "frame", "border", "postcard"}
-DRAWN = {"drawing", "sketch", "line art", "clip art", "cartoon", "comic", "illustration", "print", "engraving", "plain"}
+DRAWN = {
+    "drawing",
+    "sketch",
+    "line art",
+    "clip art",
+    "cartoon",
+    "comic",
+    "illustration",
+    "print",
+    "engraving",
+    "plain",
+    "less detailed",
+}
 PAINTED = {"painting", "oil painting", "watercolor", "illustration", "print", "poster", "drawing"}
 
 
@@ -74,7 +87,7 @@ PLANTED: dict[str, tuple[Callable[[Image.Image], Image.Image], set[str]]] = {
     "watermark": (watermark, WRITING),
     "sepia": (sepia, OLD),
     "snow": (snow, {"snow", "frost", "rain", "dust"}),
-    "dark": (dark, {"darkness", "low light", "dusk", "shadow", "dark"}),
+    "dark": (dark, {"darkness", "low light", "dusk", "shadow", "dark", "darker"}),
 }
 STYLES = {"sketch": DRAWN, "cartoon": DRAWN, "art_painting": PAINTED}
 
@@ -90,9 +103,13 @@ class Features:
             self.row |= {path: len(self.row) + i for i, path in enumerate(batch.paths.to_pylist())}
             blocks.append(batch.features)
         self.all = np.concatenate(blocks)
-        measured = store.query(f"SELECT path, {', '.join(shortcuts.MEASURES)} FROM images WHERE status = 'ok'").dicts()
-        in_order = sorted(measured, key=lambda row: self.row[row["path"]])
-        self.looks = shortcuts.looks(pa.Table.from_pylist(in_order))
+        columns = ", ".join(dict.fromkeys((*shortcuts.MEASURES, *MEASURES)))
+        rows = store.query(f"SELECT path, {columns} FROM images WHERE status = 'ok'").dicts()
+        self.measured = pa.Table.from_pylist(sorted(rows, key=lambda row: self.row[row["path"]]))
+        self.looks = shortcuts.looks(self.measured)
+
+    def side(self, paths: list[str]) -> Side:
+        return Side("", len(paths), self.measured.take([self.row[path] for path in paths]), self.of(paths))
 
     def of(self, paths: list[str]):
         return self.all[[self.row[path] for path in paths]]
@@ -122,11 +139,17 @@ def halves(objects: Features, draws: int) -> None:
     print(f"random halves with p ≤ 0.05: {false} of {draws} draws (limit {MOST_FALSE} of 20)", flush=True)
 
 
-def show(title: str, a, b, families, wanted: set[str]) -> None:
-    tested = drift.two_sample(a, b)
-    found = [word.name for word in words.contrast(a, b, families)] if tested.p_value <= LEVEL else []
-    named = "named" if wanted & set(found) else "not named"
-    print(f"{title:24} p {tested.p_value:.3f}  AUROC {tested.auroc:.2f}  {named:9}  {', '.join(found)}", flush=True)
+def show(title: str, a: Side, b: Side, families, wanted: set[str]) -> None:
+    tested = drift.two_sample(a.features, b.features)
+    found = [word.name for word in words.contrast(a.features, b.features, families)]
+    said = (found if tested.p_value <= LEVEL else []) + [row.name for row in measures(a, b)]
+    named = "named" if wanted & set(said) else "not named"
+    print(f"{title:24} p {tested.p_value:.3f}  AUROC {tested.auroc:.2f}  {named:9}  {', '.join(said)}", flush=True)
+
+
+def joined(one: Side, other: Side) -> Side:
+    features = np.concatenate([one.features, other.features])
+    return Side("", len(features), pa.concat_tables([one.images, other.images]), features)
 
 
 def drifts(objects: Features, planted: Features, styles: Features, families) -> None:
@@ -135,14 +158,13 @@ def drifts(objects: Features, planted: Features, styles: Features, families) -> 
     a, b = ([paths[i] for i in half] for half in np.array_split(order, 2))
     for name, (_, wanted) in PLANTED.items():
         for share in (1.0, 0.2):
-            some = set(b[: round(share * len(b))])
-            kept = [path for path in b if path not in some]
-            other = np.concatenate([planted.of([f"{name}/{path}" for path in sorted(some)]), objects.of(kept)])
-            show(f"{name}, {share:.0%} of a half", objects.of(a), other, families, wanted)
+            some = b[: round(share * len(b))]
+            other = joined(planted.side([f"{name}/{path}" for path in some]), objects.side(b[len(some) :]))
+            show(f"{name}, {share:.0%} of a half", objects.side(a), other, families, wanted)
     photo = [path for path in styles.row if path.startswith("photo/")]
     for style, wanted in STYLES.items():
-        other = styles.of([path for path in styles.row if path.startswith(f"{style}/")])
-        show(f"photo, {style}", styles.of(photo), other, families, wanted)
+        other = styles.side([path for path in styles.row if path.startswith(f"{style}/")])
+        show(f"photo, {style}", styles.side(photo), other, families, wanted)
 
 
 def scan(shown, labels: list[str], names: words.Names, encode) -> dict[str, str]:

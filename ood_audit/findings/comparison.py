@@ -145,7 +145,7 @@ def find(
     else:
         notes.append("no words are looked for, as the two sets do not differ by the test")
     unlike, images = _unlike(a, b, top)
-    rows = [_drift(a, b, tested), *named, *_measures(a, b), *classes, *images]
+    rows = [_drift(a, b, tested), *named, *measures(a, b), *classes, *images]
     return Comparison(a.name, b.name, (len(a), len(b)), tested.auroc, tested.p_value, unlike, rows, notes)
 
 
@@ -222,8 +222,8 @@ def _words(
     ]
 
 
-def _measures(a: Side, b: Side) -> list[Difference]:
-    """The measures of the images that differ, by Mann and Whitney's test."""
+def measures(a: Side, b: Side) -> list[Difference]:
+    """The measures that differ, of the images whose measures the store has; by Mann and Whitney's test."""
     from scipy.stats import mannwhitneyu
 
     found = []

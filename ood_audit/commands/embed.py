@@ -61,6 +61,7 @@ from ood_audit.text import printable
     metavar="N",
     help="Images in a forward pass.  [default: what suits the device]",
 )
+@click.option("--gps", is_flag=True, help="Keep where pictures were taken, as far as their EXIF says.")
 def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -> None:
     """Embed images and sync the store with their sources.
 
@@ -76,7 +77,7 @@ def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -
 
     pairs = [_split(text) for text in splits]
     if not sources and not pairs:
-        raise UsageError("name at least one SOURCE, such as a folder of images")
+        raise click.MissingParameter(param_hint="'SOURCE...'", param_type="argument")
     with quiet_libraries(), bars() as on_progress:
         result = embed(sources, splits=pairs, on_start=_announce, on_progress=on_progress, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():

@@ -18,6 +18,7 @@ from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.images.decode import Decoded
 from ood_audit.images.found import ImageRef
+from ood_audit.images.spelling import Spelling
 from ood_audit.images.uri import file_uri, is_file, is_remote, local_path
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
@@ -179,8 +180,9 @@ def _list_images(
     base = Path(images).absolute() if images is not None else (source if source.is_dir() else source.parent)
     db.execute("CREATE TABLE listing (row BIGINT, uri VARCHAR, path VARCHAR)")
     row = 0
+    spelling = Spelling()
     for names in _all_names(vectors, source, paths):
-        rows = [(row + i, *_place(name, base)) for i, name in enumerate(names)]
+        rows = [(row + i, *_place(name, base, spelling)) for i, name in enumerate(names)]
         listed = pa.table({key: [r[k] for r in rows] for k, key in enumerate(("row", "uri", "path"))})
         db.register("listed", listed)
         db.execute("INSERT INTO listing FROM listed")
@@ -229,13 +231,13 @@ def _lines(path: Path) -> Iterator[list[str]]:
         raise UsageError(f"cannot read the paths in {printable(str(path))}: {error.strerror or error}") from error
 
 
-def _place(name: str, base: Path) -> tuple[str, str]:
+def _place(name: str, base: Path, spelling: Spelling) -> tuple[str, str]:
     """The URI of an image, and its path within the source."""
     name = storable(name)
     if is_remote(name):
         return name, name.partition("://")[2]
     plain = name.removeprefix("file://")
-    whole = os.path.normpath(os.path.join(base, plain))
+    whole = spelling(os.path.normpath(os.path.join(base, plain)))
     inside = os.path.relpath(whole, base)
     return file_uri(whole), storable(whole.lstrip("/") if inside.startswith("..") else inside)
 

@@ -76,6 +76,7 @@ def embed(
     store: str | os.PathLike[str] = DEFAULT_STORE,
     settings: EmbedSettings | None = None,
     splits: Mapping[str, str | os.PathLike[str]] | Iterable[tuple[str, str | os.PathLike[str]]] = (),
+    gps: bool = False,
     on_start: Callable[["Encoder"], None] | None = None,
     on_progress: Progress = silent,
     on_note: Callable[[str], None] | None = None,
@@ -94,6 +95,7 @@ def embed(
         settings: the encoder, and where it runs; None for the defaults.
         splits: further sources by the name of the split that they hold, or pairs of both. The split of other images is
             what their folders say: `train`, `val` (also `valid`, `validation`, `dev`) or `test`.
+        gps: whether to keep where new and changed images were taken, as far as their EXIF says.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
         on_note: called with each of the result's `notes`, as soon as there is one; by default they are logged.
@@ -128,7 +130,7 @@ def embed(
             scans = [_begun(source, root, split) for source, split in found.items()]
         existing, encoder = _open(root, scans, settings, on_progress)
         result = EmbedResult(existing, notes=notes)
-        run = _Run(result, scans, on_progress, add_note)
+        run = _Run(result, scans, gps, on_progress, add_note)
         try:
             with connect(existing) as run.db:
                 run.bring_into_step(encoder, settings, on_start)
@@ -226,6 +228,7 @@ class _Run:
         self,
         result: EmbedResult,
         scans: list[_Scan],
+        gps: bool,
         on_progress: Progress,
         on_note: Callable[[str], None],
     ) -> None:
@@ -233,6 +236,7 @@ class _Run:
         self.result = result
         self.store = result.store
         self.scans = scans
+        self.gps = gps
         self.first_unreadable = ""
         self.on_progress = on_progress
         self.on_note = on_note
@@ -259,7 +263,7 @@ class _Run:
         relabelled = self._number("SELECT count(*) FROM difference WHERE state = 'relabelled'")
         if to_do and self.store.parts:
             compared, replaced = adoption.find(self.db, counting(self.on_progress, "comparing files with the store"))
-        with PartWriter(self.store, self.id) as writer:
+        with PartWriter(self.store, self.id, gps=self.gps) as writer:
             for image in replaced:
                 writer.remove(image)
             for image in self._removed():

@@ -25,6 +25,17 @@ IMAGES: Columns = {
     "status": "VARCHAR",  # ok, error or removed
     "error": "VARCHAR",
     "note": "VARCHAR",  # what is odd about a readable image
+    "brightness": "FLOAT",  # from here on as in `images.quality.Quality`; null in parts of older versions
+    "shadows": "FLOAT",
+    "highlights": "FLOAT",
+    "sharpness": "FLOAT",
+    "entropy": "FLOAT",
+    "saturation": "FLOAT",
+    "picture_hash": "VARCHAR",
+    "taken_at": "VARCHAR",  # by the EXIF
+    "camera": "VARCHAR",
+    "latitude": "DOUBLE",  # where `embed` was asked for places
+    "longitude": "DOUBLE",
     "uri": "VARCHAR",
     "mtime_ns": "BIGINT",
     "run_id": "VARCHAR",

@@ -29,7 +29,8 @@ VIEWS = ("images", "scores", "labels", "report", "findings", "issues")
 _IMAGES = f"""
 CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
 CREATE VIEW images AS
-SELECT {", ".join(schema.IMAGES)}
+SELECT {", ".join(schema.IMAGES)}, highlights - shadows AS contrast, width::BIGINT * height AS area,
+       (width / height)::FLOAT AS aspect_ratio
 FROM _rows AS r ANTI JOIN _superseded AS s ON s.image_id = r.image_id AND s.part > r.part
 WHERE status <> 'removed'
 """  # NOT EXISTS, with its inequality, would have DuckDB build a table of all rows: 5 GB of two million
@@ -39,7 +40,7 @@ def ranking(decisions: str) -> str:
     """The SELECT of the view `report`, with the columns of a table of decisions (`schema.DECISIONS`)."""
     return (
         "SELECT row_number() OVER (ORDER BY ood_score DESC, s.path, s.image_id) AS rank, "
-        "s.*, d.* EXCLUDE (image_id), i.* EXCLUDE (image_id, path) "
+        "s.*, d.* EXCLUDE (image_id), i.* EXCLUDE (image_id, path, picture_hash) "
         f"FROM scores AS s JOIN images AS i USING (image_id) LEFT JOIN {decisions} AS d USING (image_id)"
     )
 

@@ -344,7 +344,7 @@ class Audit:
             return compare(reference, other, self.store, **options)
 
     def sql(self, query: str) -> "duckdb.DuckDBPyRelation":
-        """Query the views `images`, `scores`, `labels`, `report` and `issues` with one SELECT.
+        """Query the views `images`, `scores`, `labels`, `report` and `findings` with one SELECT.
 
         Args:
             query: One SELECT statement; it can read the store and nothing else.

@@ -47,7 +47,8 @@ def test_what_few_of_a_class_have_is_not_found():
 def test_what_means_the_class_is_not_found():
     least = np.full((3, 3), 3.0)
     least[2, 0] = np.inf
-    assert found(*images(shift=0.6), least=least) == []
+    features, labels = images(shift=0.6)
+    assert found(features, labels, least) == []
 
 
 def test_a_class_of_few_images_has_no_shortcut():

@@ -109,7 +109,9 @@ class Features:
         self.looks = shortcuts.looks(self.measured)
 
     def side(self, paths: list[str]) -> Side:
-        return Side("", len(paths), self.measured.take([self.row[path] for path in paths]), self.of(paths))
+        return Side(
+            "", len(paths), self.measured.take(pa.array([self.row[path] for path in paths], pa.int64())), self.of(paths)
+        )
 
     def of(self, paths: list[str]):
         return self.all[[self.row[path] for path in paths]]

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,11 @@ from ood_audit.findings.decide import Decisions
 from ood_audit.findings.settings import FindingSettings
 from ood_audit.frames import Tabular
 from ood_audit.progress import Progress, counting, silent
-from ood_audit.reports import content, ranking, writers
+from ood_audit.reports import content, paging, ranking, writers
 from ood_audit.reports.html import render
-from ood_audit.reports.model import Section
+from ood_audit.reports.model import Page, Section
 from ood_audit.reports.neighbours import Compared
+from ood_audit.reports.thumbnails import thumbnails
 from ood_audit.scoring.run import Scores, prototypes_of, score
 from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import DEFAULT_STORE, Store, findings, open_store, writing
@@ -67,7 +68,7 @@ class Report(Tabular):
 
     @property
     def html(self) -> Path:
-        """The page to open."""
+        """The page to open; a long report goes on in `report-2.html` and so on, beside it."""
         return self.folder / "report.html"
 
     def __repr__(self) -> str:
@@ -105,7 +106,7 @@ def report(
     Args:
         store: The store, or its folder.
         top: How many of the most out-of-distribution images to list. The page also shows everything that was found, up
-            to 5,000 of each kind.
+            to 10,000 of each kind; what is beyond 5,000 pictures follows on further pages.
         name: The name of the report.
         settings: How to score, see `ood_audit.score`.
         find: Which images to flag, and which duplicates to look for.
@@ -172,12 +173,19 @@ def report(
                 writers.write_json(folder / "meta.json", meta)
                 belongs = [image_id for image_id, question in passed if question == verdicts.question("unusual")]
                 listed = content.Found(db, folder / findings.FILE, top, belongs)
-                page = content.gather(store, listed, name, meta, duplicates, _compared(scores, device), decided.notes)
-                (folder / "report.html").write_text(render(page), encoding="utf-8")
-                sections = content.summarised(page)
+                whole = content.gather(store, listed, name, meta, duplicates, _compared(scores, device), decided.notes)
+                _write_pages(whole, folder)
+                sections = content.summarised(whole)
                 lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
             store.set_current(**current, report=name, decided=scores.path.stem)
     return Report(store.reports / name, rows, scores, decided, sections, meta["unreadable"])
+
+
+def _write_pages(whole: Page, folder: Path) -> None:
+    for page in paging.split(whole):
+        uris = paging.wanted(page)
+        shown = replace(page, pictures=dict(zip(uris, thumbnails(uris), strict=True)))
+        (folder / paging.file_name(page.number)).write_text(render(shown), encoding="utf-8")
 
 
 def _passed(store: Store, db: DuckDBPyConnection) -> set[verdicts.Key]:

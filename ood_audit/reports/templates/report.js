@@ -690,7 +690,8 @@ function setUpMap() {
   }
 
   map.addEventListener("pointerdown", (event) => {
-    drag = { from: spot(event), line: [], far: false };
+    const from = spot(event);
+    drag = { from, line: [[from.x, from.y]], far: false };
     map.setPointerCapture(event.pointerId);
     event.preventDefault(); // nothing is to be marked as text
   });

@@ -12,6 +12,7 @@ import argparse
 import shutil
 import statistics
 import tempfile
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import cycle, islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from ood_audit.reports.html import render
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section
-from ood_audit.reports.thumbnails import thumbnails
+from ood_audit.reports.thumbnails import sprites, thumbnails
 
 CLASSES = [f"class {k}" for k in range(40)]
 LIMITS = {"file, MB": 25.0, "load, ms": 2000.0}
@@ -82,7 +83,11 @@ def page(folder: Path, count: int) -> Page:
         for one in own:
             groups.setdefault((one.looks_like,) if one.looks_like else (), []).append(one)
         sections.append(Section(kind, len(own), [Group(name, len(some), some) for name, some in groups.items()]))
-    points = [Point(f"p{k}", k % 60 / 60, k / 3000, "not flagged", CLASSES[k % 40]) for k in range(3000)]
+    points = [
+        Point(f"p{k}", k % 60 / 60, k / 3000, "not flagged", CLASSES[k % 40], k + 1, f"file:///{k}")
+        for k in range(3000)
+    ]
+    drawn = sprites(list(islice(cycle(files), len(points))))
     return Page(
         title="latest",
         created="2025-01-01T00:00:00+00:00",
@@ -97,6 +102,7 @@ def page(folder: Path, count: int) -> Page:
         classes=CLASSES,
         pictures=dict(zip((one.image.uri for one in found), thumbnails(few), strict=True)),
         points=points,
+        sprites=drawn and replace(drawn, uris=[point.uri for point in points]),
     )
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ood_audit.actions.quarantine import Result as Result
     from ood_audit.actions.quarantine import quarantine as quarantine
     from ood_audit.actions.quarantine import restore as restore
+    from ood_audit.actions.verdicts import Applied as Applied
+    from ood_audit.actions.verdicts import apply as apply
     from ood_audit.audit import Audit as Audit
     from ood_audit.audit import Findings as Findings
     from ood_audit.audit import Status as Status
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from ood_audit.tuning.tune import tune as tune
 
 _API = {
+    "Applied": "ood_audit.actions.verdicts",
     "Audit": "ood_audit.audit",
     "EmbedResult": "ood_audit.embedding.run",
     "EncoderError": "ood_audit.errors",
@@ -71,6 +74,7 @@ _API = {
     "StoreError": "ood_audit.errors",
     "TuneResult": "ood_audit.tuning.tune",
     "UsageError": "ood_audit.errors",
+    "apply": "ood_audit.actions.verdicts",
     "embed": "ood_audit.embedding.run",
     "evaluate": "ood_audit.scoring.evaluation",
     "export": "ood_audit.actions.export",

@@ -10,7 +10,7 @@ _PLOT_TOP, _PLOT_BOTTOM = 24, 164  # pixels; the label of the cut stands above
 _MAP_WIDTH, _MAP_HEIGHT = 600, 400  # of the map's own units
 _MAP_MARGIN = 14
 MAP_KINDS = ("not flagged", "other finding", "flagged")  # drawn in this order
-MAP_LEVELS = {  # the share of the images that are at least as unusual
+MAP_LEVELS = {  # of these shares of the images
     "the most unusual 1%": 0.01,
     "the next 4%": 0.05,
     "the next 15%": 0.2,
@@ -105,7 +105,7 @@ def points(page: Page, records: Mapping[str, int]) -> list[Point]:
             place(point.x, _MAP_WIDTH),
             place(point.y, _MAP_HEIGHT),
             MAP_KINDS.index(point.kind),
-            _level(point.rank / max(page.scored, 1)),
+            _level((point.rank - 1) / max(page.scored, 1)),
             records.get(point.image_id, -1),
             number_of.get(point.label or "", -1),
             tiles.get(point.uri, -1),
@@ -116,7 +116,7 @@ def points(page: Page, records: Mapping[str, int]) -> list[Point]:
 
 
 def _level(share: float) -> int:
-    return next((i for i, most in enumerate(MAP_LEVELS.values()) if share <= most), len(MAP_LEVELS) - 1)
+    return next((i for i, most in enumerate(MAP_LEVELS.values()) if share < most), len(MAP_LEVELS) - 1)
 
 
 def scatter(points: Sequence[Point]) -> dict[str, Any]:

@@ -71,6 +71,11 @@ class Report(Tabular):
         """The page to open; a long report goes on in `report-2.html` and so on, beside it."""
         return self.folder / "report.html"
 
+    @property
+    def open_flags(self) -> int:
+        """How many images are flagged and not decided about; see `ood_audit.apply`."""
+        return sum(section.count for section in self.sections if section.kind == "ood")
+
     def __repr__(self) -> str:
         flagged = self.decisions.flags["flagged"] if self.decisions.flags else None
         return f"Report({self.folder.name!r}, images={self.scores.images}, flagged={flagged})"

@@ -745,27 +745,24 @@ function isInside({ x, y }, corners) {
 
 const COLOURED = 8; // classes; more colours cannot be told apart
 
-/** What the colours of the map stand for: names, and the points of each. */
+/** What the colours of the map stand for: names, and the points of each. The first are drawn on top. */
 function coloured(what, points) {
   if (what === "score") {
-    const levels = state.data.levels.map((name, level) => ({
-      name,
-      points: points.filter((point) => point.level === level),
-    }));
-    return levels.map((level, i) => ({ ...level, style: `mark level-${i}` })).reverse();
+    const byLevel = Map.groupBy(points, (point) => point.level);
+    return state.data.levels.map((name, i) => ({ name, points: byLevel.get(i) ?? [], style: `mark level-${i}` }));
   }
   const byLabel = Map.groupBy(points, (point) => point.label);
   const often = [...byLabel].sort((a, b) => b[1].length - a[1].length).slice(0, COLOURED);
   const names = new Set(often.map(([label]) => label));
   const others = points.filter((point) => !names.has(point.label));
   return [
-    { name: "other classes", points: others, style: "mark of-others" },
-    ...often.map(([label, own], i) => ({
+    ...often.map(([label, own], place) => ({
       name: state.data.classes[label],
       points: own,
       style: "mark of-class",
-      place: i,
+      place,
     })),
+    { name: "other classes", points: others, style: "mark of-others" },
   ];
 }
 
@@ -785,7 +782,7 @@ function colourBy(what, points) {
     return line;
   });
   byId("map-colours").replaceChildren(
-    ...colours.map((colour) => drawn(colour.points.map(({ x, y }) => `M${x} ${y}h0`).join(""), colour)),
+    ...colours.toReversed().map((colour) => drawn(colour.points.map(({ x, y }) => `M${x} ${y}h0`).join(""), colour)),
   );
   legend.replaceChildren(...(byKind ? legend.of : lines));
 }

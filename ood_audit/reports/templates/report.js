@@ -7,7 +7,7 @@ const themes = ["auto", "light", "dark"];
 const state = {
   data: null, // the block of JSON
   cards: [], // all of them, in the order of the document and of the records
-  about: new Map(), // what is known of each card: { record, finding, list, text }
+  about: new Map(), // what is known of each card: { record, finding, list, title, text }
   cardsOf: new Map(), // by finding: its cards, as two files may have the same bytes
   shown: [], // the cards that the filters let through, in their order
   placed: 0, // how many of them are on the page
@@ -469,13 +469,9 @@ const form = () => byId("tools");
 
 function textOf(card) {
   const about = state.about.get(card);
-  about.text ??= [card.dataset.path, card.querySelector(".say").textContent, titleOf(about.list)]
-    .join("\n")
-    .toLowerCase();
+  about.text ??= `${card.dataset.path}\n${card.querySelector(".say").textContent}\n${about.title}`.toLowerCase();
   return about.text;
 }
-
-const titleOf = (list) => list.closest(".group").querySelector("h3").textContent;
 
 function fits(card, wanted, text) {
   const { kind, values } = recordOf(card);
@@ -903,10 +899,13 @@ function setUpTheme() {
 function setUp() {
   state.data = JSON.parse(byId("data").textContent);
   state.cards = [...document.querySelectorAll(".card")];
+  const groups = [...document.querySelectorAll(".group")];
+  const titles = new Map(groups.map((group) => [group.querySelector(".cards"), group.querySelector("h3").textContent]));
   state.cards.forEach((card, i) => {
     const record = state.data.records[i];
     const finding = `${record.kind} ${record.hash || record.uri}`;
-    state.about.set(card, { record, finding, list: card.parentElement });
+    const list = card.parentElement;
+    state.about.set(card, { record, finding, list, title: titles.get(list) });
     if (!state.cardsOf.has(finding)) state.cardsOf.set(finding, []);
     state.cardsOf.get(finding).push(card);
   });

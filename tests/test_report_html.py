@@ -736,4 +736,4 @@ def test_a_long_report_is_split_into_pages():
     links = [a["href"] for a in first.find("a") if a.get("href", "").startswith("report")]
     assert links == ["report-2.html#unusual", *["report-2.html", "report-3.html", "report-4.html"] * 2]
     assert second.find("a", href="report.html")
-    assert paging.split(page(points=[])) == [page(points=[])]
+    assert paging.split(page(points=[]), 2) == [page(points=[])]

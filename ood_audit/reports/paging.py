@@ -16,7 +16,7 @@ def file_name(number: int) -> str:
     return "report.html" if number == 1 else f"report-{number}.html"
 
 
-def split(whole: Page, length: int = LENGTH) -> list[Page]:
+def split(whole: Page, length: int) -> list[Page]:
     """The pages of a report, each with at most `length` findings, in the order of the whole."""
     listed = [finding.image.image_id for finding in findings(whole)]
     starts = range(0, max(len(listed), 1), length)

@@ -233,7 +233,7 @@ class _Run:
 
 def _write_pages(whole: Page, folder: Path) -> None:
     """Write each page of a report with its pictures."""
-    for page in paging.split(whole):
+    for page in paging.split(whole, paging.LENGTH):
         uris = paging.wanted(page)
         shown = replace(page, pictures=dict(zip(uris, thumbnails(uris), strict=True)))
         (folder / paging.file_name(page.number)).write_text(render(shown), encoding="utf-8")

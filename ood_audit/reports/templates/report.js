@@ -615,6 +615,7 @@ function setUpMap() {
     view.x = Math.min(Math.max(x, 0), fullWidth - fullWidth / scale);
     view.y = Math.min(Math.max(y, 0), fullHeight - fullHeight / scale);
     map.setAttribute("viewBox", `${view.x} ${view.y} ${fullWidth / scale} ${fullHeight / scale}`);
+    map.classList.toggle("zoomed", scale > 1);
     byId("map-marker").setAttribute("r", 11 / scale);
     showTip();
   }

@@ -710,3 +710,13 @@ def test_a_session_from_run_to_apply_to_the_next_run(browser, tmp_path, monkeypa
     assert invoke("apply", "decisions.csv", "--undo").returncode == 0
     assert (tmp_path / "images" / paths[0]).exists()
     context.close()
+
+
+def test_without_javascript_everything_is_there_to_read(browser, report):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report)
+    assert page.locator(".card .thumb img").count() == page.locator(".card").count() == 35
+    assert page.locator(".card .thumb img").first.bounding_box()["width"] > 100
+    assert not page.is_visible("#tools") and not page.is_visible("#theme") and page.is_visible("#unreadable")
+    context.close()

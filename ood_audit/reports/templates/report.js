@@ -1,6 +1,6 @@
 /* The page of a report: looking through findings, and deciding about them. Nothing leaves this file but a download. */
 
-const AT_ONCE = 120; // cards that are put on the page at a time: thousands would make every change slow
+const AT_ONCE = 60; // cards that are put on the page at a time: thousands would make every change slow
 const root = document.documentElement;
 const byId = (id) => document.getElementById(id);
 const themes = ["auto", "light", "dark"];

@@ -51,6 +51,7 @@ def test_sprites_have_the_pictures_in_order(tmp_path):
         Image.new("RGB", (200, 200), name).save(tmp_path / f"{name}.png")
     names = ["red", "gone", "blue", "lime", "red"]
     made = sprites([file_uri(str(tmp_path / f"{name}.png")) for name in names])
+    assert made is not None
     sheet = Image.open(io.BytesIO(made.picture)).convert("RGB")
     assert sheet.size == (3 * made.size, 2 * made.size) and made.columns == 3
     for i, name in enumerate(names):

@@ -473,6 +473,8 @@ def test_a_group_is_decided_at_once(page):
     paths = shown(page)
     page.locator("[data-does=remove-group]").first.click()
     assert marks(page) == dict.fromkeys(paths[:6], "✕ remove")
+    page.locator("[data-does=keep-group]").first.click()  # nothing of it is open
+    assert marks(page) == dict.fromkeys(paths[:6], "✕ remove")
     page.keyboard.press("u")
     assert marks(page) == {}
 
@@ -580,7 +582,7 @@ def test_an_area_of_the_map_is_reviewed(page):
         page.mouse.move(*on_map(page, *corner), steps=3)
     page.mouse.up()
     assert shown(page) == everything[:10]
-    assert page.inner_text("#chosen").startswith("10 pictures of the map")
+    assert page.inner_text("#chosen").startswith("10 findings of an area")
     page.keyboard.press("n")
     page.keyboard.press("k")
     assert at(page) == everything[1]

@@ -114,6 +114,7 @@ function showDecision(card) {
 
 /** Set a decision for cards. One step for undo. */
 function decide(cards, verdict) {
+  if (!cards.length) return;
   const findings = [...new Set(cards.map(findingOf))];
   state.history.push(findings.map((finding) => [finding, state.decisions.get(finding)]));
   change(findings.map((finding) => [finding, verdict]));
@@ -151,6 +152,7 @@ function recallDecisions() {
   const here = recall(keptAs(), []).filter(([finding]) => state.cardsOf.has(finding));
   state.decisions = new Map(here);
   for (const [finding] of here) for (const card of state.cardsOf.get(finding)) showDecision(card);
+  if (here.length) keepDecisions(); // as those of this report, also where an older one asked
 }
 
 function keepDecisions() {
@@ -574,11 +576,11 @@ function chooseKind(link) {
   scrollTo({ top: 0 });
 }
 
-/** Show only these cards; null for all. */
+/** Show only these cards, or all. */
 function choose(cards) {
   state.chosen = cards && new Set(cards);
   byId("chosen").hidden = !cards;
-  byId("chosen").textContent = cards ? `${counted(cards.length, "picture", "pictures")} of the map ✕` : "";
+  byId("chosen").textContent = cards ? `${counted(cards.length, "finding", "findings")} of an area ✕` : "";
   refresh();
   scrollTo({ top: 0 });
 }
@@ -680,7 +682,9 @@ function setUpMap() {
     drag = null;
     if (!drawing() || !far) return far;
     setDrawing(false);
-    const cards = listed.filter((point) => isInside(point, line)).map((point) => state.cards[point.record]);
+    const inside = listed.filter((point) => isInside(point, line));
+    const images = new Set(inside.map((point) => state.cards[point.record].dataset.image));
+    const cards = state.cards.filter((card) => images.has(card.dataset.image)); // an image may be listed twice
     if (cards.length) choose(cards);
     else say("None of the listed images lies there");
     return true;

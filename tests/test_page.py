@@ -614,7 +614,7 @@ def test_more_cards_come_as_they_are_reached(open_page):
     assert page.inner_text("#shown") == "400"
     assert 50 < len(shown(page)) < 400  # the others are not on the page yet
     page.locator(".card").last.scroll_into_view_if_needed()
-    wait_until(page, "document.querySelectorAll('.card').length > 150")
+    wait_until(page, "document.querySelectorAll('.card').length > 100")
     page.click(".filters summary")
     page.select_option("[name=sort]", "severity")
     assert shown(page)[0] == "399.jpg"

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ood_audit.actions.quarantine import Result as Result
     from ood_audit.actions.quarantine import quarantine as quarantine
     from ood_audit.actions.quarantine import restore as restore
+    from ood_audit.actions.verdicts import Applied as Applied
+    from ood_audit.actions.verdicts import apply as apply
     from ood_audit.audit import Audit as Audit
     from ood_audit.audit import Findings as Findings
     from ood_audit.audit import Status as Status
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from ood_audit.tuning.tune import tune as tune
 
 _API = {
+    "Applied": "ood_audit.actions.verdicts",
     "Audit": "ood_audit.audit",
     "Comparison": "ood_audit.findings.comparison",
     "Difference": "ood_audit.findings.comparison",
@@ -80,6 +83,7 @@ _API = {
     "TuneResult": "ood_audit.tuning.tune",
     "TuneSettings": "ood_audit.tuning.settings",
     "UsageError": "ood_audit.errors",
+    "apply": "ood_audit.actions.verdicts",
     "compare": "ood_audit.reports.comparison",
     "embed": "ood_audit.embedding.run",
     "evaluate": "ood_audit.scoring.evaluation",

@@ -216,7 +216,7 @@ def test_errors_have_a_remedy(many, tmp_path, monkeypatch):  # noqa: F811
     done = invoke("embed", many, "--store", tmp_path / "store", "--engine", "ray")
     assert (done.returncode, done.stderr) == (2, "error: --engine ray needs Ray: pip install 'ood-audit[ray]'\n")
     monkeypatch.undo()
-    with pytest.raises(UsageError, match="no engine dask; choose local or ray"):
+    with pytest.raises(UsageError, match="`engine` dask: choose local or ray"):
         ood_audit.embed(many, store=tmp_path / "store", engine="dask")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")

@@ -57,13 +57,27 @@ class ImportResult:
     background: int
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns or arrays of a file of vectors, by name.
+
+    Attributes:
+        vector: the vectors; None for the only column or array that can be it.
+        path: the images' paths; None to look for a usual name.
+        label: the class that each image is labelled with, which becomes the image's folder; None for no labels.
+
+    """
+
+    vector: str | None = None
+    path: str | None = None
+    label: str | None = None
+
+
 def import_features(
     features: str | os.PathLike[str],
     *,
     store: str | os.PathLike[str] = DEFAULT_STORE,
-    vector: str | None = None,
-    path: str | None = None,
-    label: str | None = None,
+    columns: Columns = Columns(),
     paths: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
     model: str | None = None,
@@ -77,9 +91,7 @@ def import_features(
     Args:
         features: a Parquet file or folder, the output folder of clip-retrieval, .npz, .npy or .safetensors.
         store: the store's folder; made where there is none.
-        vector: the column or array of the vectors; None for the only one.
-        path: the column or array of the images' paths; None to look for a usual name.
-        label: the column or array of the class that each image is labelled with. It becomes the image's folder.
+        columns: the columns or arrays of the vectors, paths and labels.
         paths: a text file with one path a line, for files that have no paths themselves.
         images: the folder that relative paths start from; None for the folder of `features`.
         model: the open_clip model that made the vectors, to encode the names of the classes with.
@@ -100,7 +112,7 @@ def import_features(
     """
     on_progress("reading the files")
     source = Path(features).absolute()
-    vectors = open_vectors(source, vector=vector, name=path, label=label)
+    vectors = open_vectors(source, vector=columns.vector, name=columns.path, label=columns.label)
     known = {"classes": _names(texts), "background": _names(background)}
     for name, found in known.items():
         if found is not None and found[1].shape[1] != vectors.dimension:
@@ -142,17 +154,17 @@ def _open(root: Path, identity: EncoderIdentity) -> Store:
     if not store.encoder.is_imported:
         raise StoreError(
             f"the store {printable(str(root))} holds features that ood-audit computed itself; import into another one "
-            "with --store DIR"
+            "with `store=DIR`"
         )
     if store.encoder.dimension != identity.dimension:
         raise StoreError(
             f"the store {printable(str(root))} holds vectors of {store.encoder.dimension} numbers, these have "
-            f"{identity.dimension}; import them into another one with --store DIR"
+            f"{identity.dimension}; import them into another one with `store=DIR`"
         )
     if identity.model != "imported" and store.encoder.model not in ("imported", identity.model):
         raise StoreError(
             f"the store {printable(str(root))} holds vectors of {store.encoder.model}, these are said to be of "
-            f"{identity.model}; import them into another one with --store DIR"
+            f"{identity.model}; import them into another one with `store=DIR`"
         )
     return create_store(root, identity) if identity.model != "imported" else store
 
@@ -311,7 +323,9 @@ def _names(path: str | os.PathLike[str] | None) -> tuple[list[str], NDArray[np.f
         return None
     file = open_vectors(Path(path), of_texts=True)
     if not file.has_names:
-        raise UsageError(f"{printable(str(path))} has vectors, but no names for them; add an array or column `names`")
+        raise UsageError(
+            f"{printable(str(path))} has vectors, but no names for them; add an array or column named names"
+        )
     blocks: list[Block] = list(file.blocks())
     names = [name for block in blocks if block.names is not None for name in block.names.to_pylist()]
     unit, valid, _ = normalised(np.concatenate([block.vectors for block in blocks]))

@@ -82,8 +82,8 @@ def listing(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Ite
 def scan(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Iterator[ImageRef]:
     """The same as `listing`, image by image."""
     for table in listing(source, notes, exclude=exclude):
-        for uri, path, size_bytes, mtime_ns in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            yield ImageRef(uri, storable(source), path, size_bytes, mtime_ns)
+        for uri, *facts in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            yield ImageRef(uri, storable(source), *facts)
 
 
 def _remote_folder(source: str, notes: ScanNotes, exclude: str | None) -> Iterator[tuple[str, str, int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ood_audit.commands.options import as_options
 from ood_audit.store.store import Store
 from ood_audit.text import JsonText, printable, write_csv
 
@@ -17,8 +18,9 @@ _NOT_FINITE = re.compile("NaN|Infinity")
 
 
 def note(message: str) -> None:
-    """A sentence for the person, on stderr."""
-    click.echo(printable(message), err=True)
+    """A sentence for the person, on stderr. Parameters of the API that it names become options."""
+    context = click.get_current_context(silent=True)
+    click.echo(printable(as_options(message, context.command if context else None)), err=True)
 
 
 def note_outdated(findings: int) -> None:

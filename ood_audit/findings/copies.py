@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = {
     **{"image_id": "string", "path": "string", "cluster": "int32", "kind": "string", "keep": "bool"},
-    **{"kept_path": "string", "cosine": "float32", "hash_distance": "int32"},
+    **{"kept_path": "string", "cosine": "float32", "hash_distance": "int32", "turned": "bool"},
     **{"width": "int32", "height": "int32", "size_bytes": "int64"},
 }
 MOST = 200_000  # images: with more, near duplicates alone take minutes on a CPU; `nearest.MOST` is for a GPU
@@ -65,7 +65,12 @@ def current(
         except (OSError, pa.ArrowInvalid) as error:
             raise StoreError(f"{printable(str(path))} is damaged; delete it and run the command again") from error
         done = int(metadata.get(b"near", b"1"))  # older ones always did
-        if metadata.get(b"generation") == str(store.generation).encode() and (near is None or near == bool(done)):
+        is_current = b"turned" in metadata  # an older ood-audit looked for none that are turned or mirrored
+        if (
+            is_current
+            and metadata.get(b"generation") == str(store.generation).encode()
+            and (near is None or near == bool(done))
+        ):
             return path, {**{name: int(metadata[name.encode()]) for name in _COUNTS}, "near": done}
     from ood_audit.findings.duplicates import find
 
@@ -78,7 +83,7 @@ def current(
     counts = {**{name: int(getattr(found, name)) for name in _COUNTS}, "near": int(near)}
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
     table = pa.Table.from_pylist([asdict(row) for row in found.rows], schema=schema)
-    values = {"generation": generation, **counts}
+    values = {"generation": generation, "turned": 1, **counts}
     with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata({k: str(v) for k, v in values.items()}), temporary)
     return path, counts
@@ -101,14 +106,15 @@ def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issu
 
     """
     rows = db.execute(
-        "SELECT d.image_id, i.uri, d.path, d.kind, d.kept_path, d.cosine, d.hash_distance "
+        "SELECT d.image_id, i.uri, d.path, d.kind, d.kept_path, d.cosine, d.hash_distance, d.turned "
         "FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
         "WHERE NOT d.keep ORDER BY d.cluster, d.path",
         {"path": str(path)},
     ).fetchall()
-    for image_id, uri, own, kind, kept, cosine, bits in rows:
+    for image_id, uri, own, kind, kept, cosine, bits, turned in rows:
         same = kind == "exact"
-        evidence = "the same bytes" if same else f"the same picture: cosine {cosine:.3f}, {bits} of 256 bits differ"
+        picture = "the same picture, turned or mirrored" if turned else "the same picture"
+        evidence = "the same bytes" if same else f"{picture}: cosine {cosine:.3f}, {bits} of 256 bits differ"
         severity = 1.0 if same else 0.9
         yield Issue(image_id, uri, own, f"{kind}-duplicate", severity, f"{evidence} as {kept}", f"keep {kept}", report)
 

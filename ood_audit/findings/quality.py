@@ -48,9 +48,7 @@ _MEASURES = {
         0.05,
         "its brightest parts are at {:.0%} of white, where {:.0%} is usual",
     ),
-    "bright": _Measure(
-        "shadows", "shadows", 0.05, "its darkest parts are at {:.0%} of white, where {:.0%} is usual"
-    ),
+    "bright": _Measure("shadows", "shadows", 0.05, "its darkest parts are at {:.0%} of white, where {:.0%} is usual"),
     "low contrast": _Measure(
         "contrast", "-sqrt(contrast)", 0.05, "its grey levels span {:.0%} of the range, where {:.0%} is usual"
     ),
@@ -109,7 +107,7 @@ _SUGGESTION = "look at it; take it out, or replace it by a better picture"
 
 def _beyond(db: DuckDBPyConnection, measure: _Measure) -> list[tuple[str, float, float, float]]:
     """Images, with their robust deviations, their measure and its median, from `ODD` deviations on."""
-    off = "abs(value - middle)" if measure.both else "value - middle"
+    off = "abs(value - middle)" if measure.both else "(value - middle)"
     return db.execute(
         f"""
         WITH measured AS (

@@ -1,12 +1,12 @@
 """`embed`: bring a store into step with folders of images."""
 
-import importlib.util
+import importlib
 import os
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import chain, islice
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ood_audit._version import __version__
+from ood_audit.embedding.settings import EmbedSettings
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.encoders.warn import log_once, warnings_to
 from ood_audit.errors import OodAuditError, StoreError, UsageError
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     Encoder = ClipEncoder | local.Workers | ray.Workers
 
 OUTCOMES = ("added", "unchanged", "changed", "moved", "relabelled", "removed", "unreadable")
-ENGINES = ("local", "ray")
 _SAMPLE = 32  # images on which a precision is tried
 _MOST_COUNTED = 32_768  # images: more make no difference to where the encoder is loaded
 _SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
@@ -74,17 +74,13 @@ def embed(
     sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     *,
     store: str | os.PathLike[str] = DEFAULT_STORE,
-    model: str = "auto",
-    weights: str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int | None = None,
-    engine: str = "local",
+    settings: EmbedSettings | None = None,
     splits: Mapping[str, str | os.PathLike[str]] | Iterable[tuple[str, str | os.PathLike[str]]] = (),
     gps: bool = False,
     on_start: Callable[["Encoder"], None] | None = None,
     on_progress: Progress = silent,
     on_note: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> EmbedResult:
     """Embed images and sync the store with their sources.
 
@@ -96,20 +92,14 @@ def embed(
         sources: folders, tar files, image files, or lists of these (.txt, .csv, .parquet with a column `path`); paths,
             or URIs (`s3://…`, `gs://…`, `hdfs://…`, `https://…`).
         store: the store's folder, or its URI; made where there is none.
-        model: see `ood_audit.encoders.clip.load_encoder`; `auto` takes the store's own encoder where there is a store.
-        weights: a checkpoint file for `model`.
-        device: `auto`, `cpu`, `cuda` (all GPUs, with a process for each), `cuda:N` or `mps`.
-        precision: `auto`, `fp32`, `bf16` or `fp16`. `auto` is the store's own; for a new one bf16 with CUDA, and on
-            a CPU that has it in hardware where some of the images have the same features sooner; else fp32.
-        batch_size: images a forward pass; by default what suits the device.
-        engine: `local`, or `ray`: the workers of a Ray cluster read and embed. Each must see the images at the same
-            paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.
+        settings: the encoder, and where it runs; None for the defaults.
         splits: further sources by the name of the split that they hold, or pairs of both. The split of other images is
             what their folders say: `train`, `val` (also `valid`, `validation`, `dev`) or `test`.
         gps: whether to keep where new and changed images were taken, as far as their EXIF says.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
         on_note: called with each of the result's `notes`, as soon as there is one; by default they are logged.
+        **options: fields of `EmbedSettings`, such as `model` and `device`, in place of those of `settings`.
 
     Raises:
         UsageError: a source does not exist, or an argument makes no sense.
@@ -119,10 +109,7 @@ def embed(
 
     """
     started = time.monotonic()
-    if engine not in ENGINES:
-        raise UsageError(f"no engine {printable(engine)}; choose {' or '.join(ENGINES)}")
-    if engine == "ray" and importlib.util.find_spec("ray") is None:
-        raise UsageError("--engine ray needs Ray: pip install 'ood-audit[ray]'")
+    settings = replace(settings or EmbedSettings(), **options)
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     root = store_root(store)
@@ -141,25 +128,12 @@ def embed(
     with writing(root, "images"), warnings_to(add_note):
         if sorted(root.glob("images/part-*")) != before:  # another run came between, and may know of newer files
             scans = [_begun(source, root, split) for source, split in found.items()]
-        if (root / "store.json").exists():
-            existing = open_store(root)
-            encoder = None
-            moved = _check_encoder(existing, model, weights, device, precision, engine)
-            if moved is not None:  # the same, from another place: remember that one
-                existing = create_store(root, moved)
-        else:
-            on_progress("loading the model")
-            options = {"weights": weights, "precision": precision}
-            images = sum(scan.count() for scan in scans)
-            encoder = _load(engine, "load_encoder", model, device=device, images=images, **options)
-            if precision == "auto" and engine == "local":
-                _try_bf16(encoder, list(found), root)
-            existing = create_store(root, encoder.identity)
+        existing, encoder = _open(root, scans, settings, on_progress)
         result = EmbedResult(existing, notes=notes)
         run = _Run(result, scans, gps, on_progress, add_note)
         try:
             with connect(existing) as run.db:
-                run.bring_into_step(encoder, device, batch_size, engine, on_start)
+                run.bring_into_step(encoder, settings, on_start)
         except KeyboardInterrupt:
             result.interrupted = True
             raise
@@ -200,7 +174,7 @@ def _with_splits(
     found: dict[str, str | None] = {}
     for name, source in splits.items() if isinstance(splits, Mapping) else splits:
         if not name.strip():
-            raise UsageError("a split needs a name: --split NAME=SOURCE")
+            raise UsageError("a split needs a name: `splits=NAME=SOURCE`")
         resolved, split = _resolved(source, root), canonical(storable(name.strip()))
         if found.setdefault(resolved, split) != split:
             raise UsageError(
@@ -271,9 +245,7 @@ class _Run:
     def bring_into_step(
         self,
         encoder: "Encoder | None",
-        device: str,
-        batch_size: int | None,
-        engine: str,
+        settings: EmbedSettings,
         on_start: Callable[["Encoder"], None] | None,
     ) -> None:
         from ood_audit.embedding import adoption
@@ -308,12 +280,14 @@ class _Run:
                 if encoder is None:
                     self.on_progress("loading the model")
                     images, identity = to_do - adopted, self.store.encoder
-                    encoder = _load(engine, "load_same_encoder", identity, device=device, images=images)
-                embed_images = importlib.import_module(f"ood_audit.embedding.{engine}").embed_images
+                    encoder = _load(settings, "load_same_encoder", identity, images=images)
+                embed_images = importlib.import_module(f"ood_audit.embedding.{settings.engine}").embed_images
                 if on_start is not None:
                     on_start(encoder)
                 self.on_progress("embedding", 0, to_do - adopted)
-                done_images = embed_images(self._work(), encoder, writer, batch_size=batch_size, on_note=self.on_note)
+                done_images = embed_images(
+                    self._work(), encoder, writer, batch_size=settings.batch_size, on_note=self.on_note
+                )
                 for done, (outcome, image, error) in enumerate(done_images, start=1):
                     counts[outcome] += 1
                     if error is not None and not self.first_unreadable:
@@ -457,46 +431,62 @@ def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[tuple[Any, ...]
         yield from rows
 
 
-def _load(engine: str, name: str, *arguments: Any, device: str, images: int, **options: Any) -> Any:
+def _open(
+    root: Path, scans: Sequence[_Scan], settings: EmbedSettings, on_progress: Progress
+) -> tuple[Store, "Encoder | None"]:
+    """The store, and the encoder of a new one; StoreError where the store is of another encoder."""
+    if (root / "store.json").exists():
+        store = open_store(root)
+        moved = _check_encoder(store, settings)
+        return (store if moved is None else create_store(root, moved)), None
+    on_progress("loading the model")
+    images = sum(scan.count() for scan in scans)
+    options = {"weights": settings.weights, "precision": settings.precision}
+    encoder = _load(settings, "load_encoder", settings.model, images=images, **options)
+    if settings.precision == "auto" and settings.engine == "local":
+        _try_bf16(encoder, [scan.source for scan in scans], root)
+    return create_store(root, encoder.identity), encoder
+
+
+def _load(settings: EmbedSettings, name: str, *arguments: Any, images: int, **options: Any) -> Any:
     """Load an encoder for so many images by an engine's `load_encoder` or `load_same_encoder`."""
-    if engine == "ray":
+    if settings.engine == "ray":
         from ood_audit.embedding import ray
 
-        return getattr(ray, name)(*arguments, device=device, **options)
+        return getattr(ray, name)(*arguments, device=settings.device, **options)
     from ood_audit.embedding import local
     from ood_audit.encoders import clip
 
-    return local.load(partial(getattr(clip, name), *arguments, **options), device, images)
+    return local.load(partial(getattr(clip, name), *arguments, **options), settings.device, images)
 
 
-def _check_encoder(
-    store: Store, model: str, weights: str | None, device: str, precision: str, engine: str
-) -> EncoderIdentity | None:
+def _check_encoder(store: Store, settings: EmbedSettings) -> EncoderIdentity | None:
     """Refuse (StoreError) an encoder that is not the store's. Where it is known by another name, that is returned."""
     mine = store.encoder
     if mine.is_imported:
         raise StoreError(
             f"the store {printable(str(store.root))} holds imported vectors; add more with `ood-audit import`, or "
-            "embed into another store with --store DIR"
+            "embed into another store with `store=DIR`"
         )
     remedy = (
-        f"the store {printable(str(store.root))} holds features of --model {mine.model} --precision {mine.precision}: "
-        "leave these options out, or start another store with --store DIR"
+        f"the store {printable(str(store.root))} holds features of `model` {mine.model} `precision` {mine.precision}: "
+        "leave these options out, or start another store with `store=DIR`"
     )
-    if precision not in ("auto", mine.precision):
-        raise StoreError(f"--precision {precision} would mix features; {remedy}")
+    if settings.precision not in ("auto", mine.precision):
+        raise StoreError(f"`precision` {settings.precision} would mix features; {remedy}")
+    model, weights = settings.model, settings.weights
     if model == "auto" and weights is None:
         return None
     if (model, weights) == (mine.model, mine.weights):
         return None
     if weights is None and model != "starter" and not model.startswith("local-dir:"):  # not worth a download
-        raise StoreError(f"--model {printable(model)} is another encoder; {remedy}")
+        raise StoreError(f"`model` {printable(model)} is another encoder; {remedy}")
     options: dict[str, Any] = {"weights": weights, "precision": mine.precision}
-    if engine == "local":
-        device, options["texts_only"] = "cpu", True  # a GPU is for those who embed
-    identity: EncoderIdentity = _load(engine, "load_encoder", model, device=device, images=1, **options).identity
+    if settings.engine == "local":  # a GPU is for those who embed
+        settings, options["texts_only"] = replace(settings, device="cpu"), True
+    identity: EncoderIdentity = _load(settings, "load_encoder", model, images=1, **options).identity
     if differences := mine.differences(identity):
-        raise StoreError(f"--model {printable(model)} is another encoder ({differences[0]}); {remedy}")
+        raise StoreError(f"`model` {printable(model)} is another encoder ({differences[0]}); {remedy}")
     return identity
 
 

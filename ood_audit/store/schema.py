@@ -73,6 +73,20 @@ DECISIONS: Columns = {
     "suggested_label": "VARCHAR",
     "cluster": "VARCHAR",
 }
+DUPLICATES: Columns = {
+    "image_id": "VARCHAR",
+    "path": "VARCHAR",
+    "cluster": "INTEGER",
+    "kind": "VARCHAR",
+    "keep": "BOOLEAN",
+    "kept_path": "VARCHAR",
+    "cosine": "FLOAT",
+    "hash_distance": "INTEGER",
+    "turned": "BOOLEAN",  # or mirrored
+    "width": "INTEGER",
+    "height": "INTEGER",
+    "size_bytes": "BIGINT",
+}
 NAMES = ("label", "label_2", "given_label", "unlike")  # columns of few different values, stored as a dictionary's
 
 

@@ -4,7 +4,7 @@ Apart from `duplicates`, which does the finding, because a report on a store who
 without FAISS.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,23 +89,30 @@ def _most_on(device: str, dimension: int) -> int:
     return most_on(choose_device(device), dimension)
 
 
-def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issue]:
+def findings(
+    db: "DuckDBPyConnection", path: Path, report: str, together: Mapping[str, int] | None = None
+) -> Iterator[Issue]:
     """The superfluous copies as findings.
 
     Args:
         db: a connection with the view `images`.
         path: as `current` gives it.
         report: the report's name.
+        together: by the id of an image, the recording that it is of: near duplicates within one are left out.
 
     """
     rows = db.execute(
-        "SELECT d.image_id, i.uri, d.path, d.kind, d.kept_path, d.cosine, d.hash_distance, d.turned "
-        "FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
+        "WITH d AS (FROM read_parquet($path, hive_partitioning = false)) "
+        "SELECT d.image_id, i.uri, d.path, d.kind, d.kept_path, d.cosine, d.hash_distance, d.turned, k.image_id "
+        "FROM d JOIN images AS i USING (image_id) LEFT JOIN d AS k ON k.cluster = d.cluster AND k.keep "
         "WHERE NOT d.keep ORDER BY d.cluster, d.path",
         {"path": str(path)},
     ).fetchall()
-    for image_id, uri, own, kind, kept, cosine, bits, turned in rows:
+    recording = together or {}
+    for image_id, uri, own, kind, kept, cosine, bits, turned, kept_id in rows:
         same = kind == "exact"
+        if not same and image_id in recording and recording[image_id] == recording.get(kept_id):
+            continue
         picture = "the same picture, turned or mirrored" if turned else "the same picture"
         evidence = "the same bytes" if same else f"{picture}: cosine {cosine:.3f}, {bits} of 256 bits differ"
         severity = 1.0 if same else 0.9

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from duckdb import DuckDBPyConnection
 
-from ood_audit.findings import calibration, copies, folders, label_issues, shift
+from ood_audit.findings import calibration, copies, folders, label_issues, leaks, quality, shift
 from ood_audit.findings.settings import FindingSettings
 from ood_audit.store.findings import Issue
 
@@ -167,20 +167,33 @@ def save(table: "pa.Table", folder: Path) -> None:
     pq.write_table(table, folder / FILE, compression="zstd")
 
 
-def findings(db: DuckDBPyConnection, decided: Decisions, duplicates: Path, report: str) -> Iterator[Issue]:
+def findings(
+    db: DuckDBPyConnection,
+    decided: Decisions,
+    duplicates: Path,
+    leaked: leaks.Leaks,
+    report: str,
+    *,
+    look_alikes: bool = False,
+) -> Iterator[Issue]:
     """All findings of a report.
 
     Args:
         db: a connection whose view `report` has what was decided.
         decided: what was decided.
         duplicates: the file of `copies.current`.
+        leaked: what the splits have in common.
         report: the report's name.
+        look_alikes: whether look-alikes within one recording are duplicates.
 
     """
+    together = {} if look_alikes else leaked.together
     return chain(
         _flagged(db, "labelled images" if decided.shift else "images that fit their folders", report),
         label_issues.findings(db, report),
-        copies.findings(db, duplicates, report),
+        leaks.findings(leaked, report),
+        copies.findings(db, duplicates, report, together),
+        quality.findings(db, report),
         copies.unreadable(db, report),
     )
 

@@ -213,6 +213,7 @@ def _finding(
         probabilities=(row["confidence"], row["given_confidence"]) if kind == "label" else None,
         perhaps=row["label"] if kind == "ood" and row["shift"] == "covariate" else None,
         twin=twin,
+        evidence=row["evidence"],
     )
 
 
@@ -297,6 +298,11 @@ def _steps(sections: Sequence[Section], meta: Row) -> Iterable[tuple[str, str]]:
         )
     if counts["exact-duplicate"] + counts["near-duplicate"]:
         yield "Move all duplicates but the one to keep of each.", "ood-audit quarantine ../aside --duplicates --dry-run"
+    if counts["leak"]:
+        yield (
+            "Write the splits anew, so that they share nothing.",
+            "ood-audit export --format split --output s.csv",
+        )
     if meta["unreadable"]:
         yield (
             "Replace or remove the unreadable files, and run `ood-audit embed` again.",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["ood", "label", "exact-duplicate", "near-duplicate", "covariate-shift", "unusual"]
+Kind = Literal["ood", "label", "leak", "exact-duplicate", "near-duplicate", "quality", "covariate-shift", "unusual"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Finding:
         probabilities: That of the nearest class and that of the given one, for `label`.
         perhaps: The class that a flagged image may show in another style.
         twin: The duplicate to keep, for duplicates.
+        evidence: The sentence of the finding, as in the view `issues`.
 
     """
 
@@ -93,6 +94,7 @@ class Finding:
     probabilities: tuple[float, float] | None = None
     perhaps: str | None = None
     twin: Image | None = None
+    evidence: str = ""
 
 
 @dataclass(frozen=True)

@@ -59,11 +59,8 @@ def test_the_frames_of_a_film_follow_each_other_also_where_all_names_are_of_one_
     steps = np.cumsum(rng.normal(size=(300, 32)), axis=0)  # a camera that wanders
     found = recordings.find(table([f"{i:06}.jpg" for i in range(300)]), unit(steps).astype(np.float16))
     assert np.bincount(found.number[found.number >= 0]).max() > 200
-    mixed = rng.permutation(300)
-    assert (
-        recordings.find(table([f"{i:06}.jpg" for i in range(300)]), unit(steps)[mixed].astype(np.float16)).evidence
-        == []
-    )
+    mixed = unit(steps)[rng.permutation(300)].astype(np.float16)
+    assert recordings.find(table([f"{i:06}.jpg" for i in range(300)]), mixed).evidence == []
 
 
 def test_pictures_that_a_camera_took_within_seconds_are_of_one_recording():
@@ -84,7 +81,7 @@ def test_no_pictures():
 
 @pytest.fixture(scope="module")
 def leaking(tmp_path_factory):
-    """A store with a split `test` that has the bytes of one picture of `train`, and another mirrored; and its report."""
+    """A store whose split `test` has one picture of `train` as it is and another one turned; and what report says."""
     root = tmp_path_factory.mktemp("leaking")
     for folder in ("airplane", "sunflower"):
         for number, source in enumerate(sorted((EXAMPLES / "images" / folder).iterdir())[:6]):

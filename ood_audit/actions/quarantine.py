@@ -71,8 +71,8 @@ class Result:
     """What was done: one outcome an image.
 
     `settled` moves of an earlier, interrupted run were ended first. `outdated` findings were passed over, as their
-    image has changed, or left the store, since the report. `evaluation` has, by split that models are judged on, how many
-    images were selected by what a model says.
+    image has changed, or left the store, since the report. `evaluation` has, by split that models are judged on, how
+    many images were selected by what a model says.
     """
 
     outcomes: list[Outcome]

@@ -103,11 +103,11 @@ def test_a_report_finds_leaks_and_says_how_many(leaking):
     root, said = leaking
     found = {finding.path: finding.evidence for finding in ood_audit.open(root / "store").findings("leak")}
     assert sorted(found) == ["test/sunflower/again.jpg", "test/sunflower/turned.jpg"]
-    assert found["test/sunflower/again.jpg"].startswith("this picture of test is the same bytes as train/sunflower/")
+    assert found["test/sunflower/again.jpg"].startswith("this picture of test has the same bytes as train/sunflower/")
     assert "the same picture, turned or mirrored, as train/sunflower/" in found["test/sunflower/turned.jpg"]
     assert "leaks: 1 of test is the same picture as one of train; 1 of test has the bytes of one of train" in said
     page = (root / "store" / "reports" / "latest" / "report.html").read_text()
-    assert "This picture of test is the same bytes as train/sunflower/" in page
+    assert "This picture of test has the same bytes as train/sunflower/" in page
 
 
 def test_repaired_splits_share_nothing_and_keep_the_rest_where_it_is(leaking):

@@ -48,7 +48,7 @@ def write(store: Store, out: BinaryIO, report: str | None = None) -> tuple[int, 
     if not groups.exists():
         raise StoreError(f"the report {name} is of an older version: run `ood-audit report` again")
     with connect(store, report=name) as db:
-        pictures = db.execute(_PICTURES, {"groups": str(groups)}).to_arrow_table()
+        pictures = db.sql(_PICTURES, params={"groups": str(groups)}).to_arrow_table()
     splits, old = _coded(pictures["split"])
     if len(splits) < 2:
         raise UsageError("the images are not of two splits; name them with `ood-audit embed --split NAME=SOURCE`")

@@ -149,9 +149,11 @@ def command(
     for sentence in result.decisions.notes:
         note(sentence)
     found = result.decisions
-    if found.labels["found"] or found.duplicates["extra"]:
+    odd = next((section.count for section in result.sections if section.kind == "quality"), 0)
+    if found.labels["found"] or found.duplicates["extra"] or odd:
         issues = [f"label issues: {found.labels['found']}"] if found.labels["labelled"] else []
-        note("; ".join([*issues, f"superfluous duplicates: {found.duplicates['extra']}"]))
+        quality = [f"of odd quality: {odd}"] if odd else []
+        note("; ".join([*issues, f"superfluous duplicates: {found.duplicates['extra']}", *quality]))
     note_missing(scores.store)
     note(f"report: {result.html}")
     if fail_over is None:

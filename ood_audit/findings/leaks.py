@@ -126,7 +126,7 @@ def find(db: "DuckDBPyConnection", store: Store, duplicates: Path) -> Leaks:
         duplicates: the file of `copies.current`.
 
     """
-    pictures = db.execute(_PICTURES, {"duplicates": str(duplicates)}).to_arrow_table()
+    pictures = db.sql(_PICTURES, params={"duplicates": str(duplicates)}).to_arrow_table()
     notes = []
     if len(pictures["split"].unique().drop_null()) < 2 and not len(pictures["cluster"].unique().drop_null()):
         pictures = pictures.slice(0, 0)  # recordings are of no interest
@@ -157,17 +157,14 @@ def findings(leaks: Leaks, report: str) -> Iterator[Issue]:
     for leak in leaks.found:
         row, split, other = leak.row, splits[leak.row], splits[leak.other]
         if leak.level == "bytes":
-            said = "the same bytes as"
+            said = "has the same bytes as"
         elif leak.level == "picture":
-            said = (
-                "the same picture, turned or mirrored, as"
-                if turned[row] or turned[leak.other]
-                else "the same picture as"
-            )
+            how = ", turned or mirrored," if turned[row] or turned[leak.other] else ""
+            said = f"is the same picture{how} as"
         else:
             number = int(leaks.recordings.number[row])
-            said = f"of one recording of {sizes[number]} pictures, by {leaks.recordings.evidence[number]}, with"
-        evidence = f"this picture of {split} is {said} {paths[leak.other]} of {other}"
+            said = f"is of one recording of {sizes[number]} pictures, by {leaks.recordings.evidence[number]}, with"
+        evidence = f"this picture of {split} {said} {paths[leak.other]} of {other}"
         todo = "keep both in one split; `ood-audit export --format split` writes splits that share nothing"
         yield Issue(ids[row], uris[row], paths[row], "leak", _SEVERITY[leak.level], evidence, todo, report)
 

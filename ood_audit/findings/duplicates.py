@@ -335,6 +335,8 @@ class _Source:
 
     def hashes(self, db: duckdb.DuckDBPyConnection) -> "tuple[Rows, Fingerprints, Any] | None":
         """The rows with stored hashes, these, (N, 2, 32), and an index of them all; None where too many, or none."""
+        if not 0 < len(self.image_ids) <= _TURNED_MOST:
+            return None
         import faiss
 
         stored = dict(
@@ -343,7 +345,7 @@ class _Source:
             ).fetchall()
         )
         rows = [row for row, image_id in enumerate(self.image_ids) if image_id in stored]
-        if not rows or len(rows) > _TURNED_MOST:
+        if not rows:
             return None
         content = bytes.fromhex("".join(stored[self.image_ids[row]] for row in rows))
         hashes = np.frombuffer(content, np.uint8).reshape(len(rows), 2, HASH_BITS // 8)

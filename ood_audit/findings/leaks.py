@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.findings import recordings
 from ood_audit.images.splits import EVALUATION
 from ood_audit.store.findings import Issue
-from ood_audit.store.parts import iter_features
 from ood_audit.store.store import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
+
+    from ood_audit.findings.recordings import Recordings
 
 FILE = "groups.parquet"
 LEVELS = ("bytes", "picture", "recording")
@@ -70,7 +70,7 @@ class Leaks:
 
     pictures: "pa.Table"
     groups: dict[str, NDArray[np.int64]]
-    recordings: recordings.Recordings
+    recordings: "Recordings"
     found: list[Leak]
     notes: list[str] = field(default_factory=list)
 
@@ -99,6 +99,8 @@ class Leaks:
         """A row for each picture: image_id, its recording, and the group that must stay in one split; null for none."""
         import pyarrow as pa
 
+        from ood_audit.findings.recordings import connected
+
         one, other = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for numbers in self.groups.values():
             order = np.argsort(numbers, kind="stable")
@@ -106,7 +108,7 @@ class Leaks:
             same = numbers[order][1:] == numbers[order][:-1]
             one.append(order[:-1][same])
             other.append(order[1:][same])
-        group = recordings.connected(np.concatenate(one), np.concatenate(other), len(self.pictures))
+        group = connected(np.concatenate(one), np.concatenate(other), len(self.pictures))
         number = self.recordings.number
         return pa.table(
             {
@@ -126,6 +128,8 @@ def find(db: "DuckDBPyConnection", store: Store, duplicates: Path) -> Leaks:
         duplicates: the file of `copies.current`.
 
     """
+    from ood_audit.findings import recordings  # it imports SciPy
+
     pictures = db.sql(_PICTURES, params={"duplicates": str(duplicates)}).to_arrow_table()
     notes = []
     if len(pictures["split"].unique().drop_null()) < 2 and not len(pictures["cluster"].unique().drop_null()):
@@ -171,6 +175,8 @@ def findings(leaks: Leaks, report: str) -> Iterator[Issue]:
 
 def _features(store: Store, image_ids: list[str]) -> NDArray[np.float16]:
     """(N, D) of these images, in their order."""
+    from ood_audit.store.parts import iter_features
+
     row_of = {image_id: row for row, image_id in enumerate(image_ids)}
     features = np.zeros((len(image_ids), store.encoder.dimension), np.float16)
     for batch in iter_features(store):

@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import chi2
+from scipy.special import gammaincc
 
 from ood_audit.images.splits import named
 
@@ -195,7 +195,7 @@ def _significant(sequences: _Sequences, p: Floats, kept: NDArray[np.bool_]) -> N
     run = np.cumsum(breaks)[kept]
     runs, first, run = np.unique(run, return_index=True, return_inverse=True)
     links = np.bincount(run)
-    fisher = chi2.sf(np.bincount(run, weights=-2 * np.log(p[kept])), 2 * links)
+    fisher = gammaincc(links, np.bincount(run, weights=-np.log(p[kept])))  # the upper tail of chi-squared
     in_sequence = np.bincount(sequences.sequence)
     adjusted = np.minimum(1, fisher * in_sequence[sequences.sequence[kept][first]])
     tests = max(len(runs), len(in_sequence))

@@ -153,7 +153,7 @@ def command(
     if found.labels["found"] or found.duplicates["extra"] or odd:
         issues = [f"label issues: {found.labels['found']}"] if found.labels["labelled"] else []
         quality = [f"of odd quality: {odd}"] if odd else []
-        note("; ".join([*issues, f"superfluous duplicates: {found.duplicates['extra']}", *quality]))
+        note("; ".join([*issues, f"duplicates: {found.duplicates['extra']}", *quality]))
     note_missing(scores.store)
     note(f"report: {result.html}")
     if fail_over is None:

@@ -82,7 +82,7 @@ class Finding:
         probabilities: That of the nearest class and that of the given one, for `label`.
         perhaps: The class that a flagged image may show in another style.
         twin: The duplicate to keep, for duplicates.
-        evidence: The sentence of the finding, as in the view `issues`.
+        evidence: The sentence of the finding, as in the view `findings`.
 
     """
 

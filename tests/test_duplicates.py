@@ -343,7 +343,7 @@ def test_turned_fingerprints_are_those_of_turned_pictures(turn):
     picture = Image.open(PHOTOGRAPH).convert("RGB").resize((240, 200))
     found, expected = turned(fingerprint(picture), turn), fingerprint(oriented(picture, turn))
     assert np.unpackbits(found[:, :32] ^ expected[:, :32], axis=1).sum(axis=1).max() <= 32
-    np.testing.assert_allclose(found[:, 32:].astype(int), expected[:, 32:].astype(int), atol=3)
+    np.testing.assert_allclose(found[:, 32:].astype(int), expected[:, 32:].astype(int), atol=8)
     np.testing.assert_array_equal(turned_hashes(turned_hashes(found[:, :32], 1), 1), found[:, :32])
 
 

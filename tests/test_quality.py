@@ -99,7 +99,7 @@ def store_with(root, images):
 
 
 ODD = {
-    "dark": {"highlights": 0.0},
+    "dark": {"highlights": 0.0, "shadows": 0.0},
     "bright": {"shadows": 0.89},
     "low contrast": {"shadows": 0.5, "highlights": 0.52},
     "blurred": {"sharpness": 0.0},

@@ -27,7 +27,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # known class in another style is listed as flagged, and says so.
 _FOUND = """
 WITH found AS (
-    SELECT i.kind, i.severity, r.*, CASE i.kind
+    SELECT i.kind, i.severity, i.evidence, r.*, CASE i.kind
         WHEN 'ood' THEN [r.cluster]
         WHEN 'label' THEN [r.given_label, r.suggested_label]
         WHEN 'covariate-shift' THEN [r.label]
@@ -36,7 +36,7 @@ WITH found AS (
     JOIN report AS r USING (image_id)
     WHERE i.kind <> 'unreadable' AND NOT (i.kind = 'covariate-shift' AND coalesce(r.flagged, false))
     UNION ALL
-    SELECT 'unusual', 0, r.*, []
+    SELECT 'unusual', 0, '', r.*, []
     FROM report AS r ANTI JOIN read_parquet($issues, hive_partitioning = false) AS i USING (image_id)
     WHERE rank <= $top AND image_id NOT IN (SELECT unnest($passed::VARCHAR[]))
 )

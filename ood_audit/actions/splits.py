@@ -81,7 +81,7 @@ def repaired(old: Ints, labels: Ints, groups: Ints) -> Ints:
         groups: (N,) its group; -1 for pictures of none.
 
     """
-    new = old.copy()
+    new: Ints = old.copy()
     wanted = np.zeros((old.max() + 1, labels.max() + 1))
     np.add.at(wanted, (old, labels), 1)
     per_class = np.maximum(wanted.sum(axis=0), 1)

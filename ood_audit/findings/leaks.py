@@ -221,9 +221,8 @@ def _sentence(pair: tuple[str, str], counts: Counter[tuple[str, str, str]], reco
     if recorded:
         share = f"{recorded / size:.0%}" if recorded >= 0.01 * size else f"{recorded:,}"
         said.append(f"{share} of {split} pictures share a recording with {other}")
-    for level, what in (("picture", "is the same picture|are the same pictures"), ("bytes", "has|have")):
-        if count := counts[(*pair, level)]:
-            verb = what.split("|")[count > 1]
-            object_ = f"as one of {other}" if level == "picture" else f"the bytes of one of {other}"
-            said.append(f"{count:,} of {split} {verb} {object_}")
+    if count := counts[split, other, "picture"]:
+        said.append(f"{count:,} of {split} {'is' if count == 1 else 'are'} the same picture as one of {other}")
+    if count := counts[split, other, "bytes"]:
+        said.append(f"{count:,} of {split} {'has' if count == 1 else 'have'} the bytes of one of {other}")
     return f"leaks: {'; '.join(said)}"

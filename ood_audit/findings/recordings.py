@@ -202,7 +202,7 @@ def _significant(sequences: _Sequences, p: Floats, kept: NDArray[np.bool_]) -> N
     ordered = np.sort(adjusted)
     below = np.flatnonzero(ordered <= LEVEL * np.arange(1, len(ordered) + 1) / tests)
     limit = ordered[below[-1]] if len(below) else -1.0
-    significant = kept.copy()
+    significant: NDArray[np.bool_] = kept.copy()
     significant[kept] = adjusted[run] <= limit
     return significant
 

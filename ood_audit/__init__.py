@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ood_audit.actions.quarantine import Result as Result
     from ood_audit.actions.quarantine import quarantine as quarantine
     from ood_audit.actions.quarantine import restore as restore
+    from ood_audit.actions.verdicts import Applied as Applied
+    from ood_audit.actions.verdicts import apply as apply
     from ood_audit.audit import Audit as Audit
     from ood_audit.audit import Findings as Findings
     from ood_audit.audit import Status as Status
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from ood_audit.tuning.tune import tune as tune
 
 _API = {
+    "Applied": "ood_audit.actions.verdicts",
     "Audit": "ood_audit.audit",
     "EmbedResult": "ood_audit.embedding.run",
     "EmbedSettings": "ood_audit.embedding.settings",
@@ -75,6 +78,7 @@ _API = {
     "TuneResult": "ood_audit.tuning.tune",
     "TuneSettings": "ood_audit.tuning.settings",
     "UsageError": "ood_audit.errors",
+    "apply": "ood_audit.actions.verdicts",
     "embed": "ood_audit.embedding.run",
     "evaluate": "ood_audit.scoring.evaluation",
     "export": "ood_audit.actions.export",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ood_audit.actions.export import Exported
     from ood_audit.actions.quarantine import Result
+    from ood_audit.actions.verdicts import Applied
     from ood_audit.classes.labelled import LabelledSource
     from ood_audit.embedding.run import EmbedResult
     from ood_audit.reports.run import Report
@@ -375,6 +376,66 @@ class Audit:
 
         with bars() as on_progress:
             return restore(dest, dry_run=dry_run, on_progress=on_progress)
+
+    def apply(
+        self,
+        decisions: StrPath,
+        *,
+        to: StrPath | None = None,
+        labels: StrPath = "labels.csv",
+        move: bool = False,
+        dry_run: bool = False,
+    ) -> "Applied":
+        """Act on what was decided on the page of a report, and remember it; `undo` reverts it.
+
+        Args:
+            decisions: The file `decisions.csv` that the page saves.
+            to: A folder for images that are to be removed, with a journal of all moves.
+            labels: A CSV file with the columns `path` and `label`, which gets the new labels.
+            move: Move images with a new label into the folder of that class instead.
+            dry_run: Only say what would be done.
+
+        Raises:
+            UsageError: The decisions make no sense, or images are to be moved and there is no `to`.
+            OodAuditError: The folder `to` is in use, damaged or can't be written.
+
+        Example:
+            >>> import pathlib
+            >>> import ood_audit
+            >>> audit = ood_audit.open("audit")
+            >>> _ = audit.embed("examples/images", device="cpu")
+            >>> ((path, content_hash),) = audit.sql("SELECT path, content_hash FROM images LIMIT 1").fetchall()
+            >>> row = f"{path},{content_hash},ood,keep,,2026-01-01T00:00:00Z"
+            >>> _ = pathlib.Path("decisions.csv").write_text(f"path,content_hash,kind,decision,label,when\\n{row}")
+            >>> audit.apply("decisions.csv")
+            Applied(kept=1)
+            >>> audit.undo("decisions.csv")
+            Applied(kept=1)
+
+        """
+        from ood_audit.actions.verdicts import apply
+
+        with bars() as on_progress:
+            return apply(
+                decisions, self.store, to=to, labels=labels, move=move, dry_run=dry_run, on_progress=on_progress
+            )
+
+    def undo(self, decisions: StrPath, *, dry_run: bool = False) -> "Applied":
+        """Revert what `apply` did with the same decisions, and forget them.
+
+        Args:
+            decisions: The file that was applied, unchanged.
+            dry_run: Only say what would be done.
+
+        Raises:
+            UsageError: These decisions were not applied to this store.
+            OodAuditError: The folder that images were moved to is in use, damaged or can't be written.
+
+        """
+        from ood_audit.actions.verdicts import undo
+
+        with bars() as on_progress:
+            return undo(decisions, self.store, dry_run=dry_run, on_progress=on_progress)
 
     def export(
         self,

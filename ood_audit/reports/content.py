@@ -1,4 +1,4 @@
-"""What a report's page shows, gathered from the store and the findings; `html` renders it."""
+"""What a report shows, gathered from the store and the findings; `paging` splits it, and `html` renders each page."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,13 +11,13 @@ from duckdb import DuckDBPyConnection
 
 from ood_audit.reports import ranking
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section
-from ood_audit.reports.neighbours import LISTED, Compared, Listed, Surroundings, look_around
-from ood_audit.reports.thumbnails import MOST, thumbnails
+from ood_audit.reports.neighbours import Compared, Listed, Surroundings, look_around
+from ood_audit.reports.thumbnails import sprites
 from ood_audit.scoring.settings import described
 from ood_audit.store import Store
 
 Row = dict[str, Any]
-LIMIT = 5_000  # of each kind on the page: browsers stay smooth, and the file small enough to be sent
+LIMIT = 10_000  # of each kind on the pages; `export` lists all
 TYPICAL = 6  # images of a class
 _CLASSES = 300  # of which there are typical images: those that most findings are about
 _FEWEST = 3  # images in a group with a name
@@ -102,7 +102,7 @@ def gather(
     compared: Compared,
     notes: Sequence[str],
 ) -> Page:
-    """The page of a report.
+    """A report as one page without its pictures.
 
     Args:
         store: The store.
@@ -130,15 +130,8 @@ def gather(
         for kind in KINDS
     }  # fmt: skip
     sections = [_section(kind, found.counts(kind), rows[kind], findings[kind]) for kind in KINDS]
-    # The pictures of all neighbours of thousands of images would take minutes to make, and more room than there is.
-    first = {row["image_id"] for row in compared_rows[:LISTED]}
-    near = chain(*(ids for image_id, ids in around.neighbours.items() if image_id in first))
-    wanted = [
-        *(finding.image.uri for finding in chain(*findings.values())),
-        *(others[image_id].uri for image_id in chain(kept.values(), *typical.values(), near) if image_id in others),
-    ]
-    uris = list(dict.fromkeys(wanted))[:MOST]
     listed = {row["image_id"] for row in compared_rows}
+    points = _points(db, around, listed)
     return Page(
         title=name,
         created=meta["created"],
@@ -152,13 +145,13 @@ def gather(
         unreadable_count=meta["unreadable"],
         classes=meta["classes"],
         typical={label: [others[image_id] for image_id in ids] for label, ids in typical.items()},
-        pictures=dict(zip(uris, thumbnails(uris), strict=True)),
         facts=_facts(meta),
         notes=notes,
         next_steps=list(_steps(sections, meta)),
         histogram=ranking.histogram(db),
         cut=ranking.cut(db, meta["top"]),
-        points=_points(db, around, listed),
+        points=points,
+        sprites=sprites([point.uri for point in points if point.image_id not in listed]),
     )
 
 
@@ -218,14 +211,11 @@ def _finding(
 
 
 def _image(row: Row) -> Image:
-    return Image(**{name: row[name] for name in Image.__dataclass_fields__})
+    return Image(**{name: row[name] for name in Image.__dataclass_fields__ if name in row})
 
 
 def _images(db: DuckDBPyConnection, ids: Collection[str]) -> dict[str, Image]:
-    columns = ", ".join(Image.__dataclass_fields__)
-    rows = _rows(
-        db, f"SELECT {columns} FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": list(ids)}
-    )
+    rows = _rows(db, "FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": list(ids)})
     return {row["image_id"]: _image(row) for row in rows}
 
 
@@ -255,12 +245,14 @@ def _listed(rows: list[Row], classes: list[str]) -> list[Listed]:
 
 def _points(db: DuckDBPyConnection, around: Surroundings, listed: Collection[str]) -> list[Point]:
     rows = db.execute(
-        "SELECT image_id, label, CASE WHEN flagged THEN 'flagged' "
+        "SELECT image_id, label, rank, uri, CASE WHEN flagged THEN 'flagged' "
         "WHEN shift = 'covariate' OR suggested_label IS NOT NULL THEN 'other finding' ELSE 'not flagged' END "
         "FROM report WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) ORDER BY rank DESC",
         {"ids": list(around.places)},
     ).fetchall()
-    points = [Point(image_id, *around.places[image_id], kind, label) for image_id, label, kind in rows]
+    points = [
+        Point(image_id, *around.places[image_id], kind, label, rank, uri) for image_id, label, rank, uri, kind in rows
+    ]
     return sorted(points, key=lambda point: point.image_id in listed)
 
 

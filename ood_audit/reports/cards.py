@@ -385,6 +385,8 @@ def group_title(section: Section, group: Group) -> Markup:
         return say("{} " + (("other" if one else "others") if others else ("image" if one else "images")), count)
     if section.kind == "label":
         return say("{} in <strong>{}</strong> look like <strong>{}</strong>", count, *group.name)
+    if section.kind == "quality":
+        return say("{} <strong>{}</strong>", count, *group.name)
     if section.kind == "covariate-shift":
         return say("{} perhaps show <strong>{}</strong>", count, *group.name)
     return say("{} look like <strong>{}</strong>", count, *group.name)

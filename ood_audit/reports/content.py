@@ -31,6 +31,7 @@ WITH found AS (
         WHEN 'ood' THEN [r.cluster]
         WHEN 'label' THEN [r.given_label, r.suggested_label]
         WHEN 'covariate-shift' THEN [r.label]
+        WHEN 'quality' THEN [split_part(i.evidence, ':', 1)]
         ELSE [] END AS name
     FROM read_parquet($issues, hive_partitioning = false) AS i
     JOIN report AS r USING (image_id)

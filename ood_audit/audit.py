@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ood_audit.actions.verdicts import Applied
     from ood_audit.classes.labelled import LabelledSource
     from ood_audit.embedding.run import EmbedResult
+    from ood_audit.findings.comparison import Comparison
     from ood_audit.reports.run import Report
     from ood_audit.store.sources import Source
     from ood_audit.tuning.tune import TuneResult
@@ -296,7 +297,7 @@ class Audit:
 
         Args:
             kind: One kind of finding: `ood`, `covariate-shift`, `label`, `leak`, `exact-duplicate`, `near-duplicate`,
-                `quality` or `unreadable`; `duplicate` for both kinds of duplicates. None for all.
+                `quality`, `shortcut` or `unreadable`; `duplicate` for both kinds of duplicates. None for all.
             report: The report's name; None for the last one.
 
         Raises:
@@ -314,6 +315,34 @@ class Audit:
         """
         wanted = _kinds([kind]) if kind is not None else list(KINDS)
         return Findings([row for row in read_findings(self.store, report) if row.kind in wanted])
+
+    def compare(self, reference: StrPath, other: StrPath, **options: Any) -> "Comparison":
+        """Compare a set of images with a reference: drift, shares of classes, words, and images unlike the reference.
+
+        Args:
+            reference: The name of a split, a source, a folder in one, or another store of the same encoder.
+            other: The images to compare with it, named in the same way.
+            **options: Further arguments of `ood_audit.compare`, such as `labels` and `top`.
+
+        Raises:
+            UsageError: A name means no images, or fewer than 10, the two sets share images, or the encoders differ.
+            StoreError: There is no store, or it can't be read.
+
+        Example:
+            >>> import ood_audit
+            >>> audit = ood_audit.open("audit")
+            >>> _ = audit.embed("examples/images", device="cpu")
+            >>> found = audit.compare("cup", "sunflower")
+            >>> found.drift, found.images
+            (True, (18, 16))
+            >>> sorted(row.name for row in found.of("class") if row.p_value < 0.05)
+            ['cup', 'sunflower']
+
+        """
+        from ood_audit.reports.comparison import compare
+
+        with _reporting(options):
+            return compare(reference, other, self.store, **options)
 
     def sql(self, query: str) -> "duckdb.DuckDBPyRelation":
         """Query the views `images`, `scores`, `labels`, `report` and `findings` with one SELECT.

@@ -19,6 +19,7 @@ _SELECTIONS = {
     "label-issues": ("label",),
     "leaks": ("leak",),
     "quality": ("quality",),
+    "shortcuts": ("shortcut",),
     "unreadable": ("unreadable",),
 }
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,8 +13,9 @@ import numpy as np
 from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
-from ood_audit.findings import calibration, copies, folders, label_issues, leaks, quality, shift
+from ood_audit.findings import calibration, copies, folders, label_issues, leaks, quality, shift, shortcuts
 from ood_audit.findings.settings import FindingSettings
+from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.store.findings import Issue
 
 if TYPE_CHECKING:
@@ -194,6 +195,7 @@ def findings(
     decided: Decisions,
     duplicates: Path,
     leaked: leaks.Leaks,
+    found: Sequence[Shortcut],
     report: str,
     *,
     look_alikes: bool = False,
@@ -205,6 +207,7 @@ def findings(
         decided: what was decided.
         duplicates: the file of `copies.current`.
         leaked: what the splits have in common.
+        found: what goes with a class or a split.
         report: the report's name.
         look_alikes: whether look-alikes within one recording are duplicates.
 
@@ -216,8 +219,17 @@ def findings(
         leaks.findings(leaked, report),
         copies.findings(db, duplicates, report, together),
         quality.findings(db, report),
+        _shortcuts(db, found, report),
         copies.unreadable(db, report),
     )
+
+
+def _shortcuts(db: DuckDBPyConnection, found: Sequence[Shortcut], report: str) -> Iterator[Issue]:
+    ids = [image_id for one in found for image_id in one.images]
+    rows = db.execute(
+        "SELECT image_id, uri, path FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": ids}
+    ).fetchall()
+    return shortcuts.issues(found, {image_id: (uri, path) for image_id, uri, path in rows}, report)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -175,6 +175,12 @@ _TITLES: dict[Kind, _Titles] = {  # in the line of counts (one, many), title, le
         "They may show a known class as the labelled pictures do not. Many of them are ordinary pictures: this is the "
         "least certain finding.",
     ),
+    "shortcut": (
+        "shows a shortcut",
+        "show a shortcut",
+        "Shortcuts",
+        "What goes with one class or split, so that a model may learn it instead. Each picture may well be right.",
+    ),
     "unusual": (
         "next most unusual",
         "next most unusual",
@@ -387,6 +393,8 @@ def group_title(section: Section, group: Group) -> Markup:
         return say("{} in <strong>{}</strong> look like <strong>{}</strong>", count, *group.name)
     if section.kind == "quality":
         return say("{} <strong>{}</strong>", count, *group.name)
+    if section.kind == "shortcut":
+        return say("{} of <strong>{}</strong> look <strong>{}</strong>", count, *group.name)
     if section.kind == "covariate-shift":
         return say("{} perhaps show <strong>{}</strong>", count, *group.name)
     return say("{} look like <strong>{}</strong>", count, *group.name)
@@ -404,6 +412,8 @@ def sentence(finding: Finding, page: Page) -> Markup:
     if finding.twin is not None:
         same = "file" if finding.kind == "exact-duplicate" else "picture"
         return say("The same " + same + " as <strong>{}</strong>.", finding.twin.path)
+    if finding.kind == "shortcut":
+        return say("{}.", finding.shortcut)
     if finding.kind == "covariate-shift":
         return say("Perhaps <strong>{}</strong> in another style.", scored.label)
     if finding.kind == "unusual":

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from duckdb import DuckDBPyConnection
 
+from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.reports import ranking
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section
 from ood_audit.reports.neighbours import Compared, Listed, Surroundings, look_around
@@ -38,7 +39,8 @@ WITH found AS (
     WHERE i.kind <> 'unreadable' AND NOT (i.kind = 'covariate-shift' AND coalesce(r.flagged, false))
     UNION ALL
     SELECT 'unusual', 0, '', r.*, []
-    FROM report AS r ANTI JOIN read_parquet($issues, hive_partitioning = false) AS i USING (image_id)
+    FROM report AS r ANTI JOIN (
+        FROM read_parquet($issues, hive_partitioning = false) WHERE kind <> 'shortcut') AS i USING (image_id)
     WHERE rank <= $top AND image_id NOT IN (SELECT unnest($passed::VARCHAR[]))
 )
 """
@@ -52,22 +54,38 @@ class Found:
         issues: The findings that are open, as `issues.parquet`.
         top: How many images to list for their rank alone.
         passed: Ids of images that a person has found to belong to the data, which are not listed for their rank.
+        shortcuts: What goes with a class or a split.
 
     """
 
-    def __init__(self, db: DuckDBPyConnection, issues: Path, top: int, passed: Collection[str]) -> None:
+    def __init__(
+        self,
+        db: DuckDBPyConnection,
+        issues: Path,
+        top: int,
+        passed: Collection[str],
+        shortcuts: Sequence[Shortcut] = (),
+    ) -> None:
         self.db = db
+        self.shortcut_of = {image_id: one for one in reversed(shortcuts) for image_id in one.images}
         self._values = {"issues": str(issues), "top": top, "passed": list(passed)}
 
     def rows(self, kind: Kind) -> list[Row]:
         """The first `LIMIT` findings of a kind, the most severe first, with the columns of the view `report`."""
         order = "rank" if kind in ("ood", "unusual") else "severity DESC, rank"
-        return _rows(
+        rows = _rows(
             self.db, f"{_FOUND} FROM found WHERE kind = $kind ORDER BY {order} LIMIT {LIMIT}", self._with(kind)
         )
+        if kind == "shortcut":
+            rows = list({row["image_id"]: row for row in rows}.values())
+            return [{**row, "name": self._shortcut(row["image_id"])} for row in rows]
+        return rows
 
     def counts(self, kind: Kind) -> Counter[tuple[str, ...]]:
         """How many findings of a kind there are in all, by what their groups have in common."""
+        if kind == "shortcut":
+            sql = f"{_FOUND} SELECT DISTINCT image_id FROM found WHERE kind = $kind"
+            return Counter(self._shortcut(row[0]) for row in self.db.execute(sql, self._with(kind)).fetchall())
         sql = f"{_FOUND} SELECT name, count(*) FROM found WHERE kind = $kind GROUP BY name"
         counts: Counter[tuple[str, ...]] = Counter()
         for name, count in self.db.execute(sql, self._with(kind)).fetchall():
@@ -77,7 +95,8 @@ class Found:
     def typical(self, classes: Sequence[str]) -> dict[str, list[str]]:
         """By class, the ids of the images nearest to its pictures, without those that anything was found about."""
         rows = self.db.execute(
-            "WITH open AS (SELECT image_id FROM read_parquet($issues, hive_partitioning = false)), "
+            "WITH open AS (SELECT image_id FROM read_parquet($issues, hive_partitioning = false) "
+            "WHERE kind <> 'shortcut'), "
             "fitting AS (FROM report ANTI JOIN open USING (image_id) "
             "WHERE label IN (SELECT unnest($classes::VARCHAR[])) AND coalesce(given_label, label) = label "
             "QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY path) = 1) "
@@ -89,6 +108,11 @@ class Found:
         for label, image_id in rows.fetchall():
             typical[label].append(image_id)
         return dict(typical)
+
+    def _shortcut(self, image_id: str) -> tuple[str, ...]:
+        """The group of an image that shows a shortcut."""
+        one = self.shortcut_of[image_id]
+        return (one.group, one.word)
 
     def _with(self, kind: Kind) -> Row:
         return {**self._values, "kind": kind}
@@ -130,6 +154,10 @@ def gather(
                for row in rows[kind]]
         for kind in KINDS
     }  # fmt: skip
+    findings["shortcut"] = [
+        replace(finding, shortcut=found.shortcut_of[finding.image.image_id].evidence)
+        for finding in findings["shortcut"]
+    ]
     sections = [_section(kind, found.counts(kind), rows[kind], findings[kind]) for kind in KINDS]
     listed = {row["image_id"] for row in compared_rows}
     points = _points(db, around, listed)

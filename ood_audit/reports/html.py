@@ -46,7 +46,7 @@ def render(page: Page) -> str:
         "points": points,
         "sprites": _sprites(page.sprites),
     }
-    return _template().render(
+    return template("report.html.j2").render(
         page=page,
         parts=contents.parts,
         filters=contents.filters,
@@ -57,8 +57,8 @@ def render(page: Page) -> str:
         left_out=pictures.left_out,
         pages=[(number, file_name(number)) for number in range(1, page.pages + 1)],
         data=_json(data),
-        style=Markup(_resource("report.css")),  # noqa: S704
-        script=Markup(_resource("report.js")),  # noqa: S704
+        style=Markup(resource("report.css")),  # noqa: S704
+        script=Markup(resource("report.js")),  # noqa: S704
         version=__version__,
     )
 
@@ -70,7 +70,8 @@ def _sprites(sprites: Sprites | None) -> dict[str, Any] | None:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template of this package, in which every value is escaped and on one line."""
     # Every value that the template prints passes `finalize`; what is marked as safe is left as it is.
     environment = Environment(
         autoescape=True,
@@ -80,10 +81,11 @@ def _template() -> Template:
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     environment.filters |= {"exact": _exact, "sha256": _sha256, "count": "{:,}".format}
-    return environment.from_string(_resource("report.html.j2"))
+    return environment.from_string(resource(name))
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """The text of a file beside the templates."""
     return files("ood_audit.reports").joinpath("templates").joinpath(name).read_text(encoding="utf-8")
 
 

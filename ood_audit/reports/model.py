@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["ood", "label", "leak", "exact-duplicate", "near-duplicate", "quality", "covariate-shift", "unusual"]
+Kind = Literal[
+    "ood", "label", "leak", "exact-duplicate", "near-duplicate", "quality", "covariate-shift", "shortcut", "unusual"
+]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Finding:
         perhaps: The class that a flagged image may show in another style.
         twin: The duplicate to keep, for duplicates.
         evidence: The sentence of the finding, as in the view `findings`.
+        shortcut: What goes with its class or split, in a sentence, for `shortcut`.
 
     """
 
@@ -99,6 +102,7 @@ class Finding:
     perhaps: str | None = None
     twin: Image | None = None
     evidence: str = ""
+    shortcut: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import cached_features
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.findings import copies, leaks, naming, quality
+from ood_audit.findings import copies, leaks, naming, quality, shortcuts
 from ood_audit.findings import decide as decisions
 from ood_audit.findings import records as issues
 from ood_audit.findings.decide import Decisions
 from ood_audit.findings.settings import FindingSettings
+from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.frames import Tabular
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.reports import content, paging, ranking, writers
@@ -185,6 +186,9 @@ class _Run:
         parts, ranked = self.store.parts, folder / "report.parquet"
         with self._connected(parts) as db:
             table, decided = self._decide(db)
+            self.on_progress("looking for shortcuts")
+            compared = _compared(self.scores, self.device)
+            shown = self._shortcuts(db, compared, decided)
             self.on_progress("writing the report")
             decisions.save(table, folder)
             ranking.write_all(db, table, ranked)
@@ -195,7 +199,7 @@ class _Run:
             pq.write_table(leaked.table(), folder / leaks.FILE, compression="zstd")
             decided.notes.extend([*leaked.about(), *_about_quality(db)])
             asked = bool(self.find.near_duplicates)
-            made = decisions.findings(db, decided, self.duplicates, leaked, self.name, look_alikes=asked)
+            made = decisions.findings(db, decided, self.duplicates, leaked, shown, self.name, look_alikes=asked)
             found = verdicts.unsettled(made, passed)
             issues.write(folder / findings.FILE, found, generation=self.generation)
             if passed:
@@ -206,8 +210,7 @@ class _Run:
             writers.write_json(folder / "report.json", rows)
             writers.write_json(folder / "meta.json", meta)
             belongs = [image_id for image_id, question in passed if question == verdicts.question("unusual")]
-            listed = content.Found(db, folder / findings.FILE, self.top, belongs)
-            compared = _compared(self.scores, self.device)
+            listed = content.Found(db, folder / findings.FILE, self.top, belongs, shown)
             whole = content.gather(self.store, listed, self.name, meta, self.duplicates, compared, decided.notes)
         _write_pages(whole, folder)
         place = self.store.reports / self.name
@@ -223,6 +226,21 @@ class _Run:
         if not self.counts["near"]:
             notes.append("duplicates: only exact ones were looked for; add --near-duplicates for near ones")
         return table, replace(decided, notes=[*decided.notes, *notes])
+
+    def _shortcuts(self, db: DuckDBPyConnection, compared: Compared, decided: Decisions) -> list[Shortcut]:
+        """The shortcuts, each with a note. Where the scores were there, the model is not loaded."""
+        columns = ", ".join(("image_id", "split", *shortcuts.MEASURES))
+        images = db.sql(
+            f"SELECT * FROM (SELECT image_id, given_label FROM scores) JOIN (SELECT {columns} FROM images) "
+            "USING (image_id)"
+        ).to_arrow_table()
+        encoder = None if self.scores.reused else texts.encoder_of(self.store, self.device)
+        found = shortcuts.find(self.store, images, self.scores.vocabulary, compared.text, encoder)
+        if found is None:
+            decided.notes.append("shortcuts: none looked for, as this model has no features of condition names")
+            return []
+        decided.notes.extend(f"shortcut: {one.evidence}" for one in found)
+        return found
 
     @contextmanager
     def _connected(self, parts: list[Path], ranked: Path | None = None) -> Iterator[DuckDBPyConnection]:

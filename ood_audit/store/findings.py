@@ -2,7 +2,17 @@
 
 from dataclasses import dataclass, fields
 
-KINDS = ("ood", "covariate-shift", "label", "leak", "exact-duplicate", "near-duplicate", "quality", "unreadable")
+KINDS = (
+    "ood",
+    "covariate-shift",
+    "label",
+    "leak",
+    "exact-duplicate",
+    "near-duplicate",
+    "quality",
+    "shortcut",
+    "unreadable",
+)
 FILE = "issues.parquet"
 
 

@@ -90,7 +90,8 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
 @click.option(
     "--near-duplicates/--exact-duplicates",
     default=None,
-    help="Which duplicates to look for.  [default: near and exact ones; above 200,000 images only exact ones]",
+    help="Which duplicates to look for.  [default: near and exact ones, without look-alikes in one recording; above "
+    "200,000 images only exact ones]",
 )
 @click.option(
     "--fail-over",

@@ -18,6 +18,7 @@ from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.store import Store, create_store
 from ood_audit.store.files import write_json
 from ood_audit.store.parts import SCHEMA, write_part
+from ood_audit.store.schema import completed
 
 
 class Features:
@@ -68,15 +69,13 @@ def make_store(
             "mtime_ns": pa.array(np.arange(start, start + count)),
             "content_hash": pa.array(ids),
             "status": pa.array(["ok"] * count),
-            "error": pa.nulls(count, pa.string()),
             "supersedes": pa.array(np.zeros(count, bool)),
             "run_id": pa.array(["made-up"] * count),
-            "note": pa.nulls(count, pa.string()),
             "embedding": pa.ListArray.from_arrays(
                 (np.arange(count + 1) * dimension).astype(np.int32), pa.array(rows.astype(np.float16).ravel())
             ),
         }
-        table = pa.Table.from_pydict(columns, schema=SCHEMA)
+        table = completed(pa.table(columns), SCHEMA)
         write_part(table, store.images / f"part-{number:08d}.parquet")
     write_json(store.root / "score_defaults.json", asdict(ScoreDefaults(1.0, 2, 0.0)))
     vocabulary = Vocabulary(tuple((f"class {k:04}",) for k in range(classes)))

@@ -296,8 +296,8 @@ class Audit:
         """What a report found.
 
         Args:
-            kind: One kind of finding: `ood`, `covariate-shift`, `label`, `exact-duplicate`, `near-duplicate`,
-                `shortcut` or `unreadable`; `duplicate` for both kinds of duplicates. None for all.
+            kind: One kind of finding: `ood`, `covariate-shift`, `label`, `leak`, `exact-duplicate`, `near-duplicate`,
+                `quality`, `shortcut` or `unreadable`; `duplicate` for both kinds of duplicates. None for all.
             report: The report's name; None for the last one.
 
         Raises:
@@ -470,7 +470,7 @@ class Audit:
         self,
         path: StrPath,
         *,
-        kinds: Collection[str],
+        kinds: Collection[str] = (),
         format: str = "paths",
         null: bool = False,
         report: str | None = None,
@@ -480,7 +480,8 @@ class Audit:
         Args:
             path: The file; an older one is replaced.
             kinds: The kinds of finding, see `findings`.
-            format: `paths`; `csv`, with the evidence; or `keep-list`, the images without a finding.
+            format: `paths`; `csv`, with the evidence; `keep-list`, the images without a finding; or `split`,
+                the splits of all images anew, so that they share nothing.
             null: End each path with a null byte instead of a line break.
             report: The report's name; None for the last one.
 

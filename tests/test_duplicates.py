@@ -18,7 +18,15 @@ from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import UsageError
 from ood_audit.findings import copies, duplicates, nearest
 from ood_audit.findings.duplicates import Duplicates, find
-from ood_audit.findings.fingerprints import SHAPE, correlations, fingerprint, hash_distances, is_flat
+from ood_audit.findings.fingerprints import (
+    SHAPE,
+    correlations,
+    fingerprint,
+    hash_distances,
+    is_flat,
+    turned,
+    turned_hashes,
+)
 from ood_audit.findings.nearest import OnGpu
 from ood_audit.images.decode import decode
 from ood_audit.images.sources import ScanNotes, scan
@@ -32,14 +40,14 @@ DIMENSION = 8
 PHOTOGRAPH = EXAMPLES / "images" / "butterfly" / "img_0008.jpg"
 
 
-def store_of(folder: Path, features: dict[str, int] | None = None) -> Store:
+def store_of(folder: Path, features: dict[str, int] | None = None, *, inspect: bool = False) -> Store:
     """A store of the images in a folder. All have the same features, or, by name, those along an axis."""
     identity = EncoderIdentity("test", None, "test", "0", {}, "gelu", "fp32", DIMENSION)
     shutil.rmtree(folder.parent / "store", ignore_errors=True)
     store = create_store(folder.parent / "store", identity)
     with PartWriter(store, "run") as writer:
         for image in scan(str(folder), ScanNotes()):
-            decoded = decode(image.uri, np.asarray)
+            decoded = decode(image.uri, np.asarray, inspect=inspect)
             assert decoded.error is None
             vector = np.eye(DIMENSION, dtype=np.float32)[(features or {}).get(image.path, 0)]
             writer.add(image, decoded, vector, supersedes=False)
@@ -322,6 +330,35 @@ def test_pictures_with_other_features_are_not_compared(folder):
     Image.open(PHOTOGRAPH).save(folder / "b.jpg", quality=60)
     assert clusters(find(store_of(folder, {"b.jpg": 1}))) == []
     assert clusters(find(store_of(folder, {"b.jpg": 0}))) == [{"a.jpg", "b.jpg"}]
+
+
+def oriented(picture: Image.Image, turn: int) -> Image.Image:
+    for bit, way in ((1, "FLIP_LEFT_RIGHT"), (2, "FLIP_TOP_BOTTOM"), (4, "TRANSPOSE")):
+        picture = picture.transpose(Image.Transpose[way]) if turn & bit else picture
+    return picture
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_turned_fingerprints_are_those_of_turned_pictures(turn):
+    picture = Image.open(PHOTOGRAPH).convert("RGB").resize((240, 200))
+    found, expected = turned(fingerprint(picture), turn), fingerprint(oriented(picture, turn))
+    assert np.unpackbits(found[:, :32] ^ expected[:, :32], axis=1).sum(axis=1).max() <= 32
+    np.testing.assert_allclose(found[:, 32:].astype(int), expected[:, 32:].astype(int), atol=8)
+    np.testing.assert_array_equal(turned_hashes(turned_hashes(found[:, :32], 1), 1), found[:, :32])
+
+
+def test_turned_and_mirrored_copies_are_found_whatever_their_features(folder):
+    picture = Image.open(PHOTOGRAPH).convert("RGB")
+    for turn in range(8):
+        copy = oriented(picture, turn)
+        copy = copy.crop((turn, turn, copy.width - turn, copy.height - turn))
+        copy.save(folder / f"{turn}.jpg", quality=70)
+    shutil.copy(EXAMPLES / "images" / "chair" / "img_0005.jpg", folder / "8.jpg")
+    features = {f"{turn}.jpg": turn % DIMENSION for turn in range(9)}
+    found = find(store_of(folder, features, inspect=True))
+    assert {row.path: row.turned for row in found.rows} == {f"{turn}.jpg": turn > 0 for turn in range(8)}
+    assert {row.kept_path for row in found.rows} == {"0.jpg"}
+    assert find(store_of(folder, features)).rows == []  # of an older version, without hashes
 
 
 def test_files_that_are_gone_or_changed_are_passed_over_and_counted(folder):

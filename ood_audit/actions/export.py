@@ -3,11 +3,12 @@
 import io
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ood_audit.actions import splits
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.findings.records import selecting
+from ood_audit.findings.records import in_evaluation, selecting
 from ood_audit.images.uri import location
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.text import printable, storable, write_csv
@@ -15,7 +16,7 @@ from ood_audit.text import printable, storable, write_csv
 if TYPE_CHECKING:
     import duckdb
 
-FORMATS = ("paths", "csv", "keep-list")
+FORMATS = ("paths", "csv", "keep-list", "split")
 _CSV = ("path", "kind", "severity", "evidence", "suggestion", "uri")
 _SQL = {
     "paths": "SELECT uri FROM selected GROUP BY uri ORDER BY max(severity) DESC, min(place), uri",
@@ -28,10 +29,20 @@ _SQL = {
 
 @dataclass(frozen=True)
 class Exported:
-    """How many images or findings were written, and how many findings were `outdated` and left out."""
+    """What was written.
+
+    Attributes:
+        lines: How many images or findings.
+        outdated: How many findings were left out, as their image has changed.
+        evaluation: By split that models are judged on, how many images were selected by what a model says.
+        moved: How many images change their split, for the format `split`.
+
+    """
 
     lines: int
     outdated: int
+    evaluation: dict[str, int] = field(default_factory=dict)
+    moved: int = 0
 
 
 def export(
@@ -56,7 +67,7 @@ def export(
         out: where to write.
         kinds: of `findings.KINDS`.
         images: image ids in place of kinds.
-        format: `paths`, `csv` or `keep-list`.
+        format: `paths`, `csv`, `keep-list`, or `split`: the splits of all images anew, so that they share nothing.
         null: end each path with a null byte instead of a line break, as `find -print0` does.
         report: the report's name; by default the current one.
 
@@ -67,13 +78,19 @@ def export(
     """
     if format not in FORMATS:
         raise UsageError(f"format {printable(format)}: choose {', '.join(FORMATS)}")
-    if null and format == "csv":
+    if null and format in ("csv", "split"):
         raise UsageError("`null` is for paths and keep-lists: CSV quotes names with line breaks")
     if not isinstance(store, Store):
         store = open_store(store)
+    if format == "split":
+        if kinds or images is not None:
+            raise UsageError("the format `split` writes all images; select none")
+        lines, moved = splits.write(store, out, report)
+        return Exported(lines, 0, moved=moved)
     with selecting(store, kinds, report, images=images) as (db, outdated):
+        evaluation = in_evaluation(db)
         if format == "csv":
-            return Exported(_write_table(db, out), outdated)
+            return Exported(_write_table(db, out), outdated, evaluation)
         if not null:
             _refuse_line_breaks(db, _SQL[format])
         end = b"\0" if null else b"\n"
@@ -81,7 +98,7 @@ def export(
         for (uri,) in _stream(db, _SQL[format]):
             out.write(os.fsencode(location(uri)) + end)
             lines += 1
-        return Exported(lines, outdated)
+        return Exported(lines, outdated, evaluation)
 
 
 def _write_table(db: "duckdb.DuckDBPyConnection", out: BinaryIO) -> int:

@@ -15,7 +15,7 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from itertools import count
 from typing import Any
@@ -23,7 +23,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ood_audit.actions.moving import content_hash, move, settle
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.findings.records import selecting
+from ood_audit.findings.records import in_evaluation, selecting
 from ood_audit.images.uri import file_uri, is_file, local_path, location
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
@@ -71,12 +71,14 @@ class Result:
     """What was done: one outcome an image.
 
     `settled` moves of an earlier, interrupted run were ended first. `outdated` findings were passed over, as their
-    image has changed, or left the store, since the report.
+    image has changed, or left the store, since the report. `evaluation` has, by split that models are judged on, how
+    many images were selected by what a model says.
     """
 
     outcomes: list[Outcome]
     settled: int = 0
     outdated: int = 0
+    evaluation: dict[str, int] = field(default_factory=dict)
 
     @property
     def counts(self) -> Counter[str]:
@@ -123,6 +125,7 @@ def quarantine(
         store = open_store(store)
     root = os.path.realpath(dest)
     with selecting(store, kinds, report, images=images) as (db, outdated):
+        evaluation = in_evaluation(db)
         _check_place(root, store, [source for (source,) in db.execute("SELECT DISTINCT source FROM images").fetchall()])
         answer = db.execute(
             "SELECT image_id, uri, source, path, size_bytes, mtime_ns, content_hash, "
@@ -150,7 +153,7 @@ def quarantine(
                 step = _do(journal, step, dry_run)
             outcomes.append(step)
             on_progress("moving", done, len(chosen))
-    return Result(outcomes, len(journal.settled), outdated)
+    return Result(outcomes, len(journal.settled), outdated, evaluation)
 
 
 def restore(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ood_audit.commands.options import format_option, store_option
-from ood_audit.commands.output import note, print_rows
+from ood_audit.commands.output import note, note_evaluation, print_rows
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import bars
 
@@ -60,6 +60,7 @@ def command(
         columns = [field.name for field in fields(quarantine.Outcome)]
         shown = columns[:-1] if format == "table" else columns
         print_rows(shown, [astuple(outcome)[: len(shown)] for outcome in outcomes], format)
+    note_evaluation(result.moved.evaluation)
     for sentence in _said(result, undo=undo, dry_run=dry_run):
         note(sentence)
     if left := result.moved.counts["left"]:

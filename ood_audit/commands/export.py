@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ood_audit.commands.options import selection, selection_options, store_option
-from ood_audit.commands.output import note, note_missing, note_outdated
+from ood_audit.commands.output import note, note_evaluation, note_missing, note_outdated
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
@@ -17,10 +17,11 @@ from ood_audit.text import printable
 @selection_options
 @click.option(
     "--format",
-    type=click.Choice(["paths", "csv", "keep-list"]),
+    type=click.Choice(["paths", "csv", "keep-list", "split"]),
     default="paths",
     show_default=True,
-    help="paths: the images with a finding, the worst first; csv: the findings; keep-list: all other readable images.",
+    help="paths: the images with a finding, the worst first; csv: the findings; keep-list: all other readable images; "
+    "split: the splits of all images anew, as CSV, so that they share nothing.",
 )
 @click.option("--null", is_flag=True, help="End each path with a null byte instead of a line break, for xargs -0.")
 @click.option("--output", metavar="FILE", help="File to write.  [default: stdout]")
@@ -36,7 +37,7 @@ def command(store: str, report: str | None, format: str, null: bool, output: str
     from ood_audit.store.store import open_store
 
     opened = open_store(store)
-    chosen = selection(opened, **selected)
+    chosen = {} if format == "split" and not any(selected.values()) else selection(opened, **selected)
     if output is None:
         out = sys.stdout.buffer
         result = export(opened, out=out, **chosen, format=format, null=null, report=report)
@@ -49,7 +50,10 @@ def command(store: str, report: str | None, format: str, null: bool, output: str
             raise UsageError(f"--output {printable(output)}: there is no such folder; make it first")
         with replacing(Path(target)) as temporary, temporary.open("wb") as file:
             result = export(opened, out=file, **chosen, format=format, null=null, report=report)
-    what = {"paths": "images found", "keep-list": "images to keep", "csv": "findings"}[format]
+    what = {"paths": "images found", "keep-list": "images to keep", "csv": "findings", "split": "images"}[format]
     note(f"{what}: {result.lines}" + (f", in {output}" if output else ""))
+    if format == "split":
+        note(f"images in another split than before: {result.moved}")
+    note_evaluation(result.evaluation)
     note_outdated(result.outdated)
     note_missing(opened)

@@ -17,6 +17,8 @@ _SELECTIONS = {
     "shifted": ("covariate-shift",),
     "duplicates": ("exact-duplicate", "near-duplicate"),
     "label-issues": ("label",),
+    "leaks": ("leak",),
+    "quality": ("quality",),
     "shortcuts": ("shortcut",),
     "unreadable": ("unreadable",),
 }

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -29,6 +29,16 @@ def note_outdated(findings: int) -> None:
         note(
             f"findings left out, as their image was changed or removed after the report: "
             f"{findings}; run `ood-audit report` again"
+        )
+
+
+def note_evaluation(images: Mapping[str, int]) -> None:
+    """Warn of cleaning the data that models are judged on."""
+    if images:
+        counts = ", ".join(f"{count} of {split}" for split, count in images.items())
+        note(
+            f"warning: {counts} are among these images: leaving out of an evaluation set what a model finds odd biases "
+            "the evaluation; have a person look at each"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from ood_audit.commands.options import format_option, selection, selection_options, store_option
-from ood_audit.commands.output import note, note_outdated, print_rows
+from ood_audit.commands.output import note, note_evaluation, note_outdated, print_rows
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import bars
 
@@ -44,6 +44,7 @@ def command(dest: str, store: str, report: str | None, format: str, dry_run: boo
     print_rows(shown, [astuple(outcome)[: len(shown)] for outcome in result.outcomes], format)
     if result.settled:
         note(f"moves of an interrupted run that {'would be' if dry_run else 'were'} finished first: {result.settled}")
+    note_evaluation(result.evaluation)
     note_outdated(result.outdated)
     counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(result.counts.items()))
     what = "images in the quarantine" if undo else "images selected"

@@ -94,7 +94,8 @@ _FOR_PEOPLE = ("rank", "path", "flagged", "p_value", "ood_score", "label", "labe
 @click.option(
     "--near-duplicates/--exact-duplicates",
     default=None,
-    help="Which duplicates to look for.  [default: near and exact ones; above 200,000 images only exact ones]",
+    help="Which duplicates to look for.  [default: near and exact ones, without look-alikes in one recording; above "
+    "200,000 images only exact ones]",
 )
 @click.option(
     "--fail-over",
@@ -157,9 +158,11 @@ def command(
     for sentence in result.decisions.notes:
         note(sentence)
     found = result.decisions
-    if found.labels["found"] or found.duplicates["extra"]:
+    odd = next((section.count for section in result.sections if section.kind == "quality"), 0)
+    if found.labels["found"] or found.duplicates["extra"] or odd:
         issues = [f"label issues: {found.labels['found']}"] if found.labels["labelled"] else []
-        note("; ".join([*issues, f"duplicates: {found.duplicates['extra']}"]))
+        quality = [f"of odd quality: {odd}"] if odd else []
+        note("; ".join([*issues, f"duplicates: {found.duplicates['extra']}", *quality]))
     note_missing(scores.store)
     note(f"report: {result.html}")
     if fail_over is None:

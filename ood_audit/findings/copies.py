@@ -4,7 +4,7 @@ Apart from `duplicates`, which does the finding, because a report on a store who
 without FAISS.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +62,9 @@ def current(
         except (OSError, pa.ArrowInvalid) as error:
             raise StoreError(f"{printable(str(path))} is damaged; delete it and run the command again") from error
         done = int(metadata.get(b"near", b"1"))  # older ones always did
-        if metadata.get(b"generation") == str(store.generation).encode() and (near is None or near == bool(done)):
+        # One of an older ood-audit has none that are turned or mirrored.
+        is_current = b"turned" in metadata and metadata.get(b"generation") == str(store.generation).encode()
+        if is_current and (near is None or near == bool(done)):
             return path, {name: int(metadata[name.encode()]) for name in _COUNTS} | {"near": done}
     from ood_audit.findings.duplicates import find
 
@@ -75,7 +77,7 @@ def current(
     counts = {name: int(getattr(found, name)) for name in _COUNTS} | {"near": int(near)}
     columns = schema.arrow(schema.DUPLICATES)
     table = pa.Table.from_pylist([asdict(row) for row in found.rows], schema=columns)
-    values = {"generation": generation, **counts}
+    values = {"generation": generation, "turned": 1, **counts}
     with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata({k: str(v) for k, v in values.items()}), temporary)
     return path, counts
@@ -88,24 +90,32 @@ def _most_on(device: str, dimension: int) -> int:
     return most_on(choose_device(device), dimension)
 
 
-def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issue]:
+def findings(
+    db: "DuckDBPyConnection", path: Path, report: str, together: Mapping[str, int] | None = None
+) -> Iterator[Issue]:
     """The duplicates as findings, without the one of each cluster that is kept.
 
     Args:
         db: a connection with the view `images`.
         path: as `current` gives it.
         report: the report's name.
+        together: by the id of an image, the recording that it is of: near duplicates within one are left out.
 
     """
     rows = db.execute(
-        "SELECT d.image_id, i.uri, d.path, d.kind, d.kept_path, d.cosine, d.hash_distance "
-        "FROM read_parquet($path, hive_partitioning = false) AS d JOIN images AS i USING (image_id) "
+        "WITH d AS (FROM read_parquet($path, hive_partitioning = false)) "
+        "SELECT d.image_id, i.uri, d.path, d.kind, d.kept_path, d.cosine, d.hash_distance, d.turned, k.image_id "
+        "FROM d JOIN images AS i USING (image_id) LEFT JOIN d AS k ON k.cluster = d.cluster AND k.keep "
         "WHERE NOT d.keep ORDER BY d.cluster, d.path",
         {"path": str(path)},
     ).fetchall()
-    for image_id, uri, own, kind, kept, cosine, bits in rows:
+    recording = together or {}
+    for image_id, uri, own, kind, kept, cosine, bits, turned, kept_id in rows:
         same = kind == "exact"
-        evidence = "the same bytes" if same else f"the same picture: cosine {cosine:.3f}, {bits} of 256 bits differ"
+        if not same and image_id in recording and recording[image_id] == recording.get(kept_id):
+            continue
+        picture = "the same picture, turned or mirrored" if turned else "the same picture"
+        evidence = "the same bytes" if same else f"{picture}: cosine {cosine:.3f}, {bits} of 256 bits differ"
         severity = 1.0 if same else 0.9
         yield Issue(image_id, uri, own, f"{kind}-duplicate", severity, f"{evidence} as {kept}", f"keep {kept}", report)
 

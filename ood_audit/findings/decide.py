@@ -13,7 +13,7 @@ import numpy as np
 from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
-from ood_audit.findings import calibration, copies, folders, label_issues, shift, shortcuts
+from ood_audit.findings import calibration, copies, folders, label_issues, leaks, quality, shift, shortcuts
 from ood_audit.findings.settings import FindingSettings
 from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.store.findings import Issue
@@ -191,7 +191,14 @@ def save(table: "pa.Table", folder: Path) -> None:
 
 
 def findings(
-    db: DuckDBPyConnection, decided: Decisions, duplicates: Path, found: Sequence[Shortcut], report: str
+    db: DuckDBPyConnection,
+    decided: Decisions,
+    duplicates: Path,
+    leaked: leaks.Leaks,
+    found: Sequence[Shortcut],
+    report: str,
+    *,
+    look_alikes: bool = False,
 ) -> Iterator[Issue]:
     """All findings of a report.
 
@@ -199,14 +206,19 @@ def findings(
         db: a connection whose view `report` has what was decided.
         decided: what was decided.
         duplicates: the file of `copies.current`.
+        leaked: what the splits have in common.
         found: what goes with a class or a split.
         report: the report's name.
+        look_alikes: whether look-alikes within one recording are duplicates.
 
     """
+    together = {} if look_alikes else leaked.together
     return chain(
         _flagged(db, "labelled images" if decided.shift else "images that fit their folders", report),
         label_issues.findings(db, report),
-        copies.findings(db, duplicates, report),
+        leaks.findings(leaked, report),
+        copies.findings(db, duplicates, report, together),
+        quality.findings(db, report),
         _shortcuts(db, found, report),
         copies.unreadable(db, report),
     )

@@ -21,6 +21,7 @@ _THUMBNAIL = 8  # pixels a side
 SHAPE = (len(_TRIMS), _HASH_BYTES + 3 * _THUMBNAIL**2)
 _LARGEST = 256  # pixels a side; larger pictures are scaled down first
 _FLAT = 2.0  # grey levels: the hash of a fainter picture is of its noise
+_ODD = np.arange(_HASH, dtype=np.uint8) % 2
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
 
 Fingerprints = NDArray[np.uint8]
@@ -41,26 +42,31 @@ def fingerprint(image: Image.Image) -> Fingerprints:
 
 
 def turned(prints: Fingerprints, turn: int) -> Fingerprints:
-    """Fingerprints, (..., bytes), of the pictures in one of the eight orientations.
+    """Fingerprints, (N, *SHAPE), of the pictures in one of the eight orientations, see `turned_hashes`."""
+    colours = prints[..., _HASH_BYTES:].reshape(*prints.shape[:-1], _THUMBNAIL, _THUMBNAIL, 3)
+    colours = colours[..., ::-1, :] if turn & 1 else colours
+    colours = colours[..., ::-1, :, :] if turn & 2 else colours
+    colours = colours.swapaxes(-2, -3) if turn & 4 else colours
+    flat = colours.reshape(*prints.shape[:-1], 3 * _THUMBNAIL**2)
+    return np.concatenate([turned_hashes(prints[..., :_HASH_BYTES], turn), flat], axis=-1)
 
-    A mirrored picture has the same frequencies, half of them with the other sign.
+
+def turned_hashes(hashes: Fingerprints, turn: int) -> Fingerprints:
+    """Hashes, (..., 32), of the pictures in one of the eight orientations.
+
+    A mirrored picture has the same frequencies, half of them with the other sign; with rows taken as columns, they
+    change places.
 
     Args:
-        prints: hashes, with or without thumbnails behind them.
+        hashes: of the pictures as they are.
         turn: 0 … 7: the sum of 1 for mirrored, 2 for upside down, and then 4 for rows taken as columns.
 
     """
-    shape = prints.shape[:-1]
-    bits = np.unpackbits(prints[..., :_HASH_BYTES], axis=-1).reshape(*shape, _HASH, _HASH)
-    colours = prints[..., _HASH_BYTES:].reshape(*shape, *((_THUMBNAIL, _THUMBNAIL, 3) if _has_colours(prints) else (0,)))
-    if turn & 1:
-        bits, colours = bits ^ _ODD, np.flip(colours, -2) if colours.size else colours
-    if turn & 2:
-        bits, colours = bits ^ _ODD[:, None], np.flip(colours, -3) if colours.size else colours
-    if turn & 4:
-        bits, colours = bits.swapaxes(-1, -2), colours.swapaxes(-2, -3) if colours.size else colours
-    packed = np.packbits(bits.reshape(*shape, HASH_BITS), axis=-1)
-    return np.concatenate([packed, colours.reshape(*shape, prints.shape[-1] - _HASH_BYTES)], axis=-1)
+    bits = np.unpackbits(hashes, axis=-1).reshape(*hashes.shape[:-1], _HASH, _HASH)
+    bits = bits ^ _ODD if turn & 1 else bits
+    bits = bits ^ _ODD[:, None] if turn & 2 else bits
+    bits = bits.swapaxes(-1, -2) if turn & 4 else bits
+    return np.packbits(bits.reshape(*hashes.shape[:-1], HASH_BITS), axis=-1)
 
 
 def is_flat(prints: Fingerprints) -> NDArray[np.bool_]:

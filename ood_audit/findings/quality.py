@@ -107,7 +107,7 @@ _SUGGESTION = "look at it; take it out, or replace it by a better picture"
 
 def _beyond(db: DuckDBPyConnection, measure: _Measure) -> list[tuple[str, float, float, float]]:
     """Images, with their robust deviations, their measure and its median, from `ODD` deviations on."""
-    off = "abs(value - middle)" if measure.both else "value - middle"
+    off = "abs(value - middle)" if measure.both else "(value - middle)"
     return db.execute(
         f"""
         WITH measured AS (

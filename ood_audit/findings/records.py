@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ood_audit.classes import annotations
 from ood_audit.errors import StoreError, UsageError
+from ood_audit.images.splits import EVALUATION
 from ood_audit.store import schema
 from ood_audit.store.files import replacing
 from ood_audit.store.findings import COLUMNS, FILE, KINDS, Issue
@@ -57,7 +58,7 @@ def read(store: Store, report: str | None = None) -> list[Issue]:
         StoreError: there is no such report, or it is of an ood-audit that wrote no findings.
 
     """
-    name = _found(store, report)
+    name = named(store, report)
     with connect(store, report=name) as db:
         sql = f"SELECT {', '.join(COLUMNS)} FROM {_PLACED} ORDER BY severity DESC, place, kind"
         return [Issue(*row) for row in db.execute(sql, {"findings": str(store.reports / name / FILE)}).fetchall()]
@@ -93,9 +94,20 @@ def selecting(
         return
     if not kinds or not set(kinds) <= set(KINDS):
         raise UsageError(f"select one or more of the kinds {', '.join(KINDS)}")
-    name = _found(store, report)
+    name = named(store, report)
     with connect(store, report=name) as db:
         yield db, _select(db, store, kinds, name)
+
+
+def in_evaluation(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """How many images are `selected` of each split that models are judged on, by what a model says of them."""
+    rows = db.execute(
+        "SELECT split, count(DISTINCT image_id) FROM selected JOIN images USING (image_id) "
+        "WHERE split IN (SELECT unnest($splits::VARCHAR[])) AND kind NOT IN (SELECT unnest($facts::VARCHAR[])) "
+        "GROUP BY 1 ORDER BY 1",
+        {"splits": list(EVALUATION), "facts": ["exact-duplicate", "leak", "unreadable"]},
+    )
+    return dict(rows.fetchall())
 
 
 def listed(store: Store, path: str) -> list[str]:
@@ -161,8 +173,8 @@ def _checked(issue: Issue) -> Issue:
     return issue
 
 
-def _found(store: Store, report: str | None) -> str:
-    """The name of the report, where it has findings."""
+def named(store: Store, report: str | None) -> str:
+    """The name of the report, by default the current one; StoreError where it has no findings."""
     name = store.current_report if report is None else report
     names = sorted(path.parent.name for path in store.reports.glob(f"[!.]*/{FILE}"))
     if name in names:

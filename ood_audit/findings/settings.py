@@ -12,7 +12,8 @@ class FindingSettings:
     Attributes:
         fdr: Flag images so that this share of the flagged ones are false alarms, as 0.05.
         false_alarms: Flag images so that this share of the in-distribution ones is flagged; None for 1%, or for `fdr`.
-        near_duplicates: Whether to look for near duplicates; None to do so for up to 200,000 images.
+        near_duplicates: Whether to look for near duplicates; None to do so for up to 200,000 images, and to leave out
+            those that are of one recording.
 
     Raises:
         UsageError: A share is not between 0 and 1, or both are given.

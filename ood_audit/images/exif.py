@@ -55,7 +55,7 @@ def _camera(make: Any, model: Any) -> str | None:
 def _degrees(value: Any, side: Any, negative: str, most: float) -> float | None:
     if not isinstance(value, tuple) or len(value) != 3:
         return None
-    degrees = sum(float(part) / 60**power for power, part in enumerate(value))
+    degrees = sum((float(part) / float(60**power) for power, part in enumerate(value)), 0.0)
     if not 0 <= degrees <= most:  # also what is not a number
         return None
     return -degrees if _text(side).upper() == negative else degrees

@@ -144,6 +144,12 @@ _TITLES: dict[Kind, _Titles] = {  # in the line of counts (one, many), title, le
         "In the wrong class",
         "They look like another class than the one that they are in.",
     ),
+    "leak": (
+        "leaks between splits",
+        "leak between splits",
+        "Leaks between splits",
+        "A model that is tested on these has seen them, or nearly, in training.",
+    ),
     "exact-duplicate": (
         "exact duplicate",
         "exact duplicates",
@@ -155,6 +161,12 @@ _TITLES: dict[Kind, _Titles] = {  # in the line of counts (one, many), title, le
         "near duplicates",
         "Near duplicates",
         "The same picture as another one, which is larger and is kept.",
+    ),
+    "quality": (
+        "is of odd quality",
+        "are of odd quality",
+        "Odd quality",
+        "Darker, brighter, more blurred, smaller or otherwise odd among the others.",
     ),
     "covariate-shift": (
         "perhaps in another style",
@@ -379,6 +391,8 @@ def group_title(section: Section, group: Group) -> Markup:
         return say("{} " + (("other" if one else "others") if others else ("image" if one else "images")), count)
     if section.kind == "label":
         return say("{} in <strong>{}</strong> look like <strong>{}</strong>", count, *group.name)
+    if section.kind == "quality":
+        return say("{} <strong>{}</strong>", count, *group.name)
     if section.kind == "shortcut":
         return say("{} of <strong>{}</strong> look <strong>{}</strong>", count, *group.name)
     if section.kind == "covariate-shift":
@@ -393,6 +407,8 @@ def sentence(finding: Finding, page: Page) -> Markup:
         p, p_given = finding.probabilities or (0.0, 0.0)
         text = say("In <strong>{}</strong>, but looks like <strong>{}</strong>", scored.given or "", scored.label)
         return text + f": {_percent(p)} against {_percent(p_given)}."
+    if finding.kind in ("leak", "quality"):
+        return say("{}.", finding.evidence[:1].upper() + finding.evidence[1:])
     if finding.twin is not None:
         same = "file" if finding.kind == "exact-duplicate" else "picture"
         return say("The same " + same + " as <strong>{}</strong>.", finding.twin.path)

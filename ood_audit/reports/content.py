@@ -28,16 +28,17 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # known class in another style is listed as flagged, and says so.
 _FOUND = """
 WITH found AS (
-    SELECT i.kind, i.severity, r.*, CASE i.kind
+    SELECT i.kind, i.severity, i.evidence, r.*, CASE i.kind
         WHEN 'ood' THEN [r.cluster]
         WHEN 'label' THEN [r.given_label, r.suggested_label]
         WHEN 'covariate-shift' THEN [r.label]
+        WHEN 'quality' THEN [split_part(i.evidence, ':', 1)]
         ELSE [] END AS name
     FROM read_parquet($issues, hive_partitioning = false) AS i
     JOIN report AS r USING (image_id)
     WHERE i.kind <> 'unreadable' AND NOT (i.kind = 'covariate-shift' AND coalesce(r.flagged, false))
     UNION ALL
-    SELECT 'unusual', 0, r.*, []
+    SELECT 'unusual', 0, '', r.*, []
     FROM report AS r ANTI JOIN (
         FROM read_parquet($issues, hive_partitioning = false) WHERE kind <> 'shortcut') AS i USING (image_id)
     WHERE rank <= $top AND image_id NOT IN (SELECT unnest($passed::VARCHAR[]))
@@ -234,6 +235,7 @@ def _finding(
         probabilities=(row["confidence"], row["given_confidence"]) if kind == "label" else None,
         perhaps=row["label"] if kind == "ood" and row["shift"] == "covariate" else None,
         twin=twin,
+        evidence=row["evidence"],
     )
 
 
@@ -317,6 +319,11 @@ def _steps(sections: Sequence[Section], meta: Row) -> Iterable[tuple[str, str]]:
         )
     if counts["exact-duplicate"] + counts["near-duplicate"]:
         yield "Move all duplicates but the one to keep of each.", "ood-audit quarantine ../aside --duplicates --dry-run"
+    if counts["leak"]:
+        yield (
+            "Write the splits anew, so that they share nothing.",
+            "ood-audit export --format split --output s.csv",
+        )
     if meta["unreadable"]:
         yield (
             "Replace or remove the unreadable files, and run `ood-audit embed` again.",

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["ood", "label", "exact-duplicate", "near-duplicate", "covariate-shift", "shortcut", "unusual"]
+Kind = Literal[
+    "ood", "label", "leak", "exact-duplicate", "near-duplicate", "quality", "covariate-shift", "shortcut", "unusual"
+]
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Finding:
         probabilities: That of the nearest class and that of the given one, for `label`.
         perhaps: The class that a flagged image may show in another style.
         twin: The duplicate to keep, for duplicates.
+        evidence: The sentence of the finding, as in the view `findings`.
         shortcut: What goes with its class or split, in a sentence, for `shortcut`.
 
     """
@@ -98,6 +101,7 @@ class Finding:
     probabilities: tuple[float, float] | None = None
     perhaps: str | None = None
     twin: Image | None = None
+    evidence: str = ""
     shortcut: str = ""
 
 

@@ -17,7 +17,7 @@ from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import cached_features
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.findings import copies, naming, shortcuts
+from ood_audit.findings import copies, leaks, naming, quality, shortcuts
 from ood_audit.findings import decide as decisions
 from ood_audit.findings import records as issues
 from ood_audit.findings.decide import Decisions
@@ -181,6 +181,8 @@ class _Run:
 
     def write(self, folder: Path) -> Report:
         """Write the report's files."""
+        import pyarrow.parquet as pq
+
         parts, ranked = self.store.parts, folder / "report.parquet"
         with self._connected(parts) as db:
             table, decided = self._decide(db)
@@ -192,7 +194,13 @@ class _Run:
             ranking.write_all(db, table, ranked)
         with self._connected(parts, ranked) as db:
             passed = _passed(self.store, db)
-            found = verdicts.unsettled(decisions.findings(db, decided, self.duplicates, shown, self.name), passed)
+            self.on_progress("looking for leaks")
+            leaked = leaks.find(db, self.store, self.duplicates)
+            pq.write_table(leaked.table(), folder / leaks.FILE, compression="zstd")
+            decided.notes.extend([*leaked.about(), *_about_quality(db)])
+            asked = bool(self.find.near_duplicates)
+            made = decisions.findings(db, decided, self.duplicates, leaked, shown, self.name, look_alikes=asked)
+            found = verdicts.unsettled(made, passed)
             issues.write(folder / findings.FILE, found, generation=self.generation)
             if passed:
                 decided.notes.append(f"decided before, and not listed again: {len(passed)} findings")
@@ -267,6 +275,16 @@ def _passed(store: Store, db: DuckDBPyConnection) -> set[verdicts.Key]:
         {"hashes": [*by_hash]},
     )
     return {(image_id, question) for image_id, content_hash in rows.fetchall() for question in by_hash[content_hash]}
+
+
+def _about_quality(db: DuckDBPyConnection) -> list[str]:
+    known, images = quality.known(db)
+    if known == images:
+        return []
+    return [
+        f"quality is known for {known:,} of {images:,} images, and so are turned and mirrored duplicates; the others "
+        "were embedded by an older version, or imported: embed them into a new store"
+    ]
 
 
 def _compared(scores: Scores, device: str) -> Compared:

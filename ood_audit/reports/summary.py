@@ -9,8 +9,10 @@ _GROUPS = 4  # named of each kind
 _SENTENCES: dict[Kind, tuple[str, str]] = {  # one, many
     "ood": ("belongs to no class", "belong to no class"),
     "label": ("looks mislabelled", "look mislabelled"),
+    "leak": ("leaks between splits", "leak between splits"),
     "exact-duplicate": ("is an exact duplicate", "are exact duplicates"),
     "near-duplicate": ("is a near duplicate", "are near duplicates"),
+    "quality": ("is of odd quality", "are of odd quality"),
     "shortcut": ("shows what goes with its class", "show what goes with their class"),
     "covariate-shift": ("is perhaps in another style", "are perhaps in another style"),
 }

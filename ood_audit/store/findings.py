@@ -2,7 +2,17 @@
 
 from dataclasses import dataclass, fields
 
-KINDS = ("ood", "covariate-shift", "label", "exact-duplicate", "near-duplicate", "shortcut", "unreadable")
+KINDS = (
+    "ood",
+    "covariate-shift",
+    "label",
+    "leak",
+    "exact-duplicate",
+    "near-duplicate",
+    "quality",
+    "shortcut",
+    "unreadable",
+)
 FILE = "issues.parquet"
 
 

@@ -82,6 +82,7 @@ DUPLICATES: Columns = {
     "kept_path": "VARCHAR",
     "cosine": "FLOAT",
     "hash_distance": "INTEGER",
+    "turned": "BOOLEAN",  # or mirrored
     "width": "INTEGER",
     "height": "INTEGER",
     "size_bytes": "BIGINT",

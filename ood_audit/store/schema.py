@@ -16,7 +16,6 @@ IMAGES: Columns = {
     "source": "VARCHAR",
     "path": "VARCHAR",
     "folder": "VARCHAR",
-    "split": "VARCHAR",  # train, val, test, or a name that the user gave; null where it is unknown
     "width": "INTEGER",
     "height": "INTEGER",
     "format": "VARCHAR",
@@ -25,7 +24,7 @@ IMAGES: Columns = {
     "status": "VARCHAR",  # ok, error or removed
     "error": "VARCHAR",
     "note": "VARCHAR",  # what is odd about a readable image
-    "split": "VARCHAR",  # train, val, test, or a name that the user gave
+    "split": "VARCHAR",  # train, val, test, or a name that the user gave; null where it is unknown
     "uri": "VARCHAR",
     "mtime_ns": "BIGINT",
     "run_id": "VARCHAR",
@@ -33,6 +32,16 @@ IMAGES: Columns = {
 PARTS: Columns = IMAGES | {
     "part": "INTEGER",  # the number in the name of the part that the row was written to
     "supersedes": "BOOLEAN",  # whether an older part has a row of this image, which no longer counts
+}
+ANNOTATIONS: Columns = {  # a row for each box of a dataset
+    "image_id": "VARCHAR",  # of the whole image
+    "box_id": "VARCHAR",  # its number in the dataset, or in the annotation of the image
+    "label": "VARCHAR",
+    "x": "DOUBLE",  # the left edge in pixels,
+    "y": "DOUBLE",  # and the upper one
+    "width": "DOUBLE",
+    "height": "DOUBLE",
+    "split": "VARCHAR",
 }
 SCORES: Columns = {
     "image_id": "VARCHAR",

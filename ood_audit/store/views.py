@@ -1,4 +1,4 @@
-"""DuckDB over the store: the views `images`, `scores`, `labels`, `report` and `issues`."""
+"""DuckDB over the store: the views `images`, `scores`, `labels`, `report`, `issues` and `annotations`."""
 
 import os
 import re
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Types whose values are the same in Python, in CSV and in JSON.
 _PLAIN = re.compile(r'U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|BOOLEAN|VARCHAR|DECIMAL\(.*\)|"NULL"')
-VIEWS = ("images", "scores", "labels", "report", "issues")
+VIEWS = ("images", "scores", "labels", "report", "issues", "annotations")
 
 _IMAGES = f"""
 CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
@@ -154,6 +154,7 @@ def _create_views(
     connection.execute(_REPORT)
     written = store.reports / report / findings.FILE
     _view(connection, "issues", [written] if written.exists() else [], findings.COLUMNS)
+    _view(connection, "annotations", sorted(store.annotations.glob("*.parquet")), schema.ANNOTATIONS)
     _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
 
 

@@ -14,13 +14,14 @@ from ood_audit.images.uri import Box, file_uri
 from ood_audit.text import printable, storable
 
 NAME = "Hugging Face Parquet"
+_LOOKED_AT = 20  # shards; the first one may be damaged
 _LABELS = ("label", "labels", "class", "category", "fine_label")
 _FOLDERS = ("", "data", *NAMES, *(f"{above}/{name}" for above in ("data", "default") for name in NAMES))
 
 
 def reads(source: str) -> bool:
     """Whether a source is such a file, or a folder with one."""
-    return any(_holds_images(path) for path in _shards(source)[:1])
+    return any(_holds_images(path) for path in _shards(source)[:_LOOKED_AT])
 
 
 def rows(source: str, notes: ScanNotes) -> Iterator[Row]:

@@ -372,7 +372,7 @@ def test_boxes_are_images_of_their_own(tmp_path, scene, warm, monkeypatch):
     from ood_audit.embedding import pipeline
 
     load = pipeline.load
-    monkeypatch.setattr(pipeline, "load", lambda uri: loaded.append(uri) or load(uri))
+    monkeypatch.setattr(pipeline, "load", lambda uri, **options: loaded.append(uri) or load(uri, **options))
     notes = []
     result = ood_audit.embed(path, store=tmp_path / "store", device="cpu", on_note=notes.append)
     store = result.store

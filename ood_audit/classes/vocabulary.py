@@ -167,7 +167,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """`templates` as a tuple; UsageError for one without exactly one `{}`."""
     for template in templates:
         if template.count("{}") != 1:
-            raise UsageError(f"--template {printable(template)!r}: write {{}} once, where the class name goes")
+            raise UsageError(f"`templates` {printable(template)!r}: write {{}} once, where the class name goes")
     return tuple(templates)
 
 
@@ -282,7 +282,7 @@ def choose(
         none = f"; {found.without} of these hold images without a class" if found.without else ""
         note(
             f"vocabulary: the {len(vocabulary.classes)} folder names{beside}: {_some(vocabulary.names)}{none}; "
-            "give a list with --labels FILE"
+            "give a list with `labels=FILE`"
         )
     for warning in _doubts(vocabulary):
         note(warning)
@@ -307,7 +307,7 @@ def _some(names: Sequence[str], most: int = _SHOWN) -> str:
 
 
 def _no_classes(found: Folders) -> str:
-    give = "give a list, one a line, with --labels FILE"
+    give = "give a list, one a line, with `labels=FILE`"
     if found.splits:
         return f"the folders {_some(found.splits)} name no classes; {give}"
     return f"which classes should be there? {give}"
@@ -321,7 +321,7 @@ def _doubts(vocabulary: Vocabulary) -> list[str]:
     if numbers:
         doubts.append(
             f"warning: {len(numbers)} of the class names are bare numbers ({_some(numbers, 3)}), which say nothing of "
-            "what they stand for; give their names with --labels FILE, in lines such as `0 cat`"
+            "what they stand for; give their names with `labels=FILE`, in lines such as `0 cat`"
         )
     if unknown:
         doubts.append(

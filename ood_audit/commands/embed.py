@@ -74,6 +74,7 @@ from ood_audit.text import printable
     metavar="N",
     help="Images in a forward pass.  [default: what suits the device]",
 )
+@click.option("--gps", is_flag=True, help="Keep where pictures were taken, as far as their EXIF says.")
 def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -> None:
     """Embed images and sync the store with their sources.
 

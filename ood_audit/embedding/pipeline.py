@@ -61,17 +61,17 @@ class Pipeline:
         for image, box in images:
             pool = self._remote if is_remote(image) else self._decoders
             if image not in with_boxes:
-                pending.append(pool.submit(decode, image, encoder.prepare, at_least=encoder.decode_size))
+                pending.append(pool.submit(decode, image, encoder.prepare, at_least=encoder.decode_size, inspect=True))
                 continue
             if image != self._loaded[0]:
-                self._loaded = image, pool.submit(load, image)
+                self._loaded = image, pool.submit(load, image, inspect=True)
             # Of one pool, which takes up the image first: none of its threads waits for what none has begun.
             pending.append(pool.submit(_part, self._loaded[1], box, encoder.prepare))
         return self._passes.submit(_encode, encoder, pending)
 
 
 def _part(loading: Future[Loaded], box: Box | None, prepare: Callable[..., Pixels]) -> Decoded:
-    return loading.result().part(box, prepare)
+    return loading.result().part(box, prepare, inspect=True)
 
 
 def _encode(encoder: ClipEncoder, pending: list[Future[Decoded]]) -> tuple[list[Decoded], Features | None]:

@@ -1,12 +1,12 @@
 """`embed`: bring a store into step with folders of images."""
 
-import importlib.util
+import importlib
 import os
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import chain, islice
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ood_audit._version import __version__
+from ood_audit.embedding.settings import EmbedSettings
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.encoders.warn import log_once, warnings_to
 from ood_audit.errors import OodAuditError, StoreError, UsageError
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     Encoder = ClipEncoder | local.Workers | ray.Workers
 
 OUTCOMES = ("added", "unchanged", "changed", "moved", "relabelled", "removed", "unreadable")
-ENGINES = ("local", "ray")
 CROPS = ("auto", "on", "off")
 _SAMPLE = 32  # images on which a precision is tried
 _MOST_COUNTED = 32_768  # images: more make no difference to where the encoder is loaded
@@ -77,18 +77,15 @@ def embed(
     sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     *,
     store: str | os.PathLike[str] = DEFAULT_STORE,
-    model: str = "auto",
-    weights: str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int | None = None,
-    engine: str = "local",
+    settings: EmbedSettings | None = None,
     splits: Mapping[str, str | os.PathLike[str]] | Iterable[tuple[str, str | os.PathLike[str]]] = (),
     images: str | os.PathLike[str] | None = None,
     crops: str = "auto",
+    gps: bool = False,
     on_start: Callable[["Encoder"], None] | None = None,
     on_progress: Progress = silent,
     on_note: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> EmbedResult:
     """Embed images and sync the store with their sources.
 
@@ -102,22 +99,17 @@ def embed(
             a COCO file (.json), a YOLO file (.yaml), a folder of Pascal VOC, Parquet with images as the Hugging Face
             Hub has it, and an ImageFolder with metadata.csv or metadata.jsonl.
         store: the store's folder, or its URI; made where there is none.
-        model: see `ood_audit.encoders.clip.load_encoder`; `auto` takes the store's own encoder where there is a store.
-        weights: a checkpoint file for `model`.
-        device: `auto`, `cpu`, `cuda` (all GPUs, with a process for each), `cuda:N` or `mps`.
-        precision: `auto`, `fp32`, `bf16` or `fp16`. `auto` is the store's own; for a new one bf16 with CUDA, and on
-            a CPU that has it in hardware where some of the images have the same features sooner; else fp32.
-        batch_size: images a forward pass; by default what suits the device.
-        engine: `local`, or `ray`: the workers of a Ray cluster read and embed. Each must see the images at the same
-            paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.
+        settings: the encoder, and where it runs; None for the defaults.
         splits: further sources by the name of the split that they hold, or pairs of both. The split of other images is
             what their folders say: `train`, `val` (also `valid`, `validation`, `dev`) or `test`.
         images: the folder of the images of a dataset, where it is not beside the annotations.
         crops: `auto`: each box of a dataset is an image of its own, beside the picture that it is in; `on`: the same,
             and an error where there are no boxes; `off`: pictures only.
+        gps: whether to keep where new and changed images were taken, as far as their EXIF says.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
         on_note: called with each of the result's `notes`, as soon as there is one; by default they are logged.
+        **options: fields of `EmbedSettings`, such as `model` and `device`, in place of those of `settings`.
 
     Raises:
         UsageError: a source does not exist, or an argument makes no sense.
@@ -127,14 +119,11 @@ def embed(
 
     """
     started = time.monotonic()
-    if engine not in ENGINES:
-        raise UsageError(f"no engine {printable(engine)}; choose {' or '.join(ENGINES)}")
-    if engine == "ray" and importlib.util.find_spec("ray") is None:
-        raise UsageError("--engine ray needs Ray: pip install 'ood-audit[ray]'")
+    settings = replace(settings or EmbedSettings(), **options)
     if crops not in CROPS:
-        raise UsageError(f"--crops {printable(crops)}: choose {', '.join(CROPS)}")
+        raise UsageError(f"`crops` {printable(crops)}: choose {', '.join(CROPS)}")
     if images is not None and not os.path.isdir(images):
-        raise UsageError(f"--images {printable(os.fspath(images))}: no such folder")
+        raise UsageError(f"`images` {printable(os.fspath(images))}: no such folder")
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     pictures = None if images is None else os.path.realpath(images)
@@ -154,25 +143,12 @@ def embed(
     with writing(root, "images"), warnings_to(add_note):
         if sorted(root.glob("images/part-*")) != before:  # another run came between, and may know of newer files
             scans = [_begun(source, root, split, pictures) for source, split in found.items()]
-        if (root / "store.json").exists():
-            existing = open_store(root)
-            encoder = None
-            moved = _check_encoder(existing, model, weights, device, precision, engine)
-            if moved is not None:  # the same, from another place: remember that one
-                existing = create_store(root, moved)
-        else:
-            on_progress("loading the model")
-            options = {"weights": weights, "precision": precision}
-            count = sum(scan.count() for scan in scans)
-            encoder = _load(engine, "load_encoder", model, device=device, images=count, **options)
-            if precision == "auto" and engine == "local":
-                _try_bf16(encoder, list(found), root, pictures)
-            existing = create_store(root, encoder.identity)
+        existing, encoder = _open(root, scans, settings, on_progress)
         result = EmbedResult(existing, notes=notes)
-        run = _Run(result, scans, crops, on_progress, add_note)
+        run = _Run(result, scans, crops, gps, on_progress, add_note)
         try:
             with connect(existing) as run.db:
-                run.bring_into_step(encoder, device, batch_size, engine, on_start)
+                run.bring_into_step(encoder, settings, on_start)
         except KeyboardInterrupt:
             result.interrupted = True
             raise
@@ -193,6 +169,7 @@ class _Scan:
 
     source: str
     split: str | None  # of all its images, as the user says
+    images: str | None  # the folder of its images, as the user says
     tables: Iterator[pa.Table]
     notes: ScanNotes
 
@@ -213,7 +190,7 @@ def _with_splits(
     found: dict[str, str | None] = {}
     for name, source in splits.items() if isinstance(splits, Mapping) else splits:
         if not name.strip():
-            raise UsageError("a split needs a name: --split NAME=SOURCE")
+            raise UsageError("a split needs a name: `splits=NAME=SOURCE`")
         resolved, split = _resolved(source, root), canonical(storable(name.strip()))
         if found.setdefault(resolved, split) != split:
             raise UsageError(
@@ -230,7 +207,7 @@ def _begun(source: str, root: Path, split: str | None, images: str | None) -> _S
     first = next(tables, None)
     if first is None:
         raise OodAuditError(_nothing_found(source, notes) + _if_it_moved(source, root))
-    return _Scan(source, split, chain([first], tables), notes)
+    return _Scan(source, split, images, chain([first], tables), notes)
 
 
 def _resolved(source: str | os.PathLike[str], root: Path) -> str:
@@ -268,6 +245,7 @@ class _Run:
         result: EmbedResult,
         scans: list[_Scan],
         crops: str,
+        gps: bool,
         on_progress: Progress,
         on_note: Callable[[str], None],
     ) -> None:
@@ -276,6 +254,7 @@ class _Run:
         self.store = result.store
         self.scans = scans
         self.crops = crops
+        self.gps = gps
         self.first_unreadable = ""
         self.on_progress = on_progress
         self.on_note = on_note
@@ -284,9 +263,7 @@ class _Run:
     def bring_into_step(
         self,
         encoder: "Encoder | None",
-        device: str,
-        batch_size: int | None,
-        engine: str,
+        settings: EmbedSettings,
         on_start: Callable[["Encoder"], None] | None,
     ) -> None:
         from ood_audit.embedding import adoption
@@ -304,7 +281,7 @@ class _Run:
         relabelled = self._number("SELECT count(*) FROM difference WHERE state = 'relabelled'")
         if to_do and self.store.parts:
             compared, replaced = adoption.find(self.db, counting(self.on_progress, "comparing files with the store"))
-        with PartWriter(self.store, self.id) as writer:
+        with PartWriter(self.store, self.id, gps=self.gps) as writer:
             for image in replaced:
                 writer.remove(image)
             for image in self._removed():
@@ -321,12 +298,14 @@ class _Run:
                 if encoder is None:
                     self.on_progress("loading the model")
                     images, identity = to_do - adopted, self.store.encoder
-                    encoder = _load(engine, "load_same_encoder", identity, device=device, images=images)
-                embed_images = importlib.import_module(f"ood_audit.embedding.{engine}").embed_images
+                    encoder = _load(settings, "load_same_encoder", identity, images=images)
+                embed_images = importlib.import_module(f"ood_audit.embedding.{settings.engine}").embed_images
                 if on_start is not None:
                     on_start(encoder)
                 self.on_progress("embedding", 0, to_do - adopted)
-                done_images = embed_images(self._work(), encoder, writer, batch_size=batch_size, on_note=self.on_note)
+                done_images = embed_images(
+                    self._work(), encoder, writer, batch_size=settings.batch_size, on_note=self.on_note
+                )
                 for done, (outcome, image, error) in enumerate(done_images, start=1):
                     counts[outcome] += 1
                     if error is not None and not self.first_unreadable:
@@ -433,7 +412,7 @@ class _Run:
             annotations.write_boxes(self.store, one.source, map(_boxes, reader))
             annotations.describe(self.store, one.source, notes.format, notes.classes, notes.problems)
         if self.crops == "on" and not self._number("SELECT count(*) FROM listing WHERE box IS NOT NULL"):
-            raise UsageError("--crops on needs a dataset with boxes, such as a COCO or YOLO file; leave it out")
+            raise UsageError("`crops=on` needs a dataset with boxes, such as a COCO or YOLO file; leave it out")
         if self.crops == "off":
             self.db.execute("DELETE FROM listing WHERE box IS NOT NULL")
 
@@ -513,50 +492,66 @@ def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[tuple[Any, ...]
         yield from rows
 
 
-def _load(engine: str, name: str, *arguments: Any, device: str, images: int, **options: Any) -> Any:
+def _open(
+    root: Path, scans: Sequence[_Scan], settings: EmbedSettings, on_progress: Progress
+) -> tuple[Store, "Encoder | None"]:
+    """The store, and the encoder of a new one; StoreError where the store is of another encoder."""
+    if (root / "store.json").exists():
+        store = open_store(root)
+        moved = _check_encoder(store, settings)
+        return (store if moved is None else create_store(root, moved)), None
+    on_progress("loading the model")
+    images = sum(scan.count() for scan in scans)
+    options = {"weights": settings.weights, "precision": settings.precision}
+    encoder = _load(settings, "load_encoder", settings.model, images=images, **options)
+    if settings.precision == "auto" and settings.engine == "local":
+        _try_bf16(encoder, scans, root)
+    return create_store(root, encoder.identity), encoder
+
+
+def _load(settings: EmbedSettings, name: str, *arguments: Any, images: int, **options: Any) -> Any:
     """Load an encoder for so many images by an engine's `load_encoder` or `load_same_encoder`."""
-    if engine == "ray":
+    if settings.engine == "ray":
         from ood_audit.embedding import ray
 
-        return getattr(ray, name)(*arguments, device=device, **options)
+        return getattr(ray, name)(*arguments, device=settings.device, **options)
     from ood_audit.embedding import local
     from ood_audit.encoders import clip
 
-    return local.load(partial(getattr(clip, name), *arguments, **options), device, images)
+    return local.load(partial(getattr(clip, name), *arguments, **options), settings.device, images)
 
 
-def _check_encoder(
-    store: Store, model: str, weights: str | None, device: str, precision: str, engine: str
-) -> EncoderIdentity | None:
+def _check_encoder(store: Store, settings: EmbedSettings) -> EncoderIdentity | None:
     """Refuse (StoreError) an encoder that is not the store's. Where it is known by another name, that is returned."""
     mine = store.encoder
     if mine.is_imported:
         raise StoreError(
             f"the store {printable(str(store.root))} holds imported vectors; add more with `ood-audit import`, or "
-            "embed into another store with --store DIR"
+            "embed into another store with `store=DIR`"
         )
     remedy = (
-        f"the store {printable(str(store.root))} holds features of --model {mine.model} --precision {mine.precision}: "
-        "leave these options out, or start another store with --store DIR"
+        f"the store {printable(str(store.root))} holds features of `model` {mine.model} `precision` {mine.precision}: "
+        "leave these options out, or start another store with `store=DIR`"
     )
-    if precision not in ("auto", mine.precision):
-        raise StoreError(f"--precision {precision} would mix features; {remedy}")
+    if settings.precision not in ("auto", mine.precision):
+        raise StoreError(f"`precision` {settings.precision} would mix features; {remedy}")
+    model, weights = settings.model, settings.weights
     if model == "auto" and weights is None:
         return None
     if (model, weights) == (mine.model, mine.weights):
         return None
     if weights is None and model != "starter" and not model.startswith("local-dir:"):  # not worth a download
-        raise StoreError(f"--model {printable(model)} is another encoder; {remedy}")
+        raise StoreError(f"`model` {printable(model)} is another encoder; {remedy}")
     options: dict[str, Any] = {"weights": weights, "precision": mine.precision}
-    if engine == "local":
-        device, options["texts_only"] = "cpu", True  # a GPU is for those who embed
-    identity: EncoderIdentity = _load(engine, "load_encoder", model, device=device, images=1, **options).identity
+    if settings.engine == "local":  # a GPU is for those who embed
+        settings, options["texts_only"] = replace(settings, device="cpu"), True
+    identity: EncoderIdentity = _load(settings, "load_encoder", model, images=1, **options).identity
     if differences := mine.differences(identity):
-        raise StoreError(f"--model {printable(model)} is another encoder ({differences[0]}); {remedy}")
+        raise StoreError(f"`model` {printable(model)} is another encoder ({differences[0]}); {remedy}")
     return identity
 
 
-def _try_bf16(encoder: "ClipEncoder | local.Workers", sources: Sequence[str], root: Path, images: str | None) -> None:
+def _try_bf16(encoder: "ClipEncoder | local.Workers", scans: Sequence[_Scan], root: Path) -> None:
     """Try it on some of the first images of each source; of those that can be read."""
     from ood_audit.embedding.local import Workers
     from ood_audit.images.decode import decode
@@ -564,9 +559,9 @@ def _try_bf16(encoder: "ClipEncoder | local.Workers", sources: Sequence[str], ro
     if isinstance(encoder, Workers) or not encoder.may_use_bf16:
         return
     pixels = []
-    for source in sources:
-        found_images = scan(source, ScanNotes(), exclude=_store_in(source, root), images=images)
-        for image in islice(found_images, _SAMPLE):
+    for one in scans:
+        images = scan(one.source, ScanNotes(), exclude=_store_in(one.source, root), images=one.images)
+        for image in islice(images, _SAMPLE):
             found = decode(image.uri, encoder.prepare, at_least=encoder.decode_size).pixels
             if found is not None:
                 pixels.append(found)

@@ -6,17 +6,18 @@ Whatever is wrong with a file ends as `Decoded.error`, one clear sentence; nothi
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ood_audit.images import deep
+from ood_audit.images import deep, exif
 from ood_audit.images.access import read
 from ood_audit.images.content import box_hash, content_hash
 from ood_audit.images.formats import formats, unreadable_compression, why_unknown
+from ood_audit.images.quality import measure
 from ood_audit.images.uri import Box, image_and_box
 from ood_audit.text import printable
 
@@ -45,6 +46,8 @@ class Decoded:
 
     `width` and `height` are those of the upright picture (EXIF orientation applied); `content_hash` is 128 bits of
     BLAKE2b of the file's bytes, in hexadecimal.
+
+    What follows `note` is there where the picture was inspected: see `quality.Quality` and `exif.facts`.
     """
 
     width: int | None = None
@@ -56,9 +59,20 @@ class Decoded:
     pixels: Pixels | None = None
     error: str | None = None
     note: str | None = None
+    brightness: float | None = None
+    shadows: float | None = None
+    highlights: float | None = None
+    sharpness: float | None = None
+    entropy: float | None = None
+    saturation: float | None = None
+    picture_hash: str | None = None
+    taken_at: str | None = None
+    camera: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
 
 
-def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = None) -> Decoded:
+def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = None, inspect: bool = False) -> Decoded:
     """Read, decode and `prepare` one image.
 
     Args:
@@ -67,6 +81,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
             decoded at reduced scale, the size of the whole one follows as a second argument.
         at_least: None, or how many pixels of the shorter side are enough. A JPEG is then decoded at a half, a quarter
             or an eighth of its size, in a fraction of the time.
+        inspect: also say what the picture looks like, and what its EXIF says.
 
     Returns:
         The facts with `pixels`, or with `error`. The size and time are those of the bytes that were read; width and
@@ -75,7 +90,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
     """
     image, box = image_and_box(uri)
     if box is not None:
-        return load(image).part(box, prepare)
+        return load(image, inspect=inspect).part(box, prepare, inspect=inspect)
     facts: dict[str, Any] = {}
     data, compression = b"", None
     try:
@@ -93,6 +108,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
                 opened.draft(None, (at_least, at_least))
             reduced = opened.size != whole
             upright = to_rgb(opened)
+            seen = exif.facts(opened) if inspect else {}
             if not reduced:
                 whole = upright.size
             elif _orientation(opened) in _ON_ITS_SIDE:
@@ -100,8 +116,10 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
         facts.update(width=whole[0], height=whole[1])
         pixels = prepare(upright, whole) if reduced else prepare(upright)
         if reduced and _nearly_clipped(pixels):
-            return decode(uri, prepare)
-        return Decoded(**facts, pixels=pixels, note=_few_levels(upright))
+            return decode(uri, prepare, inspect=inspect)
+        if inspect:
+            seen |= asdict(measure(upright))
+        return Decoded(**facts, **seen, pixels=pixels, note=_few_levels(upright))
     except Exception as error:  # Pillow's readers raise anything at all on hostile bytes
         return Decoded(**facts, error=compression or _explain(error, facts, data))
 
@@ -113,7 +131,7 @@ class Loaded:
     facts: Decoded
     upright: Image.Image | None
 
-    def part(self, box: Box | None, prepare: Callable[..., Pixels]) -> Decoded:
+    def part(self, box: Box | None, prepare: Callable[..., Pixels], *, inspect: bool = False) -> Decoded:
         """The image itself, or what is in a box with a margin of a tenth on each side, as `decode` gives it.
 
         The width and height of a box are its own, without the margin.
@@ -129,19 +147,21 @@ class Loaded:
             pixels = prepare(seen)
         except Exception as error:  # as in `decode`
             return replace(facts, error=_explain(error, {"format": facts.format}, b""))
+        if inspect:
+            facts = replace(facts, **asdict(measure(seen)))
         note = facts.note if box is None else _too_small(box, pixels.shape[0]) or _few_levels(seen)
         return replace(facts, pixels=pixels, note=note)
 
 
-def load(uri: str) -> Loaded:
-    """Read and decode an image at its full size."""
+def load(uri: str, *, inspect: bool = False) -> Loaded:
+    """Read and decode an image at its full size; see `decode`."""
     uprights: list[Image.Image] = []
 
     def keep(upright: Image.Image) -> Pixels:
         uprights.append(upright)
         return np.empty((0, 0, 3), np.uint8)
 
-    facts = replace(decode(uri, keep), pixels=None)
+    facts = replace(decode(uri, keep, inspect=inspect), pixels=None)
     return Loaded(facts, None if facts.error is not None else uprights[0])
 
 

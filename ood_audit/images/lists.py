@@ -16,6 +16,7 @@ from urllib.parse import quote, quote_from_bytes, urlsplit
 from ood_audit.errors import UsageError
 from ood_audit.images import access
 from ood_audit.images.found import UNKNOWN, ScanNotes
+from ood_audit.images.spelling import Spelling
 from ood_audit.images.splits import canonical
 from ood_audit.images.uri import archive_and_member, file_uri, is_remote
 from ood_audit.text import printable, storable
@@ -34,7 +35,8 @@ def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int, 
         notes: filled in along the way; hosts that can't be reached now are `unreadable`.
 
     """
-    rows = ((_entry(source, path), label, split) for path, label, split in _entries(source))
+    spelling = Spelling()
+    rows = ((_entry(spelling, source, path), label, split) for path, label, split in _entries(source))
     failures: Counter[str] = Counter()
 
     def facts(uri: str) -> tuple[int, int]:
@@ -62,21 +64,23 @@ def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int, 
         many = _TOGETHER
 
 
-def _entry(source: str, entry: str) -> tuple[str, str]:
+def _entry(spelling: Spelling, source: str, entry: str) -> tuple[str, str]:
     """URI and path of an entry."""
-    return _remote_entry(source, entry) if is_remote(source) else local_entry(os.path.dirname(source), entry)
+    if is_remote(source):
+        return _remote_entry(source, entry)
+    return local_entry(os.path.dirname(source), entry, spelling)
 
 
-def local_entry(base: str, entry: str) -> tuple[str, str]:
+def local_entry(base: str, entry: str, spelling: Spelling) -> tuple[str, str]:
     """URI and path of what an entry names that starts from a folder."""
     if is_remote(entry):
         return _named(entry), entry.partition("?")[0]
-    location = os.path.normpath(os.path.join(base, entry))
+    location = spelling(os.path.normpath(os.path.join(base, entry)))
     inside = location.startswith(base.rstrip(os.sep) + os.sep)
     path = storable((os.path.relpath(location, base) if inside else location).replace(os.sep, "/"))
     parts = archive_and_member(location)
     if parts is not None and not os.path.lexists(location):
-        archive, member = parts
+        archive, member = spelling(parts[0]), parts[1]
         return f"{file_uri(archive)}#{quote_from_bytes(os.fsencode(member))}", "/".join(
             archive_and_member(path) or (path,)
         )

@@ -39,7 +39,7 @@ _DECODED = tuple(field.name for field in fields(Decoded) if field.name in schema
 
 # As parts are written. Features don't compress, and plain ones read ten times as fast.
 PARQUET = {
-    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note", "split"],
+    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note", "camera", "split"],
     "compression": dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none"},
 }
 
@@ -51,11 +51,13 @@ SCHEMA = _FACTS.append(pa.field("embedding", pa.list_(pa.field("element", pa.flo
 class PartWriter:
     """Collects rows and writes a part whenever enough have come together; a context manager.
 
-    On leaving, also by an exception such as Ctrl-C, the rows collected so far are written.
+    On leaving, also by an exception such as Ctrl-C, the rows collected so far are written. Where pictures were taken is
+    left out of rows unless `gps` is set.
     """
 
-    def __init__(self, store: Store, run_id: str) -> None:
+    def __init__(self, store: Store, run_id: str, *, gps: bool = False) -> None:
         self._store = store
+        self._gps = gps
         self._run_id = run_id
         self._dimension = store.encoder.dimension
         self._number = store.next_part - 1
@@ -81,6 +83,8 @@ class PartWriter:
         """Add an image: with its features (D,), or with the error in `decoded`."""
         row = {name: getattr(decoded, name) for name in _DECODED}
         row["status"] = "ok" if decoded.error is None else "error"
+        if not self._gps:
+            row.update(latitude=None, longitude=None)
         if features is not None:
             self._features.append(features.astype(np.float16))
         self._append(self._row(image, row, supersedes))

@@ -16,6 +16,7 @@ IMAGES: Columns = {
     "source": "VARCHAR",
     "path": "VARCHAR",
     "folder": "VARCHAR",
+    "split": "VARCHAR",  # train, val, test, or a name that the user gave; null where it is unknown
     "width": "INTEGER",
     "height": "INTEGER",
     "format": "VARCHAR",
@@ -24,7 +25,17 @@ IMAGES: Columns = {
     "status": "VARCHAR",  # ok, error or removed
     "error": "VARCHAR",
     "note": "VARCHAR",  # what is odd about a readable image
-    "split": "VARCHAR",  # train, val, test, or a name that the user gave; null where it is unknown
+    "brightness": "FLOAT",  # from here on as in `images.quality.Quality`; null in parts of older versions
+    "shadows": "FLOAT",
+    "highlights": "FLOAT",
+    "sharpness": "FLOAT",
+    "entropy": "FLOAT",
+    "saturation": "FLOAT",
+    "picture_hash": "VARCHAR",
+    "taken_at": "VARCHAR",  # by the EXIF
+    "camera": "VARCHAR",
+    "latitude": "DOUBLE",  # where `embed` was asked for places
+    "longitude": "DOUBLE",
     "uri": "VARCHAR",
     "mtime_ns": "BIGINT",
     "run_id": "VARCHAR",
@@ -71,6 +82,19 @@ DECISIONS: Columns = {
     "label_issue": "FLOAT",
     "suggested_label": "VARCHAR",
     "cluster": "VARCHAR",
+}
+DUPLICATES: Columns = {
+    "image_id": "VARCHAR",
+    "path": "VARCHAR",
+    "cluster": "INTEGER",
+    "kind": "VARCHAR",
+    "keep": "BOOLEAN",
+    "kept_path": "VARCHAR",
+    "cosine": "FLOAT",
+    "hash_distance": "INTEGER",
+    "width": "INTEGER",
+    "height": "INTEGER",
+    "size_bytes": "BIGINT",
 }
 NAMES = ("label", "label_2", "given_label", "unlike")  # columns of few different values, stored as a dictionary's
 

@@ -29,16 +29,20 @@ VIEWS = ("images", "scores", "labels", "report", "issues", "annotations")
 _IMAGES = f"""
 CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
 CREATE VIEW images AS
-SELECT {", ".join(schema.IMAGES)}
+SELECT {", ".join(schema.IMAGES)}, highlights - shadows AS contrast, width::BIGINT * height AS area,
+       (width / height)::FLOAT AS aspect_ratio
 FROM _rows AS r ANTI JOIN _superseded AS s ON s.image_id = r.image_id AND s.part > r.part
 WHERE status <> 'removed'
 """  # NOT EXISTS, with its inequality, would have DuckDB build a table of all rows: 5 GB of two million
-_REPORT = """
-CREATE VIEW report AS
-SELECT row_number() OVER (ORDER BY ood_score DESC, s.path, s.image_id) AS rank,
-       s.*, d.* EXCLUDE (image_id), i.* EXCLUDE (image_id, path)
-FROM scores AS s JOIN images AS i USING (image_id) LEFT JOIN _decisions AS d USING (image_id)
-"""
+
+
+def ranking(decisions: str) -> str:
+    """The SELECT of the view `report`, with the columns of a table of decisions (`schema.DECISIONS`)."""
+    return (
+        "SELECT row_number() OVER (ORDER BY ood_score DESC, s.path, s.image_id) AS rank, "
+        "s.*, d.* EXCLUDE (image_id), i.* EXCLUDE (image_id, path, picture_hash) "
+        f"FROM scores AS s JOIN images AS i USING (image_id) LEFT JOIN {decisions} AS d USING (image_id)"
+    )
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def connect(
     *,
     report: str | None = None,
     current: dict[str, Any] | None = None,
+    ranked: Path | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB with the views of a store.
 
@@ -69,6 +74,8 @@ def connect(
         report: the report whose findings are the view `issues`; None for the last one.
         current: which vocabulary, scores and decisions the views show, as `Store.current` gives them; None for those
             that were last used. A report names its own, as another report may be made at the same time.
+        ranked: a Parquet file with the rows of the view `report`, so that millions of images are joined and sorted
+            once; None to compute the view from the scores and decisions.
 
     Raises:
         StoreError: a file of the store can't be read; also when that shows only inside of the `with`.
@@ -79,7 +86,7 @@ def connect(
     try:
         with _interruptible(connection):
             current = store.current() if current is None else current
-            _create_views(connection, store, parts, report or store.current_report, current)
+            _create_views(connection, store, parts, report or store.current_report, current, ranked)
             yield connection
     except (RuntimeError, duckdb.InterruptException) as error:  # how DuckDB passes a Ctrl-C on
         if "interrupt" in str(error).lower():
@@ -93,6 +100,18 @@ def connect(
         raise
     finally:
         connection.close()
+
+
+@contextmanager
+def registered(connection: duckdb.DuckDBPyConnection, **tables: "pa.Table") -> Iterator[None]:
+    """Arrow tables that SQL can name, within the `with` alone."""
+    for name, table in tables.items():
+        connection.register(name, table)
+    try:
+        yield
+    finally:
+        for name in tables:
+            connection.unregister(name)
 
 
 def limit_memory(connection: duckdb.DuckDBPyConnection, store: StoreFolder) -> None:
@@ -141,7 +160,12 @@ def merged() -> StoreError:
 
 
 def _create_views(
-    connection: duckdb.DuckDBPyConnection, store: StoreFolder, parts: list[Path], report: str, current: dict[str, Any]
+    connection: duckdb.DuckDBPyConnection,
+    store: StoreFolder,
+    parts: list[Path],
+    report: str,
+    current: dict[str, Any],
+    ranked: Path | None = None,
 ) -> None:
     _view(connection, "_rows", parts, schema.PARTS)
     connection.execute(_IMAGES)
@@ -151,7 +175,8 @@ def _create_views(
     # What an older report decided is not about these scores.
     is_current = current.get("decided") == current.get("scores") and decided.exists()
     _view(connection, "_decisions", [decided] if is_current else [], schema.DECISIONS)
-    connection.execute(_REPORT)
+    rows = f"FROM {_read([ranked])}" if ranked else ranking("_decisions")
+    connection.execute(f"CREATE VIEW report AS {rows}")
     written = store.reports / report / findings.FILE
     _view(connection, "issues", [written] if written.exists() else [], findings.COLUMNS)
     _view(connection, "annotations", sorted(store.annotations.glob("*.parquet")), schema.ANNOTATIONS)
@@ -289,11 +314,14 @@ def outdated_rows(store: StoreFolder, parts: list[Path]) -> dict[Path, "pa.Array
 def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], columns: schema.Columns) -> None:
     """A view of files; columns that a file of an older version lacks are null."""
     connection.execute(f"CREATE TABLE _no_{name} ({schema.ddl(columns)})")
-    read = ""
-    if files:
-        paths = ", ".join(_quoted(os.path.abspath(file)) for file in files)
-        read = f"UNION ALL BY NAME FROM read_parquet([{paths}], hive_partitioning = false, union_by_name = true)"
-    connection.execute(f"CREATE VIEW {name} AS FROM _no_{name} {read}")
+    rows = f"UNION ALL BY NAME FROM {_read(files)}" if files else ""
+    connection.execute(f"CREATE VIEW {name} AS FROM _no_{name} {rows}")
+
+
+def _read(files: list[Path]) -> str:
+    """Files in a FROM clause; views can't have parameters."""
+    paths = ", ".join(_quoted(os.path.abspath(file)) for file in files)
+    return f"read_parquet([{paths}], hive_partitioning = false, union_by_name = true)"
 
 
 def _labels(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ood_audit.images.found import ScanNotes
 from ood_audit.images.lists import local_entry
+from ood_audit.images.spelling import Spelling
 from ood_audit.images.uri import Box, box_uri
 from ood_audit.text import storable
 
@@ -42,8 +43,9 @@ def rows(base: str, pictures: Iterator[Picture], notes: ScanNotes) -> Iterator[R
         notes: Problems are counted here. None is an error: a missing picture is a row that says so.
 
     """
+    spelling = Spelling()
     for picture in pictures:
-        uri, path = local_entry(base, picture.location)
+        uri, path = local_entry(base, picture.location, spelling)
         try:
             info = os.stat(picture.location)
             facts = info.st_size, info.st_mtime_ns

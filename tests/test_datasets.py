@@ -441,3 +441,42 @@ def test_the_classes_of_the_dataset_are_the_vocabulary(tmp_path, scene, warm):
 def test_crops_on_needs_boxes(tmp_path, pictures, warm):
     with pytest.raises(UsageError, match="needs a dataset with boxes"):
         ood_audit.embed(pictures, store=tmp_path / "store", device="cpu", crops="on")
+
+
+# Findings about boxes
+
+
+def test_boxes_of_one_picture_are_no_duplicates_and_those_of_two_are(tmp_path, warm):
+    from ood_audit.findings.duplicates import find
+
+    for name, x in (("one.jpg", 10), ("two.jpg", 60)):
+        compose(tmp_path / "images" / name, (AIRPLANE, x, 20, 250, 180))
+    places = [[10, 20, 250, 180], [12, 22, 248, 178], [60, 20, 250, 180]]
+    path = coco(
+        tmp_path,
+        "coco.json",
+        images=[{"id": n, "file_name": f"{name}.jpg"} for n, name in enumerate(("one", "two"))],
+        annotations=[
+            {"id": n, "image_id": image, "category_id": 1, "bbox": places[n]} for n, image in enumerate((0, 0, 1))
+        ],
+    )
+    store = ood_audit.embed(path, store=tmp_path / "store", device="cpu").store
+    boxes = {row.path for row in find(store, device="cpu").rows if "#box" in row.path}
+    assert "images/two.jpg#box=2" in boxes
+    assert len(boxes) == 2  # and one of the two in the other picture
+
+
+def test_boxes_too_small_to_tell_are_not_judged(tmp_path, scene, warm):
+    from ood_audit.findings import label_issues
+    from ood_audit.store.views import connect
+
+    small = {"id": 13, "image_id": 1, "category_id": 1, "bbox": [300, 200, 12, 9]}
+    path = coco(tmp_path, annotations=[*json.loads(coco(tmp_path).read_text())["annotations"], small])
+    store = tmp_path / "store"
+    assert run_cli("embed", path, "--store", store).returncode == 0
+    assert run_cli("report", "--store", store, "--top", 3).returncode == 0
+    with connect(ood_audit.open_store(store)) as db:
+        notes = dict(db.execute("SELECT path, note FROM images WHERE contains(uri, '#box=')").fetchall())
+        assert notes.pop("images/one.jpg#box=13") == "box too small to tell: 12 × 9 pixels"
+        assert set(notes.values()) == {None}
+        assert label_issues.find(db).labelled == 2

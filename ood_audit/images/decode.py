@@ -17,13 +17,13 @@ from ood_audit.images import deep, exif
 from ood_audit.images.access import read
 from ood_audit.images.content import box_hash, content_hash
 from ood_audit.images.formats import formats, unreadable_compression, why_unknown
+from ood_audit.images.notes import TOO_SMALL
 from ood_audit.images.quality import measure
 from ood_audit.images.uri import Box, image_and_box
 from ood_audit.text import printable
 
 Pixels = NDArray[np.uint8]
 PIXEL_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own; half a gigabyte as RGB
-TOO_SMALL = "box too small to tell"  # how the note on such a box begins
 _LEAST = 1 / 7  # of a side that the model sees: a box that is smaller shows it nothing but blur (32 of 224 pixels)
 _MARGIN = 0.1  # of the width and the height of a box, seen around it
 _FEW_LEVELS = 8

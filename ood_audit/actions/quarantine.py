@@ -279,7 +279,9 @@ class _Plan:
         """The move to make, or why there is none."""
         uri, digest = image["uri"], image["content_hash"]
         if not is_file(uri):
-            what = "a box of a picture" if image_and_box(uri)[1] else "a member of an archive" if uri.startswith("file:") else "not on this machine"
+            what = "a member of an archive" if uri.startswith("file:") else "not on this machine"
+            if image_and_box(uri)[1]:
+                what = "a box of a picture"
             return _left(image, f"it is {what}; leave it out with `ood-audit export --format keep-list`")
         origin = local_path(uri)
         if uri != file_uri(origin):

@@ -124,8 +124,8 @@ def decide(
         settings: which images to flag.
 
     Returns:
-        A row for each scored image but boxes that are too small to tell, with the columns of `schema.DECISIONS`, of which `cluster` is null until
-        `naming.group`; and the figures.
+        A row for each scored image but boxes that are too small to tell, with the columns of `schema.DECISIONS`, of
+        which `cluster` is null until `naming.group`; and the figures.
 
     """
     labels = label_issues.find(db)

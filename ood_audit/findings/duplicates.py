@@ -118,7 +118,8 @@ def find(
     Near are two images with features of at least `cosine`, perceptual hashes that differ in at most `bits`, and colour
     thumbnails that correlate to 0.9; looked for among the 64 nearest of each image. That finds copies which were
     scaled, recompressed, saved in another format, made lighter, darker or richer in contrast, or cropped by up to 6% of
-    each side. Boxes of one picture, and the picture itself, are no duplicates of each other. It does not find mirrored, turned or recoloured ones.
+    each side. It does not find mirrored, turned or recoloured ones. Boxes of one picture, and the picture itself, are
+    no duplicates of each other.
 
     The one to keep of a cluster has the most pixels; of these it is the oldest file, then the first by name. All others
     match it and not only each other, so that no chain of small steps joins different pictures.

@@ -129,6 +129,7 @@ def _beyond(db: DuckDBPyConnection, measure: _Measure) -> list[tuple[str, float,
 def _grey(db: DuckDBPyConnection) -> list[str]:
     rows = db.execute(
         f"SELECT image_id FROM images, (SELECT count(*) FILTER (saturation < {_GREY}) AS grey, count(saturation) AS n "
-        f"FROM images WHERE status = 'ok' AND {_WHOLE}) WHERE {_WHOLE} AND saturation < {_GREY} AND n >= {FEWEST} AND grey <= {_MOST_GREY} * n"
+        f"FROM images WHERE status = 'ok' AND {_WHOLE}) "
+        f"WHERE {_WHOLE} AND saturation < {_GREY} AND n >= {FEWEST} AND grey <= {_MOST_GREY} * n"
     ).fetchall()
     return [image_id for (image_id,) in rows]

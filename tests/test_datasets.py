@@ -397,6 +397,7 @@ def test_boxes_are_images_of_their_own(tmp_path, scene, warm, monkeypatch):
 
 def test_a_box_shows_its_object_with_a_margin(tmp_path, scene):
     from ood_audit.images.decode import decode, thumbnail
+    from ood_audit.images.uri import in_its_picture
 
     uri = rows(coco(tmp_path))["images/one.jpg#box=12"]["uri"]
     seen = []
@@ -408,8 +409,10 @@ def test_a_box_shows_its_object_with_a_margin(tmp_path, scene):
     found = decode(uri, prepare)
     assert (found.width, found.height, found.error, found.note) == (120, 160, None, None)
     assert seen[0].size == (144, 192)
-    assert thumbnail(uri, 96) is not None
     small = uri.replace("200,50,120,160", "200,50,12,16")
+    assert thumbnail(uri, 96) is not None
+    with Image.open(io.BytesIO(thumbnail(in_its_picture(small), 200))) as picture:
+        assert picture.size == (200, 150)
     assert decode(small, prepare).note == "box too small to tell: 12 × 16 pixels"
     outside = decode(uri.replace("200,50,120,160", "700,50,12,16"), prepare)
     assert outside.error == "the box is outside of its image, which has 400 × 300 pixels"

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ood_audit.images.uri import image_and_box, in_its_picture
 from ood_audit.reports.charts import number
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Scored, Section
 from ood_audit.text import printable
@@ -246,6 +247,7 @@ class _Maker:
             "kind": finding.kind,
             "hash": image.content_hash or "",
             "uri": image.uri,
+            "scene": self._scene(image.uri),
             "suggestion": printable(suggestion(finding)),
             "guess": printable(finding.looks_like or ""),
             "facts": [(term, printable(value)) for term, value in _figures(finding, self.page)],
@@ -256,6 +258,10 @@ class _Maker:
             "given": number_of.get(scored.given or "", -1),
             "compare": [number_of[label] for label in compared],
         }
+
+    def _scene(self, uri: str) -> int:
+        """The place of the picture with the box that is the finding drawn in it; -1 where it is a whole picture."""
+        return self.pictures.add(in_its_picture(uri)) if image_and_box(uri)[1] is not None else -1
 
     def _neighbour(self, image: Image) -> int | tuple[str, int]:
         """The number of the image's record, where the page lists it; else its path, and the place of its picture."""

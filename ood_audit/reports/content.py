@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from duckdb import DuckDBPyConnection
 
+from ood_audit.images.uri import image_and_box, in_its_picture
 from ood_audit.reports import ranking
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section
 from ood_audit.reports.neighbours import LISTED, Compared, Listed, Surroundings, look_around
@@ -133,8 +134,10 @@ def gather(
     # The pictures of all neighbours of thousands of images would take minutes to make, and more room than there is.
     first = {row["image_id"] for row in compared_rows[:LISTED]}
     near = chain(*(ids for image_id, ids in around.neighbours.items() if image_id in first))
+    found_uris = [finding.image.uri for finding in chain(*findings.values())]
     wanted = [
-        *(finding.image.uri for finding in chain(*findings.values())),
+        *found_uris,
+        *(in_its_picture(uri) for uri in found_uris if image_and_box(uri)[1] is not None),
         *(others[image_id].uri for image_id in chain(kept.values(), *typical.values(), near) if image_id in others),
     ]
     uris = list(dict.fromkeys(wanted))[:MOST]

@@ -266,11 +266,12 @@
     return line;
   }
 
-  /** The picture; a duplicate beside the one to keep. */
+  /** The picture; a duplicate beside the one to keep, a box beside the picture that it is in. */
   function comparison(card, record) {
-    if (!record.twin) return [captioned(pictureOf(card), "")];
+    const scene = record.scene < 0 ? [] : [captioned(pictureFor(["", record.scene]), "in its picture")];
+    if (!record.twin) return [captioned(pictureOf(card), ""), ...scene];
     const kept = typeof record.twin === "number" ? cardOf(record.twin).dataset.path : record.twin[0];
-    return [captioned(pictureOf(card), card.dataset.path), captioned(pictureFor(record.twin), `kept: ${kept}`)];
+    return [captioned(pictureOf(card), card.dataset.path), captioned(pictureFor(record.twin), `kept: ${kept}`), ...scene];
   }
 
   function captioned(picture, text) {

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 
@@ -284,6 +285,12 @@ def test_parquet_of_the_hub(tmp_path, warm):
     assert +again.counts == {"unchanged": 5, "unreadable": 1}
     ((same,),) = result.store.query("SELECT count(DISTINCT content_hash) FROM images WHERE folder = 'cup'").rows
     assert same == 1  # the bytes are those of the file
+    os.utime(shard(data / "test-00000-of-00001.parquet", [AIRPLANE], [0]), ns=(1, 2))
+    assert +ood_audit.embed(tmp_path / "repository", store=store, device="cpu").counts == {
+        "changed": 1,
+        "unchanged": 4,
+        "unreadable": 1,
+    }
     with open(data / "test-00000-of-00001.parquet", "r+b") as file:
         file.truncate(100)
     left = ood_audit.embed(tmp_path / "repository", store=store, device="cpu")  # its image is left alone
@@ -360,7 +367,7 @@ def test_lists_with_labels_and_splits(tmp_path, warm, suffix):
         ("a.jpg", "", "val"),
         ("b.jpg", "airplane", None),
     ]
-    assert any("1 images have several labels" in note for note in notes)
+    assert any("several labels, which have none: 1; the first: a.jpg" in note for note in notes)
 
 
 # In the store
@@ -433,7 +440,7 @@ def test_the_classes_of_the_dataset_are_the_vocabulary(tmp_path, scene, warm):
     store = tmp_path / "store"
     done = run_cli("embed", coco(tmp_path), "--store", store)
     assert done.returncode == 0, done.stderr
-    assert "warning: instances_val2017.json: 1 pictures with several classes" in done.stderr
+    assert "warning: instances_val2017.json: pictures with several classes" in done.stderr
     done = run_cli("report", "--store", store, "--top", 3)
     assert done.returncode == 0, done.stderr
     assert "vocabulary: the 2 classes of the dataset: airplane, cup" in done.stderr
@@ -452,9 +459,9 @@ def test_crops_on_needs_boxes(tmp_path, pictures, warm):
 def test_boxes_of_one_picture_are_no_duplicates_and_those_of_two_are(tmp_path, warm):
     from ood_audit.findings.duplicates import find
 
-    for name, x in (("one.jpg", 10), ("two.jpg", 60)):
-        compose(tmp_path / "images" / name, (AIRPLANE, x, 20, 250, 180))
-    places = [[10, 20, 250, 180], [12, 22, 248, 178], [60, 20, 250, 180]]
+    for name, x in (("one.jpg", 40), ("two.jpg", 90)):
+        compose(tmp_path / "images" / name, (AIRPLANE, x, 60, 250, 180))
+    places = [[40, 60, 250, 180], [42, 62, 248, 178], [90, 60, 250, 180]]
     path = coco(
         tmp_path,
         "coco.json",

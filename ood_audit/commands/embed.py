@@ -92,6 +92,7 @@ def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -
     """
     from ood_audit.embedding.run import OUTCOMES, embed
     from ood_audit.images.noise import quiet_libraries
+    from ood_audit.store import annotations
 
     pairs = [_split(text) for text in splits]
     if not sources and not pairs:
@@ -109,7 +110,8 @@ def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -
     if result.counts["unreadable"]:
         note("to list the unreadable files: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
     if any(result.counts[outcome] for outcome in ("added", "changed", "moved", "relabelled", "removed")):
-        note("next: ood-audit report" + ("" if result.store.current() else " --labels classes.txt"))
+        has_classes = result.store.current() or annotations.classes(result.store)
+        note("next: ood-audit report" + ("" if has_classes else " --labels classes.txt"))
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -383,6 +383,7 @@ class _Run:
                         WHEN i.status = 'error' THEN 'retry'
                         WHEN f.size_bytes >= 0 AND (i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns)
                         THEN 'changed'
+                        WHEN f.size_bytes < 0 AND f.mtime_ns > 0 AND i.mtime_ns <> f.mtime_ns THEN 'changed'
                         WHEN f.label <> i.folder OR coalesce(f.split, i.split, s.split) IS DISTINCT FROM i.split
                         THEN 'relabelled'
                         ELSE 'unchanged' END AS state
@@ -400,7 +401,7 @@ class _Run:
             notes = one.notes
             for kind, (count, first) in notes.problems.items():
                 name = printable(os.path.basename(one.source.rstrip(os.sep)))
-                self.on_note(f"{name}: {count:,} {kind} (the first: {printable(first)})")
+                self.on_note(f"{name}: {kind}: {count:,}; the first: {printable(first)}")
             if not notes.format and not notes.classes:
                 annotations.forget(self.store, one.source)
                 continue
@@ -424,7 +425,7 @@ class _Run:
         rows = self.db.execute(f"SELECT count(*), min(path) FROM (SELECT uri, min(path) AS path {several})").fetchall()
         count, first = rows[0]
         if count:
-            self.on_note(f"{count:,} images have several labels, so they have none (the first: {printable(first)})")
+            self.on_note(f"images with several labels, which have none: {count:,}; the first: {printable(first)}")
             self.db.execute(f"UPDATE listing SET label = '' WHERE (source, uri) IN (SELECT source, uri {several})")
 
     def _find_splits(self) -> None:

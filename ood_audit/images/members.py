@@ -34,13 +34,13 @@ def members(uri: str, path: str, notes: ScanNotes) -> Iterator[tuple[str, str, i
         parts = [part for part in name.split("/") if part not in ("", ".")]
         suffix = os.path.splitext(name)[1].lower()
         is_hidden = any(part.startswith(".") and part != ".." for part in parts)
-        if labels is not None and suffix in webdataset.SUFFIXES:
-            continue
         # An archive within an archive is a row, so that its images are not passed over in silence.
         if is_hidden or (suffix not in extensions() and suffix not in ARCHIVES):
             notes.skipped[storable(suffix) or "no extension"] += 1
             continue
         label = None if labels is None else labels.get(webdataset.key(name), "")
+        if label is not None and len(parts) > 1 and (not label or label.isdecimal()):
+            label = None  # the folder in the archive says more than a number does
         if label == "":
             notes.add_problem("pictures without annotation", f"{path}/{storable(name)}")
         own = f"{uri}#{quote_from_bytes(os.fsencode(name))}"

@@ -8,7 +8,7 @@ from ood_audit.images.content import UnreadableError
 from ood_audit.images.found import ScanNotes
 from ood_audit.text import storable
 
-SUFFIXES = (".cls", ".json")
+_SUFFIXES = (".cls", ".json")
 _FIELDS = ("class_name", "label_name", "class", "label", "cls", "category")
 _MOST_BYTES = 1 << 20  # of a member with a label
 
@@ -23,7 +23,7 @@ def labels(index: Index, file: Any, path: str, notes: ScanNotes) -> dict[str, st
         notes: Classes and problems are noted here.
 
     """
-    names = [name for name, size in index.sizes.items() if name.endswith(SUFFIXES) and size <= _MOST_BYTES]
+    names = [name for name, size in index.sizes.items() if name.endswith(_SUFFIXES) and size <= _MOST_BYTES]
     found: dict[str, str] = {}
     for name in names:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ood_audit.images import deep, exif
 from ood_audit.images.access import read
@@ -19,7 +19,7 @@ from ood_audit.images.content import box_hash, content_hash
 from ood_audit.images.formats import formats, unreadable_compression, why_unknown
 from ood_audit.images.notes import TOO_SMALL
 from ood_audit.images.quality import measure
-from ood_audit.images.uri import Box, drawn, image_and_box
+from ood_audit.images.uri import Box, image_and_box
 from ood_audit.text import printable
 
 Pixels = NDArray[np.uint8]
@@ -204,20 +204,19 @@ def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:
     """A WebP picture of at most `size` × `size` pixels; None where the file can't be read any more.
 
     Args:
-        uri: of an image, or of a box; or what `uri.in_its_picture` gives for a box.
+        uri: of an image, or of a box in one.
         size: pixels of the longer side.
         quality: of the WebP.
 
     """
-    whole = drawn(uri)
-    image, box = image_and_box(whole or uri)
+    image, box = image_and_box(uri)
     try:
         with Image.open(io.BytesIO(read(image).data), formats=formats()) as opened:
             if box is None:
                 opened.draft("RGB", (2 * size, 2 * size))
             picture: Image.Image | None = to_rgb(opened)
         if picture is not None and box is not None:
-            picture = _crop(picture, box) if whole is None else _with_box(picture, box, size)
+            picture = _crop(picture, box)
         if picture is None:
             return None
         picture.thumbnail((size, size), Image.Resampling.BICUBIC)
@@ -226,18 +225,6 @@ def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:
         return out.getvalue()
     except Exception:  # as in `decode`: a picture that is gone or broken must not stop a report
         return None
-
-
-def _with_box(image: Image.Image, box: Box, size: int) -> Image.Image:
-    """An image of at most `size` × `size` pixels with a box drawn in it, to be seen on any colour."""
-    width, height = image.size
-    image.thumbnail((size, size), Image.Resampling.BICUBIC)
-    x, y = image.width / width, image.height / height
-    left, upper, right, lower = box.x * x, box.y * y, (box.x + box.width) * x, (box.y + box.height) * y
-    draw = ImageDraw.Draw(image)
-    for margin, colour in ((0, "black"), (-1, "white"), (-2, "black")):  # around the box
-        draw.rectangle((left + margin, upper + margin, right - margin, lower - margin), outline=colour)
-    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -18,7 +18,6 @@ from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 ARCHIVES = (".tar", ".zip")
 _MEMBER = re.compile(r"(.*?\.(?:tar|zip))#(.*)", re.IGNORECASE | re.DOTALL)
 _BOX = re.compile(r"(.*)#box=([^#&]*)&xywh=([-+.e\d]+),([-+.e\d]+),([-+.e\d]+),([-+.e\d]+)", re.DOTALL)
-_DRAWN = "&drawn"
 _WINDOWS = os.name == "nt"
 
 
@@ -104,16 +103,6 @@ def image_and_box(uri: str) -> tuple[str, Box | None]:
         return found[1], Box(unquote(found[2]), *map(float, found.groups()[2:]))
     except ValueError:
         return uri, None
-
-
-def in_its_picture(uri: str) -> str:
-    """What names the picture of a box with the box drawn in it: no URI, only a name for `decode.thumbnail`."""
-    return f"{uri}{_DRAWN}"
-
-
-def drawn(name: str) -> str | None:
-    """The URI of the box that `in_its_picture` named; None for another name."""
-    return name.removesuffix(_DRAWN) if name.endswith(_DRAWN) else None
 
 
 def is_remote(name: str) -> bool:

@@ -16,7 +16,7 @@ from ood_audit.store.findings import Issue
 
 ODD = 4.0  # robust deviations
 FEWEST = 20  # images to compare with
-_WHOLE = "NOT contains(uri, '#box=')"  # boxes are of any size, and as sharp as their picture
+_WHOLE = "coalesce(NOT contains(uri, '#box='), true)"  # boxes are of any size, and as sharp as their picture
 _SIGMA = 0.6745  # the upper quartile of a normal distribution
 _GREY = 2 / 255  # the saturation of a grey picture is below this, whatever JPEG does to it
 _MOST_GREY = 0.2  # of the images: with more, grey pictures belong to the dataset

@@ -49,7 +49,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 $(LOWEST)/.installed: pyproject.toml .ci/lowest.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install -q uv
-	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python \
+	$(LOWEST)/bin/uv pip install -q --compile-bytecode --python $(LOWEST)/bin/python \
 		--resolution lowest-direct --overrides .ci/lowest.txt -e '.[dev,umap]'
 	touch $@
 

@@ -173,7 +173,8 @@ def scan(shown, labels: list[str], names: words.Names, encode) -> dict[str, str]
     """The shortcut of each class that has one."""
     classes = sorted(set(labels))
     vocabulary = Vocabulary(tuple((name,) for name in classes))
-    of_names = shortcuts.strong_enough(classes, vocabulary, vocabulary.features(encode), names)
+    is_meant = shortcuts.meant(classes, vocabulary, vocabulary.features(encode), names)
+    of_names = np.where(is_meant, np.inf, 5.0)
     least = np.hstack([of_names, np.full((len(classes), len(shortcuts.LOOKS)), 2.0)])
     share = np.repeat([0.75, 0.6], [len(names.names), len(shortcuts.LOOKS)])
     said = [*names.names, *(word for word, _, _ in shortcuts.LOOKS)]

@@ -17,7 +17,11 @@ from ood_audit.commands.output import note, note_missing, print_rows
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import bars
 
-COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "margin", "max_cosine")
+COLUMNS = (
+    *("rank", "path", "ood_score", "delta_energy", "label", "label_2", "margin", "max_cosine"),
+    *("flagged", "p_value", "given_label"),
+)
+_FOR_PEOPLE = ("rank", "path", "flagged", "p_value", "ood_score", "label", "label_2")  # no number twice
 
 
 @click.command(
@@ -139,7 +143,8 @@ def command(
             on_progress=on_progress,
             **options,
         )
-    print_rows(COLUMNS, [[row[column] for column in COLUMNS] for row in result.rows], format)
+    columns = _FOR_PEOPLE if format == "table" else COLUMNS
+    print_rows(columns, [[row[column] for column in columns] for row in result.rows], format)
     scores = result.scores
     if scores.doubt:
         note(scores.doubt)

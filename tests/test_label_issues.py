@@ -35,12 +35,12 @@ def scored(rows):
         "CREATE TABLE scores (image_id VARCHAR, given_label VARCHAR, label VARCHAR, confidence FLOAT, "
         "given_confidence FLOAT, distance FLOAT, ood_score FLOAT)"
     )
-    db.execute("CREATE TABLE images (image_id VARCHAR, uri VARCHAR, path VARCHAR)")
+    db.execute("CREATE TABLE images (image_id VARCHAR, uri VARCHAR, path VARCHAR, note VARCHAR)")
     for number, (own, label, p, p_given, distance, *ood_score) in enumerate(rows):
         image_id = f"{number:03}"
         values = [image_id, own, label, p, p_given, distance, *(ood_score or [distance])]
         db.execute("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-        db.execute("INSERT INTO images VALUES (?, ?, ?)", [image_id, f"file:///{image_id}", f"{own}/{image_id}"])
+        db.execute("INSERT INTO images VALUES (?, ?, ?, NULL)", [image_id, f"file:///{image_id}", f"{own}/{image_id}"])
     return db
 
 

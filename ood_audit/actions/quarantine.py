@@ -24,7 +24,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from ood_audit.actions.moving import content_hash, move, settle
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.findings.records import in_evaluation, selecting
-from ood_audit.images.uri import file_uri, is_file, local_path, location
+from ood_audit.images.uri import file_uri, image_and_box, is_file, local_path, location
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.files import flush
@@ -283,6 +283,8 @@ class _Plan:
         uri, digest = image["uri"], image["content_hash"]
         if not is_file(uri):
             what = "a member of an archive" if uri.startswith("file:") else "not on this machine"
+            if image_and_box(uri)[1]:
+                what = "a box of a picture"
             return _left(image, f"it is {what}; leave it out with `ood-audit export --format keep-list`")
         origin = local_path(uri)
         if uri != file_uri(origin):

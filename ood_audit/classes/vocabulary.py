@@ -18,6 +18,7 @@ from ood_audit.classes.class_lists import ClassList, Entry
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.images.splits import children, divides, is_split
 from ood_audit.names import key, near
+from ood_audit.store import annotations
 from ood_audit.store.files import read_json, replacing, write_json
 from ood_audit.store.store import Store
 from ood_audit.text import printable
@@ -61,7 +62,7 @@ class Vocabulary:
         it is the last part. A number stands for the class that the list gives it to, also only as the last part.
         """
         *above, last = folder.split("/")
-        for part in (last, *(part for part in reversed(above) if not is_split(part))):
+        for part in (folder, last, *(part for part in reversed(above) if not is_split(part))):
             found = self._named(part)
             if found is not None:
                 return found
@@ -242,7 +243,7 @@ def choose(
     Args:
         store: the store.
         labels: a labels file, or the class names themselves; None for the one last used with this store, else the
-            folder names (which `note` is told).
+            classes of its datasets, else the folder names (which `note` is told).
         templates: None for the default, or those of the vocabulary last used.
         note: told what was chosen where the user did not say.
 
@@ -262,6 +263,12 @@ def choose(
     elif last is not None:
         vocabulary = load(store, last)
         note(f"vocabulary: the {_counted(vocabulary)} last used with this store: {_some(vocabulary.names)}")
+    elif names := _of_datasets(store):
+        vocabulary = _assembled(class_lists.given(names), "the classes of the dataset", (DEFAULT_TEMPLATE,))
+        note(
+            f"vocabulary: the {_counted(vocabulary)} of the dataset: {_some(vocabulary.names)}; "
+            "give another list with --labels FILE"
+        )
     elif names := texts.class_names(store):
         vocabulary = Vocabulary(tuple((name,) for name in names))
         note(f"vocabulary: the {len(names)} imported names: {_some(names)}; give a list with --labels FILE")
@@ -283,6 +290,11 @@ def choose(
     if templates or labels is not None:
         return replace(vocabulary, templates=check_templates(templates or (DEFAULT_TEMPLATE,)))
     return vocabulary
+
+
+def _of_datasets(store: Store) -> list[str]:
+    """The names of the classes of the datasets in the store; of two that are the same class the first."""
+    return list({key(name): name for name in reversed(annotations.classes(store)) if name.strip()}.values())[::-1]
 
 
 def _counted(vocabulary: Vocabulary) -> str:

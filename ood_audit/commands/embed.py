@@ -13,7 +13,7 @@ from ood_audit.text import printable
 
 @click.command(
     "embed",
-    epilog="Example: ood-audit embed ./images extra.csv --model ViT-B-16/laion2b_s34b_b88k --device cuda",
+    epilog="Example: ood-audit embed ./images annotations/instances_val2017.json --device cuda",
 )
 @click.argument("sources", nargs=-1, metavar="SOURCE...")
 @store_option
@@ -37,6 +37,19 @@ from ood_audit.text import printable
     "--weights",
     metavar="FILE",
     help="Checkpoint for --model ARCH. Its preprocessing is read from open_clip_config.json in the same folder.",
+)
+@click.option(
+    "--images",
+    metavar="DIR",
+    help="Folder of the images of a dataset.  [default: looked for beside its annotations]",
+)
+@click.option(
+    "--crops",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether each box of a dataset is also embedded as an image of its own. auto and on embed pictures and boxes; "
+    "on fails where there are no boxes.",
 )
 @device_option
 @click.option(
@@ -66,7 +79,12 @@ def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -
     """Embed images and sync the store with their sources.
 
     SOURCE is a folder (searched recursively), a .tar or .zip file, an image, or a list of these: a .txt file, or a .csv
-    or .parquet file with a column named path. It can be local or at s3://, gs://, hdfs:// or https://.
+    or .parquet file with a column named path (and label, and split). It can be local or at s3://, gs://, hdfs:// or
+    https://.
+
+    A local SOURCE can also be a dataset with labels, splits and boxes: a COCO file (.json), a YOLO file (data.yaml), a
+    Pascal VOC folder, Parquet with images as the Hugging Face Hub has it, an ImageFolder with metadata.csv or .jsonl,
+    or a WebDataset. Its classes are the vocabulary until --labels names another.
 
     Run the command again after images were added, changed or removed: only the difference is embedded. To resume an
     interrupted run, run it again, too. Files that were moved or renamed keep their features. A file that can't be read
@@ -74,6 +92,7 @@ def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -
     """
     from ood_audit.embedding.run import OUTCOMES, embed
     from ood_audit.images.noise import quiet_libraries
+    from ood_audit.store import annotations
 
     pairs = [_split(text) for text in splits]
     if not sources and not pairs:
@@ -91,7 +110,8 @@ def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -
     if result.counts["unreadable"]:
         note("to list the unreadable files: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
     if any(result.counts[outcome] for outcome in ("added", "changed", "moved", "relabelled", "removed")):
-        note("next: ood-audit report" + ("" if result.store.current() else " --labels classes.txt"))
+        has_classes = result.store.current() or annotations.classes(result.store)
+        note("next: ood-audit report" + ("" if has_classes else " --labels classes.txt"))
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -8,7 +8,6 @@ leaves the view in the same part.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
 from typing import Any
 
 import duckdb
@@ -17,7 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ood_audit.images.access import is_gone, read
+from ood_audit.images.content import box_hash, content_hash
 from ood_audit.images.sources import ImageRef
+from ood_audit.images.uri import image_and_box
 from ood_audit.store.parts import INHERITED, PartWriter
 from ood_audit.store.sources import state_of
 
@@ -207,7 +208,8 @@ def _content(uri: str) -> tuple[str, int, int] | None:
         content = read(uri)
     except (OSError, ValueError):
         return None
-    return blake2b(content.data, digest_size=16).hexdigest(), content.size_bytes, content.mtime_ns
+    own, (_, box) = content_hash(content.data), image_and_box(uri)
+    return own if box is None else box_hash(own, box), content.size_bytes, content.mtime_ns
 
 
 def _insert(db: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[Any, ...]]) -> None:

@@ -1,6 +1,6 @@
 """Decoding and the forward pass side by side, in threads of one process: file names in, facts and features out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
@@ -10,8 +10,8 @@ import torch
 from ood_audit.encoders.clip import ClipEncoder, Features
 from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
 from ood_audit.images.access import REMOTE_THREADS
-from ood_audit.images.decode import Decoded, decode
-from ood_audit.images.uri import is_remote
+from ood_audit.images.decode import Decoded, Loaded, Pixels, decode, load
+from ood_audit.images.uri import Box, image_and_box, is_remote
 
 
 class Pipeline:
@@ -30,6 +30,7 @@ class Pipeline:
         cores = cores or worker_count()
         passes, threads = forward_threads(encoder.device, cores)
         self.depth = passes + 2
+        self._loaded: tuple[str, Future[Loaded]] = "", Future()  # the last image with boxes, decoded once for all
         self._threads_before = torch.get_num_threads()
         self._decoders = ThreadPoolExecutor(cores, thread_name_prefix="decode")
         self._remote = ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="remote")  # started as they are needed
@@ -54,13 +55,23 @@ class Pipeline:
         There is nothing but facts where no image of the batch can be read.
         """
         encoder = self._encoder
-        pending = [
-            (self._remote if is_remote(uri) else self._decoders).submit(
-                decode, uri, encoder.prepare, at_least=encoder.decode_size, inspect=True
-            )
-            for uri in uris
-        ]
+        images = [image_and_box(uri) for uri in uris]
+        with_boxes = {image for image, box in images if box is not None}
+        pending = []
+        for image, box in images:
+            pool = self._remote if is_remote(image) else self._decoders
+            if image not in with_boxes:
+                pending.append(pool.submit(decode, image, encoder.prepare, at_least=encoder.decode_size, inspect=True))
+                continue
+            if image != self._loaded[0]:
+                self._loaded = image, pool.submit(load, image, inspect=True)
+            # Of one pool, which takes up the image first: none of its threads waits for what none has begun.
+            pending.append(pool.submit(_part, self._loaded[1], box, encoder.prepare))
         return self._passes.submit(_encode, encoder, pending)
+
+
+def _part(loading: Future[Loaded], box: Box | None, prepare: Callable[..., Pixels]) -> Decoded:
+    return loading.result().part(box, prepare, inspect=True)
 
 
 def _encode(encoder: ClipEncoder, pending: list[Future[Decoded]]) -> tuple[list[Decoded], Features | None]:

@@ -22,12 +22,13 @@ from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.encoders.warn import log_once, warnings_to
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.images.access import is_gone
+from ood_audit.images.found import image_id
 from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve, scan
 from ood_audit.images.splits import canonical
 from ood_audit.images.splits import of_folders as splits_of
-from ood_audit.images.uri import file_uri, is_remote
+from ood_audit.images.uri import file_uri, image_and_box, is_remote
 from ood_audit.progress import Progress, counting, silent
-from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
+from ood_audit.store import DEFAULT_STORE, Store, annotations, create_store, open_store, writing
 from ood_audit.store.files import shown, write_json
 from ood_audit.store.store import store_root
 from ood_audit.store.views import connect
@@ -41,8 +42,10 @@ if TYPE_CHECKING:
     Encoder = ClipEncoder | local.Workers | ray.Workers
 
 OUTCOMES = ("added", "unchanged", "changed", "moved", "relabelled", "removed", "unreadable")
+CROPS = ("auto", "on", "off")
 _SAMPLE = 32  # images on which a precision is tried
 _MOST_COUNTED = 32_768  # images: more make no difference to where the encoder is loaded
+_BOXES = 8192  # rows at a time
 _SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
 _FOLDER = "left(f.path, -(length(split_part(f.path, '/', -1)) + 1))"  # of an image in the listing
 
@@ -76,6 +79,8 @@ def embed(
     store: str | os.PathLike[str] = DEFAULT_STORE,
     settings: EmbedSettings | None = None,
     splits: Mapping[str, str | os.PathLike[str]] | Iterable[tuple[str, str | os.PathLike[str]]] = (),
+    images: str | os.PathLike[str] | None = None,
+    crops: str = "auto",
     gps: bool = False,
     on_start: Callable[["Encoder"], None] | None = None,
     on_progress: Progress = silent,
@@ -89,12 +94,17 @@ def embed(
     if its bytes are the same. To resume an interrupted run, call `embed` again.
 
     Args:
-        sources: folders, tar files, image files, or lists of these (.txt, .csv, .parquet with a column `path`); paths,
-            or URIs (`s3://…`, `gs://…`, `hdfs://…`, `https://…`).
+        sources: folders, tar files, image files, or lists of these (.txt, .csv, .parquet with a column `path`, and
+            perhaps `label` and `split`); paths, or URIs (`s3://…`, `gs://…`, `hdfs://…`, `https://…`). Also datasets:
+            a COCO file (.json), a YOLO file (.yaml), a folder of Pascal VOC, Parquet with images as the Hugging Face
+            Hub has it, and an ImageFolder with metadata.csv or metadata.jsonl.
         store: the store's folder, or its URI; made where there is none.
         settings: the encoder, and where it runs; None for the defaults.
         splits: further sources by the name of the split that they hold, or pairs of both. The split of other images is
             what their folders say: `train`, `val` (also `valid`, `validation`, `dev`) or `test`.
+        images: the folder of the images of a dataset, where it is not beside the annotations.
+        crops: `auto`: each box of a dataset is an image of its own, beside the picture that it is in; `on`: the same,
+            and an error where there are no boxes; `off`: pictures only.
         gps: whether to keep where new and changed images were taken, as far as their EXIF says.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
@@ -110,14 +120,19 @@ def embed(
     """
     started = time.monotonic()
     settings = replace(settings or EmbedSettings(), **options)
+    if crops not in CROPS:
+        raise UsageError(f"`crops` {printable(crops)}: choose {', '.join(CROPS)}")
+    if images is not None and not os.path.isdir(images):
+        raise UsageError(f"`images` {printable(os.fspath(images))}: no such folder")
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
+    pictures = None if images is None else os.path.realpath(images)
     root = store_root(store)
     on_progress("looking for images")
     found: dict[str, str | None] = dict.fromkeys(_resolved(source, root) for source in sources)
     found |= _with_splits(splits, root)
     before = sorted(root.glob("images/part-*"))
-    scans = [_begun(source, root, split) for source, split in found.items()]
+    scans = [_begun(source, root, split, pictures) for source, split in found.items()]
     notes: list[str] = []
 
     def add_note(note: str) -> None:
@@ -127,10 +142,10 @@ def embed(
 
     with writing(root, "images"), warnings_to(add_note):
         if sorted(root.glob("images/part-*")) != before:  # another run came between, and may know of newer files
-            scans = [_begun(source, root, split) for source, split in found.items()]
+            scans = [_begun(source, root, split, pictures) for source, split in found.items()]
         existing, encoder = _open(root, scans, settings, on_progress)
         result = EmbedResult(existing, notes=notes)
-        run = _Run(result, scans, gps, on_progress, add_note)
+        run = _Run(result, scans, crops, gps, on_progress, add_note)
         try:
             with connect(existing) as run.db:
                 run.bring_into_step(encoder, settings, on_start)
@@ -154,6 +169,7 @@ class _Scan:
 
     source: str
     split: str | None  # of all its images, as the user says
+    images: str | None  # the folder of its images, as the user says
     tables: Iterator[pa.Table]
     notes: ScanNotes
 
@@ -184,14 +200,14 @@ def _with_splits(
     return found
 
 
-def _begun(source: str, root: Path, split: str | None) -> _Scan:
+def _begun(source: str, root: Path, split: str | None, images: str | None) -> _Scan:
     """Begin a scan; OodAuditError where the source holds no image."""
     notes = ScanNotes()
-    tables = listing(source, notes, exclude=_store_in(source, root))
+    tables = listing(source, notes, exclude=_store_in(source, root), images=images)
     first = next(tables, None)
     if first is None:
         raise OodAuditError(_nothing_found(source, notes) + _if_it_moved(source, root))
-    return _Scan(source, split, chain([first], tables), notes)
+    return _Scan(source, split, images, chain([first], tables), notes)
 
 
 def _resolved(source: str | os.PathLike[str], root: Path) -> str:
@@ -228,6 +244,7 @@ class _Run:
         self,
         result: EmbedResult,
         scans: list[_Scan],
+        crops: str,
         gps: bool,
         on_progress: Progress,
         on_note: Callable[[str], None],
@@ -236,6 +253,7 @@ class _Run:
         self.result = result
         self.store = result.store
         self.scans = scans
+        self.crops = crops
         self.gps = gps
         self.first_unreadable = ""
         self.on_progress = on_progress
@@ -320,7 +338,7 @@ class _Run:
         """
         self.db.execute(
             "CREATE TABLE listing (source INTEGER, uri VARCHAR, path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT, "
-            "label VARCHAR, split VARCHAR)"
+            "label VARCHAR, split VARCHAR, box STRUCT(id VARCHAR, x DOUBLE, y DOUBLE, width DOUBLE, height DOUBLE))"
         )
         self.db.execute("CREATE TABLE sources (id INTEGER, source VARCHAR, prefix VARCHAR)")
         listed = 0
@@ -344,12 +362,14 @@ class _Run:
         for folder in self.result.unreadable_folders:
             uri = folder if is_remote(folder) else file_uri(folder)
             self.db.execute("INSERT INTO kept VALUES (?), (?)", [uri + "/", uri + "#"])
+        self._find_splits()
+        self._keep_annotations()
         if len(self.scans) > 1 or not os.path.isdir(self.scans[0].source):  # else no image is found twice
+            self._merge_labels()
             self.db.execute(
                 "CREATE OR REPLACE TABLE listing AS SELECT DISTINCT ON (uri) * FROM listing "
-                "ORDER BY uri, label IS NULL, split IS NULL, source, path"
+                "ORDER BY uri, coalesce(label, '') = '', label IS NULL, split IS NULL, source, path"
             )
-        self._find_splits()
         # What folders say never overrules the split that a store has. A label or a split that is given does.
         self.db.execute(
             f"""
@@ -362,6 +382,7 @@ class _Run:
                         WHEN i.status = 'error' THEN 'retry'
                         WHEN f.size_bytes >= 0 AND (i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns)
                         THEN 'changed'
+                        WHEN f.size_bytes < 0 AND f.mtime_ns > 0 AND i.mtime_ns <> f.mtime_ns THEN 'changed'
                         WHEN f.label <> i.folder OR coalesce(f.split, i.split, s.split) IS DISTINCT FROM i.split
                         THEN 'relabelled'
                         ELSE 'unchanged' END AS state
@@ -370,6 +391,41 @@ class _Run:
             WHERE state <> 'unchanged'
             """
         )
+
+    def _keep_annotations(self) -> None:
+        """Write what datasets say to the store, and drop their boxes from the listing where they are not wanted."""
+        boxes = "FROM listing AS f LEFT JOIN folder_splits AS s ON s.source = f.source AND s.folder = " + _FOLDER
+        boxes = f"{boxes} WHERE f.source = ? AND f.box IS NOT NULL"
+        for number, one in enumerate(self.scans):
+            notes = one.notes
+            for kind, (count, first) in notes.problems.items():
+                name = printable(os.path.basename(one.source.rstrip(os.sep)))
+                self.on_note(f"{name}: {kind}: {count:,}; the first: {printable(first)}")
+            if not notes.format and not notes.classes:
+                annotations.forget(self.store, one.source)
+                continue
+            sql = (
+                "SELECT f.uri, f.box.id AS box_id, f.label, f.box.x AS x, f.box.y AS y, f.box.width AS width, "
+                f"f.box.height AS height, coalesce(f.split, s.split) AS split {boxes} ORDER BY f.path, f.uri"
+            )
+            reader: pa.RecordBatchReader = self.db.cursor().sql(sql, params=[number]).to_arrow_reader(_BOXES)
+            annotations.write_boxes(self.store, one.source, map(_boxes, reader))
+            annotations.describe(self.store, one.source, notes.format, notes.classes, notes.problems)
+        if self.crops == "on" and not self._number("SELECT count(*) FROM listing WHERE box IS NOT NULL"):
+            raise UsageError("`crops=on` needs a dataset with boxes, such as a COCO or YOLO file; leave it out")
+        if self.crops == "off":
+            self.db.execute("DELETE FROM listing WHERE box IS NOT NULL")
+
+    def _merge_labels(self) -> None:
+        """Take the labels of images that a source labels in several ways away, and say so."""
+        several = (
+            "FROM listing WHERE label <> '' GROUP BY source, uri HAVING count(DISTINCT label) > 1"  # of one source
+        )
+        rows = self.db.execute(f"SELECT count(*), min(path) FROM (SELECT uri, min(path) AS path {several})").fetchall()
+        count, first = rows[0]
+        if count:
+            self.on_note(f"images with several labels, which have none: {count:,}; the first: {printable(first)}")
+            self.db.execute(f"UPDATE listing SET label = '' WHERE (source, uri) IN (SELECT source, uri {several})")
 
     def _find_splits(self) -> None:
         """Make the table `folder_splits`: the splits of the folders of each source that say one."""
@@ -423,6 +479,12 @@ class _Run:
                 yield image
 
 
+def _boxes(batch: pa.RecordBatch) -> pa.Table:
+    """Boxes with the ids of their images, with the columns of `schema.ANNOTATIONS`."""
+    images = [image_id(image_and_box(uri)[0]) for uri in batch["uri"].to_pylist()]
+    return pa.Table.from_batches([batch]).append_column("image_id", pa.array(images, pa.string()))
+
+
 def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[tuple[Any, ...]]:
     cursor = db.cursor()  # of its own, so that other statements don't end it
     cursor.execute(sql)
@@ -443,7 +505,7 @@ def _open(
     options = {"weights": settings.weights, "precision": settings.precision}
     encoder = _load(settings, "load_encoder", settings.model, images=images, **options)
     if settings.precision == "auto" and settings.engine == "local":
-        _try_bf16(encoder, [scan.source for scan in scans], root)
+        _try_bf16(encoder, scans, root)
     return create_store(root, encoder.identity), encoder
 
 
@@ -499,7 +561,7 @@ def _check_encoder(store: Store, settings: EmbedSettings) -> EncoderIdentity | N
     return identity
 
 
-def _try_bf16(encoder: "ClipEncoder | local.Workers", sources: Sequence[str], root: Path) -> None:
+def _try_bf16(encoder: "ClipEncoder | local.Workers", scans: Sequence[_Scan], root: Path) -> None:
     """Try it on some of the first images of each source; of those that can be read."""
     from ood_audit.embedding.local import Workers
     from ood_audit.images.decode import decode
@@ -507,8 +569,9 @@ def _try_bf16(encoder: "ClipEncoder | local.Workers", sources: Sequence[str], ro
     if isinstance(encoder, Workers) or not encoder.may_use_bf16:
         return
     pixels = []
-    for source in sources:
-        for image in islice(scan(source, ScanNotes(), exclude=_store_in(source, root)), _SAMPLE):
+    for one in scans:
+        images = scan(one.source, ScanNotes(), exclude=_store_in(one.source, root), images=one.images)
+        for image in islice(images, _SAMPLE):
             found = decode(image.uri, encoder.prepare, at_least=encoder.decode_size).pixels
             if found is not None:
                 pixels.append(found)

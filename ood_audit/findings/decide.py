@@ -147,13 +147,13 @@ def decide(
         settings: which images to flag.
 
     Returns:
-        A row for each scored image, with the columns of `schema.DECISIONS`, of which `cluster` is null until
-        `naming.group`; and the figures.
+        A row for each scored image but boxes that are too small to tell, with the columns of `schema.DECISIONS`, of
+        which `cluster` is null until `naming.group`; and the figures.
 
     """
     labels = label_issues.find(db)
     columns = "image_id, ood_score, distance, lead, given_label, folder_rank"
-    scored = db.sql(f"SELECT {columns} FROM scores").to_arrow_table()
+    scored = db.sql(f"SELECT {columns} FROM scores WHERE {label_issues.CAN_BE_TOLD}").to_arrow_table()
     judged = judge(scored, recipe, fdr=settings.fdr, false_alarms=settings.false_alarms)
     table = _joined(judged.table, labels.table)
     counts = {"labelled": labels.labelled, "found": labels.found}

@@ -131,7 +131,8 @@ def find(
     thumbnails that correlate to 0.9; looked for among the 64 nearest of each image. That finds copies which were
     scaled, recompressed, saved in another format, made lighter, darker or richer in contrast, or cropped by up to 6% of
     each side, as they are or mirrored. Copies that were turned or mirrored are also found where their features are
-    far apart, in up to 400,000 images that this version embedded. Recoloured ones are not found.
+    far apart, in up to 400,000 images that this version embedded. Recoloured ones are not found. Boxes of one
+    picture, and the picture itself, are no duplicates of each other.
 
     The one to keep of a cluster has the most pixels; of these it is the oldest file, then the first by name. All others
     match it and not only each other, so that no chain of small steps joins different pictures.
@@ -188,6 +189,7 @@ class _Search:
         self._source = source
         self.image_ids = source.image_ids
         self.state = np.full(len(self.image_ids), _UNKNOWN, np.uint8)
+        self._pictures = _pictures(db, self.image_ids)
         self.missing: set[str] = set()  # ids of images whose file is not what was embedded
         self._hashes = source.hashes(db)
         # The system gives memory for what is written to.
@@ -202,7 +204,7 @@ class _Search:
             near, neighbours = self._source.neighbours(start, count, min(_NEIGHBOURS + 1, total))
             rows = np.repeat(np.arange(start, start + count), neighbours.shape[1])
             others = neighbours.ravel()
-            close = (near.ravel() >= self.cosine) & (others >= 0) & (others != rows)
+            close = (near.ravel() >= self.cosine) & (others >= 0) & (self._pictures[others] != self._pictures[rows])
             pairs = np.stack([rows, others])[:, close]
             pairs = np.concatenate([pairs, self._turned(start, count)], axis=1)
             pairs = np.unique(np.sort(pairs, axis=0), axis=1)
@@ -231,6 +233,7 @@ class _Search:
         """Whether rows and others, (N,) each, look alike; in how many bits they differ; whether one is turned."""
         self._look_at(np.unique(np.concatenate([one, other])))
         known = (self.state[one] == _COMPARABLE) & (self.state[other] == _COMPARABLE)
+        known &= self._pictures[one] != self._pictures[other]
         a, b = self._fingerprints[one[known]], self._fingerprints[other[known]]
         best, is_turned = np.full(len(a), HASH_BITS), np.zeros(len(a), np.bool_)
         for turn in range(8):
@@ -282,6 +285,19 @@ class _Search:
                 return decoded.pixels
             self.missing.add(file["image_id"])
         return None
+
+
+def _pictures(db: duckdb.DuckDBPyConnection, image_ids: list[str]) -> Rows:
+    """The number of the picture of each row: that of a box is the picture that it is in. (N,)."""
+    numbers = np.arange(len(image_ids))
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    with_boxes = db.execute(
+        "SELECT list(image_id) FROM pictures GROUP BY split_part(uri, '#box=', 1) HAVING count(*) > 1"
+    )
+    for (own,) in with_boxes.fetchall():
+        rows = [row_of[image_id] for image_id in own if image_id in row_of]
+        numbers[rows] = min(rows, default=0)
+    return numbers
 
 
 class _Source:
@@ -457,7 +473,7 @@ def _images(db: duckdb.DuckDBPyConnection, firsts: set[str]) -> tuple[dict[str, 
     rows = answer.fetchall()
     for (first, _, *row), now in zip(rows, sizes([row[1] for row in rows]), strict=True):
         facts = dict(zip(names, row, strict=True))
-        if now == facts["size_bytes"]:
+        if now in (facts["size_bytes"], -1):  # the size of a row of a Parquet file is not known beforehand
             images.setdefault(first, []).append(facts)
         else:
             gone.append(facts["image_id"])

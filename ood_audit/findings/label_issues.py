@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from duckdb import DuckDBPyConnection
 
+from ood_audit.images.notes import TOO_SMALL
 from ood_audit.store.findings import Issue
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ FEWEST = 5
 _PART = 3  # a third
 _BATCH = 4096
 
+# Boxes that are too small for the model are judged by nothing.
+CAN_BE_TOLD = f"image_id NOT IN (SELECT image_id FROM images WHERE starts_with(note, '{TOO_SMALL}'))"
 _LABELLED = f"""
 WITH given AS MATERIALIZED (
     SELECT image_id, given_label AS given, label, confidence::DOUBLE AS p,
            greatest(given_confidence, 1e-30)::DOUBLE AS p_given, distance, ood_score, label = given_label AS agrees
-    FROM scores WHERE given_label IS NOT NULL),
+    FROM scores WHERE given_label IS NOT NULL AND {CAN_BE_TOLD}),
 thresholds AS MATERIALIZED (
     SELECT given AS label, count(*) AS images, round(avg(p_given), 6) AS threshold FROM given GROUP BY 1),
 compared AS (

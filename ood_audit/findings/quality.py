@@ -16,6 +16,7 @@ from ood_audit.store.findings import Issue
 
 ODD = 4.0  # robust deviations
 FEWEST = 20  # images to compare with
+_WHOLE = "coalesce(NOT contains(uri, '#box='), true)"  # boxes are of any size, and as sharp as their picture
 _SIGMA = 0.6745  # the upper quartile of a normal distribution
 _GREY = 2 / 255  # the saturation of a grey picture is below this, whatever JPEG does to it
 _MOST_GREY = 0.2  # of the images: with more, grey pictures belong to the dataset
@@ -68,8 +69,9 @@ REASONS = (*_MEASURES, "grey")
 
 def known(db: DuckDBPyConnection) -> tuple[int, int]:
     """How many readable images have measures, and how many there are."""
-    row = db.execute("SELECT count(brightness), count(*) FROM images WHERE status = 'ok'").fetchone() or (0, 0)
-    return int(row[0]), int(row[1])
+    sql = f"SELECT count(brightness), count(*) FROM images WHERE status = 'ok' AND {_WHOLE}"
+    ((measured, readable),) = db.execute(sql).fetchall()
+    return int(measured), int(readable)
 
 
 def odd(db: DuckDBPyConnection) -> dict[str, list[tuple[float, str, str]]]:
@@ -112,7 +114,7 @@ def _beyond(db: DuckDBPyConnection, measure: _Measure) -> list[tuple[str, float,
         f"""
         WITH measured AS (
             SELECT image_id, {measure.value} AS value, {measure.column} AS shown
-            FROM images WHERE status = 'ok' AND brightness IS NOT NULL AND {measure.column} IS NOT NULL
+            FROM images WHERE status = 'ok' AND {_WHOLE} AND brightness IS NOT NULL AND {measure.column} IS NOT NULL
         ), middle AS (SELECT median(value) AS middle, median(shown) AS usual, count(*) AS n FROM measured),
         wide AS (
             SELECT greatest(quantile_cont({off}, {0.5 if measure.both else 0.75}) / {_SIGMA}, {measure.least}) AS wide
@@ -127,6 +129,7 @@ def _beyond(db: DuckDBPyConnection, measure: _Measure) -> list[tuple[str, float,
 def _grey(db: DuckDBPyConnection) -> list[str]:
     rows = db.execute(
         f"SELECT image_id FROM images, (SELECT count(*) FILTER (saturation < {_GREY}) AS grey, count(saturation) AS n "
-        f"FROM images WHERE status = 'ok') WHERE saturation < {_GREY} AND n >= {FEWEST} AND grey <= {_MOST_GREY} * n"
+        f"FROM images WHERE status = 'ok' AND {_WHOLE}) "
+        f"WHERE {_WHOLE} AND saturation < {_GREY} AND n >= {FEWEST} AND grey <= {_MOST_GREY} * n"
     ).fetchall()
     return [image_id for (image_id,) in rows]

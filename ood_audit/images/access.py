@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol, TypeVar
 
 from ood_audit.images import archives
 from ood_audit.images.content import Content
-from ood_audit.images.uri import is_archive, is_file, is_remote, local_path
+from ood_audit.images.uri import image_and_box, is_archive, is_file, is_remote, local_path
 
 REMOTE_THREADS = 32  # requests that wait for the network side by side
 T = TypeVar("T")
@@ -28,12 +28,13 @@ class _Remote(Protocol):
 
 
 def read(uri: str) -> Content:
-    """The bytes behind a URI, all of them, read once.
+    """The bytes behind a URI, all of them, read once; of a box those of its image.
 
     Raises:
         OSError: it is gone, can't be reached, or may not be read.
 
     """
+    uri, _ = image_and_box(uri)
     base, separator, member = uri.partition("#")
     if separator or is_archive(base.partition("?")[0]):
         with open_file(base) as (file, size, mtime_ns):
@@ -52,6 +53,7 @@ def facts(uri: str) -> tuple[int, int] | None:
         OSError: it can't be told.
 
     """
+    uri, _ = image_and_box(uri)
     base, separator, member = uri.partition("#")
     if separator:
         with open_file(base) as (file, size, mtime_ns):
@@ -111,6 +113,7 @@ def sizes(uris: Sequence[str]) -> list[int | None]:
 
 def is_gone(uri: str) -> bool:
     """Whether it is certain that there is nothing behind a URI any more."""
+    uri, _ = image_and_box(uri)
     try:
         if not is_file(uri):
             return facts(uri) is None

@@ -1,4 +1,4 @@
-"""Archives of images, tar files and zip files: each member is an image, read from its place in the file.
+"""Archives of images, tar, zip and Parquet files: each member is an image, read from its place in the file.
 
 Where the members lie is found once for each state of an archive, and kept for the few that were used last. A damaged
 archive gives the members before the damage. The archive itself then stands for the rest, with the error.
@@ -8,10 +8,11 @@ import io
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
 
-from ood_audit.images import tars, zips
+from ood_audit.images import parquets, tars, zips
 from ood_audit.images.content import Content, UnreadableError
 from ood_audit.images.uri import is_archive, is_remote
 
@@ -23,7 +24,7 @@ class Index(Protocol):
     """What is in an archive."""
 
     kind: str  # for people
-    sizes: dict[str, int]  # in bytes, by the names of the members
+    sizes: Mapping[str, int]  # in bytes, by the names of the members; -1 where that is known once one is read
     others: int  # members that are no files
     damage: str | None  # why the archive ends early
 
@@ -38,7 +39,8 @@ _lock = threading.Lock()  # one thread makes an index, the others wait for it
 def index(uri: str, file: Any, size: int, mtime_ns: int) -> Index:
     """What is in an archive that is open for reading, in this state of it."""
     key = (uri, size, mtime_ns)
-    make = zips.ZipIndex if uri.partition("?")[0].lower().endswith(zips.SUFFIX) else tars.TarIndex
+    suffix = os.path.splitext(uri.partition("?")[0])[1].lower()
+    make: Any = {zips.SUFFIX: zips.ZipIndex, parquets.SUFFIX: parquets.ParquetIndex}.get(suffix, tars.TarIndex)
     with _lock:
         if key not in _indexes:
             if is_remote(uri):  # headers are small and far between: they are read with what lies around them
@@ -73,7 +75,8 @@ def read(index: Index, file: Any, member: str, mtime_ns: int) -> Content:
         raise UnreadableError(f"no such member in the {index.kind}{f', a {index.damage}' if index.damage else ''}")
     if is_archive(name):
         raise UnreadableError("an archive within an archive; unpack it, and name it as a source of its own")
-    return Content(index.read(file, name), index.sizes[name], mtime_ns)
+    data = index.read(file, name)
+    return Content(data, len(data), mtime_ns)
 
 
 def size_of(index: Index, member: str) -> int | None:

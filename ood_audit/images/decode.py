@@ -6,8 +6,7 @@ Whatever is wrong with a file ends as `Decoded.error`, one clear sentence; nothi
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,17 @@ from PIL import Image, UnidentifiedImageError
 
 from ood_audit.images import deep, exif
 from ood_audit.images.access import read
+from ood_audit.images.content import box_hash, content_hash
 from ood_audit.images.formats import formats, unreadable_compression, why_unknown
+from ood_audit.images.notes import TOO_SMALL
 from ood_audit.images.quality import measure
+from ood_audit.images.uri import Box, image_and_box
 from ood_audit.text import printable
 
 Pixels = NDArray[np.uint8]
 PIXEL_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own; half a gigabyte as RGB
+_LEAST = 1 / 7  # of a side that the model sees: a box that is smaller shows it nothing but blur (32 of 224 pixels)
+_MARGIN = 0.1  # of the width and the height of a box, seen around it
 _FEW_LEVELS = 8
 _ON_ITS_SIDE = (
     Image.Transpose.TRANSPOSE,
@@ -84,27 +88,30 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
         height are those of the whole picture.
 
     """
+    image, box = image_and_box(uri)
+    if box is not None:
+        return load(image, inspect=inspect).part(box, prepare, inspect=inspect)
     facts: dict[str, Any] = {}
     data, compression = b"", None
     try:
         content = read(uri)
         data = content.data
         facts.update(size_bytes=content.size_bytes, mtime_ns=content.mtime_ns)
-        facts.update(content_hash=blake2b(data, digest_size=16).hexdigest())
+        facts.update(content_hash=content_hash(data))
         if not data:
             return Decoded(**facts, error="empty file")
-        with Image.open(io.BytesIO(data), formats=formats()) as image:
-            whole = image.size
-            compression = unreadable_compression(image) if image.format == "TIFF" else None
-            facts.update(format=image.format, width=image.width, height=image.height)
+        with Image.open(io.BytesIO(data), formats=formats()) as opened:
+            whole = opened.size
+            compression = unreadable_compression(opened) if opened.format == "TIFF" else None
+            facts.update(format=opened.format, width=opened.width, height=opened.height)
             if at_least is not None:
-                image.draft(None, (at_least, at_least))
-            reduced = image.size != whole
-            upright = to_rgb(image)
-            seen = exif.facts(image) if inspect else {}
+                opened.draft(None, (at_least, at_least))
+            reduced = opened.size != whole
+            upright = to_rgb(opened)
+            seen = exif.facts(opened) if inspect else {}
             if not reduced:
                 whole = upright.size
-            elif _orientation(image) in _ON_ITS_SIDE:
+            elif _orientation(opened) in _ON_ITS_SIDE:
                 whole = whole[::-1]
         facts.update(width=whole[0], height=whole[1])
         pixels = prepare(upright, whole) if reduced else prepare(upright)
@@ -115,6 +122,72 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
         return Decoded(**facts, **seen, pixels=pixels, note=_few_levels(upright))
     except Exception as error:  # Pillow's readers raise anything at all on hostile bytes
         return Decoded(**facts, error=compression or _explain(error, facts, data))
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An image that was decoded once for all that is wanted of it: its facts, and upright pixels without an error."""
+
+    facts: Decoded
+    upright: Image.Image | None
+
+    def part(self, box: Box | None, prepare: Callable[..., Pixels], *, inspect: bool = False) -> Decoded:
+        """The image itself, or what is in a box with a margin of a tenth on each side, as `decode` gives it.
+
+        The width and height of a box are its own, without the margin.
+        """
+        facts = self.facts if box is None else _facts_of(box, self.facts)
+        if self.upright is None:
+            return facts
+        seen = self.upright if box is None else _crop(self.upright, box)
+        if seen is None:
+            size = f"{self.upright.width} × {self.upright.height}"
+            return replace(facts, error=f"the box is outside of its image, which has {size} pixels")
+        try:
+            pixels = prepare(seen)
+        except Exception as error:  # as in `decode`
+            return replace(facts, error=_explain(error, {"format": facts.format}, b""))
+        if inspect:
+            facts = replace(facts, **asdict(measure(seen)))
+        note = facts.note if box is None else _too_small(box, pixels.shape[0]) or _few_levels(seen)
+        return replace(facts, pixels=pixels, note=note)
+
+
+def load(uri: str, *, inspect: bool = False) -> Loaded:
+    """Read and decode an image at its full size; see `decode`."""
+    uprights: list[Image.Image] = []
+
+    def keep(upright: Image.Image) -> Pixels:
+        uprights.append(upright)
+        return np.empty((0, 0, 3), np.uint8)
+
+    facts = replace(decode(uri, keep, inspect=inspect), pixels=None)
+    return Loaded(facts, None if facts.error is not None else uprights[0])
+
+
+def _facts_of(box: Box, image: Decoded) -> Decoded:
+    known = image.content_hash and box_hash(image.content_hash, box)
+    size = max(1, round(box.width)), max(1, round(box.height))
+    return replace(image, width=size[0], height=size[1], content_hash=known, note=None)
+
+
+def _too_small(box: Box, input_size: int) -> str | None:
+    """A note on a box of few pixels, for a model that sees so many a side."""
+    if np.sqrt(box.width * box.height) >= _LEAST * input_size:
+        return None
+    return f"{TOO_SMALL}: {max(1, round(box.width))} × {max(1, round(box.height))} pixels"
+
+
+def _crop(image: Image.Image, box: Box) -> Image.Image | None:
+    """What is in a box, with its margin; None where that is outside of the image."""
+    dx, dy = _MARGIN * box.width, _MARGIN * box.height
+    wide = Box(box.id, box.x - dx, box.y - dy, box.width + 2 * dx, box.height + 2 * dy).within(*image.size)
+    own = box.within(*image.size)
+    if own.width <= 0 or own.height <= 0:
+        return None
+    left, upper = int(wide.x), int(wide.y)
+    right, lower = int(np.ceil(wide.x + wide.width)), int(np.ceil(wide.y + wide.height))
+    return image.crop((left, upper, right, lower))
 
 
 def _nearly_clipped(pixels: Pixels) -> bool:
@@ -128,11 +201,24 @@ def _nearly_clipped(pixels: Pixels) -> bool:
 
 
 def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:
-    """A WebP picture of at most `size` × `size` pixels; None where the file can't be read any more."""
+    """A WebP picture of at most `size` × `size` pixels; None where the file can't be read any more.
+
+    Args:
+        uri: of an image, or of a box in one.
+        size: pixels of the longer side.
+        quality: of the WebP.
+
+    """
+    image, box = image_and_box(uri)
     try:
-        with Image.open(io.BytesIO(read(uri).data), formats=formats()) as image:
-            image.draft("RGB", (2 * size, 2 * size))
-            picture = to_rgb(image)
+        with Image.open(io.BytesIO(read(image).data), formats=formats()) as opened:
+            if box is None:
+                opened.draft("RGB", (2 * size, 2 * size))
+            picture: Image.Image | None = to_rgb(opened)
+        if picture is not None and box is not None:
+            picture = _crop(picture, box)
+        if picture is None:
+            return None
         picture.thumbnail((size, size), Image.Resampling.BICUBIC)
         out = io.BytesIO()
         picture.save(out, "WEBP", quality=quality)

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
 BATCH = 50_000  # rows of a table
 
+BOX = pa.struct([("id", pa.string())] + [(name, pa.float64()) for name in ("x", "y", "width", "height")])
 # What a scan says of an image; see `ImageRef`, of which these are the fields but for `source`.
 COLUMNS = pa.schema(
     [
@@ -19,6 +21,7 @@ COLUMNS = pa.schema(
         ("mtime_ns", pa.int64()),
         ("label", pa.string()),
         ("split", pa.string()),
+        ("box", BOX),
     ]
 )
 
@@ -58,26 +61,66 @@ class ImageRef:
 
     @property
     def image_id(self) -> str:
-        """128 bits of BLAKE2b of `uri`, in hexadecimal."""
-        return blake2b(self.uri.encode(), digest_size=16).hexdigest()
+        """What stands for the image in the store."""
+        return image_id(self.uri)
+
+
+def image_id(uri: str) -> str:
+    """128 bits of BLAKE2b of a URI, in hexadecimal."""
+    return blake2b(uri.encode(), digest_size=16).hexdigest()
 
 
 @dataclass
 class ScanNotes:
-    """What a scan passed over: `skipped` files by extension, and `unreadable` folders, with the reason."""
+    """What a scan passed over, and what it learned of a dataset.
+
+    Attributes:
+        skipped: how many files were passed over, by extension.
+        unreadable: folders that could not be read, with the reason.
+        format: of a dataset with labels: `COCO`, say; else "".
+        classes: the names of its classes, in its order.
+        problems: by kind of what is wrong in its annotations, how often that was seen, and where first.
+
+    """
 
     skipped: Counter[str] = field(default_factory=Counter)
     unreadable: dict[str, str] = field(default_factory=dict)
+    format: str = ""
+    classes: list[str] = field(default_factory=list)
+    problems: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def add_problem(self, kind: str, where: str) -> None:
+        """Count a problem, such as a `missing pictures` at a path."""
+        count, first = self.problems.get(kind, (0, where))
+        self.problems[kind] = count + 1, first
+
+    def add_class(self, name: str) -> None:
+        """Note the name of a class, once."""
+        if name not in self._known:
+            self._known.add(name)
+            self.classes.append(name)
+
+    def add_label(self, label: str, where: str) -> None:
+        """Note the class of a label; a bare number is no name of one."""
+        if not label.isdecimal():
+            self.add_class(label)
+        elif label not in self._known:
+            self._known.add(label)
+            self.add_problem("classes without a name", f"class {label} in {where}")
+
+    def __post_init__(self) -> None:
+        self._known = set(self.classes)
 
 
-def tables(rows: Iterator[Sequence[str | int | None]]) -> Iterator[pa.Table]:
+def tables(rows: Iterator[Sequence[Any]]) -> Iterator[pa.Table]:
     """Rows of the values of COLUMNS as tables: the first row as soon as it is there, then many at a time.
 
     The last values of the rows may be left out, all in the same way.
     """
     size = 1
     while batch := list(islice(rows, size)):
-        yield with_nulls([pa.array(column) for column in zip(*batch)])  # noqa: B905
+        columns = zip(zip(*batch), COLUMNS.types)  # noqa: B905
+        yield with_nulls([pa.array(column, kind) for column, kind in columns])
         size = BATCH
 
 

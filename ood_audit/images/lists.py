@@ -1,4 +1,4 @@
-"""Lists of images: .txt, one a line, or .csv and .parquet with a column `path`.
+"""Lists of images: .txt, one a line, or .csv and .parquet with a column `path`, and perhaps `label` and `split`.
 
 Entries are paths, members of tar and zip files (ARCHIVE#MEMBER), or URIs; relative ones start from the list's own
 folder.
@@ -9,7 +9,6 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO
 from urllib.parse import quote, quote_from_bytes, urlsplit
@@ -18,15 +17,17 @@ from ood_audit.errors import UsageError
 from ood_audit.images import access
 from ood_audit.images.found import UNKNOWN, ScanNotes
 from ood_audit.images.spelling import Spelling
+from ood_audit.images.splits import canonical
 from ood_audit.images.uri import archive_and_member, file_uri, is_remote
 from ood_audit.text import printable, storable
 
+_LABELS = ("label", "class")
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")
 _TOGETHER = 1000  # entries that are looked at side by side
 _TRIES = 5  # how often a host may fail before it is left alone
 
 
-def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int]]:
+def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int, str | None, str | None]]:
     """What a list names, as rows of `found.COLUMNS`: whatever is wrong with an image, it gets a row.
 
     Args:
@@ -34,8 +35,8 @@ def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int]]
         notes: filled in along the way; hosts that can't be reached now are `unreadable`.
 
     """
-    name = _remote_entry if is_remote(source) else partial(_local_entry, Spelling())
-    rows = (name(source, entry) for entry in _entries(source))
+    spelling = Spelling()
+    rows = ((_entry(spelling, source, path), label, split) for path, label, split in _entries(source))
     failures: Counter[str] = Counter()
 
     def facts(uri: str) -> tuple[int, int]:
@@ -53,16 +54,27 @@ def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int]]
 
     many = 1
     while some := list(islice(rows, many)):
-        for (uri, path), known in zip(some, access.each(facts, [uri for uri, _ in some]), strict=True):
-            yield uri, path, *known
+        for ((uri, path), label, split), known in zip(
+            some, access.each(facts, [uri for (uri, _), *_ in some]), strict=True
+        ):
+            if label:
+                notes.format = "list with labels"
+                notes.add_label(label, os.path.basename(source))
+            yield uri, path, *known, label, split
         many = _TOGETHER
 
 
-def _local_entry(spelling: Spelling, source: str, entry: str) -> tuple[str, str]:
+def _entry(spelling: Spelling, source: str, entry: str) -> tuple[str, str]:
     """URI and path of an entry."""
+    if is_remote(source):
+        return _remote_entry(source, entry)
+    return local_entry(os.path.dirname(source), entry, spelling)
+
+
+def local_entry(base: str, entry: str, spelling: Spelling) -> tuple[str, str]:
+    """URI and path of what an entry names that starts from a folder."""
     if is_remote(entry):
         return _named(entry), entry.partition("?")[0]
-    base = os.path.dirname(source)
     location = spelling(os.path.normpath(os.path.join(base, entry)))
     inside = location.startswith(base.rstrip(os.sep) + os.sep)
     path = storable((os.path.relpath(location, base) if inside else location).replace(os.sep, "/"))
@@ -95,8 +107,11 @@ def _named(entry: str) -> str:
         return quote(storable(entry), safe=":/?&=%")
 
 
-def _entries(source: str) -> Iterator[str]:
-    """The entries of a list, as they stand there; UsageError where it can't be read."""
+def _entries(source: str) -> Iterator[tuple[str, str | None, str | None]]:
+    """The entries of a list, as they stand there, with label and split; UsageError where it can't be read.
+
+    A label is None where there is no column of labels, and "" where it says nothing.
+    """
     suffix = os.path.splitext(source.partition("?")[0] if is_remote(source) else source)[1].lower()
     try:
         with io.BytesIO(access.read(source).data) if is_remote(source) else open(source, "rb") as file:
@@ -107,17 +122,19 @@ def _entries(source: str) -> Iterator[str]:
             if suffix == ".txt":
                 for line in lines:
                     if line.strip("\r\n"):
-                        yield line.strip("\r\n")
+                        yield line.strip("\r\n"), None, None
                 return
             rows = csv.DictReader(lines)
-            column = _column(rows.fieldnames or [], source)
-            yield from (row[column] for row in rows if row[column])
+            names = rows.fieldnames or []
+            column = _column(names, source)
+            label, split = _of(names, _LABELS), _of(names, ("split",))
+            yield from (_cells(row, column, label, split) for row in rows if row[column])
     except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot read the list {printable(source)}: {reason}") from error
 
 
-def _parquet_entries(file: BinaryIO, source: str) -> Iterator[str]:
+def _parquet_entries(file: BinaryIO, source: str) -> Iterator[tuple[str, str | None, str | None]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -127,10 +144,23 @@ def _parquet_entries(file: BinaryIO, source: str) -> Iterator[str]:
         kind = table.schema_arrow.field(column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UsageError(f"the list {printable(source)}: its column '{column}' holds {kind}, not text")
-        for batch in table.iter_batches(columns=[column]):
-            yield from (path for path in batch.column(0).to_pylist() if path)
+        names = table.schema_arrow.names
+        label, split = _of(names, _LABELS), _of(names, ("split",))
+        for batch in table.iter_batches(columns=[name for name in (column, label, split) if name is not None]):
+            yield from (_cells(row, column, label, split) for row in batch.to_pylist() if row[column])
     except pa.ArrowException as error:
         raise UsageError(f"cannot read the list {printable(source)}: {error}") from error
+
+
+def _of(names: Sequence[str], wanted: Sequence[str]) -> str | None:
+    return next((name for name in names if name.strip().lower() in wanted), None)
+
+
+def _cells(row: dict[str, Any], path: str, label: str | None, split: str | None) -> tuple[str, str | None, str | None]:
+    """The path, label and split of a row."""
+    text = "" if label is None or row[label] is None else storable(str(row[label])).strip()
+    part = "" if split is None or row[split] is None else storable(str(row[split])).strip()
+    return row[path], None if label is None else text, canonical(part) if part else None
 
 
 def _column(names: Sequence[str], source: str) -> str:

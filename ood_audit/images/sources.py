@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.images import access
+from ood_audit.images.datasets import registry
 from ood_audit.images.folders import walk
 from ood_audit.images.found import UNKNOWN, ImageRef, ScanNotes, tables
 from ood_audit.images.lists import LIST_SUFFIXES, listed
@@ -44,23 +45,28 @@ def resolve(source: str | os.PathLike[str]) -> str:
     return path
 
 
-def listing(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Iterator[pa.Table]:
+def listing(
+    source: str, notes: ScanNotes, *, exclude: str | None = None, images: str | None = None
+) -> Iterator[pa.Table]:
     """The images of one `resolve`d source, unordered: tables with the columns `found.COLUMNS`, none of them empty.
 
     The first one comes as soon as an image is found, and is small.
 
     Args:
         source: a folder (searched recursively), a tar or zip file, an image, or a list of these (.txt, .csv, .parquet);
-            on this machine or elsewhere.
+            on this machine or elsewhere. On this machine also a dataset with labels, see `datasets.registry`.
         notes: filled in along the way.
         exclude: a folder that is never entered (the store).
+        images: the folder of the images of a dataset, where it is not beside the annotations.
 
     Raises:
-        UsageError: a list can't be read.
+        UsageError: a list or a file of annotations can't be read.
         OodAuditError: a remote folder can't be listed.
 
     """
     remote = is_remote(source)
+    if not remote and registry.is_dataset(source):
+        return tables(registry.listed(source, notes, images))
     if os.path.isdir(source):
         return walk(source, notes, exclude)
     if remote and not source.startswith("http") and _kind(source) == "folder":
@@ -79,14 +85,16 @@ def listing(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Ite
     return tables(iter([(uri, name, size_bytes, mtime_ns)]))
 
 
-def scan(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Iterator[ImageRef]:
+def scan(source: str, notes: ScanNotes, *, exclude: str | None = None, images: str | None = None) -> Iterator[ImageRef]:
     """The same as `listing`, image by image."""
-    for table in listing(source, notes, exclude=exclude):
-        for uri, *facts in zip(*(column.to_pylist() for column in table.columns), strict=True):
+    for table in listing(source, notes, exclude=exclude, images=images):
+        for uri, *facts in zip(*(column.to_pylist() for column in table.columns[:-1]), strict=True):
             yield ImageRef(uri, storable(source), *facts)
 
 
-def _remote_folder(source: str, notes: ScanNotes, exclude: str | None) -> Iterator[tuple[str, str, int, int]]:
+def _remote_folder(
+    source: str, notes: ScanNotes, exclude: str | None
+) -> Iterator[tuple[str, str, int, int, str | None]]:
     """The images below the URI of a folder, with those in its archives, as rows of `found.COLUMNS`."""
     from ood_audit.images import object_store
 
@@ -94,7 +102,7 @@ def _remote_folder(source: str, notes: ScanNotes, exclude: str | None) -> Iterat
         if is_archive(uri.partition("?")[0]):
             yield from members(uri, path, notes)
         else:
-            yield uri, path, size_bytes, mtime_ns
+            yield uri, path, size_bytes, mtime_ns, None
 
 
 def _kind(uri: str) -> str:

@@ -1,5 +1,6 @@
 """Splits: which folders divide a dataset into training, validation and test data."""
 
+import os
 import re
 from collections.abc import Iterable
 
@@ -37,6 +38,12 @@ def named(name: str) -> str | None:
 def canonical(name: str) -> str:
     """What a split is called in the store: `val` for `valid`; a name that is not in `NAMES` as it is."""
     return NAMES.get(key(name), name)
+
+
+def of_file(name: str) -> str | None:
+    """The split that the name of a file says: `instances_val2017.json` and `val-00000-of-00002.parquet` hold val."""
+    stem = os.path.splitext(os.path.basename(name))[0]
+    return next((split for part in re.split(r"[\W_]+", stem) if (split := named(part))), None)
 
 
 def is_split(folder: str) -> bool:

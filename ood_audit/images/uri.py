@@ -2,17 +2,64 @@
 
 file:///folder/a%20b.jpg              a file; the bytes of its name, percent-encoded
 file:///folder/shard.tar#cat/1.jpg    a member of a tar or zip file, whose name is encoded in the same way
+file:///folder/train.parquet#0000012  a row of a Parquet file that holds images
+file:///a.jpg#box=7&xywh=10,20,30,40  a box of an image: its id in the dataset, and its place in pixels
 s3://bucket/key, gs://, hdfs://       an object; a query such as ?endpoint_override=HOST belongs to the name
 https://host/path?query               without what is secret in the query
 """
 
+import math
 import os
 import re
-from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 ARCHIVES = (".tar", ".zip")
 _MEMBER = re.compile(r"(.*?\.(?:tar|zip))#(.*)", re.IGNORECASE | re.DOTALL)
+_BOX = re.compile(r"(.*)#box=([^#&]*)&xywh=([-+.e\d]+),([-+.e\d]+),([-+.e\d]+),([-+.e\d]+)", re.DOTALL)
 _WINDOWS = os.name == "nt"
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box in an upright image.
+
+    Attributes:
+        id: What the dataset calls it: its number there, or in the annotation of the image.
+        x: The left edge in pixels,
+        y: the upper edge,
+        width: and its size.
+        height: The same.
+
+    """
+
+    id: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all four numbers are finite."""
+        return all(map(math.isfinite, (self.x, self.y, self.width, self.height)))
+
+    def within(self, width: float, height: float) -> "Box":
+        """The part inside of an image of this size; its width or height is 0 or less where there is none."""
+        left, upper = max(self.x, 0.0), max(self.y, 0.0)
+        right, lower = min(self.x + self.width, width), min(self.y + self.height, height)
+        return Box(self.id, left, upper, right - left, lower - upper)
+
+    def differs(self, other: "Box") -> bool:
+        """Whether an edge is more than a pixel from that of another box."""
+        ours = (self.x, self.y, self.x + self.width, self.y + self.height)
+        theirs = (other.x, other.y, other.x + other.width, other.y + other.height)
+        return max(abs(one - two) for one, two in zip(ours, theirs, strict=True)) > 1
+
+    def values(self) -> dict[str, Any]:
+        """The box as a row of a table."""
+        return asdict(self)
 
 
 def file_uri(path: str) -> str:
@@ -42,6 +89,22 @@ def local_path(uri: str) -> str:
     return path
 
 
+def box_uri(uri: str, box: Box) -> str:
+    """The URI of a box of an image."""
+    place = ",".join(f"{round(value, 3):.10g}" for value in (box.x, box.y, box.width, box.height))
+    return f"{uri}#box={quote(box.id, safe='')}&xywh={place}"
+
+
+def image_and_box(uri: str) -> tuple[str, Box | None]:
+    """The URI of the image that a URI means, and the box in it, if it means one."""
+    if "#box=" not in uri or (found := _BOX.fullmatch(uri)) is None:
+        return uri, None
+    try:
+        return found[1], Box(unquote(found[2]), *map(float, found.groups()[2:]))
+    except ValueError:
+        return uri, None
+
+
 def is_remote(name: str) -> bool:
     """Whether a source, an entry of a list, or a URI is somewhere else: `s3://…`, `https://…`."""
     scheme, separator, _ = name.partition("://")
@@ -54,11 +117,13 @@ def is_file(uri: str) -> bool:
 
 
 def location(uri: str) -> str:
-    """What a person, another tool, or a list of paths calls it: a path, ARCHIVE#MEMBER, or the URI of a remote one."""
+    """What a person or another tool calls it: a path, ARCHIVE#MEMBER, IMAGE#box=ID, or the URI of a remote one."""
     if is_remote(uri):
         return uri
-    base, separator, member = uri.partition("#")
-    return local_path(base) + separator + os.fsdecode(unquote_to_bytes(member))
+    image, box = image_and_box(uri)
+    base, separator, member = image.partition("#")
+    end = "" if box is None else f"#box={box.id}"
+    return local_path(base) + separator + os.fsdecode(unquote_to_bytes(member)) + end
 
 
 def archive_and_member(name: str) -> tuple[str, str] | None:

@@ -24,6 +24,11 @@ class StoreFolder:
         return self.root / "images"
 
     @property
+    def annotations(self) -> Path:
+        """What datasets say: for each source a JSON with its classes, and a Parquet file with its boxes."""
+        return self.root / "annotations"
+
+    @property
     def runs(self) -> Path:
         """One JSON a run of `embed`."""
         return self.root / "runs"

@@ -44,6 +44,16 @@ PARTS: Columns = IMAGES | {
     "part": "INTEGER",  # the number in the name of the part that the row was written to
     "supersedes": "BOOLEAN",  # whether an older part has a row of this image, which no longer counts
 }
+ANNOTATIONS: Columns = {  # a row for each box of a dataset
+    "image_id": "VARCHAR",  # of the whole image
+    "box_id": "VARCHAR",  # its number in the dataset, or in the annotation of the image
+    "label": "VARCHAR",
+    "x": "DOUBLE",  # the left edge in pixels,
+    "y": "DOUBLE",  # and the upper one
+    "width": "DOUBLE",
+    "height": "DOUBLE",
+    "split": "VARCHAR",
+}
 SCORES: Columns = {
     "image_id": "VARCHAR",
     "path": "VARCHAR",

@@ -16,6 +16,7 @@ from ood_audit.errors import UsageError
 from ood_audit.images.access import canonical
 from ood_audit.images.spelling import Spelling
 from ood_audit.images.uri import is_remote
+from ood_audit.store import annotations
 from ood_audit.store.files import write_json
 from ood_audit.store.locks import writing
 from ood_audit.store.store import DEFAULT_STORE, Store, open_store
@@ -107,6 +108,8 @@ def forget(
             for image in _images(opened, [source.source for source in chosen]):
                 writer.remove(image)
                 removed += 1
+        for source in chosen:
+            annotations.forget(opened, source.source)
         finished = datetime.now(timezone.utc)
         record = {
             "run_id": run,

@@ -1,4 +1,4 @@
-"""DuckDB over the store: the views `images`, `scores`, `labels`, `report` and `findings`."""
+"""DuckDB over the store: the views `images`, `scores`, `labels`, `report`, `findings` and `annotations`."""
 
 import os
 import re
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Types whose values are the same in Python, in CSV and in JSON.
 _PLAIN = re.compile(r'U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|BOOLEAN|VARCHAR|DECIMAL\(.*\)|"NULL"')
-VIEWS = ("images", "scores", "labels", "report", "findings", "issues")
+VIEWS = ("images", "scores", "labels", "report", "findings", "issues", "annotations")
 
 _IMAGES = f"""
 CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
@@ -181,6 +181,7 @@ def _create_views(
     written = store.reports / report / findings.FILE
     _view(connection, "findings", [written] if written.exists() else [], findings.COLUMNS)
     connection.execute("CREATE VIEW issues AS FROM findings")  # its name in 0.1.0
+    _view(connection, "annotations", sorted(store.annotations.glob("*.parquet")), schema.ANNOTATIONS)
     _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
 
 

@@ -1,0 +1,161 @@
+"""Parquet as the Hugging Face Hub has it: one file, or a folder of any number of shards."""
+
+import json
+import os
+from collections.abc import Iterator
+from glob import escape, glob
+from typing import Any
+
+from ood_audit.images.datasets.pictures import Picture, Row, picture_rows
+from ood_audit.images.found import ScanNotes
+from ood_audit.images.parquets import SUFFIX, image_column, row_name
+from ood_audit.images.splits import NAMES, of_file
+from ood_audit.images.uri import Box, file_uri
+from ood_audit.text import printable, storable
+
+NAME = "Hugging Face Parquet"
+_LOOKED_AT = 20  # shards; the first one may be damaged
+_LABELS = ("label", "labels", "class", "category", "fine_label")
+_FOLDERS = ("", "data", *NAMES, *(f"{above}/{name}" for above in ("data", "default") for name in NAMES))
+
+
+def reads(source: str) -> bool:
+    """Whether a source is such a file, or a folder with one."""
+    return any(_holds_images(path) for path in _shards(source)[:_LOOKED_AT])
+
+
+def rows(source: str, notes: ScanNotes) -> Iterator[Row]:
+    """The images of all shards as rows of `found.COLUMNS`, read a row group at a time, without their bytes."""
+    base = source if os.path.isdir(source) else os.path.dirname(source)
+    for shard in _shards(source):
+        yield from _shard_rows(shard, storable(os.path.relpath(shard, base).replace(os.sep, "/")), notes)
+
+
+def _shards(source: str) -> list[str]:
+    if not os.path.isdir(source):
+        return [source] if source.lower().endswith(SUFFIX) and os.path.isfile(source) else []
+    return [path for folder in _FOLDERS for path in sorted(glob(os.path.join(escape(source), folder, f"*{SUFFIX}")))]
+
+
+def _holds_images(path: str) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return image_column(pq.read_schema(path)) is not None
+    except (pa.ArrowException, OSError):
+        return False
+
+
+def _shard_rows(shard: str, path: str, notes: ScanNotes) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(shard)
+    except (pa.ArrowException, OSError) as error:  # its images in the store are left as they are
+        notes.unreadable[shard] = printable(str(error).splitlines()[0])
+        return
+    with file:
+        schema = file.schema_arrow
+        if image_column(schema) is None:
+            notes.skipped[SUFFIX] += 1
+            return
+        labels = _Labels(schema)
+        for name in labels.names:
+            notes.add_class(name)
+        facts = -1, os.stat(shard).st_mtime_ns
+        uri, split, row = file_uri(shard), of_file(shard), 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            try:
+                values = file.read_row_group(group, columns=labels.columns).to_pylist() if labels.columns else []
+            except (pa.ArrowException, OSError):
+                notes.add_problem("row groups whose labels can't be read", f"{path}, row {row}")
+                values = []
+            for n in range(count):
+                own = labels.of(values[n] if values else {}, f"{path}, row {row}", notes)
+                own.split = split
+                yield from picture_rows(f"{uri}#{row_name(row)}", f"{path}/{row_name(row)}", facts, own, notes)
+                row += 1
+
+
+class _Labels:
+    """Which columns hold labels and boxes, and the names of the classes, by the schema of a file.
+
+    Attributes:
+        columns: To be read of each row.
+        names: Of the classes, in their order.
+
+    """
+
+    def __init__(self, schema: Any) -> None:
+        features = _features(schema)
+        image = image_column(schema)
+        self._label = next((name for name in schema.names if _class_names(features.get(name)) is not None), None)
+        if self._label is None:
+            self._label = next((name for name in _LABELS if name in schema.names and name != image), None)
+        self._objects = "objects" if "objects" in schema.names else None
+        sizes = [name for name in ("width", "height") if name in schema.names]
+        self.columns = [name for name in (self._label, self._objects) if name is not None] + sizes
+        self._label_names = _class_names(features.get(self._label or "")) or []
+        objects = _inner(features.get("objects"))
+        self._category = next((name for name in ("category", "categories", "label") if name in objects), "category")
+        self._category_names = _class_names(objects.get(self._category)) or []
+        self.names = list(dict.fromkeys([*self._label_names, *self._category_names]))
+
+    def of(self, row: dict[str, Any], where: str, notes: ScanNotes) -> Picture:
+        """What a row says of its image."""
+        value = row.get(self._label or "")
+        labels = [_named(v, self._label_names, where, notes) for v in (value if isinstance(value, list) else [value])]
+        picture = Picture("", [label for label in labels if label])
+        if isinstance(row.get("width"), int) and isinstance(row.get("height"), int):
+            picture.size = row["width"], row["height"]
+        objects = row.get(self._objects or "") or {}
+        places = objects.get("bbox") or []
+        kinds = objects.get(self._category) or [None] * len(places)
+        for number, (place, kind) in enumerate(zip(places, kinds, strict=False)):
+            if not isinstance(place, list) or len(place) != 4 or None in place:
+                notes.add_problem("boxes that are no four numbers, left out", where)
+                continue
+            box = Box(str(number), *map(float, place))
+            picture.boxes.append((box, _named(kind, self._category_names, where, notes)))
+        return picture
+
+
+def _named(value: Any, names: list[str], where: str, notes: ScanNotes) -> str:
+    """The name of a class; -1 and null, by which the Hub means an image without a label, are ""."""
+    if value is None or value == -1:
+        return ""
+    if isinstance(value, int) and 0 <= value < len(names):
+        return names[value]
+    if isinstance(value, str):
+        notes.add_class(value)
+        return value
+    notes.add_problem("annotations whose class has no name", f"class {value} in {where}")
+    return str(value) if isinstance(value, int) else ""
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What the Hub's metadata says of the columns."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _inner(feature: Any) -> dict[str, Any]:
+    """The fields of a feature that is a struct or a list of structs."""
+    if isinstance(feature, list):
+        feature = feature[0] if feature else {}
+    if isinstance(feature, dict) and "feature" in feature:
+        feature = feature["feature"]
+    return feature if isinstance(feature, dict) else {}
+
+
+def _class_names(feature: Any) -> list[str] | None:
+    """The names of a `ClassLabel`, or of a list of them; None for another feature."""
+    inner = feature if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else _inner(feature)
+    names = inner.get("names")
+    return [str(name) for name in names] if isinstance(names, list) and inner.get("_type") == "ClassLabel" else None

@@ -1,0 +1,107 @@
+"""ImageFolder: a folder of images with `metadata.csv` or `metadata.jsonl`, at its top or in each split."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ood_audit.images.datasets.pictures import Picture, location
+from ood_audit.images.folders import walk
+from ood_audit.images.found import ScanNotes
+from ood_audit.images.splits import NAMES, named
+from ood_audit.images.uri import Box, local_path
+
+NAME = "ImageFolder"
+_FILES = ("metadata.csv", "metadata.jsonl")
+_IMAGES = ("file_name", "image", "path")
+_LABELS = ("label", "class", "category", "labels")
+
+
+def reads(source: str) -> bool:
+    """Whether a source is such a folder."""
+    return bool(_files(source))
+
+
+def base(source: str) -> str:
+    """The folder that paths start from."""
+    return source
+
+
+def pictures(source: str, notes: ScanNotes, images: str | None) -> Iterator[Picture]:
+    """The images of the folder, annotated or not; see `pictures.Picture`."""
+    described: dict[str, Picture] = {}
+    classes: dict[str, None] = {}
+    for path in _files(source):
+        for picture in _described(path, images or os.path.dirname(path), notes):
+            known = described.setdefault(picture.location, picture)
+            if known is not picture:
+                known.labels += picture.labels
+            classes.update(dict.fromkeys([*picture.labels, *(label for _, label in picture.boxes if label)]))
+    for name in sorted(classes):
+        notes.add_label(name, os.path.basename(source))
+    for table in walk(source, notes):
+        for path in sorted(map(local_path, table["uri"].to_pylist())):
+            yield described.pop(path) if path in described else Picture(path)
+    yield from described.values()
+
+
+def _files(source: str) -> list[str]:
+    """The files of metadata at the top, or in the folders of the splits."""
+    if not os.path.isdir(source):
+        return []
+    paths = (os.path.join(source, folder, name) for folder in ("", *NAMES) for name in _FILES)
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def _described(path: str, folder: str, notes: ScanNotes) -> Iterator[Picture]:
+    """The images that a file names."""
+    where = os.path.basename(path)
+    split = named(os.path.basename(os.path.dirname(path)))
+    for number, row in _rows(path, notes):
+        name = next((row[column] for column in _IMAGES if isinstance(row.get(column), str) and row[column]), None)
+        if name is None:
+            notes.add_problem("rows without a file name, left out", f"{where}, row {number}")
+            continue
+        value = next((row[column] for column in _LABELS if row.get(column) not in (None, "")), None)
+        labels = [str(label) for label in (value if isinstance(value, list) else [value]) if label is not None]
+        yield Picture(location(folder, name), labels, split, _boxes(row, f"{where}, row {number}", notes))
+
+
+def _rows(path: str, notes: ScanNotes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file, as far as it can be read, each with its number."""
+    where = os.path.basename(path)
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            if path.endswith(".csv"):
+                yield from enumerate(csv.DictReader(file), start=1)
+                return
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = json.loads(line) if line.strip() else None
+                except (ValueError, RecursionError):
+                    row = "damaged"
+                if isinstance(row, dict):
+                    yield number, row
+                elif row is not None:
+                    notes.add_problem("lines that are no JSON object, left out", f"{where}, row {number}")
+    except (OSError, csv.Error):
+        notes.add_problem("damaged annotation files, read as far as they go", where)
+
+
+def _boxes(row: dict[str, Any], where: str, notes: ScanNotes) -> list[tuple[Box, str]]:
+    """The boxes of a row: lists of `bbox` (left, top, width, height) and of `categories` in its `objects`."""
+    objects = row.get("objects")
+    if not isinstance(objects, dict):
+        return []
+    places = objects.get("bbox") or []
+    kinds = objects.get("categories") or objects.get("category") or [""] * len(places)
+    boxes = []
+    for number, (place, kind) in enumerate(zip(places, kinds, strict=False)):
+        try:
+            x, y, width, height = map(float, place)
+        except (TypeError, ValueError):
+            notes.add_problem("boxes that are no four numbers, left out", where)
+            continue
+        boxes.append((Box(str(number), x, y, width, height), str(kind)))
+    return boxes

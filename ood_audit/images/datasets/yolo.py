@@ -1,0 +1,149 @@
+"""YOLO: a `data.yaml` that names the classes and the splits, and a text file of boxes beside each image."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ood_audit.errors import UsageError
+from ood_audit.images.datasets.pictures import Picture, location
+from ood_audit.images.datasets.sizes import upright_size
+from ood_audit.images.folders import walk
+from ood_audit.images.found import ScanNotes
+from ood_audit.images.splits import NAMES
+from ood_audit.images.uri import Box, local_path
+from ood_audit.text import printable
+
+NAME = "YOLO"
+
+
+def reads(source: str) -> bool:
+    """Whether a source is such a file, by its name."""
+    return source.lower().endswith((".yaml", ".yml")) and os.path.isfile(source)
+
+
+def base(source: str) -> str:
+    """The folder that paths start from."""
+    return os.path.dirname(source)
+
+
+def pictures(source: str, notes: ScanNotes, images: str | None) -> Iterator[Picture]:
+    """The images of all splits; see `pictures.Picture`.
+
+    Raises:
+        UsageError: The file can't be read, or names no split.
+
+    """
+    values = _read(source)
+    names = _names(values.get("names"))
+    for name in names.values():
+        notes.add_class(name)
+    places = [(key, place) for key in NAMES for place in _listed(values.get(key))]
+    if not places:
+        raise UsageError(f"{printable(source)} names no split; a YOLO file has at least `train: images/train`")
+    root = os.path.join(os.path.dirname(source), str(values.get("path") or ""))
+    roots = [images] if images is not None else [root, os.path.dirname(source)]
+    for split, place in places:
+        found = _found(place, roots)
+        if found is None:
+            notes.add_problem("missing splits", f"{split}: {place}")
+            continue
+        for image in _images(found, notes):
+            yield _picture(image, NAMES[split], names, notes)
+
+
+def _read(source: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        with open(source, "rb") as file:
+            values = yaml.safe_load(file)
+    except OSError as error:
+        raise UsageError(f"cannot read {printable(source)}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{printable(source)} is not YAML: {printable(' '.join(str(error).split()))[:200]}; correct the file"
+        ) from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{printable(source)} is no YOLO dataset; write `train:`, `val:` and `names:`")
+    return values
+
+
+def _names(names: Any) -> dict[int, str]:
+    pairs = names.items() if isinstance(names, dict) else enumerate(names) if isinstance(names, list) else ()
+    plain = (str, int, float)
+    return {
+        int(n): str(name)
+        for n, name in pairs
+        if isinstance(n, plain) and str(n).isdecimal() and isinstance(name, plain)
+    }
+
+
+def _listed(value: Any) -> list[str]:
+    return [place for place in (value if isinstance(value, list) else [value]) if isinstance(place, str)]
+
+
+def _found(place: str, roots: list[str]) -> str | None:
+    """Where a split lies. The files that Roboflow writes say `../train/images` of a folder beside them."""
+    spellings = [place, place.removeprefix("../")]
+    paths = (location(root, spelling) for spelling in spellings for root in roots)
+    return next((path for path in paths if os.path.exists(path)), None)
+
+
+def _images(place: str, notes: ScanNotes) -> Iterator[str]:
+    """The images of a folder, or those that a text file lists."""
+    if os.path.isdir(place):
+        for table in walk(place, notes):
+            yield from sorted(map(local_path, table["uri"].to_pylist()))
+        return
+    with open(place, encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            if line.strip():
+                yield location(os.path.dirname(place), line.strip())
+
+
+def _picture(image: str, split: str, names: dict[int, str], notes: ScanNotes) -> Picture:
+    path = _annotations(image)
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file if line.strip()]
+    except OSError:
+        return Picture(image, split=split)
+    size = upright_size(image) if lines else None
+    if size is None:  # the picture is missing or damaged, which its row says
+        return Picture(image, split=split)
+    boxes = []
+    for number, values in enumerate(lines):
+        where = f"{os.path.basename(path)}, line {number + 1}"
+        if (box := _box(str(number), values, *size)) is None:
+            notes.add_problem("lines that are no box and no polygon, left out", where)
+            continue
+        label = names.get(int(float(values[0])), "")
+        if not label:
+            notes.add_problem("annotations whose class has no name", f"class {values[0]} in {where}")
+        boxes.append((box, label))
+    return Picture(image, split=split, boxes=boxes, size=size)
+
+
+def _annotations(image: str) -> str:
+    """The text file of an image: in the folder `labels` where the image is in `images`, else beside it."""
+    stem = os.path.splitext(image)[0]
+    above, mark, below = stem.rpartition(f"{os.sep}images{os.sep}")
+    moved = f"{above}{os.sep}labels{os.sep}{below}.txt" if mark else ""
+    return moved if mark and os.path.exists(moved) else f"{stem}.txt"
+
+
+def _box(number: str, values: list[str], width: int, height: int) -> Box | None:
+    """A line's box, or the box around its polygon, in pixels."""
+    try:
+        float(values[0])
+        place = [float(value) for value in values[1:]]
+    except ValueError:
+        return None
+    if len(place) in (4, 5):  # a fifth is a confidence
+        x, y, w, h = place[:4]
+        return Box(number, (x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
+    if len(place) < 6 or len(place) % 2:
+        return None
+    xs, ys = place[::2], place[1::2]
+    left, upper = min(xs), min(ys)
+    return Box(number, left * width, upper * height, (max(xs) - left) * width, (max(ys) - upper) * height)

@@ -1,0 +1,109 @@
+"""Parquet files that hold images, as the Hugging Face Hub has them: a column with the bytes of each."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ood_audit.images.content import UnreadableError
+from ood_audit.text import printable
+
+SUFFIX = ".parquet"
+_KEPT = 3  # row groups in memory: threads that decode are in two that follow each other
+_DIGITS = 8
+
+
+class ParquetIndex:
+    """The rows of a Parquet file by number; see `archives.Index`."""
+
+    kind = "Parquet file"
+
+    def __init__(self, file: Any, size: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.others = 0
+        self.damage: str | None = None
+        self._starts = np.zeros(1, np.int64)  # the first row of each row group, and the end
+        self._column: str | None = None
+        self._groups: OrderedDict[int, Any] = OrderedDict()
+        self._lock = threading.Lock()  # one thread reads a row group, the others wait for it
+        try:
+            metadata = pq.read_metadata(file)
+            self._column = image_column(metadata.schema.to_arrow_schema())
+            groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            self._starts = np.cumsum([0, *groups])
+        except (pa.ArrowException, OSError) as error:
+            self.damage = f"damaged Parquet file: {printable(str(error).splitlines()[0])}"
+        if self._column is None and self.damage is None:
+            self.damage = "a Parquet file without a column of images"
+        self.sizes: Mapping[str, int] = _Rows(int(self._starts[-1]))
+
+    def read(self, file: Any, name: str) -> bytes:
+        """The bytes of the image of a row.
+
+        Raises:
+            UnreadableError: The row has none, or is damaged.
+
+        """
+        row = int(name)
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        with self._lock:
+            if group not in self._groups:
+                self._groups[group] = self._images(file, group)
+                while len(self._groups) > _KEPT:
+                    self._groups.popitem(last=False)
+            images = self._groups[group]
+        data = images[row - int(self._starts[group])].as_py()
+        if not data:
+            raise UnreadableError("no image in this row of the Parquet file")
+        return bytes(data)
+
+    def _images(self, file: Any, group: int) -> Any:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.ParquetFile(file).read_row_group(group, columns=[f"{self._column}.bytes"])
+            return pc.struct_field(table.column(0), "bytes")
+        except (pa.ArrowException, OSError) as error:
+            raise UnreadableError(f"damaged Parquet file: {printable(str(error).splitlines()[0])}") from error
+
+
+class _Rows(Mapping[str, int]):
+    """The names of so many rows; their sizes are not known."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+
+    def __getitem__(self, name: str) -> int:
+        if not (name.isascii() and name.isdecimal() and int(name) < self._rows):
+            raise KeyError(name)
+        return -1
+
+    def __iter__(self) -> Iterator[str]:
+        return map(row_name, range(self._rows))
+
+    def __len__(self) -> int:
+        return self._rows
+
+
+def row_name(row: int) -> str:
+    """What a row is called, in the order of the rows."""
+    return f"{row:0{_DIGITS}}"
+
+
+def image_column(schema: Any) -> str | None:
+    """The column that holds images, a struct with a field `bytes`; None where there is none."""
+    import pyarrow as pa
+
+    for field in schema:
+        if pa.types.is_struct(field.type):
+            kinds = {field.type.field(i).name: field.type.field(i).type for i in range(field.type.num_fields)}
+            kind = kinds.get("bytes")
+            if kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+                return str(field.name)
+    return None

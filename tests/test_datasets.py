@@ -1,0 +1,491 @@
+"""Datasets with labels, splits and boxes: each format, and each kind of damage, on small pictures of Caltech-101."""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import ood_audit
+from ood_audit.embedding import local
+from ood_audit.errors import UsageError
+from ood_audit.images.decode import load
+from ood_audit.images.sources import ScanNotes, listing, resolve
+from tests.conftest import EXAMPLES, run_cli
+
+AIRPLANE, CUP, SUNFLOWER = (
+    sorted((EXAMPLES / "images" / name).glob("*.jpg"))[0] for name in ("airplane", "cup", "sunflower")
+)
+
+
+def compose(path, *placed, size=(400, 300)):
+    """A picture with others in it: (file, x, y, width, height) each."""
+    picture = Image.new("RGB", size, (90, 140, 90))
+    for file, x, y, width, height in placed:
+        with Image.open(file) as image:
+            picture.paste(image.convert("RGB").resize((width, height)), (x, y))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path
+
+
+def rows(source, notes=None, **options):
+    """The listing of a source, by path."""
+    tables = list(listing(resolve(source), notes or ScanNotes(), **options))
+    found = pa.concat_tables(tables).to_pylist() if tables else []
+    return {row["path"]: row for row in found}
+
+
+def labels(source, notes=None, **options):
+    """The label and split of each image and box."""
+    return {path: (row["label"], row["split"]) for path, row in rows(source, notes, **options).items()}
+
+
+def place(row):
+    return tuple(row["box"][name] for name in ("x", "y", "width", "height"))
+
+
+def problems(notes):
+    return {kind: count for kind, (count, _) in notes.problems.items()}
+
+
+@pytest.fixture
+def scene(tmp_path):
+    return compose(tmp_path / "images" / "one.jpg", (AIRPLANE, 10, 20, 150, 100), (CUP, 200, 50, 120, 160))
+
+
+@pytest.fixture
+def warm(encoder, monkeypatch):
+    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    return encoder
+
+
+def coco(folder, name="instances_val2017.json", **changes):
+    values = {
+        "info": {"year": 2017},
+        "images": [{"id": 1, "file_name": "one.jpg", "width": 400, "height": 300}],
+        "annotations": [
+            {"id": 11, "image_id": 1, "category_id": 1, "bbox": [10, 20, 150, 100], "segmentation": [[1, 2, 3]]},
+            {"id": 12, "image_id": 1, "category_id": 2, "bbox": [200, 50, 120, 160]},
+        ],
+        "categories": [{"id": 1, "name": "airplane"}, {"id": 2, "name": "cup"}],
+        **changes,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(json.dumps(values))
+    return path
+
+
+# COCO
+
+
+def test_coco(tmp_path, scene):
+    notes = ScanNotes()
+    found = rows(coco(tmp_path / "annotations"), notes)
+    picture, airplane, cup = found.values()
+    assert (picture["label"], picture["split"], picture["box"]) == ("", "val", None)
+    assert (airplane["label"], place(airplane)) == ("airplane", (10, 20, 150, 100))
+    assert cup["uri"] == f"{picture['uri']}#box=12&xywh=200,50,120,160"
+    assert picture["uri"].endswith("/images/one.jpg")
+    assert (notes.format, notes.classes) == ("COCO", ["airplane", "cup"])
+    assert problems(notes) == {"pictures with several classes, which have no label as a whole": 1}
+
+
+def test_coco_with_images_elsewhere(tmp_path, scene):
+    shutil.move(scene.parent, tmp_path / "far")
+    path = coco(tmp_path / "near" / "annotations")
+    assert all(row["size_bytes"] > 0 for row in rows(path, images=str(tmp_path / "far")).values())
+    notes = ScanNotes()
+    assert rows(path, notes)  # rows that say what is missing
+    assert notes.problems["missing pictures"][0] == 1
+
+
+def test_coco_damage_is_counted(tmp_path, scene):
+    path = coco(
+        tmp_path,
+        "coco.json",
+        images=[
+            {"id": 1, "file_name": "images/one.jpg", "width": 400, "height": 300},
+            {"id": 2, "file_name": "gone.jpg", "width": 10, "height": 10},
+            {"id": 3},
+        ],
+        annotations=[
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [350, 250, 100, 100]},
+            {"id": 2, "image_id": 1, "category_id": 1, "bbox": [500, 50, 10, 10]},
+            {"id": 3, "image_id": 1, "category_id": 1, "bbox": [5, 5, 0, 10]},
+            {"id": 4, "image_id": 1, "category_id": 9, "bbox": [5, 5, 40, 40]},
+            {"id": 5, "image_id": 1, "category_id": 9, "bbox": [5, 5, 40, 40]},
+            {"id": 6, "image_id": 1, "category_id": 1, "bbox": [5, None, 40, 40]},
+            {"id": 7, "image_id": 77, "category_id": 1, "bbox": [5, 5, 40, 40]},
+            {"id": 8, "category_id": 1},
+            "nonsense",
+        ],
+    )
+    notes = ScanNotes()
+    found = rows(path, notes)
+    assert list(found) == ["images/one.jpg", "images/one.jpg#box=1", "images/one.jpg#box=4", "gone.jpg"]
+    assert place(found["images/one.jpg#box=1"]) == (350, 250, 50, 50)
+    assert found["images/one.jpg#box=4"]["label"] == ""
+    counted = problems(notes)
+    counted.pop("pictures with several classes, which have no label as a whole")
+    assert counted == {
+        "images without an id or a file name, left out": 1,
+        "annotations whose class has no name": 2,
+        "boxes that are no four numbers, left out": 1,
+        "annotations without an image, left out": 1,
+        "boxes partly outside of their picture, cut off at its edge": 1,
+        "boxes that are empty or outside of their picture, left out": 2,
+        "boxes given twice, left out": 1,
+        "missing pictures": 1,
+        "pictures without annotation": 1,
+        "images that are annotated and not listed": 1,
+    }
+
+
+def test_a_truncated_coco_file_is_read_as_far_as_it_goes(tmp_path, scene):
+    path = coco(tmp_path, "coco.json")
+    text = path.read_text()
+    path.write_text(text[: text.index('"id": 12')])
+    notes = ScanNotes()
+    assert list(rows(path, notes)) == ["images/one.jpg", "images/one.jpg#box=11"]
+    assert notes.problems["damaged annotation files, read as far as they go"] == (1, "coco.json")
+    path.write_text('{"a": 1}')
+    with pytest.raises(UsageError, match="no list `images`"):
+        rows(path)
+
+
+# YOLO
+
+
+@pytest.mark.parametrize("layout", ["images/train", "train/images"])
+def test_yolo(tmp_path, layout):
+    folder = tmp_path / layout
+    compose(folder / "one.jpg", (CUP, 200, 50, 100, 150))
+    compose(folder / "none.jpg")
+    annotations = tmp_path / layout.replace("images", "labels")
+    annotations.mkdir(parents=True)
+    (annotations / "one.txt").write_text(
+        "1 0.625 0.416667 0.25 0.5\n0 0.1 0.1 0.2 0.1 0.2 0.3 0.1 0.3\n7 0.5 0.5 0.1 0.1\nx y\n"
+    )
+    shutil.copy(CUP, tmp_path / "held.jpg")
+    (tmp_path / "held.txt").write_text("0 0.5 0.5 1 1\n")
+    (tmp_path / "test.txt").write_text("./held.jpg\n")
+    prefix = "" if layout.startswith("images") else "../"
+    (tmp_path / "data.yaml").write_text(
+        f"train: {prefix}{layout}\nval: missing/images\ntest: test.txt\nnames: {{0: airplane, 1: cup}}\n"
+    )
+    notes = ScanNotes()
+    found = rows(tmp_path / "data.yaml", notes)
+    own = [row for path, row in found.items() if "one.jpg#box" in path]
+    assert [row["label"] for row in own] == ["cup", "airplane", ""]
+    assert place(own[0]) == pytest.approx((200, 50, 100, 150), abs=0.1)
+    assert place(own[1]) == pytest.approx((40, 30, 40, 60), abs=0.1)  # around the polygon
+    assert {path.rpartition("/")[2]: row["split"] for path, row in found.items() if row["box"] is None} == {
+        "one.jpg": "train",
+        "none.jpg": "train",
+        "held.jpg": "test",
+    }
+    assert found["held.jpg"]["label"] == "airplane"  # of all its boxes
+    assert notes.classes == ["airplane", "cup"]
+    assert problems(notes) == {
+        "missing splits": 1,
+        "pictures without annotation": 1,
+        "pictures with several classes, which have no label as a whole": 1,
+        "annotations whose class has no name": 1,
+        "lines that are no box and no polygon, left out": 1,
+    }
+
+
+@pytest.mark.parametrize(("text", "said"), [("a: [", "not YAML"), ("names: [a]", "names no split"), ("- a", "no YOLO")])
+def test_what_is_no_yolo_file(tmp_path, text, said):
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        rows(tmp_path / "data.yaml")
+
+
+# Pascal VOC
+
+_OBJECT = (
+    "<object><name>{}</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+)
+
+
+def test_voc(tmp_path):
+    root = tmp_path / "VOC2012"
+    for name in ("one", "two", "bare"):
+        compose(root / "JPEGImages" / f"{name}.jpg", (AIRPLANE, 10, 20, 150, 100))
+    (root / "Annotations").mkdir()
+    size = "<size><width>400</width><height>300</height></size>"
+    whole = f"<annotation>{size}{_OBJECT.format('airplane', 11, 21, 160, 120)}</annotation>"
+    (root / "Annotations" / "one.xml").write_text(whole)
+    (root / "Annotations" / "two.xml").write_text(
+        whole[: -len("</annotation>")] + _OBJECT.format("", 1, 2, "x", 4)[:50]
+    )
+    (root / "Annotations" / "lost.xml").write_text(whole)
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("one\nlost\n")
+    (root / "ImageSets" / "Main" / "val.txt").write_text("two\none\n")
+    notes = ScanNotes()
+    found = rows(root, notes)
+    assert place(found["JPEGImages/one.jpg#box=0"]) == (10, 20, 150, 100)
+    assert {path: (row["label"], row["split"]) for path, row in found.items() if row["box"] is None} == {
+        "JPEGImages/one.jpg": ("airplane", "train"),
+        "JPEGImages/two.jpg": ("airplane", "val"),
+        "JPEGImages/bare.jpg": ("", None),
+        "JPEGImages/lost.jpg": ("airplane", "train"),
+    }
+    assert (notes.format, notes.classes) == ("Pascal VOC", ["airplane"])
+    assert problems(notes) == {
+        "pictures in two splits, kept in the first": 1,
+        "damaged annotation files, read as far as they go": 1,
+        "pictures without annotation": 1,
+        "missing pictures": 1,
+    }
+
+
+# Parquet of the Hugging Face Hub
+
+
+def shard(path, files, label_values, names=("airplane", "cup"), group=2):
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    images = [None if file is None else {"bytes": file.read_bytes(), "path": file.name} for file in files]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({"image": pa.array(images, kind), "label": pa.array(label_values, pa.int64())})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+def test_parquet_of_the_hub(tmp_path, warm):
+    data = tmp_path / "repository" / "data"
+    shard(data / "train-00000-of-00002.parquet", [AIRPLANE, CUP, AIRPLANE], [0, 1, 7])
+    shard(data / "train-00001-of-00002.parquet", [CUP, None], [1, -1])
+    shard(data / "test-00000-of-00001.parquet", [SUNFLOWER], [0])
+    notes = ScanNotes()
+    found = labels(tmp_path / "repository", notes)
+    assert found["data/train-00000-of-00002.parquet/00000001"] == ("cup", "train")
+    assert found["data/train-00000-of-00002.parquet/00000002"] == ("7", "train")
+    assert found["data/train-00001-of-00002.parquet/00000001"] == ("", "train")
+    assert found["data/test-00000-of-00001.parquet/00000000"] == ("airplane", "test")
+    assert (notes.format, notes.classes) == ("Hugging Face Parquet", ["airplane", "cup"])
+    assert problems(notes) == {"annotations whose class has no name": 1, "pictures without annotation": 1}
+
+    store = tmp_path / "store"
+    result = ood_audit.embed(tmp_path / "repository", store=store, device="cpu")
+    assert +result.counts == {"added": 5, "unreadable": 1}
+    again = ood_audit.embed(tmp_path / "repository", store=store, device="cpu")
+    assert +again.counts == {"unchanged": 5, "unreadable": 1}
+    ((same,),) = result.store.query("SELECT count(DISTINCT content_hash) FROM images WHERE folder = 'cup'").rows
+    assert same == 1  # the bytes are those of the file
+    os.utime(shard(data / "test-00000-of-00001.parquet", [AIRPLANE], [0]), ns=(1, 2))
+    assert +ood_audit.embed(tmp_path / "repository", store=store, device="cpu").counts == {
+        "changed": 1,
+        "unchanged": 4,
+        "unreadable": 1,
+    }
+    with open(data / "test-00000-of-00001.parquet", "r+b") as file:
+        file.truncate(100)
+    left = ood_audit.embed(tmp_path / "repository", store=store, device="cpu")  # its image is left alone
+    assert left.counts["removed"] == 0
+    assert len(left.unreadable_folders) == 1
+
+
+# Folders, archives and lists with labels
+
+
+def test_image_folder_with_metadata(tmp_path):
+    for name in ("train/a.jpg", "train/b.jpg", "test/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(CUP, tmp_path / name)
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\na.jpg,cup\ngone.jpg,cup\n,cup\n")
+    box = {"bbox": [[1, 2, 30, 40], ["x"]], "categories": ["cup", "cup"]}
+    lines = [json.dumps({"file_name": "c.jpg", "objects": box}), "{", "3"]
+    (tmp_path / "test" / "metadata.jsonl").write_text("\n".join(lines))
+    notes = ScanNotes()
+    assert labels(tmp_path, notes) == {
+        "train/a.jpg": ("cup", "train"),
+        "train/b.jpg": ("", None),  # its folder says the split
+        "test/c.jpg": ("cup", "test"),
+        "test/c.jpg#box=0": ("cup", "test"),
+        "train/gone.jpg": ("cup", "train"),
+    }
+    assert notes.classes == ["cup"]
+    assert problems(notes) == {
+        "rows without a file name, left out": 1,
+        "boxes that are no four numbers, left out": 1,
+        "lines that are no JSON object, left out": 2,
+        "missing pictures": 1,
+        "pictures without annotation": 1,
+    }
+
+
+def test_webdataset(tmp_path):
+    path = tmp_path / "train-000.tar"
+    members = {"0.jpg": CUP.read_bytes(), "0.cls": b"3", "0.json": b'{"class_name": "cup"}'}
+    members |= {"1.jpg": CUP.read_bytes(), "1.cls": b"4\n", "2.jpg": CUP.read_bytes(), "3.json": b"{"}
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    notes = ScanNotes()
+    assert {p: label for p, (label, _) in labels(path, notes).items()} == {
+        "train-000.tar/0.jpg": "cup",
+        "train-000.tar/1.jpg": "4",
+        "train-000.tar/2.jpg": "",
+    }
+    assert notes.classes == ["cup"]
+    assert problems(notes) == {
+        "damaged annotation files, left out": 1,
+        "classes without a name": 1,
+        "pictures without annotation": 1,
+    }
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_lists_with_labels_and_splits(tmp_path, warm, suffix):
+    shutil.copy(CUP, tmp_path / "a.jpg")
+    shutil.copy(AIRPLANE, tmp_path / "b.jpg")
+    entries = [("a.jpg", "cup", "valid"), ("b.jpg", "", ""), ("b.jpg", "airplane", ""), ("a.jpg", "mug", "valid")]
+    path = tmp_path / f"list{suffix}"
+    if suffix == ".csv":
+        path.write_text("path,label,split\n" + "".join(f"{','.join(entry)}\n" for entry in entries))
+    else:
+        pq.write_table(pa.table(dict(zip(("path", "label", "split"), zip(*entries, strict=True), strict=True))), path)
+    notes: list[str] = []
+    result = ood_audit.embed(path, store=tmp_path / "store", device="cpu", on_note=notes.append)
+    assert result.store.query("SELECT path, folder, split FROM images ORDER BY path").rows == [
+        ("a.jpg", "", "val"),
+        ("b.jpg", "airplane", None),
+    ]
+    assert any("several labels, which have none: 1; the first: a.jpg" in note for note in notes)
+
+
+# In the store
+
+
+def test_boxes_are_images_of_their_own(tmp_path, scene, warm, monkeypatch):
+    path = coco(tmp_path / "annotations")
+    loaded: list[str] = []
+
+    def counted(uri, **options):
+        loaded.append(uri)
+        return load(uri, **options)
+
+    monkeypatch.setattr("ood_audit.embedding.pipeline.load", counted)
+    notes: list[str] = []
+    result = ood_audit.embed(path, store=tmp_path / "store", device="cpu", on_note=notes.append)
+    store = result.store
+    assert result.counts["added"] == 3
+    assert len(loaded) == 1  # one decode for the picture and its boxes
+    assert any("several classes" in note for note in notes)
+    assert store.query("SELECT path, folder, width, height, split FROM images ORDER BY path").rows == [
+        ("images/one.jpg", "", 400, 300, "val"),
+        ("images/one.jpg#box=11", "airplane", 150, 100, "val"),
+        ("images/one.jpg#box=12", "cup", 120, 160, "val"),
+    ]
+    boxes = store.query("SELECT box_id, label, x, y, width, height, split FROM annotations ORDER BY box_id").rows
+    assert boxes[0] == ("11", "airplane", 10.0, 20.0, 150.0, 100.0, "val")
+    ((whole,),) = store.query("SELECT image_id FROM images WHERE NOT contains(uri, '#box=')").rows
+    assert store.query("SELECT DISTINCT image_id FROM annotations").rows == [(whole,)]
+    assert +ood_audit.embed(path, store=store.root, device="cpu").counts == {"unchanged": 3}
+    off = ood_audit.embed(path, store=store.root, device="cpu", crops="off")
+    assert +off.counts == {"unchanged": 1, "removed": 2}
+    ood_audit.forget([path], store=store.root)
+    assert store.query("SELECT count(*) FROM annotations").rows == [(0,)]
+
+
+def test_a_box_shows_its_object_with_a_margin(tmp_path, scene):
+    from ood_audit.images.decode import decode, thumbnail
+
+    uri = rows(coco(tmp_path))["images/one.jpg#box=12"]["uri"]
+    seen = []
+
+    def prepare(image):
+        seen.append(image)
+        return np.zeros((224, 224, 3), np.uint8)
+
+    found = decode(uri, prepare)
+    assert (found.width, found.height, found.error, found.note) == (120, 160, None, None)
+    assert seen[0].size == (144, 192)
+    small = uri.replace("200,50,120,160", "200,50,12,16")
+    assert thumbnail(uri, 96) is not None
+    assert decode(small, prepare).note == "box too small to tell: 12 × 16 pixels"
+    outside = decode(uri.replace("200,50,120,160", "700,50,12,16"), prepare)
+    assert outside.error == "the box is outside of its image, which has 400 × 300 pixels"
+    assert len({decode(one, prepare).content_hash for one in (uri, small, uri.partition("#")[0])}) == 3
+
+
+def test_a_new_label_needs_no_embedding(tmp_path, scene, warm, monkeypatch):
+    path = coco(tmp_path)
+    store = ood_audit.embed(path, store=tmp_path / "store", device="cpu").store
+    coco(tmp_path, categories=[{"id": 1, "name": "plane"}, {"id": 2, "name": "cup"}])
+    monkeypatch.setattr(local, "embed_images", None)
+    result = ood_audit.embed(path, store=tmp_path / "store", device="cpu")
+    assert +result.counts == {"relabelled": 1, "unchanged": 2}
+    assert store.query("SELECT folder FROM images WHERE path LIKE '%box=11'").rows == [("plane",)]
+
+
+def test_the_classes_of_the_dataset_are_the_vocabulary(tmp_path, scene, warm):
+    store = tmp_path / "store"
+    done = run_cli("embed", coco(tmp_path), "--store", store)
+    assert done.returncode == 0, done.stderr
+    assert "warning: instances_val2017.json: pictures with several classes" in done.stderr
+    done = run_cli("report", "--store", store, "--top", 3)
+    assert done.returncode == 0, done.stderr
+    assert "vocabulary: the 2 classes of the dataset: airplane, cup" in done.stderr
+    found = ood_audit.open_store(store).query("SELECT path, given_label FROM report ORDER BY path").rows
+    assert [label for _, label in found] == [None, "airplane", "cup"]
+
+
+def test_crops_on_needs_boxes(tmp_path, pictures, warm):
+    with pytest.raises(UsageError, match="needs a dataset with boxes"):
+        ood_audit.embed(pictures, store=tmp_path / "store", device="cpu", crops="on")
+
+
+# Findings about boxes
+
+
+def test_boxes_of_one_picture_are_no_duplicates_and_those_of_two_are(tmp_path, warm):
+    from ood_audit.findings.duplicates import find
+
+    for name, x in (("one.jpg", 40), ("two.jpg", 90)):
+        compose(tmp_path / "images" / name, (AIRPLANE, x, 60, 250, 180))
+    places = [[40, 60, 250, 180], [42, 62, 248, 178], [90, 60, 250, 180]]
+    path = coco(
+        tmp_path,
+        "coco.json",
+        images=[{"id": n, "file_name": f"{name}.jpg"} for n, name in enumerate(("one", "two"))],
+        annotations=[
+            {"id": n, "image_id": image, "category_id": 1, "bbox": places[n]} for n, image in enumerate((0, 0, 1))
+        ],
+    )
+    store = ood_audit.embed(path, store=tmp_path / "store", device="cpu").store
+    boxes = {row.path for row in find(store, device="cpu").rows if "#box" in row.path}
+    assert "images/two.jpg#box=2" in boxes
+    assert len(boxes) == 2  # and one of the two in the other picture
+
+
+def test_boxes_too_small_to_tell_are_not_judged(tmp_path, scene, warm):
+    from ood_audit.findings import label_issues
+    from ood_audit.store.views import connect
+
+    small = {"id": 13, "image_id": 1, "category_id": 1, "bbox": [300, 200, 12, 9]}
+    path = coco(tmp_path, annotations=[*json.loads(coco(tmp_path).read_text())["annotations"], small])
+    store = tmp_path / "store"
+    assert run_cli("embed", path, "--store", store).returncode == 0
+    assert run_cli("report", "--store", store, "--top", 3).returncode == 0
+    with connect(ood_audit.open_store(store)) as db:
+        notes = dict(db.execute("SELECT path, note FROM images WHERE contains(uri, '#box=')").fetchall())
+        assert notes.pop("images/one.jpg#box=13") == "box too small to tell: 12 × 9 pixels"
+        assert set(notes.values()) == {None}
+        assert label_issues.find(db).labelled == 2

@@ -18,8 +18,8 @@ The p-value of an image with score θ is conformal, with this estimate in place 
 
     p = min(1, (½ + A(θ)) / (N + 1))
 
-An image is not counted for its own p-value; of images with equal scores each is taken for the last. `false_alarms` flags
-p ≤ α. `fdr` flags the largest set of most OOD images of which ½ + A is no more than the part q.
+An image is not counted for its own p-value; of images with equal scores each is taken for the last. `false_alarms`
+flags p ≤ α. `fdr` flags the largest set of most OOD images of which ½ + A is no more than the part q.
 
 All this assumes that wrong images lie in folders by chance, and are few. Where they were put into the folder that they
 resemble, they count as in distribution, and less is flagged. Where less than half of the images fit their folders, the

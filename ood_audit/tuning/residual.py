@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ood_audit.encoders.identity import ScoreDefaults
-from ood_audit.tuning.trainer import Figures, Floats, Ints, Learner, Settings, Tuned, train
+from ood_audit.tuning.settings import DEFAULTS, TuneSettings
+from ood_audit.tuning.trainer import Figures, Floats, Ints, Learner, Tuned, train
 
-DEFAULTS = Settings(method="residual", loss="coop", epochs=30, lr=0.002, batch_size=256)
 _ALPHA = 0.5
 _SCALE = 100.0  # CLIP's; imported vectors come without one
 
@@ -29,7 +29,7 @@ def fit(
     labels: Ints,
     text: Floats,
     defaults: ScoreDefaults,
-    settings: Settings = DEFAULTS,
+    settings: TuneSettings = DEFAULTS["residual"],
     on_progress: Callable[[Figures, int], None] | None = None,
 ) -> Tuned:
     """Learn the residual, on the CPU. The same seed gives the same result.

@@ -42,6 +42,7 @@ from ood_audit.scoring.metrics import auroc
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.tuning import losses
 from ood_audit.tuning.prompt import class_features, prepare
+from ood_audit.tuning.settings import DEFAULTS, TuneSettings
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -51,49 +52,6 @@ _HELD_OUT = 0.25  # of a class's labelled images, at least one
 _LEFT_OUT = 0.3  # of the class names
 _MOMENTUM = 0.9
 _SMALL = 128  # a tower no wider takes so short a step that threads cost more in waiting for each other than they save
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to tune. The defaults are those of prompts; `residual.DEFAULTS` has those of the residual.
-
-    Attributes:
-        method: `prompt` learns context vectors in front of the names, `residual` a vector to add to each class feature.
-        loss: `ebm` or `coop`.
-        ebm: which reading of EBM, see `losses`: `literal`, or `renormalised`, which pays.
-        shots: labelled images a class to train on; None for all that are not held out.
-        context_vectors: n; None for as many as the words of `init` have tokens, or 16 without words.
-        init: words to start from; None for N(0, 0.02).
-        epochs: at most so many passes over the labelled images; 0 learns nothing.
-        lr: the learning rate, which falls to 0 as a cosine over `epochs`.
-        batch_size: images a step.
-        lambda_: λ, the weight of the EBM term.
-        ebm_temperature: τ of its energies.
-        mask_proportion: p.
-        mask: `top` zeroes the proportion p of elements with the largest products, `keep` all others, `random` any.
-        pull: κ, how strongly the class features are held near those of "a photo of a NAME." (KgCoOp); 0: not at all,
-            as in CoOp and in the paper. None: 4 for the renormalised EBM, else 0.
-        folds: how many times classes are left out; 0 forgoes the estimate, trains all epochs and keeps the last.
-        seed: of every random choice.
-
-    """
-
-    method: str = "prompt"
-    loss: str = "ebm"
-    ebm: str = "renormalised"
-    shots: int | None = None
-    context_vectors: int | None = None
-    init: str | None = "a photo of a"
-    epochs: int = 40
-    lr: float = 0.02
-    batch_size: int = 32
-    lambda_: float = 5.0
-    ebm_temperature: float = 1.0
-    mask_proportion: float = 0.5
-    mask: str = "random"
-    pull: float | None = None
-    folds: int = 4
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,7 +101,7 @@ class Tuned:
     after: Figures
     held_out: Ints
     interrupted: bool
-    settings: Settings
+    settings: TuneSettings
 
     @property
     def epoch(self) -> int:
@@ -156,7 +114,7 @@ def fit(
     labels: Ints,
     classes: Sequence[Sequence[str]],
     encoder: ClipEncoder,
-    settings: Settings = Settings(),
+    settings: TuneSettings = DEFAULTS["prompt"],
     on_progress: Callable[[Figures, int], None] | None = None,
 ) -> Tuned:
     """Learn the context vectors; the encoder stays as it is.
@@ -197,7 +155,7 @@ def _fit(
     labels: Ints,
     classes: Sequence[Sequence[str]],
     encoder: ClipEncoder,
-    settings: Settings,
+    settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None,
 ) -> Tuned:
     """`fit`, with as many prompts at a time as the encoder's `text_limit` says."""
@@ -241,7 +199,7 @@ def train(
     learner: "Callable[[Sequence[int]], Learner]",
     scale: float,
     defaults: ScoreDefaults,
-    settings: Settings,
+    settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None = None,
 ) -> Tuned:
     """Train learners with all classes and without those of each fold; keep the epoch that the folds judge best.
@@ -306,16 +264,16 @@ def train(
     )
 
 
-def check(settings: Settings) -> None:
+def check(settings: TuneSettings) -> None:
     """UsageError for a setting that makes no sense."""
     positive = ("lr", "batch_size", "ebm_temperature")
     at_least_one = ("shots", "context_vectors")
     for name in positive:
         if not 0 < getattr(settings, name) < float("inf"):
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(settings, name)}: choose more than 0")
+            raise UsageError(f"`{name}` {getattr(settings, name)}: choose more than 0")
     for name in at_least_one:
         if (value := getattr(settings, name)) is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: choose 1 or more")
+            raise UsageError(f"`{name}` {value}: choose 1 or more")
     choices = {
         "method": ("prompt", "residual"),
         "loss": ("ebm", "coop"),
@@ -324,17 +282,17 @@ def check(settings: Settings) -> None:
     }
     for name, allowed in choices.items():
         if (chosen := getattr(settings, name)) not in allowed:
-            raise UsageError(f"--{name} {chosen}: choose {', '.join(allowed)}")
+            raise UsageError(f"`{name}` {chosen}: choose {', '.join(allowed)}")
     if not 0 <= settings.mask_proportion <= 1:
-        raise UsageError(f"--mask-proportion {settings.mask_proportion}: choose between 0 and 1")
+        raise UsageError(f"`mask_proportion` {settings.mask_proportion}: choose between 0 and 1")
     if not 0 <= settings.lambda_ < float("inf"):
-        raise UsageError(f"--lambda {settings.lambda_}: choose 0 or more")
+        raise UsageError(f"`lambda_` {settings.lambda_}: choose 0 or more")
     if settings.pull is not None and not 0 <= settings.pull < float("inf"):
-        raise UsageError(f"--pull {settings.pull}: choose 0 or more")
+        raise UsageError(f"`pull` {settings.pull}: choose 0 or more")
     if settings.epochs < 0:
-        raise UsageError(f"--epochs {settings.epochs}: choose 0 or more")
+        raise UsageError(f"`epochs` {settings.epochs}: choose 0 or more")
     if settings.folds < 0:
-        raise UsageError(f"--folds {settings.folds}: choose 0 or more")
+        raise UsageError(f"`folds` {settings.folds}: choose 0 or more")
 
 
 def choose(merits: Sequence[Sequence[float]]) -> int:
@@ -362,7 +320,7 @@ def split(labels: Ints, shots: int | None, seed: int) -> tuple[Ints, Ints]:
     return rows, np.setdiff1d(np.arange(len(labels)), rows)
 
 
-def leave_out(held_out_labels: Ints, classes: int, settings: Settings) -> list[list[int]]:
+def leave_out(held_out_labels: Ints, classes: int, settings: TuneSettings) -> list[list[int]]:
     """The classes that each fold keeps: all but a random 30% of those with held-out images.
 
     Empty where fewer than two classes with such images would be left.
@@ -409,7 +367,7 @@ class _Run:
         rows: tuple[Ints, Ints],
         loss: Loss,
         defaults: ScoreDefaults,
-        settings: Settings,
+        settings: TuneSettings,
     ) -> None:
         images, targets = data
         own = torch.full((max(int(targets.max()), *kept) + 1,), -1, device=images.device)
@@ -453,7 +411,7 @@ class _Run:
                 classes = self.learner.class_features()
             cosines = self.held_out @ classes.T
         if not cosines.isfinite().all():
-            raise UsageError(f"--lr {self.lr}: the training diverged; choose a smaller one")
+            raise UsageError(f"`lr` {self.lr}: the training diverged; choose a smaller one")
         own = self.defaults
         change = delta_energy(cosines, temperature=own.temperature, top_c=own.top_c, reset_to=own.reset_to)
         known = self.held_out_labels >= 0
@@ -478,13 +436,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _pull(settings: Settings) -> float:
+def _pull(settings: TuneSettings) -> float:
     if settings.pull is not None:
         return settings.pull
     return 4.0 if settings.loss == "ebm" and settings.ebm == "renormalised" else 0.0
 
 
-def _loss(settings: Settings, scale: float) -> Loss:
+def _loss(settings: TuneSettings, scale: float) -> Loss:
     if settings.loss == "coop":
         return lambda images, classes, labels, generator: losses.coop(images, classes, labels, scale=scale)
     reading = {"literal": losses.ebm_literal, "renormalised": losses.ebm_renormalised}[settings.ebm]

@@ -27,17 +27,13 @@ from benchmarks import clip
 from benchmarks.flags import Draw, draw
 from ood_audit import ScoreSettings
 from ood_audit.classes import labelled
-from ood_audit.embedding.imported import import_features
+from ood_audit.embedding.imported import Columns, import_features
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.scoring import metrics
 from ood_audit.store.files import write_json
 
 SHOTS = 8
-SETTINGS = {
-    "ΔEnergy, names alone": ScoreSettings(method="delta-energy", auto=False, background=True),
-    "ΔEnergy, chosen": ScoreSettings(method="delta-energy"),
-    "default": ScoreSettings(),
-}
+TITLES = ("ΔEnergy, names alone", "ΔEnergy, chosen", "default")
 
 
 def shown(of: clip.Set, drawn: Draw, seed: int) -> NDArray[np.int64]:
@@ -53,20 +49,22 @@ def shown(of: clip.Set, drawn: Draw, seed: int) -> NDArray[np.int64]:
 def measure(
     of: clip.Set, drawn: Draw, root: Path, given: NDArray[np.int64] | None
 ) -> tuple[dict[str, list[float]], bool]:
-    """AUROC and FPR95 by each of `SETTINGS`, and whether pictures were joined; `given` None for class folders."""
+    """AUROC and FPR95 by each of `TITLES`, and whether pictures were joined; `given` None for class folders."""
     names = np.array(of.names)
     paths = np.array([f"{i:06d}.jpg" for i in range(len(drawn.rows))])
-    background = {"texts": root / "texts.npz", "background": None}
-    if given is None:
-        np.savez(root / "images.npz", images=of.images[drawn.rows], paths=paths, folders=names[drawn.folders])
-    else:
-        np.savez(root / "images.npz", images=of.images[drawn.rows], paths=paths)
+    np.savez(root / "images.npz", images=of.images[drawn.rows], paths=paths, folders=names[drawn.folders])
     np.savez(root / "texts.npz", texts=of.texts[drawn.kept], names=names[drawn.kept])
+    background = None
     if of.background is not None:
-        background["background"] = root / "background.npz"
-        np.savez(root / "background.npz", texts=of.background[1].astype(np.float16), names=np.array(of.background[0]))
-    label = "folders" if given is None else None
-    store = import_features(root / "images.npz", store=root / "store", path="paths", label=label, **background).store
+        background = root / "background.npz"
+        np.savez(background, texts=of.background[1].astype(np.float16), names=np.array(of.background[0]))
+    store = import_features(
+        root / "images.npz",
+        store=root / "store",
+        columns=Columns(path="paths", label="folders" if given is None else None),
+        texts=root / "texts.npz",
+        background=background,
+    ).store
     write_json(store.root / "score_defaults.json", asdict(ScoreDefaults(clip.TEMPERATURE, 1, 0.0, of.duplicate)))
     ranked = np.ones(len(paths), bool)
     if given is not None:
@@ -76,7 +74,8 @@ def measure(
             csv.writer(file).writerows([("path", "label"), *rows])
         labelled.add(store, root / "labelled.csv")
     figures, joined = {}, False
-    for title, settings in SETTINGS.items():
+    by_names = ScoreSettings(method="delta-energy", auto=False, background=of.background is not None)
+    for title, settings in zip(TITLES, (by_names, ScoreSettings(method="delta-energy"), ScoreSettings()), strict=True):
         scored = ood_audit.score(store, labels=names[drawn.kept].tolist(), settings=settings)
         values = np.array([row[0] for row in store.query("SELECT ood_score FROM scores ORDER BY path").rows])[ranked]
         is_ood = drawn.is_ood[ranked]
@@ -94,7 +93,7 @@ def table(of: clip.Set, kept: int, share: float, draws: int) -> None:
                 drawn = draw(of, kept, share, seed)
                 given = shown(of, drawn, seed) if title == "labelled" else None
                 measured.append(measure(of, drawn, Path(root), given))
-        means = [100 * np.mean([figures[name] for figures, _ in measured], axis=0) for name in SETTINGS]
+        means = [100 * np.mean([figures[name] for figures, _ in measured], axis=0) for name in TITLES]
         cells = " | ".join(f"{auroc:.1f} / {fpr95:.0f}" for auroc, fpr95 in means)
         print(f"| {of.name}, {title} | {cells} | {sum(joined for _, joined in measured)} of {draws} |", flush=True)
 
@@ -106,7 +105,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.05)
     options = parser.parse_args()
-    print(f"| set, known | {' | '.join(SETTINGS)} | joined |\n|{' --- |' * (len(SETTINGS) + 2)}")
+    print(f"| set, known | {' | '.join(TITLES)} | joined |\n|{' --- |' * (len(TITLES) + 2)}")
     for of in clip.clip_sets(options.clip):
         table(of, (len(of.names) + 1) // 2, options.share, options.draws)
     objects = clip.objects(options.objects)

@@ -24,6 +24,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	if [ -x $(BIN)/biome ]; then $(BIN)/biome ci --error-on-warnings; fi  # it is only installed on Linux, x86-64
 
 # Writes what is generated: docs/cli.md, the outputs that the pages show, and the figures.
 docs: $(VENV)/.installed-dev

@@ -93,7 +93,10 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
     help="Which duplicates to look for.  [default: near and exact ones; above 200,000 images only exact ones]",
 )
 @click.option(
-    "--fail-over", type=Share(), metavar="SHARE", help="Exit with code 3 if more of the images are flagged: 1% or 0.01."
+    "--fail-over",
+    type=Share(),
+    metavar="SHARE",
+    help="Exit with code 3 if more of the images are flagged: 1% or 0.01. Those decided with apply do not count.",
 )
 @comparison_options
 @device_option
@@ -158,7 +161,7 @@ def command(
         return 0
     if found.flags is None or found.unflagged:
         raise OodAuditError(f"--fail-over cannot be checked, as {found.unflagged}")
-    if (share := found.flags["flagged"] / scores.images) > fail_over:
-        note(f"{share:.2%} of the images are flagged, more than --fail-over {fail_over:.2%}")
+    if (share := result.open_flags / scores.images) > fail_over:
+        note(f"{share:.2%} of the images are flagged and not decided about, more than --fail-over {fail_over:.2%}")
         return 3
     return 0

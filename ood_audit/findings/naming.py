@@ -314,6 +314,16 @@ def _taxonomy(names: tuple[str, ...]) -> "tuple[csr_matrix, NDArray[np.int64], F
     )
 
 
+def common(names: Sequence[str], most: int) -> list[int]:
+    """The rows of the names of one word whose rank among the words of CLIP's tokenizer is below `most`.
+
+    People and places that nothing is a kind of are left out, see `wordnet.senses`.
+    """
+    ranks = _ranks()
+    known = set(_taxonomy(tuple(names))[1].tolist())
+    return [row for row, name in enumerate(names) if row in known and ranks.get(name, most) < most and len(name) > 2]
+
+
 @lru_cache(maxsize=1)
 def _ranks() -> Mapping[str, int]:
     """The words of CLIP's tokenizer by their rank; open_clip has them, and importing it would import torch."""

@@ -1,56 +1,62 @@
-"""Evidence from labelled pictures, joined with the score."""
+"""Evidence from pictures of the classes, joined with the score where that tells left-out classes better."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ood_audit.classes.prototypes import References
-from ood_audit.scoring.pictures import PictureEvidence, Pictures, gain_of, join
+from ood_audit.scoring import selection
+from ood_audit.scoring.pictures import PictureEvidence, _evidence_in, forecasts, join
+from ood_audit.scoring.selection import Grid, Sample
+from tests.made import unit
+
+SETTINGS = {"temperature": 0.05, "top_c": 1, "reset_to": 0.0, "background": False, "prototypes": 0.0}
 
 
-def unit(rows):
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def labelled(text, per_class, noise, rng):
-    """Pictures around a direction of each class that is near its name, or has nothing to do with it."""
+def sample(text, per_class, noise, rng):
+    """Pictures around a direction for each class."""
     labels = np.repeat(np.arange(len(text)), per_class)
     features = unit(text[labels] + noise * rng.normal(size=(len(labels), text.shape[1])))
-    return References(features, labels, np.full(len(labels), -1), "labelled")
+    return Sample(features, labels, np.ones(len(labels), bool), presumed=False)
 
 
-def test_pictures_that_say_no_more_than_the_names_get_no_weight():
+def test_pictures_that_say_no_more_than_the_names_are_not_joined():
     rng = np.random.default_rng(0)
-    text = unit(rng.normal(size=(20, 64)))
-    assert gain_of(labelled(text, 2, 0.5, rng), text) == 0
+    text = unit(rng.normal(size=(30, 64)))
+    alone, joined = forecasts(sample(text, 2, 0.2, rng), text, SETTINGS, None, 0.97, seed=0)
+    assert alone > joined
 
 
-def test_pictures_of_classes_that_the_names_do_not_tell_get_all():
+def test_pictures_of_classes_that_the_names_do_not_tell_are_joined():
     rng = np.random.default_rng(0)
     looks, names = unit(rng.normal(size=(10, 64))), unit(rng.normal(size=(10, 64)))
-    assert gain_of(labelled(looks, 12, 0.05, rng), names) == 1
+    alone, joined = forecasts(sample(looks, 12, 0.05, rng), names, SETTINGS, None, 0.999, seed=0)
+    assert joined > alone + 0.1
+
+
+def test_the_nearest_picture_is_neither_a_duplicate_nor_of_the_same_part():
+    rng = np.random.default_rng(0)
+    text = unit(rng.normal(size=(8, 16)))
+    of = sample(text, 8, 0.2, rng)
+    played = next(selection.play(of, text, {}, Grid.only(SETTINGS), rounds=1))
+    nearest = -_evidence_in(played, SETTINGS, duplicate=0.9).nearest
+    for image, part, found in zip(played.features, played.part_of, nearest, strict=True):
+        others = played.references[played.reference_part_of != part] @ image
+        assert found == pytest.approx(others[others <= 0.9].max(), abs=1e-6)
 
 
 def evidence(rng, count):
     return PictureEvidence(*(rng.normal(size=count) for _ in range(3)))
 
 
-@given(st.integers(1, 60), st.floats(0, 1))
-def test_more_of_each_evidence_is_never_less_out_of_distribution(count, gain):
-    rng = np.random.default_rng(count)
-    images, pictures = evidence(rng, count), Pictures(gain, 0.97)
+@given(st.integers(1, 60))
+def test_more_of_each_evidence_is_never_less_out_of_distribution(count):
+    images = evidence(np.random.default_rng(count), count)
     more = PictureEvidence(images.energy + 1, images.distance + 1, images.nearest + 1)
-    assert (join(pictures, images, more) >= join(pictures, images)).all()
+    assert (join(images, more) >= join(images)).all()
 
 
 def test_others_are_scored_as_the_images_are():
-    rng = np.random.default_rng(1)
-    images, pictures = evidence(rng, 50), Pictures(1.0, 0.97)
+    images = evidence(np.random.default_rng(1), 50)
     some = PictureEvidence(images.energy[:9], images.distance[:9], images.nearest[:9])
-    assert join(pictures, images, some) == pytest.approx(join(pictures, images)[:9])
-
-
-def test_without_gain_the_order_is_that_of_the_energy():
-    images = evidence(np.random.default_rng(2), 50)
-    assert (np.argsort(join(Pictures(0.0, 0.97), images)) == np.argsort(images.energy)).all()
+    assert join(images, some) == pytest.approx(join(images)[:9])

@@ -1,6 +1,7 @@
 # mypy: disable-error-code="arg-type, union-attr, func-returns-value"
 """Settings chosen by leaving classes out: where the right choice is known, and against the scores themselves."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,16 +126,12 @@ def test_dropped_classes_teach_nothing(monkeypatch):
     sample, text = problem()
     keep = selection._kept_classes(sample, 12, 1, np.random.default_rng(0))[0]
     assert (~keep).sum() == round(0.3 * 12)
-    part_of = np.random.default_rng(1).integers(0, 3, len(sample.labels))
 
     def made(features):
         found = []
         monkeypatch.setattr(prototypes, "fit", lambda *given: found.append(original(*given)) or found[-1])
-        to_kept = torch.from_numpy(features) @ torch.from_numpy(text[keep]).T
-        rows, labels = selection._references(
-            Sample(features, sample.labels, sample.trusted, False), keep, to_kept, DEFAULTS
-        )
-        selection._to_prototypes(features, rows, labels, part_of, text[keep], to_kept)
+        changed = Sample(features, sample.labels, sample.trusted, False)
+        _ = next(selection.play(changed, text, DEFAULTS, Grid(**QUICK), rounds=1)).to_prototypes
         return found
 
     original = prototypes.fit
@@ -154,16 +151,14 @@ def test_dropped_classes_teach_nothing(monkeypatch):
 
 def test_no_image_is_scored_by_prototypes_that_it_taught():
     sample, text = problem()
-    part_of = np.random.default_rng(1).integers(0, 3, len(sample.labels))
-    to_text = torch.from_numpy(sample.features @ text.T)
-    given = (np.arange(240), sample.labels, part_of, text, to_text)
-    before = selection._to_prototypes(sample.features, *given)
-    changed = sample.features.copy()
-    mine = part_of == 1
-    changed[mine] = changed[mine][::-1]  # images of the part, and with them what they teach, in another order
-    after = selection._to_prototypes(changed, *given)
-    np.testing.assert_allclose(after[mine], before[mine].flip(0), atol=1e-6)
-    assert not np.allclose(after[~mine], before[~mine], atol=1e-3)
+    played = next(selection.play(sample, text, DEFAULTS, Grid(**QUICK), rounds=1))
+    mine = played.reference_part_of == 1
+    changed = played.references.copy()
+    changed[mine] = changed[mine][::-1]
+    after = replace(played, references=changed).to_prototypes
+    own = played.part_of == 1
+    np.testing.assert_allclose(after[own], played.to_prototypes[own], atol=1e-6)
+    assert not np.allclose(after[~own], played.to_prototypes[~own], atol=1e-3)
 
 
 def test_half_of_the_images_are_presumed_the_more_confident():
@@ -196,16 +191,13 @@ def test_candidates_are_scored_as_the_score_does(monkeypatch, background, weight
     seen = []
     monkeypatch.setattr(selection, "_aurocs", lambda raw, is_ood: seen.append((raw, is_ood)) or np.zeros(raw.shape[1]))
     found = select(sample, text, DEFAULTS, grid=grid, background=others, rounds=3, seed=3)
-    rng = np.random.default_rng(3)
-    kept = selection._kept_classes(sample, 12, 3, rng)
+    kept = selection._kept_classes(sample, 12, 3, np.random.default_rng(3))
+    rounds = selection.play(sample, text, DEFAULTS, grid, background=others, rounds=3, seed=3)
     judged = sample.features[sample.trusted]
-    for keep, (raw, is_ood) in zip(kept, seen, strict=True):
-        part_of = rng.integers(0, 3, 240)
+    for keep, (raw, is_ood), played in zip(kept, seen, rounds, strict=True):
         np.testing.assert_array_equal(is_ood, ~keep[sample.labels[sample.trusted]])
-        to_kept = torch.from_numpy(sample.features @ text[keep].T)
-        rows, labels = selection._references(sample, keep, to_kept, DEFAULTS)
-        joined = selection._to_prototypes(sample.features, rows, labels, part_of, text[keep], to_kept)
-        similarities = ((1 - weight) * to_kept + weight * joined)[sample.trusted]
+        to_kept = torch.from_numpy(judged @ text[keep].T)
+        similarities = (1 - weight) * to_kept + weight * played.to_prototypes
         naming_kept = {row for row, k in others.pairs if keep[k]}
         outside = [i for i in range(len(others.names)) if i not in naming_kept]
         assert set(np.flatnonzero(~keep)) <= set(outside)  # a dropped class's own name is back
@@ -226,20 +218,15 @@ def test_other_scores_are_scored_as_they_are(monkeypatch):
     seen = []
     monkeypatch.setattr(selection, "_aurocs", lambda raw, is_ood: seen.append(raw) or np.zeros(raw.shape[1]))
     found = select(sample, text, DEFAULTS, grid=grid, rounds=1)
-    rng = np.random.default_rng(0)
-    (keep,) = selection._kept_classes(sample, 12, 1, rng)
-    part_of = rng.integers(0, 3, 240)
-    to_kept = torch.from_numpy(sample.features @ text[keep].T)
-    rows, labels = selection._references(sample, keep, to_kept, DEFAULTS)
-    joined = selection._to_prototypes(sample.features, rows, labels, part_of, text[keep], to_kept)
+    (played,) = selection.play(sample, text, DEFAULTS, grid, rounds=1)
     for column, (name, own) in enumerate(found.candidates):
         weight = own["prototypes"]
         options = {key: value for key, value in own.items() if key not in ("prototypes", "background")}
         if name == "knn":
-            references = torch.from_numpy(sample.features[rows])
-            options |= {"images": torch.from_numpy(sample.features), "references": references}
-            options |= {"folds": torch.from_numpy(part_of), "reference_folds": torch.from_numpy(part_of[rows])}
-        expected = scores.load(name)((1 - weight) * to_kept + weight * joined, **options)
+            options |= {"images": torch.from_numpy(played.features), "references": torch.from_numpy(played.references)}
+            options |= {"folds": torch.from_numpy(played.part_of)}
+            options |= {"reference_folds": torch.from_numpy(played.reference_part_of)}
+        expected = scores.load(name)((1 - weight) * played.to_text + weight * played.to_prototypes, **options)
         np.testing.assert_allclose(seen[0][:, column], expected, rtol=1e-5, atol=1e-6, err_msg=f"{name} {own}")
 
 

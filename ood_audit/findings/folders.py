@@ -9,18 +9,17 @@ folder and t = max(2, round(K / 4)), an image is *in* where its folder rank is b
 - An out-of-distribution image resembles some classes more than others, but did not choose its folder by that: all
   folder ranks are equally likely, so it is in with probability t / K, whatever its score.
 
-Of the images with a score above θ, the out ones thus tell how many of the in ones are out of distribution as well:
+So an image that is in counts 1, and an image that is out −t / (K − t): where images are out of distribution, this is 0
+on average, and where they are in distribution nearly 1. The mean of it at a score is thus the part of the images with
+that score that are in distribution. It can only grow as scores get less OOD, so it is fitted by isotonic regression,
+held between 0 and 1, without which single images that fit their folder by chance would count in full. Its sum over all
+images with a score above θ estimates how many of these are in distribution, A(θ). N is the sum of the counts over all.
+The p-value of an image with score θ is conformal, with this estimate in place of a count of labelled images:
 
-    A(θ) = #(in, score above θ) − t / (K − t) · #(out, score above θ)
+    p = min(1, (½ + A(θ)) / (N + 1))
 
-estimates the number of images in distribution above θ. N is the same over all images. The p-value of an image with
-score θ is conformal, with this estimate in place of a count of labelled images:
-
-    p = min(1, (½ + max(0, A(θ))) / (N + 1))
-
-and never below that of a more OOD image. An image is not counted for its own p-value; of images with equal scores each
-is taken for the last. `false_alarms` flags p ≤ α. `fdr` flags the largest set of most OOD images of which ½ + A is no
-more than the part q.
+An image is not counted for its own p-value; of images with equal scores each is taken for the last. `false_alarms`
+flags p ≤ α. `fdr` flags the largest set of most OOD images of which ½ + A is no more than the part q.
 
 All this assumes that wrong images lie in folders by chance, and are few. Where they were put into the folder that they
 resemble, they count as in distribution, and less is flagged. Where less than half of the images fit their folders, the
@@ -31,6 +30,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from ood_audit.findings.calibration import DEFAULT_FALSE_ALARMS, Flags, Floats, as_written
 
@@ -83,7 +83,8 @@ def flag(
             "fewer than half of the images look like the class of their folder: either the folders are named wrongly, "
             f"or this encoder does not know these classes (another --model). {label_some}"
         )
-    p = p_values(ood_score, weights)
+    others, above = _inside_above(ood_score, weights)
+    p = np.minimum(1.0, (0.5 + others) / (count + 1))
     rule = "false-alarms" if fdr is None else "fdr"
     level = fdr if fdr is not None else DEFAULT_FALSE_ALARMS if false_alarms is None else false_alarms
     inside = count * len(p) / in_folders  # images in distribution, also of those that are in no class folder
@@ -95,21 +96,31 @@ def flag(
                 "must look like their class. Add images, or ask for a higher rate"
             )
         return Flags(p, p <= level, "false-alarms", level, level * inside, round(count), True)
-    _, place = np.unique(-ood_score, return_inverse=True)  # among the distinct scores, the most OOD first
-    above = np.maximum(0.0, np.bincount(place, weights).cumsum()) + 0.5
-    passing = np.flatnonzero(above * len(p) / in_folders <= level * np.bincount(place).cumsum())
-    flagged = place <= max(passing, default=-1)
+    as_ood = rankdata(-ood_score, method="max")  # how many images are at least as OOD as each
+    passing = (above + 0.5) * len(p) / in_folders <= level * as_ood
+    flagged = ood_score >= ood_score[passing].min(initial=np.inf)
     return Flags(p, flagged, "fdr", level, level * int(flagged.sum()), round(count), True)
 
 
-def p_values(ood_score: Floats, weights: Floats) -> Floats:
-    """(N,) scores, higher for more OOD, and what each image adds to A → (N,) in (0, 1]."""
-    order = np.lexsort((-weights, -ood_score))  # of equal scores those that are in first, so that A is at its largest
-    scores, own = ood_score[order], weights[order]
-    above = np.maximum.accumulate(np.maximum(0.0, own.cumsum() - own))
-    last = np.searchsorted(-scores, -ood_score, side="right") - 1  # the last image with the same score
-    values: Floats = np.minimum(1.0, (0.5 + above[last]) / (max(0.0, float(own.sum())) + 1.0))
-    return values
+def _inside_above(ood_score: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """How many images at least as OOD as each are in distribution, without it and with it: (N,) each.
+
+    Args:
+        ood_score: (N,), higher for more OOD.
+        weights: (N,) what each image counts before the fit; 0 for images that do not calibrate, which are not all.
+
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    scores, place = np.unique(-ood_score, return_inverse=True)
+    counts = np.bincount(place, weights != 0)
+    there = counts > 0
+    mean = np.bincount(place, weights)[there] / counts[there]
+    rate = np.zeros(len(scores))
+    rate[there] = isotonic_regression(mean, sample_weight=counts[there], y_min=0, y_max=1)
+    above = (rate * counts).cumsum()
+    more = np.concatenate([[0.0], above[:-1]])  # with a higher score
+    return (more + rate * np.maximum(0, counts - 1))[place], above[place]
 
 
 def _weights(folder_rank: NDArray[np.int64], classes: int) -> Floats:

@@ -17,10 +17,10 @@ from ood_audit.classes.vocabulary import Vocabulary, cached_features
 from ood_audit.encoders.device import choose_device
 from ood_audit.encoders.identity import IMPORTED
 from ood_audit.progress import counting
-from ood_audit.scoring import joining, knows, references, scores, selection
+from ood_audit.scoring import joining, knows, pictures, references, scores, selection
 from ood_audit.scoring.context import Context
 from ood_audit.scoring.joining import Joint
-from ood_audit.scoring.pictures import Pictures, gain_of
+from ood_audit.scoring.pictures import Pictures
 from ood_audit.scoring.references import Calibration
 from ood_audit.scoring.settings import ScoreSettings, settings_of
 from ood_audit.scoring.similarity import Target
@@ -42,7 +42,7 @@ class Plan:
         delta: the settings of the columns delta_energy and energy where the method is another.
         parts: of the store, so that every pass over the features reads the same images.
         joint: for `auto` where nothing is labelled, what its evidence is joined from.
-        pictures: for `auto` where images are labelled, what its evidence is joined from.
+        pictures: for `auto` where images of known classes help to tell others, what its evidence is joined from.
         doubt: a sentence where the encoder seems not to know the classes, else "".
         forecasts: by method, where its settings were chosen on images whose class is known.
         sharpness: the temperature at which the softmax of the similarities is a probability; see `references`.
@@ -95,10 +95,6 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     known = can_choose and not sample.presumed
     if settings.auto and "best" in methods and not can_choose:
         context.note("settings: the model's own (choosing them needs 60 images in 6 classes)")
-    pictures = None
-    if settings.auto and "auto" in methods and known and shown.source == "labelled":
-        by_name = cached_features(store, vocabulary, encoder) if prompts else text
-        pictures = Pictures(0.0 if given.get("prototypes") == 0 else gain_of(shown, by_name), duplicate)
     runs, forecasts = {}, {}
     for method in methods:
         choosable = known if method in ("auto", "delta-energy") else method == "best" and can_choose
@@ -110,6 +106,13 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
                 forecasts[method] = chosen.forecast
         else:
             runs[method] = _own(method, given, defaults, with_background=settings.auto and names.has_background)
+    shows = None
+    if settings.auto and "auto" in methods and known and given.get("prototypes") != 0:
+        pool = names.load("background") if runs["auto"][1]["background"] else None
+        alone, joined = pictures.forecasts(sample, text, runs["auto"][1], pool, duplicate, seed=settings.seed)
+        if joined > alone:
+            shows = Pictures(sample.features[sample.trusted], duplicate)
+            forecasts["auto"] = joined
     background = names.complete(runs)
     doubt = knows.doubt(sample.features, text, background, defaults["temperature"])
     # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
@@ -125,7 +128,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
         delta=settings_of("delta-energy", None, defaults),
         parts=parts,
         joint=joint,
-        pictures=pictures,
+        pictures=shows,
         doubt=knows.sentence(doubt, vocabulary.names) if doubt else "",
         forecasts=forecasts,
         sharpness=references.sharpness(sample, text),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ood_audit.classes.prototypes import sample
-from ood_audit.scoring import scores
+from ood_audit.scoring import pictures, scores
 from ood_audit.scoring.joining import Joined
 from ood_audit.scoring.plan import Plan
 from ood_audit.scoring.similarity import chunk_of
@@ -24,7 +24,7 @@ def recipe_of(plan: Plan, method: str, joined: Joined | None) -> dict[str, Any]:
     if by_neighbours is not None:
         parameters["novelty"] = round(by_neighbours.weight, 3)
     if plan.pictures is not None:
-        parameters["pictures"] = round(plan.pictures.gain, 3)
+        parameters["pictures"] = pictures.WEIGHT
     return {
         "parameters": parameters,
         "neighbours": None if by_neighbours is None else by_neighbours.neighbours,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ood_audit.classes.prompts import Prompts
     from ood_audit.classes.prototypes import Prototypes
 
-_FORMAT = 9  # of the files: scores with other columns, or without their prototypes, are not taken up
+_FORMAT = 10  # of the files: scores with other columns, or without their prototypes, are not taken up
 _PROTOTYPES = ".safetensors"  # beside the scores that they are part of
 
 

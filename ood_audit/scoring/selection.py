@@ -11,6 +11,7 @@ the images that they score, and names of dropped classes are back in the backgro
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, product
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,12 @@ class Grid:
                 values[name] = tuple(sorted({*getattr(cls, name), value}))
         return cls(**values, every_score=every_score)
 
+    @classmethod
+    def only(cls, settings: _Settings) -> "Grid":
+        """The grid of one candidate of ΔEnergy."""
+        values: dict[str, Any] = {name: (value,) for name, value in settings.items()}
+        return cls(**values, background_temperature=values["temperature"])
+
     def candidates(self) -> list[Candidate]:
         """All settings to try: ΔEnergy's, then those of the other scores."""
         found: list[Candidate] = []
@@ -133,6 +140,50 @@ class Selection:
     aurocs: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Round:
+    """A choice of classes that are kept, against which J judged images are scored.
+
+    Attributes:
+        features: (J, D) of the judged images.
+        is_ood: (J,) bool, whose class is dropped.
+        to_text: (J, K') cosines to the text features of the kept classes.
+        outside: (J,) log-sum-exp of the background, by the weight of the prototypes and the temperature.
+        references: (R, D) features of the images that show the kept classes.
+        labels: (R,) the class of each, counted among the kept.
+        text: (K', D) text features of the kept classes.
+        part_of: (J,) and
+        reference_part_of: (R,): what an image is compared with is made without the references of its part.
+
+    """
+
+    features: NDArray[np.float32]
+    is_ood: NDArray[np.bool_]
+    to_text: "torch.Tensor"
+    outside: "dict[tuple[float, float], torch.Tensor]"
+    references: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    text: NDArray[np.float32]
+    part_of: NDArray[np.int64]
+    reference_part_of: NDArray[np.int64]
+
+    @cached_property
+    def to_prototypes(self) -> "torch.Tensor":
+        """(J, K') cosines to the prototypes of the kept classes, made without the images that they score."""
+        import torch
+
+        others = [self.reference_part_of != part for part in range(_PARTS)]
+        made = [prototypes.fit(self.references[rows], self.labels[rows], self.text) for rows in others]
+        images, parts = torch.from_numpy(self.features), torch.from_numpy(self.part_of)
+        found: torch.Tensor = prototypes.unseen_cosines(made, images, parts, self.to_text)
+        return found
+
+    def delta_energy(self, settings: _Settings) -> "torch.Tensor":
+        """(J,) ΔE of the judged images by some settings of `Grid.candidates`, with these alone in the grid."""
+        grid = Grid.only(settings)
+        return next(_delta_energies(grid, self.to_text, self.to_prototypes, self.outside))
+
+
 def usable(sample: Sample) -> bool:
     """Whether there is enough to choose with: 60 images, in 6 classes."""
     labels = sample.labels[sample.trusted]
@@ -169,33 +220,57 @@ def select(
     if sample.presumed and len(grid.prototypes) > 1:
         grid = Grid(**{**vars(grid), "prototypes": (DEFAULT_WEIGHT,)})
     candidates = grid.candidates()
-    rng = np.random.default_rng(seed)
-    kept = _kept_classes(sample, len(text), rounds, rng)
-    judged = np.flatnonzero(sample.trusted & (sample.labels >= 0))
-    images, texts = torch.from_numpy(sample.features), torch.from_numpy(text)
-    to_text = images @ texts.T
-    use_background = background is not None and True in grid.background
-    on_progress(0, rounds)
-    outside = _outside(images[judged], background, kept, grid) if use_background and background is not None else {}
     aurocs = np.empty((rounds, len(candidates)))
-    for i, keep in enumerate(kept):
-        classes = np.flatnonzero(keep)
-        to_kept = to_text[:, classes]
-        rows, labels = _references(sample, keep, to_kept, defaults)
-        part_of = rng.integers(0, _PARTS, len(images))
-        joined = to_kept
-        if any(grid.prototypes):
-            joined = _to_prototypes(sample.features, rows, labels, part_of, text[classes], to_kept)
-        beside = {key: of[:, i] for key, of in outside.items()}
-        columns = list(_delta_energies(grid, to_kept[judged], joined[judged], beside))
+    on_progress(0, rounds)
+    for i, played in enumerate(play(sample, text, defaults, grid, background=background, rounds=rounds, seed=seed)):
+        joined = played.to_prototypes if any(grid.prototypes) else played.to_text
+        columns = list(_delta_energies(grid, played.to_text, joined, played.outside))
         if grid.every_score:
-            columns += _other_scores(grid, to_kept[judged], joined[judged])
-            columns.append(_knn(images, judged, rows, part_of))
-        aurocs[i] = _aurocs(torch.stack(columns, dim=1).numpy(), ~keep[sample.labels[judged]])
+            columns += _other_scores(grid, played.to_text, joined)
+            columns.append(_knn(played))
+        aurocs[i] = _aurocs(torch.stack(columns, dim=1).numpy(), played.is_ood)
         on_progress(i + 1, rounds)
     mean = aurocs.mean(axis=0)
     chosen = _simplest_of_the_best(candidates, aurocs)
     return Selection(*candidates[chosen], float(mean[chosen]), float(aurocs[:, chosen].std()), candidates, mean)
+
+
+def play(
+    sample: Sample,
+    text: NDArray[np.float32],
+    defaults: _Settings,
+    grid: Grid,
+    *,
+    background: "Pool | None" = None,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+) -> Iterator[Round]:
+    """The rounds in which classes are dropped; see `select` for the arguments."""
+    import torch
+
+    rng = np.random.default_rng(seed)
+    kept = _kept_classes(sample, len(text), rounds, rng)
+    judged = np.flatnonzero(sample.trusted & (sample.labels >= 0))
+    features = sample.features[judged]
+    outside = {}
+    if background is not None and True in grid.background:
+        outside = _outside(torch.from_numpy(features), background, kept, grid)
+    to_text = torch.from_numpy(sample.features) @ torch.from_numpy(text).T
+    for i, keep in enumerate(kept):
+        to_kept = to_text[:, np.flatnonzero(keep)]
+        rows, labels = _references(sample, keep, to_kept, defaults)
+        part_of = rng.integers(0, _PARTS, len(to_text))
+        yield Round(
+            features=features,
+            is_ood=~keep[sample.labels[judged]],
+            to_text=to_kept[judged],
+            outside={key: of[:, i] for key, of in outside.items()},
+            references=sample.features[rows],
+            labels=labels,
+            text=text[keep],
+            part_of=part_of[judged],
+            reference_part_of=part_of[rows],
+        )
 
 
 def _simplest_of_the_best(candidates: list[Candidate], aurocs: NDArray[np.float64]) -> int:
@@ -244,25 +319,6 @@ def _references(
         return presume(to_text, defaults)
     rows = np.flatnonzero((sample.labels >= 0) & keep[sample.labels])
     return rows, (np.cumsum(keep) - 1)[sample.labels[rows]]
-
-
-def _to_prototypes(
-    features: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    part_of: NDArray[np.int64],
-    text: NDArray[np.float32],
-    to_text: "torch.Tensor",
-) -> "torch.Tensor":
-    """(N, K') cosines to the kept classes' prototypes, made without the images that they score."""
-    import torch
-
-    kept = [part_of[rows] != part for part in range(_PARTS)]
-    made = [prototypes.fit(features[rows[others]], labels[others], text) for others in kept]
-    found: torch.Tensor = prototypes.unseen_cosines(
-        made, torch.from_numpy(features), torch.from_numpy(part_of), to_text
-    )
-    return found
 
 
 def presume(to_text: "torch.Tensor", defaults: _Settings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -318,18 +374,15 @@ def _other_scores(grid: Grid, to_text: "torch.Tensor", to_prototypes: "torch.Ten
     ]
 
 
-def _knn(
-    images: "torch.Tensor", judged: NDArray[np.int64], rows: NDArray[np.int64], part_of: NDArray[np.int64]
-) -> "torch.Tensor":
+def _knn(played: Round) -> "torch.Tensor":
     import torch
 
-    parts = torch.from_numpy(part_of)
     near: torch.Tensor = scores.load("knn")(
-        images[judged][:, :1],
-        images=images[judged],
-        folds=parts[judged],
-        references=images[rows],
-        reference_folds=parts[rows],
+        played.to_text,
+        images=torch.from_numpy(played.features),
+        folds=torch.from_numpy(played.part_of),
+        references=torch.from_numpy(played.references),
+        reference_folds=torch.from_numpy(played.reference_part_of),
     )
     return near
 

@@ -152,17 +152,16 @@ def joined_with(
 
 def _joined_by_pictures(plan: Plan, method: str, evidence: Sequence[Numbers]) -> Joined:
     """Join evidence by `scoring.pictures`; also that about the calibration images."""
-    assert plan.pictures is not None  # noqa: S101  the caller has asked
     of_images = PictureEvidence(*evidence)
     of_calibration = None
     if plan.calibration is not None:
         apart = plan.calibration
         chunk = chunk_of(apart.names, apart.features, apart.target(plan.target))
         known = PictureEvidence(_raw(chunk, plan, method), *evidence_of(chunk, plan, method))
-        of_calibration = pictures.join(plan.pictures, of_images, known)
+        of_calibration = pictures.join(of_images, known)
     count = len(of_images.energy)
     nothing = np.full(count, np.nan), np.zeros(count, np.int8)
-    return Joined(pictures.join(plan.pictures, of_images), *nothing, 0.0, 0, of_calibration)
+    return Joined(pictures.join(of_images), *nothing, 0.0, 0, of_calibration)
 
 
 def evidence_of(chunk: Chunk, plan: Plan, method: str) -> tuple[Numbers, Numbers]:

@@ -45,10 +45,11 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@ $(VENV)/.installed
 
-$(LOWEST)/.installed: pyproject.toml
+$(LOWEST)/.installed: pyproject.toml .ci/lowest.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install -q uv
-	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev,umap]'
+	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python \
+		--resolution lowest-direct --overrides .ci/lowest.txt -e '.[dev,umap]'
 	touch $@
 
 clean:

@@ -22,7 +22,7 @@ import ood_audit
 from benchmarks.splits import Embedded, link
 from ood_audit import FindingSettings
 from ood_audit.findings import decide as decisions
-from ood_audit.store.views import connect
+from ood_audit.store.views import connect, registered
 
 RULES: list[dict[str, Any]] = [
     {"false_alarms": 0.01},
@@ -90,8 +90,11 @@ def split(
     done = ood_audit.report(store, top=1)
     for rule in RULES:
         with connect(store) as db:  # as `report` decides
-            decisions.decide(db, decisions.read_recipe(done.scores.path), {}, FindingSettings(**rule))
-            decided = db.execute("SELECT path, flagged, shift FROM report").fetchall()
+            recipe = decisions.read_recipe(done.scores.path)
+            table, _ = decisions.decide(db, recipe, {}, FindingSettings(**rule))
+            with registered(db, decided=table):
+                sql = "SELECT path, d.flagged, d.shift FROM scores JOIN decided AS d USING (image_id)"
+                decided = db.execute(sql).fetchall()
         is_ood = np.array([path in others for path, _, _ in decided])
         flagged = np.array([flag for _, flag, _ in decided], bool)
         covariate = np.array([shift == "covariate" for _, _, shift in decided])

@@ -21,7 +21,7 @@ from ood_audit.findings import label_issues
 from ood_audit.scoring.run import score
 from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import Store
-from ood_audit.store.views import connect
+from ood_audit.store.views import connect, registered
 from ood_audit.tuning.tune import tune
 
 SHARE = 0.1
@@ -30,10 +30,9 @@ SHARE = 0.1
 def measure(title: str, store: Store, truth: dict[str, str | None], labels: Path | None = None, **options) -> None:
     """Print a row. `truth` is what an image shows, by its path; None for something else than the classes."""
     score(store, labels=labels, settings=ScoreSettings(**options))
-    with connect(store) as db:
-        label_issues.find(db)
+    with connect(store) as db, registered(db, judged=label_issues.find(db).table):
         rows = db.execute(
-            "SELECT path, given, suggested_label, label_issue, found FROM label_issues JOIN images USING (image_id)"
+            "SELECT path, given_label, suggested_label, label_issue, found FROM judged JOIN scores USING (image_id)"
         ).fetchall()
     shows = np.array([truth[path] for path, *_ in rows], dtype=object)
     given, suggested, _, found = (np.array(column) for column in list(zip(*rows, strict=True))[1:])

@@ -39,7 +39,7 @@ from ood_audit.scoring.scores import load
 from ood_audit.scoring.settings import described
 from ood_audit.scoring.similarity import chunks
 from ood_audit.store import Store, open_store
-from ood_audit.tuning.trainer import Settings
+from ood_audit.tuning.settings import TuneSettings
 
 # Classes of objects/ that show a class of styles/ (dog, elephant, giraffe, guitar, horse, house, person).
 SHARED = {"elephant", "electric guitar", "dalmatian", "cartoon dog"}
@@ -48,8 +48,12 @@ SCORES: dict[str, dict[str, Any]] = {
     "best, chosen": {"method": "best"},
     "ΔEnergy, the encoder's": {"method": "delta-energy", "auto": False},
     "ΔEnergy, τ .015 c 1, background": {
-        **{"method": "delta-energy", "auto": False, "background": True},
-        **{"temperature": 0.015, "top_c": 1, "reset_to": 0.0},
+        "method": "delta-energy",
+        "auto": False,
+        "background": True,
+        "temperature": 0.015,
+        "top_c": 1,
+        "reset_to": 0.0,
     },
     "maximum cosine": {"method": "maxlogit"},
     "MCM (τ 1)": {"method": "mcm"},
@@ -169,10 +173,10 @@ def styles(data: Path, work: Path, options: argparse.Namespace) -> None:
 
 def tuned(store: Store, labels: Path, labelled: Path, seeds: int) -> dict[str, list[str]]:
     """Prompts by recipe; the untuned ones only register the labelled images."""
-    recipes: dict[str, Callable[[int], Settings]] = {
-        "untuned": lambda seed: Settings(epochs=0, seed=seed),
-        "CoOp": lambda seed: Settings(loss="coop", seed=seed),
-        "EBM": lambda seed: Settings(seed=seed),
+    recipes: dict[str, Callable[[int], TuneSettings]] = {
+        "untuned": lambda seed: TuneSettings(epochs=0, seed=seed),
+        "CoOp": lambda seed: TuneSettings(loss="coop", seed=seed),
+        "EBM": lambda seed: TuneSettings(seed=seed),
     }
     names: dict[str, list[str]] = {}
     for recipe, settings in recipes.items():

@@ -162,7 +162,12 @@ def warm_up() -> None:
 
     torch.set_num_threads(1)
     import faiss
+    import imagehash
+    import pyarrow.dataset
+    import pyarrow.pandas_compat
     import pyarrow.parquet
+    import safetensors.numpy
+    import scipy.fftpack
     import scipy.sparse.csgraph
     import sklearn.cluster
     from PIL import Image
@@ -176,13 +181,14 @@ def warm_up() -> None:
     for name in cli.COMMANDS:
         cli.cli.get_command(None, name)  # type: ignore[arg-type]
     modules = ("embedding.run", "embedding.local", "reports.run", "reports.html", "tuning.tune", "actions.quarantine")
-    for name in (*modules, "scoring.plan", "scoring.recipe", "scoring.table", "store.compaction"):
+    late = ("embedding.adoption", "findings.duplicates", "findings.fingerprints", "images.noise", "store.index")
+    for name in (*modules, *late, "scoring.plan", "scoring.recipe", "scoring.table", "store.compaction"):
         __import__(f"ood_audit.{name}")
     encoder = clip.load_encoder("starter", device="cpu")
     for name in ("load_encoder", "load_same_encoder"):
         setattr(clip, name, lambda *args, **options: encoder)
     parts.PART_ROWS = _PART_ROWS
-    assert pyarrow.parquet and scipy.sparse.csgraph and sklearn.cluster
+    assert imagehash and pyarrow and safetensors.numpy and scipy.fftpack and scipy.sparse.csgraph and sklearn.cluster
 
 
 # The pictures and the store

@@ -52,11 +52,11 @@ class Embedded:
 
     def register(self, store: Store, labelled: Path, labels: Path, name: str = "own") -> None:
         """`tune --from LABELLED --epochs 0` on links to pictures that are embedded, which it finds embedded."""
-        from ood_audit.tuning.trainer import Settings
+        from ood_audit.tuning.settings import TuneSettings
 
         inner = store.root / "labelled" / hashlib.sha256(os.fsencode(os.path.abspath(labelled))).hexdigest()[:16]
         self.store_of(labelled, inner)
-        ood_audit.tune(store, labels=labels, folder=labelled, settings=Settings(epochs=0), name=name)
+        ood_audit.tune(store, labels=labels, folder=labelled, settings=TuneSettings(epochs=0), name=name)
 
     def keep_texts(self, store: Store) -> None:
         """Take over the names of other things that `store` has encoded, for the next ones."""

@@ -29,12 +29,13 @@ from ood_audit.encoders.clip import ClipEncoder, load_encoder
 from ood_audit.scoring.metrics import auroc, fpr95
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.store.parts import iter_features
-from ood_audit.tuning.trainer import Settings, fit
+from ood_audit.tuning.settings import TuneSettings
+from ood_audit.tuning.trainer import fit
 
-FULL = Settings(folds=0)  # all epochs
+FULL = TuneSettings(folds=0)  # all epochs
 COOP = dataclasses.replace(FULL, loss="coop")
 LITERAL = dataclasses.replace(FULL, ebm="literal", mask="top", lambda_=1.0)
-STOPPED = Settings().folds
+STOPPED = TuneSettings().folds
 RECIPES = {
     "CoOp": COOP,
     "CoOp, stopped": dataclasses.replace(COOP, folds=STOPPED),
@@ -48,7 +49,7 @@ RECIPES = {
     "EBM renormalised, λ = 0": dataclasses.replace(FULL, lambda_=0.0),
     "EBM renormalised": FULL,
     "EBM renormalised, 16 random": dataclasses.replace(FULL, init=None, context_vectors=16),
-    "EBM renormalised, stopped": Settings(),
+    "EBM renormalised, stopped": TuneSettings(),
 }
 HEAD = ["", "accuracy", "ΔE AUROC", "ΔE FPR95", "max AUROC", "max FPR95", "energy AUROC", "energy FPR95"]
 

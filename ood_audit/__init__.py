@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ood_audit.classes.labelled import LabelledSource as LabelledSource
     from ood_audit.embedding.run import EmbedResult as EmbedResult
     from ood_audit.embedding.run import embed as embed
+    from ood_audit.embedding.settings import EmbedSettings as EmbedSettings
     from ood_audit.errors import EncoderError as EncoderError
     from ood_audit.errors import OodAuditError as OodAuditError
     from ood_audit.errors import StoreError as StoreError
@@ -48,12 +49,14 @@ if TYPE_CHECKING:
     from ood_audit.store.sources import Source as Source
     from ood_audit.store.sources import forget as forget
     from ood_audit.store.sources import sources as sources
+    from ood_audit.tuning.settings import TuneSettings as TuneSettings
     from ood_audit.tuning.tune import TuneResult as TuneResult
     from ood_audit.tuning.tune import tune as tune
 
 _API = {
     "Audit": "ood_audit.audit",
     "EmbedResult": "ood_audit.embedding.run",
+    "EmbedSettings": "ood_audit.embedding.settings",
     "EncoderError": "ood_audit.errors",
     "Evaluation": "ood_audit.scoring.evaluation",
     "Exported": "ood_audit.actions.export",
@@ -70,6 +73,7 @@ _API = {
     "Status": "ood_audit.audit",
     "StoreError": "ood_audit.errors",
     "TuneResult": "ood_audit.tuning.tune",
+    "TuneSettings": "ood_audit.tuning.settings",
     "UsageError": "ood_audit.errors",
     "embed": "ood_audit.embedding.run",
     "evaluate": "ood_audit.scoring.evaluation",

@@ -3,18 +3,17 @@
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ood_audit.errors import UsageError
 from ood_audit.findings.records import read as read_findings
-from ood_audit.findings.records import schema
 from ood_audit.frames import Tabular
 from ood_audit.progress import bars
-from ood_audit.store import DEFAULT_STORE, Store, open_store
+from ood_audit.store import DEFAULT_STORE, Store, open_store, schema
 from ood_audit.store.files import shown
-from ood_audit.store.findings import KINDS, Issue
+from ood_audit.store.findings import COLUMNS, KINDS, Issue
 from ood_audit.store.store import store_root
 from ood_audit.text import printable
 
@@ -59,7 +58,7 @@ class Findings(Tabular):
         """All findings as an Arrow table."""
         import pyarrow as pa
 
-        columns = schema()
+        columns = schema.arrow(COLUMNS)
         return pa.table(
             {name: [getattr(row, name) for row in self.rows] for name in columns.names},
             schema=columns,
@@ -103,12 +102,12 @@ class Audit:
         >>> import ood_audit
         >>> audit = ood_audit.open("audit")
         >>> audit.embed("examples/images", device="cpu")
-        EmbedResult(added=81, unreadable=1)
+        EmbedResult(added=189, unreadable=1)
         >>> report = audit.report(classes="examples/classes.txt", top=3, auto=False)
         >>> len(report.rows), report.html.name
         (3, 'report.html')
         >>> audit.sql("SELECT count(*) AS images FROM images WHERE status = 'ok'").fetchall()
-        [(81,)]
+        [(189,)]
 
     """
 
@@ -173,7 +172,8 @@ class Audit:
 
         Args:
             sources: Folders, archives, image files or lists of these; paths or URIs.
-            **options: Further arguments of `ood_audit.embed`, such as `model`, `device` and `batch_size`.
+            **options: Fields of `ood_audit.EmbedSettings`, such as `model`, `device` and `batch_size`; and further
+                arguments of `ood_audit.embed`, such as `splits` and `on_progress`.
 
         Raises:
             UsageError: A source does not exist, or an argument makes no sense.
@@ -229,16 +229,19 @@ class Audit:
 
         Args:
             classes: A file with the classes, or their names; None for those last used.
-            **options: Further arguments of `ood_audit.tune`, such as `folder`, `settings` and `name`.
+            **options: Fields of `ood_audit.TuneSettings`, such as `method`, `shots` and `epochs`; and further arguments
+                of `ood_audit.tune`, such as `folder` and `name`.
 
         Raises:
             UsageError: A setting makes no sense, or there are too few labelled images.
 
         """
+        from ood_audit.tuning.settings import TuneSettings, settings_of
         from ood_audit.tuning.tune import tune
 
+        given = {field.name: options.pop(field.name) for field in fields(TuneSettings) if field.name in options}
         with _reporting(options):
-            return tune(self.store, labels=_listed(classes), **options)
+            return tune(self.store, labels=_listed(classes), **{"settings": settings_of(**given), **options})
 
     def report(
         self,
@@ -268,9 +271,9 @@ class Audit:
             >>> _ = audit.embed("examples/images", device="cpu")
             >>> report = audit.report(["butterfly", "chair", "cup"], top=5, auto=False)
             >>> report
-            Report('latest', images=81, flagged=...)
+            Report('latest', images=189, flagged=...)
             >>> report.to_arrow().num_rows
-            81
+            189
 
         """
         from ood_audit.findings.settings import FindingSettings
@@ -401,7 +404,7 @@ class Audit:
             >>> _ = audit.embed("examples/images", device="cpu")
             >>> _ = audit.report("examples/classes.txt", auto=False)
             >>> audit.export("keep.txt", kinds=["unreadable"], format="keep-list").lines
-            81
+            189
 
         """
         from ood_audit.actions.export import export

@@ -37,6 +37,17 @@ COMMANDS = {
 class _Group(click.Group):
     """Lists the commands without importing them."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; errors that name parameters of the API name its options."""
+        try:
+            return super().invoke(ctx)
+        except OodAuditError as error:
+            from ood_audit.commands.options import as_options
+
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            error.args = (as_options(str(error), command),)
+            raise
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

@@ -1,4 +1,4 @@
-"""Shared fixtures. Everything runs offline on the CPU, with the bundled starter and the pictures in examples/."""
+"""Shared fixtures. Everything runs offline on the CPU, with the bundled starter and the pictures in data/audit."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from tests.cli import Done, invoke
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = ROOT / "examples"
+EXAMPLES = ROOT / "tests" / "data" / "audit"  # small pictures of eight classes, with faults planted in them
 # The same features on every processor, to four digits: for oneDNN and `bf16_in_hardware`, before torch is imported.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"
 _OURS = {"OOD_AUDIT_STORE": "", "OOD_AUDIT_REPORT_AUTO": "0", "OOD_AUDIT_EVALUATE_AUTO": "0"}
@@ -57,7 +57,7 @@ def encoder():
 
 @pytest.fixture(scope="session")
 def example_store(tmp_path_factory):
-    """A store of examples/images, made through the command line. Read only: copy it to change it."""
+    """A store of data/audit/images, made through the command line. Read only: copy it to change it."""
     store = tmp_path_factory.mktemp("example") / "store"
     done = run_cli("embed", EXAMPLES / "images", "--store", store)
     assert done.returncode == 0, done.stderr

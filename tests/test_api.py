@@ -6,11 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import ood_audit
+from ood_audit import ScoreSettings, UsageError, errors, frames, progress
 from ood_audit import audit as module
-from ood_audit import errors, frames, progress
+from ood_audit.cli import cli
+from ood_audit.commands.options import as_options
+from tests.cli import invoke
 from tests.conftest import EXAMPLES, ROOT
 
 
@@ -125,14 +129,14 @@ def test_an_audit_that_is_not_there_yet(tmp_path):
 def small(tmp_path_factory):
     """A folder with the examples and four labelled images; the first docstring makes a store in it."""
     folder = tmp_path_factory.mktemp("doctest")
-    (folder / "examples").symlink_to(EXAMPLES)
+    (folder / "examples").symlink_to(ROOT / "examples")
     rows = [f"{name}/{path.name},{name}" for name in ("cup", "sunflower") for path in _two(name)]
     (folder / "labelled.csv").write_text("\n".join(["path,label", *rows]) + "\n")
     return folder
 
 
 def _two(name: str) -> list[Path]:
-    return sorted((EXAMPLES / "images" / name).glob("*.jpg"))[:2]
+    return sorted((ROOT / "examples" / "images" / name).glob("*.jpg"))[:2]
 
 
 @pytest.mark.parametrize("owner", [module, frames, errors, progress], ids=lambda owner: owner.__name__)
@@ -140,3 +144,21 @@ def test_examples_in_docstrings_run(owner, small, monkeypatch):
     monkeypatch.chdir(small)
     result = doctest.testmod(owner, optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
+
+
+def test_errors_name_parameters_and_the_command_line_names_options(store_copy):
+    with pytest.raises(UsageError, match=r"^`top_c` 0: choose 1 or more$"):
+        ScoreSettings(top_c=0)
+    with pytest.raises(UsageError, match=r"^`top` 0: choose 1 or more"):
+        ood_audit.report(store_copy, top=0)
+    done = invoke("report", "--store", store_copy, "--name", "no/name")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --name no/name: use at most 61 letters")
+
+
+def test_parameters_as_options():
+    command = cli.get_command(click.Context(cli), "tune")
+    assert as_options("`lambda_` -1: choose", command) == "--lambda -1: choose"
+    assert as_options("give `folder` or `annotations`", command) == "give --from or --annotations"
+    assert as_options("use `device=auto`, see `ood-audit tune`", command) == "use --device auto, see `ood-audit tune`"
+    assert as_options("a `batch_size` of another command", None) == "a --batch-size of another command"

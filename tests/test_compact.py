@@ -75,14 +75,14 @@ def store(tmp_path):
 
 def seen(store):
     """What readers see: the rows of the view, with the number of each, and the features."""
-    rows = store.query("SELECT * FROM images ORDER BY image_id").rows
+    images = store.query("SELECT * FROM images ORDER BY image_id")
     features = {
         image_id: tuple(row.tolist())
         for batch in iter_features(store)
         for image_id, row in zip(batch.image_ids.to_pylist(), batch.codes, strict=True)
     }
-    assert len(features) == sum(row[9] == "ok" for row in rows)
-    return rows, dict(sorted(features.items()))
+    assert len(features) == sum(row["status"] == "ok" for row in images.dicts())
+    return images.rows, dict(sorted(features.items()))
 
 
 def rows_on_disk(store):

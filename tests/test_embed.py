@@ -19,6 +19,7 @@ from ood_audit.images.sources import file_uri
 from ood_audit.store.index import neighbours
 from ood_audit.store.parts import iter_features
 from tests.conftest import EXAMPLES
+from tests.embedding import rows, run
 
 PHOTOS = [path for path in sorted((EXAMPLES / "images").rglob("*.jpg")) if path.read_bytes().endswith(b"\xff\xd9")]
 BROKEN = b"this is no picture\n" * 9
@@ -34,15 +35,6 @@ def warm(encoder, monkeypatch):
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "store"
-
-
-def run(sources, store, **options):
-    """One `embed`; its counts without zeros."""
-    return dict(+ood_audit.embed(sources, store=store, device="cpu", **options).counts)
-
-
-def rows(store, columns="path, status", where="true"):
-    return ood_audit.open_store(store).query(f"SELECT {columns} FROM images WHERE {where} ORDER BY ALL").rows
 
 
 def features(store):
@@ -93,7 +85,8 @@ def test_runs_are_recorded(pictures, store):
     (pictures / "notes.md").write_text("x")
     run(pictures, store)
     (record,) = [json.loads(path.read_text()) for path in (store / "runs").iterdir()]
-    expected = {"added": 6, "unchanged": 0, "changed": 0, "moved": 0, "removed": 0, "unreadable": 0}
+    expected = {"added": 6, "unchanged": 0, "changed": 0, "moved": 0, "relabelled": 0, "removed": 0}
+    expected["unreadable"] = 0
     assert (record["counts"], record["skipped"], record["interrupted"]) == (expected, {".md": 1}, False)
 
 
@@ -478,7 +471,7 @@ def test_another_encoder_is_refused(pictures, store, options, monkeypatch):
 
     run(pictures, store)
     monkeypatch.setattr(socket, "create_connection", lambda *args, **kwargs: pytest.fail("asked the network"))
-    with pytest.raises(StoreError, match="another store with --store"):
+    with pytest.raises(StoreError, match="another store with `store=DIR`"):
         run(pictures, store, **options)
     assert run(pictures, store) == {"unchanged": 6}
 

@@ -273,7 +273,7 @@ def test_the_configuration_beside_a_file_goes_before_all_else(tmp_path):
     assert source.preprocessing == PREPROCESS
     assert source.weights_option == str(tmp_path / "mine.pt")
     config.write_text(json.dumps({"model_cfg": open_clip.get_model_config("ViT-B-16-SigLIP2-256")}))
-    with pytest.raises(EncoderError, match=r"of another model than ViT-B-32; use --model local-dir:"):
+    with pytest.raises(EncoderError, match=r"of another model than ViT-B-32; use `model` local-dir:"):
         of_file("ViT-B-32", tmp_path / "mine.pt")
     for broken in ("{", "[]", '{"preprocess_cfg": 3}', '{"model_cfg": []}'):
         config.write_text(broken)
@@ -348,7 +348,7 @@ def test_without_a_network_the_remedy_is_told(monkeypatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nowhere")
-    with pytest.raises(EncoderError, match=r"laion/CLIP-ViT-B-16-laion2B-s34B-b88K; fetch it where .* --weights FILE"):
+    with pytest.raises(EncoderError, match=r"laion/CLIP-ViT-B-16-laion2B-s34B-b88K; fetch it where .* `weights=FILE`"):
         load_encoder("ViT-B-16/laion2b_s34b_b88k", device="cpu")
     with pytest.raises(EncoderError, match=r"hf-hub:org/name from huggingface\.co/org/name"):
         load_encoder("hf-hub:org/name", device="cpu")

@@ -18,7 +18,8 @@ from ood_audit.errors import EncoderError, UsageError
 from ood_audit.scoring import metrics, scores, selection, similarity
 from ood_audit.store import open_store
 from ood_audit.store.parts import iter_features
-from ood_audit.tuning.trainer import Settings, fit
+from ood_audit.tuning.settings import TuneSettings
+from ood_audit.tuning.trainer import fit
 from tests.cli import invoke
 from tests.pretend_cuda import pretend
 from tests.test_encoder import MODELS, save
@@ -296,7 +297,7 @@ def test_chunks_on_a_gpu_are_bounded_for_the_widest_comparison(monkeypatch):
 
 @pytest.mark.parametrize("loss", ["coop", "ebm"])
 def test_tune(gpu, store, loss):
-    settings = Settings(loss=loss, epochs=1, folds=1)
+    settings = TuneSettings(loss=loss, epochs=1, folds=1)
     expected = ood_audit.tune(store, settings=settings, name="cpu", device="cpu").tuned
     gpu.calls.clear()
     found = ood_audit.tune(store, settings=settings, name="gpu", device="cuda").tuned
@@ -387,7 +388,7 @@ def test_a_model_that_does_not_fit_is_loaded_on_the_cpu(gpu, model, caplog):
     assert encoder.device == device.CPU
     assert encoder.precision == "fp32"
     assert caplog.messages == [f"out of memory on cuda: it has no room for the model; {CPU_WORDS}"]
-    with pytest.raises(EncoderError, match=r"no memory on cuda for --model local-dir:.*; free some, or choose another"):
+    with pytest.raises(EncoderError, match=r"no memory on cuda for `model` local-dir:.*; free some, or choose another"):
         load_same_encoder(encoder.identity, device="cuda", fall_back=False)
 
 
@@ -448,7 +449,7 @@ def test_tuning_is_halved_and_then_done_on_the_cpu(gpu, model, caplog, largest, 
     features = rng.normal(size=(28, 24)).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     labels, classes = np.arange(28) % 7, [(name,) for name in COLOURS]
-    settings = Settings(epochs=1, folds=1)
+    settings = TuneSettings(epochs=1, folds=1)
     expected = fit(features, labels, classes, load_encoder(model, device="cpu"), settings)
     encoder = load_encoder(model, device="cuda")
     gpu.largest = largest
@@ -479,7 +480,7 @@ def test_auto_leaves_a_gpu_without_kernels(gpu, caplog):
     (message,) = caplog.messages
     assert message.startswith("this PyTorch has no kernels for cuda")
     assert message.endswith("using the CPU instead")
-    with pytest.raises(UsageError, match=r"--device cuda: this PyTorch has no kernels .*; use --device auto or cpu"):
+    with pytest.raises(UsageError, match=r"`device` cuda: this PyTorch has no kernels .*; use `device=auto` or cpu"):
         device.choose_device("cuda")
 
 
@@ -514,7 +515,7 @@ def test_a_store_of_half_precision_is_used_without_a_gpu(model, colours, tmp_pat
     np.testing.assert_array_equal(encoder.encode_texts(["a cat", "a dog"]), plain.encode_texts(["a cat", "a dog"]))
     assert len(ood_audit.report(made, device="cpu", settings=ScoreSettings(auto=False)).rows) == TOTAL
     if precision == "fp16":
-        with pytest.raises(UsageError, match="--precision fp16 needs a GPU to encode images"):
+        with pytest.raises(UsageError, match="`precision` fp16 needs a GPU to encode images"):
             encoder.encode_images(pixels_of(encoder, colours, 1))
         Image.new("RGB", (40, 40)).save(tmp_path / "new.png")
         done = invoke("embed", tmp_path / "new.png", "--store", made.root, "--device", "cpu")
@@ -532,7 +533,7 @@ def test_texts_are_encoded_in_float32_on_every_device(gpu, model, precision):
 
 
 def test_fp16_on_a_cpu_is_refused_before_there_is_a_store(model, colours, tmp_path):
-    with pytest.raises(UsageError, match="--precision fp16 needs a GPU"):
+    with pytest.raises(UsageError, match="`precision` fp16 needs a GPU"):
         ood_audit.embed(colours, store=tmp_path / "store", model=model, device="cpu", precision="fp16")
     assert not (tmp_path / "store" / "store.json").exists()
 

@@ -867,10 +867,21 @@ def test_values_are_written_as_duckdb_writes_them(small_store, call, fmt):
     for word in ("Decimal", "datetime", "timedelta", "UUID(", "True", "None", "9999"):
         assert word not in out
     texts = {
-        **{"decimal": "1.50", "zero": "0.0000000000", "date": "infinity", "time": "2020-01-02 03:04:05"},
-        **{"span": "1 month 2 days", "blob": r"\xAA\x00a", "list": "[inf, nan, 1.0]", "map": "{k=é}"},
-        **{"struct": "{'a': 2020-01-02, 'b': [1.5]}", "infinite": "-inf", "nan": "nan", "yes": "true", "nothing": ""},
-        **{"uuid": "c90d3d2e-3e5a-4f6a-9d4e-0d4ed8b5f7b1", "huge": str(2**100)},
+        "decimal": "1.50",
+        "zero": "0.0000000000",
+        "date": "infinity",
+        "time": "2020-01-02 03:04:05",
+        "span": "1 month 2 days",
+        "blob": r"\xAA\x00a",
+        "list": "[inf, nan, 1.0]",
+        "map": "{k=é}",
+        "struct": "{'a': 2020-01-02, 'b': [1.5]}",
+        "infinite": "-inf",
+        "nan": "nan",
+        "yes": "true",
+        "nothing": "",
+        "uuid": "c90d3d2e-3e5a-4f6a-9d4e-0d4ed8b5f7b1",
+        "huge": str(2**100),
     }
     if fmt == "csv":
         assert list(csv.DictReader(io.StringIO(out))) == [texts]
@@ -880,8 +891,14 @@ def test_values_are_written_as_duckdb_writes_them(small_store, call, fmt):
         read = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"), parse_float=str)
         assert (read if fmt == "jsonl" else read[0]) == {
             **texts,
-            **{"list": [None, None, "1.0"], "struct": {"a": "2020-01-02", "b": ["1.5"]}, "map": {"k": "é"}},
-            **{"infinite": None, "nan": None, "yes": True, "nothing": None, "huge": 2**100},
+            "list": [None, None, "1.0"],
+            "struct": {"a": "2020-01-02", "b": ["1.5"]},
+            "map": {"k": "é"},
+            "infinite": None,
+            "nan": None,
+            "yes": True,
+            "nothing": None,
+            "huge": 2**100,
         }
 
 

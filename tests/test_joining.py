@@ -165,7 +165,7 @@ def test_novelty_can_be_set_and_switched_off(one_folder):
     assert weighted.parameters["novelty"] == 0.3
     with pytest.raises(UsageError, match="choose auto, on, off, or a weight from 0 to 100"):
         ood_audit.score(store, settings=ScoreSettings(novelty=-1.0))
-    with pytest.raises(UsageError, match="mcm has no --novelty"):
+    with pytest.raises(UsageError, match="mcm has no `novelty`"):
         ood_audit.score(store, settings=ScoreSettings(method="mcm", novelty=0.3))
 
 

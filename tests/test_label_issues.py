@@ -47,8 +47,20 @@ def scored(rows):
 def judged(rows):
     db = scored(rows)
     summary = label_issues.find(db)
-    found = db.execute("SELECT image_id, label_issue, suggested_label, found FROM label_issues").fetchall()
+    found = zip(*(column.to_pylist() for column in summary.table.columns), strict=True)
     return summary, {int(image_id): (issue, label, is_issue) for image_id, issue, label, is_issue in found}
+
+
+def reported(db):
+    """The findings in a report with what was judged."""
+    db.register("judged", label_issues.find(db).table)
+    db.execute(
+        "CREATE OR REPLACE TABLE _report AS SELECT s.*, i.* EXCLUDE (image_id), label_issue, "
+        "CASE WHEN found THEN suggested_label END AS suggested_label "
+        "FROM scores AS s JOIN images AS i USING (image_id) JOIN judged USING (image_id); "
+        "CREATE OR REPLACE VIEW report AS FROM _report"
+    )
+    return label_issues.findings(db, "mine")
 
 
 def agreeing(label, images=FEW, p=0.9):
@@ -116,7 +128,7 @@ def test_without_prototypes_the_ood_score_tells_what_belongs():
     db = scored([*agreeing("a"), *agreeing("b"), ("a", "b", 0.99, 1e-4, 0.9), ("a", "b", 0.99, 1e-4, 0.2)])
     db.execute("UPDATE scores SET distance = NULL")
     assert label_issues.find(db).found == 1
-    assert [row.image_id for row in label_issues.findings(db, "mine")] == [f"{2 * FEW + 1:03}"]
+    assert [row.image_id for row in reported(db)] == [f"{2 * FEW + 1:03}"]
 
 
 def test_near_ties_are_not_listed():
@@ -146,21 +158,20 @@ def test_a_class_of_a_few_images_is_held_to_the_threshold_of_all():
 
 def test_images_without_a_label():
     summary, found = judged([(None, "a", 0.9, None, 0.1)] * 5)
-    assert (summary, found) == (label_issues.Summary(0, 0, []), {})
+    assert (summary.labelled, summary.found, summary.confused, found) == (0, 0, [], {})
     assert summary.notes() == [
         "label issues: none looked for, as no image is in a folder named as a class, nor annotated"
     ]
     db = scored([])
     assert label_issues.find(db).labelled == 0
-    assert list(label_issues.findings(db, "mine")) == []
+    assert list(reported(db)) == []
 
 
 def test_findings_are_streamed_the_worst_first():
     swaps = [("a", "b", 0.95, 10.0**-i, 0.2) for i in (2, 4, 3)]
     db = scored([*agreeing("a"), *agreeing("b"), *swaps])
-    label_issues.find(db)
     rows = []
-    for row in label_issues.findings(db, "mine"):
+    for row in reported(db):
         rows.append(row)
         db.execute("SELECT 1").fetchall()  # the connection is the caller's
     assert [row.image_id for row in rows] == ["081", "082", "080"]
@@ -187,7 +198,7 @@ def test_real_pictures_in_wrong_folders(tmp_path):
     score(store, labels=EXAMPLES / "classes.txt", settings=ScoreSettings(prototypes=True, auto=False))
     with connect(store) as db:
         assert label_issues.find(db).labelled == 81
-        listed = [(row.path, row.suggestion) for row in label_issues.findings(db, "mine")]
+        listed = [(row.path, row.suggestion) for row in reported(db)]
     expected = {(f"{folder}/{path.replace('/', ' ')}", path.split("/")[0]) for path, folder in swaps.items()}
     assert set(listed[:3]) == expected
     assert len(listed) <= 8

@@ -196,7 +196,7 @@ def test_what_can_not_be_named_is_said(tmp_path, nouns):
     )
     with pytest.raises(OodAuditError, match="no readable image"):
         naming.suggest(store)
-    with pytest.raises(UsageError, match="--names 0"):
+    with pytest.raises(UsageError, match="`most` 0"):
         naming.suggest(store, most=0)
     assert invoke("labels", "suggest", "--names", 0).returncode == 2
     assert "no store" in invoke("labels", "suggest", "--store", tmp_path / "none").stderr

@@ -3,16 +3,21 @@
 import ast
 import errno
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
+from typing import Any, cast
 
 import pytest
 
 import ood_audit
 from ood_audit.actions import moving
+from ood_audit.classes import annotations
+from ood_audit.images.sources import ScanNotes, resolve, scan
 from ood_audit.images.uri import file_uri, is_file, is_remote, local_path
 from ood_audit.store import files
+from tests.conftest import EXAMPLES
 
 PACKAGE = Path(ood_audit.__file__).parent
 
@@ -195,3 +200,77 @@ def test_every_text_file_is_read_and_written_as_utf8() -> None:
             if not binary and "encoding" not in {keyword.arg for keyword in call.keywords}:
                 unnamed.append(f"{path.relative_to(PACKAGE)}:{call.lineno}")
     assert not unnamed
+
+
+@pytest.fixture
+def case_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Below the test's folder, files are found by their names in either case, as on Windows and macOS."""
+
+    def played(look: Any) -> Any:
+        def find(path: Any, **options: Any) -> os.stat_result:
+            found = path
+            if isinstance(path, str | Path) and Path(path).is_relative_to(tmp_path):
+                found = tmp_path
+                for name in Path(path).relative_to(tmp_path).parts:
+                    listed = os.listdir(found) if os.path.isdir(found) else []
+                    found = found / next((entry for entry in listed if entry.lower() == name.lower()), name)
+            return cast(os.stat_result, look(found, **options))
+
+        return find
+
+    stat_, isdir = os.stat, os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda path: stat.S_ISDIR(stat_(path).st_mode) if isdir(path) else False)
+    for name in ("stat", "lstat"):
+        monkeypatch.setattr(os, name, played(getattr(os, name)))
+
+
+@pytest.fixture
+def cats(tmp_path: Path) -> Path:
+    for name in ("1.jpg", "Two.JPG"):
+        (tmp_path / "Cats" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(EXAMPLES / "images" / "cup" / "img_0001.jpg", tmp_path / "Cats" / name)
+    return tmp_path / "Cats"
+
+
+def uris(source: Path | str) -> list[str]:
+    return sorted(image.uri for image in scan(resolve(source), ScanNotes()))
+
+
+def test_one_file_has_one_uri_where_case_is_ignored(tmp_path: Path, cats: Path, case_is_ignored: None) -> None:
+    walked = uris(cats)
+    assert walked == [file_uri(str(cats / "1.jpg")), file_uri(str(cats / "Two.JPG"))]
+    assert resolve(tmp_path / "cATS") == resolve(cats) == str(cats)
+    assert uris(tmp_path / "CATS") == walked
+    assert uris(tmp_path / "cats" / "TWO.jpg") == walked[1:]
+    (tmp_path / "list.txt").write_text(f"cats/1.JPG\nCATS/two.jpg\n{tmp_path}/cAtS/TWO.JPG\nCats/gone.jpg\n", "utf-8")
+    assert uris(tmp_path / "LIST.txt") == sorted([*walked, walked[1], file_uri(str(cats / "gone.jpg"))])
+    (cats / "1.jpg").rename(cats / "x.jpg")
+    (cats / "x.jpg").rename(cats / "1.JPG")
+    os.utime(cats, ns=(1, 1))
+    assert file_uri(str(cats / "1.JPG")) in uris(tmp_path / "list.txt")
+
+
+def test_sources_and_annotations_that_differ_in_case_alone_are_the_same(
+    tmp_path: Path, cats: Path, case_is_ignored: None, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    done = ood_audit.embed([cats, tmp_path / "CATS"], store=tmp_path / "store", device="cpu")
+    assert done.counts["added"] == 2
+    done = ood_audit.embed(tmp_path / "cats", store=tmp_path / "store", device="cpu")
+    assert (done.counts["unchanged"], done.counts["added"], done.counts["removed"]) == (2, 0, 0)
+    assert [source.source for source in ood_audit.sources(tmp_path / "store")] == [str(cats)]
+    truth = tmp_path / "truth.csv"
+    truth.write_text(f"path,is_ood\n{tmp_path}/CATS/TWO.jpg,1\n", "utf-8")
+    known, _, missing = annotations.truth(done.store, truth)
+    assert (len(known), missing) == (1, [])
+    assert ood_audit.forget(tmp_path / "caTS", store=tmp_path / "store")[0].images == 2
+
+
+def test_files_that_differ_in_case_alone_stay_two_where_case_counts(tmp_path: Path, cats: Path) -> None:
+    if (cats / "ONE.jpg").exists() or (cats / "1.JPG").exists():
+        pytest.skip("this file system ignores case")
+    os.link(cats / "1.jpg", cats / "1.JPG")
+    (tmp_path / "list.txt").write_text("Cats/1.jpg\nCats/1.JPG\ncats/1.jpg\n", "utf-8")
+    names = [cats / "1.JPG", cats / "1.jpg", tmp_path / "cats" / "1.jpg"]
+    assert uris(tmp_path / "list.txt") == [file_uri(str(name)) for name in names]

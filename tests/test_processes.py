@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from multiprocessing.context import SpawnContext
+from multiprocessing.context import ForkServerContext
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +38,19 @@ def many(tmp_path):
         (folder / f"{i:03}.jpg").write_bytes(PHOTOS[i % len(PHOTOS)].read_bytes() + i.to_bytes(4, "big"))
     (folder / "broken.jpg").write_bytes(b"no picture")
     return folder
+
+
+@pytest.fixture(scope="module")
+def warm():
+    """A context whose processes are forked from one that has imported what they need, which spawned ones do anew."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ood_audit.embedding.pipeline", "tests.test_processes"])
+    return context
+
+
+@pytest.fixture
+def forked(monkeypatch, warm):
+    monkeypatch.setattr("ood_audit.embedding.processes.get_context", lambda method: warm)
 
 
 @pytest.fixture
@@ -96,7 +109,7 @@ def test_one_is_killed_and_the_other_does_its_share(many, tmp_path, two, encoder
             np.testing.assert_allclose(feature, expected, atol=1e-3)
 
 
-def test_all_are_killed_and_the_next_run_goes_on(many, tmp_path, two, monkeypatch):
+def test_all_are_killed_and_the_next_run_goes_on(many, tmp_path, two, forked, monkeypatch):
     seen: list[int] = []
     store = tmp_path / "store"
     with pytest.raises(OodAuditError, match=r"cpu killed by signal 9, and none is left; finished work is kept, run"):
@@ -111,7 +124,7 @@ def test_all_are_killed_and_the_next_run_goes_on(many, tmp_path, two, monkeypatc
     check_each_once(store)
 
 
-def test_what_a_process_could_not_do_is_told(many, tmp_path, two, encoder, monkeypatch):
+def test_what_a_process_could_not_do_is_told(many, tmp_path, two, forked, encoder, monkeypatch):
     """As when the weights have gone, or memory has: each says so, in one line, and nothing is written."""
     from dataclasses import replace
 
@@ -189,7 +202,7 @@ def test_few_images_are_not_worth_it(share):
     assert share(gpus=2, cores=32, images=19) is None
 
 
-class PretendContext(SpawnContext):
+class PretendContext(ForkServerContext):
     """Starts processes that have two pretend GPUs."""
 
     def Process(self, *, target, args, daemon):  # type: ignore[override]
@@ -221,7 +234,7 @@ def features_of(store) -> dict[str, Any]:
     }
 
 
-def test_processes_embed_on_gpus_and_this_one_keeps_clear_of_them(many, tmp_path, monkeypatch):
+def test_processes_embed_on_gpus_and_this_one_keeps_clear_of_them(many, tmp_path, warm, monkeypatch):
     """It makes no CUDA context. When their GPUs have no room for an image, they go on on the CPU and say so."""
     model = save(tmp_path / "model", MODELS["vit"])
     expected = ood_audit.embed(many, store=tmp_path / "cpu", model=model, device="cpu", precision="fp32").store

@@ -18,6 +18,7 @@ from ood_audit.images import access, http, object_store
 from ood_audit.images.sources import ScanNotes, resolve, scan
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
+from tests.embedding import rows, run
 from tests.s3 import BUCKET, s3  # noqa: F401
 
 PHOTOS = [path.read_bytes() for path in sorted((EXAMPLES / "images" / "airplane").glob("*.jpg"))[:6]]
@@ -43,14 +44,6 @@ def bucket(s3):  # noqa: F811
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "store"
-
-
-def run(sources, store, **options):
-    return dict(+ood_audit.embed(sources, store=store, device="cpu", **options).counts)
-
-
-def rows(store, columns="path, status", where="true"):
-    return ood_audit.open_store(store).query(f"SELECT {columns} FROM images WHERE {where} ORDER BY ALL").rows
 
 
 # S3

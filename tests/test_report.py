@@ -44,7 +44,7 @@ def test_a_report_replaces_its_older_self_as_a_whole(store_copy):
 
 @pytest.mark.parametrize("name", ["../up", ".hidden", "", "a/b"])
 def test_names_stay_inside_the_store(store_copy, name):
-    with pytest.raises(UsageError, match="--name"):
+    with pytest.raises(UsageError, match="`name`"):
         ood_audit.report(store_copy, labels=["airplane"], name=name)
 
 

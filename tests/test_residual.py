@@ -13,12 +13,13 @@ from ood_audit.errors import UsageError
 from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import open_store
 from ood_audit.tuning import losses, residual
+from ood_audit.tuning.settings import DEFAULTS
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
 from tests.made import problem
 
 CLIP = ScoreDefaults(0.01, 1, 0.0)
-QUICK = dataclasses.replace(residual.DEFAULTS, epochs=5, folds=2)
+QUICK = dataclasses.replace(DEFAULTS["residual"], epochs=5, folds=2)
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def test_options_of_prompts_need_their_method(store_copy):
     )
     assert done.returncode == 2
     assert "use --method prompt" in done.stderr
-    with pytest.raises(UsageError, match="--method x: choose prompt, residual"):
+    with pytest.raises(UsageError, match="`method` x: choose prompt, residual"):
         ood_audit.tune(store_copy, settings=dataclasses.replace(QUICK, method="x"))
 
 

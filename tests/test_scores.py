@@ -194,7 +194,7 @@ def test_settings_come_from_the_score_and_from_the_encoder():
         "prototypes": 0.0,
     }
     assert settings_of("mcm", load("mcm"), encoder, {}) == {"temperature": 1.0, "prototypes": 0.0}
-    with pytest.raises(UsageError, match="the score mcm has no --top-c"):
+    with pytest.raises(UsageError, match="the score mcm has no `top_c`"):
         settings_of("mcm", load("mcm"), encoder, {"top_c": 2})
 
 

@@ -13,7 +13,8 @@ from ood_audit.encoders.clip import load_encoder
 from ood_audit.errors import UsageError
 from ood_audit.tuning import losses
 from ood_audit.tuning.prompt import class_features, prepare
-from ood_audit.tuning.trainer import Settings, check, choose, fit, leave_out, split
+from ood_audit.tuning.settings import TuneSettings
+from ood_audit.tuning.trainer import check, choose, fit, leave_out, split
 from tests.test_encoder import MODELS, VIT, save
 
 NAMES = [("airplane",), ("butterfly", "moth"), ("electric guitar",), ("cup",), ("chair", "seat", "stool")]
@@ -177,7 +178,7 @@ def labelled(encoder):
     return features / np.linalg.norm(features, axis=1, keepdims=True), labels
 
 
-QUICK = Settings(epochs=3, folds=2)
+QUICK = TuneSettings(epochs=3, folds=2)
 
 
 def test_fit(encoder, labelled):
@@ -300,7 +301,7 @@ def test_two_classes_have_no_forecast(encoder, labelled):
 )
 def test_wrong_settings(wrong):
     with pytest.raises(UsageError, match="choose"):
-        check(dataclasses.replace(Settings(), **wrong))
+        check(dataclasses.replace(TuneSettings(), **wrong))
 
 
 def test_one_class_cannot_be_tuned(encoder, labelled):

@@ -68,7 +68,7 @@ def export(
     if format not in FORMATS:
         raise UsageError(f"format {printable(format)}: choose {', '.join(FORMATS)}")
     if null and format == "csv":
-        raise UsageError("--null is for paths and keep-lists: CSV quotes names with line breaks")
+        raise UsageError("`null` is for paths and keep-lists: CSV quotes names with line breaks")
     if not isinstance(store, Store):
         store = open_store(store)
     with selecting(store, kinds, report, images=images) as (db, outdated):
@@ -111,7 +111,7 @@ def _refuse_line_breaks(db: "duckdb.DuckDBPyConnection", sql: str) -> None:
         broken, first, total = answer
         raise OodAuditError(
             f"{broken} of {total} names hold a line break, the first {printable(location(first))}: "
-            "use --null (and `xargs -0`) or --format csv; nothing is written"
+            "use `null` (and `xargs -0`) or `format=csv`; nothing is written"
         )
 
 

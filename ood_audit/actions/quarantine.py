@@ -421,8 +421,8 @@ def _check_place(root: str, store: Store, sources: list[str]) -> None:
         if _is_below(where, source):
             if not any(part.startswith(".") for part in where[len(source) :].split(os.sep)):
                 raise UsageError(
-                    f"{name} is in {printable(source)}, where `embed` would find the images again; choose a folder "
-                    f"outside of it, or one that `embed` passes over, such as {printable(source)}/.quarantine"
+                    f"{name} is in {printable(source)}, where `ood-audit embed` would find the images again; choose a "
+                    f"folder outside of it, or one that it passes over, such as {printable(source)}/.quarantine"
                 )
         elif _is_below(source, where):
             raise UsageError(f"{name} contains the embedded {printable(source)}; choose another folder")

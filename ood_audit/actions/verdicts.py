@@ -141,7 +141,7 @@ def apply(
     targets: dict[str, str | None] = dict(_targets(store, named)) if move else {}
     targets |= dict.fromkeys((verdict.image_id for verdict in removed), None)
     if targets and to is None:
-        raise UsageError(f"{len(targets)} images are to be moved; name a folder for what is removed with --to DIR")
+        raise UsageError(f"{len(targets)} images are to be moved; name a folder for what is removed with `to=DIR`")
     moved = quarantine.Result([])
     if targets and to is not None:
         moved = quarantine.quarantine(to, store, images=targets, dry_run=dry_run, on_progress=on_progress)

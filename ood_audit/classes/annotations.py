@@ -21,6 +21,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
 from ood_audit.images.access import canonical
+from ood_audit.images.spelling import Spelling
 from ood_audit.images.uri import file_uri, is_remote, local_path, location
 from ood_audit.names import key, near
 from ood_audit.store import Store
@@ -406,6 +407,9 @@ def _local(path: str, mark: str, member: str) -> Iterator[tuple[str, str]]:
     """The URIs that a file may have in the store: sources are kept by their real path, links inside of them are not."""
     end = mark + quote_from_bytes(os.fsencode(member))
     yield "uri", file_uri(path) + end
+    if (spelled := Spelling()(path)) != path:
+        yield from _local(spelled, mark, member)
+        return
     above, inside = os.path.dirname(path), os.path.basename(path)
     while above != os.path.dirname(above):
         real = _real(above)

@@ -102,13 +102,13 @@ def choose(
         if not path.exists():
             there = ", ".join(sorted(p.stem for p in store.prompts.glob("*.json"))) or "none yet"
             raise UsageError(
-                f"--prompts {printable(name)}: there are no prompts of this name "
+                f"`prompts` {printable(name)}: there are no prompts of this name "
                 f"(there are: {there}); make some with `ood-audit tune`"
             )
         recipe = read_json(path)
         if not _fits(recipe, store, vocabulary):
             raise UsageError(
-                f"--prompts {name}: these were tuned for other classes or another encoder; run `ood-audit tune` again"
+                f"`prompts` {name}: these were tuned for other classes or another encoder; run `ood-audit tune` again"
             )
         return _load(store, name, recipe)
     found = [(path.stem, read_json(path)) for path in store.prompts.glob("*.json")]

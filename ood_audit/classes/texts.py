@@ -49,14 +49,14 @@ def encoder_of(store: Store, device: str = "auto", on_progress: Progress = silen
             elif store.encoder.model == "imported":
                 raise EncoderError(
                     "this store was imported without a model, so that no text can be encoded; give the vectors of the "
-                    "names with `ood-audit import --texts FILE`, or the model with --model"
+                    "names with `ood-audit import --texts FILE`, or the model with `model`"
                 )
             else:
                 own = load_encoder(store.encoder.model, weights=store.encoder.weights, device=device)
                 if own.identity.dimension != store.encoder.dimension:
                     raise EncoderError(
                         f"the model {store.encoder.model} makes vectors of {own.identity.dimension} numbers, those of "
-                        f"this store have {store.encoder.dimension}; import them again with the right --model"
+                        f"this store have {store.encoder.dimension}; import them again with the right `model`"
                     )
                 loaded.append(own)
         return loaded[0]
@@ -85,7 +85,7 @@ def class_features(store: Store, classes: Sequence[Sequence[str]]) -> NDArray[np
     if missing := [names[0] for names, own in zip(classes, rows, strict=True) if not own]:
         some = ", ".join(printable(name) for name in missing[:3]) + (", …" if len(missing) > 3 else "")
         raise UsageError(
-            f"{len(missing)} of {len(classes)} classes have no imported vector ({some}); import them with --texts FILE"
+            f"{len(missing)} of {len(classes)} classes have no imported vector ({some}); import them with `texts=FILE`"
         )
     sums = np.stack([found[1][own].sum(axis=0) for own in rows])
     unit: NDArray[np.float32] = sums / np.linalg.norm(sums, axis=1, keepdims=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ood_audit.classes import class_lists, texts, wordnet
 from ood_audit.classes.class_lists import ClassList, Entry
 from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.images.splits import children, divides, is_split
 from ood_audit.names import key, near
 from ood_audit.store.files import read_json, replacing, write_json
 from ood_audit.store.store import Store
@@ -25,11 +26,6 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 TEMPLATE_SETS = ("openai-imagenet", "simple")
 
 
-# Folders that split a data set, or hold all of it, and name no class.
-_SPLIT = re.compile(
-    r"(train|training|trainval|val|valid|validation|test|testing|dev|eval|holdout)( set| ?\d+)?|(fold|split|part) ?\d+"
-)
-_WHOLE = ("images", "image", "imgs", "img", "jpeg", "jpegs", "jpg", "png", "jpegimages", "data", "dataset", "all")
 _SHOWN = 8  # names in a note
 _MOST_FOLDERS = 50_000  # that are compared with the names
 
@@ -66,7 +62,7 @@ class Vocabulary:
         it is the last part. A number stands for the class that the list gives it to, also only as the last part.
         """
         *above, last = folder.split("/")
-        for part in (last, *(part for part in reversed(above) if not _is_split(part))):
+        for part in (last, *(part for part in reversed(above) if not is_split(part))):
             found = self._named(part)
             if found is not None:
                 return found
@@ -170,7 +166,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """`templates` as a tuple; UsageError for one without exactly one `{}`."""
     for template in templates:
         if template.count("{}") != 1:
-            raise UsageError(f"--template {printable(template)!r}: write {{}} once, where the class name goes")
+            raise UsageError(f"`templates` {printable(template)!r}: write {{}} once, where the class name goes")
     return tuple(templates)
 
 
@@ -204,18 +200,14 @@ def from_folders(store: Store) -> Folders:
     Splits such as `train` and `val` are looked below or above of: `train/cat` and `cat/train` are both class cat.
     """
     folders = sorted(folder for (folder,) in store.query("SELECT DISTINCT folder FROM images WHERE status = 'ok'").rows)
-    children: dict[str, set[str]] = {}
-    for folder in folders:
-        parts = folder.split("/")
-        for depth, part in enumerate(parts):
-            children.setdefault("/".join(parts[:depth]), set()).add(part)
+    below = children(folders)
     splits: dict[str, None] = {}
     classes: dict[str, str] = {}
     without = 0
     for folder in folders:
         parts, left = folder.split("/"), []
         for depth, part in enumerate(parts):
-            if part and _divides(part, children["/".join(parts[:depth])]):
+            if part and divides(part, below["/".join(parts[:depth])]):
                 splits[part] = None
             else:
                 left.append(part)
@@ -231,16 +223,6 @@ def from_folders(store: Store) -> Folders:
         entries.append(Entry((found[0] if found else spoken,), name, name if wordnet.ID.fullmatch(name) else ""))
     own = _assembled(ClassList(entries, ""), "the folder names", (DEFAULT_TEMPLATE,))
     return Folders(own, list(splits), without)
-
-
-def _is_split(part: str) -> bool:
-    return key(part) in _WHOLE or bool(_SPLIT.fullmatch(key(part)))
-
-
-def _divides(part: str, siblings: set[str]) -> bool:
-    """Whether a folder is a split: so are all beside it, or one more (a train beside a car and a bus is a train)."""
-    others = [other for other in siblings if _SPLIT.fullmatch(key(other))]
-    return _is_split(part) and (len(others) > 1 or all(map(_is_split, siblings)))
 
 
 def load(store: Store, vocabulary_id: str) -> Vocabulary:
@@ -293,7 +275,7 @@ def choose(
         none = f"; {found.without} of these hold images without a class" if found.without else ""
         note(
             f"vocabulary: the {len(vocabulary.classes)} folder names{beside}: {_some(vocabulary.names)}{none}; "
-            "give a list with --labels FILE"
+            "give a list with `labels=FILE`"
         )
     for warning in _doubts(vocabulary):
         note(warning)
@@ -313,7 +295,7 @@ def _some(names: Sequence[str], most: int = _SHOWN) -> str:
 
 
 def _no_classes(found: Folders) -> str:
-    give = "give a list, one a line, with --labels FILE"
+    give = "give a list, one a line, with `labels=FILE`"
     if found.splits:
         return f"the folders {_some(found.splits)} name no classes; {give}"
     return f"which classes should be there? {give}"
@@ -327,7 +309,7 @@ def _doubts(vocabulary: Vocabulary) -> list[str]:
     if numbers:
         doubts.append(
             f"warning: {len(numbers)} of the class names are bare numbers ({_some(numbers, 3)}), which say nothing of "
-            "what they stand for; give their names with --labels FILE, in lines such as `0 cat`"
+            "what they stand for; give their names with `labels=FILE`, in lines such as `0 cat`"
         )
     if unknown:
         doubts.append(
@@ -347,7 +329,7 @@ def _folder_notes(store: Store, vocabulary: Vocabulary) -> list[str]:
         first = f"{numbered[0]} is {printable(vocabulary.names[vocabulary.position(numbered[0]) or 0])}"
         notes.append(f"folders that are numbers are the classes with these numbers in the list: {first}")
     strange = [folder for folder, k in classes.items() if k is None]
-    lasts = {next((part for part in reversed(folder.split("/")) if not _is_split(part)), "") for folder in strange}
+    lasts = {next((part for part in reversed(folder.split("/")) if not is_split(part)), "") for folder in strange}
     if close := near(sorted(lasts - {""}), vocabulary.names):
         pairs = [f"{printable(name)!r} is close to {printable(other)!r}" for name, other in sorted(close.items())]
         several = f"{len(strange)} folders match" if len(strange) > 1 else "1 folder matches"

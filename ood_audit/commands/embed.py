@@ -6,6 +6,7 @@ import click
 
 from ood_audit.commands.options import device_option, store_option
 from ood_audit.commands.output import note
+from ood_audit.errors import UsageError
 from ood_audit.progress import bars
 from ood_audit.text import printable
 
@@ -14,8 +15,16 @@ from ood_audit.text import printable
     "embed",
     epilog="Example: ood-audit embed ./images extra.csv --model ViT-B-16/laion2b_s34b_b88k --device cuda",
 )
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, metavar="SOURCE...")
 @store_option
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    metavar="NAME=SOURCE",
+    help="A source that is one split of the dataset, such as train or test. Can be repeated. Without it, folders named "
+    "train, val (also valid, validation, dev) and test say so.",
+)
 @click.option(
     "--model",
     default="auto",
@@ -52,7 +61,8 @@ from ood_audit.text import printable
     metavar="N",
     help="Images in a forward pass.  [default: what suits the device]",
 )
-def command(sources: tuple[str, ...], **options: Any) -> None:
+@click.option("--gps", is_flag=True, help="Keep where pictures were taken, as far as their EXIF says.")
+def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -> None:
     """Embed images and sync the store with their sources.
 
     SOURCE is a folder (searched recursively), a .tar or .zip file, an image, or a list of these: a .txt file, or a .csv
@@ -65,19 +75,30 @@ def command(sources: tuple[str, ...], **options: Any) -> None:
     from ood_audit.embedding.run import OUTCOMES, embed
     from ood_audit.images.noise import quiet_libraries
 
+    pairs = [_split(text) for text in splits]
+    if not sources and not pairs:
+        raise click.MissingParameter(param_hint="'SOURCE...'", param_type="argument")
     with quiet_libraries(), bars() as on_progress:
-        result = embed(sources, on_start=_announce, on_progress=on_progress, on_note=_warn, **options)
+        result = embed(sources, splits=pairs, on_start=_announce, on_progress=on_progress, on_note=_warn, **options)
     for folder, reason in result.unreadable_folders.items():
         note(f"warning: cannot read the folder {folder} ({reason.lower()}); its images in the store are unchanged")
-    shown = [outcome for outcome in OUTCOMES if outcome != "moved" or result.counts["moved"]]
+    rare = ("moved", "relabelled")
+    shown = [outcome for outcome in OUTCOMES if outcome not in rare or result.counts[outcome]]
     counts = ", ".join(f"{result.counts[outcome]} {outcome}" for outcome in shown)
     skipped = ", ".join(f"{n} {printable(kind)}" for kind, n in result.skipped.most_common(8))
     files = f"; skipped {result.skipped.total()} other files ({skipped})" if skipped else ""
     click.echo(f"{counts}{files}; {result.seconds:.1f} s")
     if result.counts["unreadable"]:
         note("to list the unreadable files: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
-    if any(result.counts[outcome] for outcome in ("added", "changed", "moved", "removed")):
+    if any(result.counts[outcome] for outcome in ("added", "changed", "moved", "relabelled", "removed")):
         note("next: ood-audit report" + ("" if result.store.current() else " --labels classes.txt"))
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if not equals or not name or not source:
+        raise UsageError(f"--split {printable(text)!r}: write NAME=SOURCE, such as test=./images/held-out")
+    return name, source
 
 
 def _announce(encoder: Any) -> None:

@@ -1,5 +1,6 @@
 """The options that commands share, and their types."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -48,6 +49,34 @@ device_option = click.option(
     metavar="DEVICE",
     help="Where to compute: auto, cpu, cuda, cuda:N or mps.",
 )
+
+
+def as_options(message: str, command: click.Command | None) -> str:
+    """The message of an error with the options of a command in place of the API's parameters.
+
+    A parameter is `` `name` ``, or `` `name=value` `` where a remedy gives its value. What the command lacks is an
+    option of another one.
+    """
+    options = {"method": "--score", "templates": "--template"} | (_options(command) if command is not None else {})
+
+    def spelled(found: re.Match[str]) -> str:
+        name, value = found.groups()
+        option = options.get(name, "--" + name.strip("_").replace("_", "-"))
+        return option if value is None else f"{option} {value}"
+
+    return re.sub(r"`([a-z][a-z0-9_]*)(?:=([^`\s]+))?`", spelled, message)
+
+
+def _options(command: click.Command) -> dict[str, str]:
+    """The options and arguments of a command and its subcommands by the name of their parameter."""
+    options = {}
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        options |= _options(below)
+    for param in command.params:
+        options[str(param.name)] = (
+            max(param.opts, key=len) if isinstance(param, click.Option) else param.human_readable_name
+        )
+    return options
 
 
 class AutoNumber(click.ParamType[Any]):

@@ -55,7 +55,7 @@ def command(
         embedded = embed(sources, model=model, on_note=_warn, **given)
         if labelled is not None:
             labelled_images.add(embedded.store, labelled, device=device, note=_warn, on_progress=on_progress)
-        images = sum(embedded.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved"))
+        images = sum(embedded.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved", "relabelled"))
         top = max(_FEWEST, min(_MOST, images // _PART))
         result = report(labels=labels, top=top, **given)
     for line in lines(result):

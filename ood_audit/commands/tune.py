@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +13,7 @@ from ood_audit.errors import UsageError
 from ood_audit.progress import bars
 
 if TYPE_CHECKING:
+    from ood_audit.tuning.settings import TuneSettings
     from ood_audit.tuning.trainer import Figures
 
 _FIGURES = ("accuracy", "gap", "forecast_auroc")
@@ -74,12 +74,25 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
 @click.option("--mask-proportion", type=float, help="Share of a feature's elements that are masked.")
 @click.option(
     "--mask",
-    type=click.Choice(["random", "top", "keep"]),
-    help="Elements to mask: random ones, those with the largest products (top), or all others (keep).  "
-    "[default: random; top with --ebm literal]",
+    type=click.Choice(["random", "top", "keep", "adaptive"]),
+    help="Elements to mask: random ones, those with the largest products (top), all others (keep), or the fewest that "
+    "carry a share of the similarity (adaptive).  [default: random; top with --ebm literal]",
+)
+@click.option(
+    "--regulariser",
+    type=click.Choice(["none", "pull", "ogen"]),
+    help="Hold the class features near those of the hand-written prompt (pull), or train on generated features of "
+    "unknown classes as well (ogen).  [default: pull with the loss ebm, else none]",
 )
 @click.option(
     "--pull", type=float, help="How strongly the class features are pulled towards those of the hand-written prompt."
+)
+@click.option(
+    "--unlabelled",
+    type=click.Choice(["on", "off"]),
+    default="off",
+    show_default=True,
+    help="Whether the images under audit take part in the training, without labels.",
 )
 @click.option(
     "--prototypes/--no-prototypes",
@@ -97,10 +110,6 @@ def command(
     labels: str | None,
     folder: str | None,
     annotations: str | None,
-    shots: str,
-    method: str,
-    init: str | None,
-    prototypes: bool,
     name: str | None,
     device: str,
     **options: Any,
@@ -116,23 +125,9 @@ def command(
     prompts, unless they made the held-out figures worse.
     """
     from ood_audit.images.noise import quiet_libraries
-    from ood_audit.tuning import residual
-    from ood_audit.tuning.trainer import Settings
     from ood_audit.tuning.tune import tune
 
-    given = {key: value for key, value in options.items() if value is not None}
-    if shots.strip().lower() != "all":
-        try:
-            given["shots"] = int(shots)
-        except ValueError as error:
-            raise UsageError(f"--shots {shots}: write a whole number, or all") from error
-    if given.get("ebm") == "literal":
-        given.setdefault("mask", "top")
-    if method == "residual" and (init is not None or "context_vectors" in given):
-        raise UsageError("--init and --context-vectors are for prompts; use --method prompt")
-    if init is not None:
-        given["init"] = None if init.strip().lower() == "random" else init
-    settings = replace(residual.DEFAULTS if method == "residual" else Settings(), **given)
+    settings = _settings(**options)
     with quiet_libraries(), bars() as on_progress, _epochs() as on_epoch:
         result = tune(
             store,
@@ -140,7 +135,6 @@ def command(
             folder=folder,
             annotations=annotations,
             settings=settings,
-            prototypes=prototypes,
             name=name,
             device=device,
             note=note,
@@ -155,7 +149,7 @@ def command(
     print_rows(("held_out", *_FIGURES), rows, format)
     stopped = "interrupted; kept the best so far, " if found.interrupted else ""
     note(f"{stopped}epoch {found.epoch} of {len(found.history) - 1}")
-    if method == "residual":
+    if settings.method == "residual":
         note("method: residual on the class features")
     note(f"prompts: {result.name}, from {result.images} labelled images of {result.classes} classes ({result.path})")
     if result.improved:
@@ -164,6 +158,24 @@ def command(
         note("warning: the held-out figures are worse than before; reports use these prompts only with --prompts NAME")
     if found.interrupted:
         click.get_current_context().exit(130)
+
+
+def _settings(*, shots: str, init: str | None, **options: Any) -> "TuneSettings":
+    """How to tune; options that are None have the defaults of the method."""
+    from ood_audit.tuning.settings import settings_of
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if shots.strip().lower() != "all":
+        try:
+            given["shots"] = int(shots)
+        except ValueError as error:
+            raise UsageError(f"--shots {shots}: write a whole number, or all") from error
+    if given["method"] == "residual" and (init is not None or "context_vectors" in given):
+        raise UsageError("--init and --context-vectors are for prompts; use --method prompt")
+    given["unlabelled"] = given["unlabelled"] == "on"
+    if init is not None:
+        given["init"] = None if init.strip().lower() == "random" else init
+    return settings_of(**given)
 
 
 @contextmanager

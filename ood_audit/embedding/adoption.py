@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ood_audit.images.access import is_gone, read
 from ood_audit.images.sources import ImageRef
@@ -55,7 +56,7 @@ SELECT uri, image_id FROM new JOIN old USING (content_hash, key, number)
 """
 _ADOPTED = """
 CREATE TABLE adopted AS
-SELECT h.uri, s.source, h.path, h.size_bytes, h.mtime_ns, f.image_id AS donor, f.part AS donor_part,
+SELECT h.uri, s.source, h.path, h.size_bytes, h.mtime_ns, d.label, d.split, f.image_id AS donor, f.part AS donor_part,
        CASE WHEN p.image_id IS NOT NULL THEN 'moved' WHEN h.state = 'new' THEN 'added' ELSE 'changed' END AS outcome,
        o.uri AS old_uri, o.source AS old_source, o.path AS old_path, o.size_bytes AS old_size, o.mtime_ns AS old_mtime
 FROM hashed AS h
@@ -107,33 +108,56 @@ def find(db: duckdb.DuckDBPyConnection, on_progress: Callable[[int, int], None])
     return count, replaced
 
 
+def relabel(db: duckdb.DuckDBPyConnection, writer: PartWriter) -> Iterator[None]:
+    """Write anew, with their features, the rows of images of which only the label or the split is another."""
+    facts = ", ".join(f"r.{name}" for name in INHERITED)
+    reader = (
+        db.cursor()
+        .sql(
+            "SELECT d.uri, i.source, i.path, i.size_bytes, i.mtime_ns, coalesce(d.label, i.folder), d.split, "
+            f"{facts}, r.embedding FROM difference AS d JOIN images AS i USING (uri) "
+            "JOIN _rows AS r ON r.image_id = i.image_id AND r.run_id = i.run_id AND r.status <> 'removed' "
+            "ANTI JOIN _superseded AS s ON s.image_id = r.image_id AND s.part > r.part WHERE d.state = 'relabelled'"
+        )
+        .to_arrow_reader(_ROWS)
+    )
+    for row, feature in _rows_with_features(reader):
+        image = ImageRef(*list(row.values())[:7])
+        writer.adopt(image, {name: row[name] for name in INHERITED}, feature, supersedes=True)
+        yield
+
+
 def adopt(db: duckdb.DuckDBPyConnection, writer: PartWriter) -> Iterator[str]:
     """Write the rows of the table `adopted`, and yield the outcome of each: `moved`, `added` or `changed`."""
     facts = ", ".join(f"r.{name}" for name in INHERITED)
     reader = (
         db.cursor()
         .sql(  # `execute` would hold all rows in memory
-            "SELECT outcome, a.uri, a.source, a.path, a.size_bytes, a.mtime_ns, old_uri, old_source, old_path, "
-            f"old_size, old_mtime, {facts}, r.embedding FROM adopted AS a "
+            "SELECT outcome, a.uri, a.source, a.path, a.size_bytes, a.mtime_ns, a.label, a.split, old_uri, old_source, "
+            f"old_path, old_size, old_mtime, {facts}, r.embedding FROM adopted AS a "
             "JOIN _rows AS r ON r.image_id = a.donor AND r.part = a.donor_part"
         )
         .to_arrow_reader(_ROWS)
     )
+    for row, feature in _rows_with_features(reader):
+        outcome, *image = list(row.values())[:13]
+        new, old = ImageRef(*image[:7]), ImageRef(*image[7:])
+        writer.adopt(
+            new,
+            {name: row[name] for name in INHERITED},
+            feature,
+            supersedes=outcome == "changed",
+            instead_of=old if outcome == "moved" else None,
+        )
+        yield outcome
+
+
+def _rows_with_features(reader: pa.RecordBatchReader) -> Iterator[tuple[dict[str, Any], NDArray[np.float16]]]:
+    """Each row without its embedding, and that as an array (D,)."""
     for batch in reader:
         values = batch.column("embedding").flatten().to_numpy(zero_copy_only=False).astype(np.float16)
-        features = values.reshape(batch.num_rows, -1)
         rows = pa.Table.from_batches([batch]).drop_columns("embedding").to_pylist()
-        for row, feature in zip(rows, features, strict=True):
-            outcome, *image = list(row.values())[:11]
-            new, old = ImageRef(*image[:5]), ImageRef(*image[5:])
-            writer.adopt(
-                new,
-                {name: row[name] for name in INHERITED},
-                feature,
-                supersedes=outcome == "changed",
-                instead_of=old if outcome == "moved" else None,
-            )
-            yield outcome
+        yield from zip(rows, values.reshape(batch.num_rows, -1), strict=True)
 
 
 def _keep_what_is_gone(db: duckdb.DuckDBPyConnection) -> None:

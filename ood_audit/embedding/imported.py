@@ -18,6 +18,7 @@ from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.images.decode import Decoded
 from ood_audit.images.found import ImageRef
+from ood_audit.images.spelling import Spelling
 from ood_audit.images.uri import file_uri, is_file, is_remote, local_path
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
@@ -56,13 +57,27 @@ class ImportResult:
     background: int
 
 
+@dataclass(frozen=True)
+class Columns:
+    """The columns or arrays of a file of vectors, by name.
+
+    Attributes:
+        vector: the vectors; None for the only column or array that can be it.
+        path: the images' paths; None to look for a usual name.
+        label: the class that each image is labelled with, which becomes the image's folder; None for no labels.
+
+    """
+
+    vector: str | None = None
+    path: str | None = None
+    label: str | None = None
+
+
 def import_features(
     features: str | os.PathLike[str],
     *,
     store: str | os.PathLike[str] = DEFAULT_STORE,
-    vector: str | None = None,
-    path: str | None = None,
-    label: str | None = None,
+    columns: Columns = Columns(),
     paths: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
     model: str | None = None,
@@ -76,9 +91,7 @@ def import_features(
     Args:
         features: a Parquet file or folder, the output folder of clip-retrieval, .npz, .npy or .safetensors.
         store: the store's folder; made where there is none.
-        vector: the column or array of the vectors; None for the only one.
-        path: the column or array of the images' paths; None to look for a usual name.
-        label: the column or array of the class that each image is labelled with. It becomes the image's folder.
+        columns: the columns or arrays of the vectors, paths and labels.
         paths: a text file with one path a line, for files that have no paths themselves.
         images: the folder that relative paths start from; None for the folder of `features`.
         model: the open_clip model that made the vectors, to encode the names of the classes with.
@@ -99,7 +112,7 @@ def import_features(
     """
     on_progress("reading the files")
     source = Path(features).absolute()
-    vectors = open_vectors(source, vector=vector, name=path, label=label)
+    vectors = open_vectors(source, vector=columns.vector, name=columns.path, label=columns.label)
     known = {"classes": _names(texts), "background": _names(background)}
     for name, found in known.items():
         if found is not None and found[1].shape[1] != vectors.dimension:
@@ -141,17 +154,17 @@ def _open(root: Path, identity: EncoderIdentity) -> Store:
     if not store.encoder.is_imported:
         raise StoreError(
             f"the store {printable(str(root))} holds features that ood-audit computed itself; import into another one "
-            "with --store DIR"
+            "with `store=DIR`"
         )
     if store.encoder.dimension != identity.dimension:
         raise StoreError(
             f"the store {printable(str(root))} holds vectors of {store.encoder.dimension} numbers, these have "
-            f"{identity.dimension}; import them into another one with --store DIR"
+            f"{identity.dimension}; import them into another one with `store=DIR`"
         )
     if identity.model != "imported" and store.encoder.model not in ("imported", identity.model):
         raise StoreError(
             f"the store {printable(str(root))} holds vectors of {store.encoder.model}, these are said to be of "
-            f"{identity.model}; import them into another one with --store DIR"
+            f"{identity.model}; import them into another one with `store=DIR`"
         )
     return create_store(root, identity) if identity.model != "imported" else store
 
@@ -167,8 +180,9 @@ def _list_images(
     base = Path(images).absolute() if images is not None else (source if source.is_dir() else source.parent)
     db.execute("CREATE TABLE listing (row BIGINT, uri VARCHAR, path VARCHAR)")
     row = 0
+    spelling = Spelling()
     for names in _all_names(vectors, source, paths):
-        rows = [(row + i, *_place(name, base)) for i, name in enumerate(names)]
+        rows = [(row + i, *_place(name, base, spelling)) for i, name in enumerate(names)]
         listed = pa.table({key: [r[k] for r in rows] for k, key in enumerate(("row", "uri", "path"))})
         db.register("listed", listed)
         db.execute("INSERT INTO listing FROM listed")
@@ -217,13 +231,13 @@ def _lines(path: Path) -> Iterator[list[str]]:
         raise UsageError(f"cannot read the paths in {printable(str(path))}: {error.strerror or error}") from error
 
 
-def _place(name: str, base: Path) -> tuple[str, str]:
+def _place(name: str, base: Path, spelling: Spelling) -> tuple[str, str]:
     """The URI of an image, and its path within the source."""
     name = storable(name)
     if is_remote(name):
         return name, name.partition("://")[2]
     plain = name.removeprefix("file://")
-    whole = os.path.normpath(os.path.join(base, plain))
+    whole = spelling(os.path.normpath(os.path.join(base, plain)))
     inside = os.path.relpath(whole, base)
     return file_uri(whole), storable(whole.lstrip("/") if inside.startswith("..") else inside)
 
@@ -309,7 +323,9 @@ def _names(path: str | os.PathLike[str] | None) -> tuple[list[str], NDArray[np.f
         return None
     file = open_vectors(Path(path), of_texts=True)
     if not file.has_names:
-        raise UsageError(f"{printable(str(path))} has vectors, but no names for them; add an array or column `names`")
+        raise UsageError(
+            f"{printable(str(path))} has vectors, but no names for them; add an array or column named names"
+        )
     blocks: list[Block] = list(file.blocks())
     names = [name for block in blocks if block.names is not None for name in block.names.to_pylist()]
     unit, valid, _ = normalised(np.concatenate([block.vectors for block in blocks]))

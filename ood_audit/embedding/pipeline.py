@@ -56,7 +56,7 @@ class Pipeline:
         encoder = self._encoder
         pending = [
             (self._remote if is_remote(uri) else self._decoders).submit(
-                decode, uri, encoder.prepare, at_least=encoder.decode_size
+                decode, uri, encoder.prepare, at_least=encoder.decode_size, inspect=True
             )
             for uri in uris
         ]

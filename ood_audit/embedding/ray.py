@@ -32,6 +32,7 @@ from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import EncoderError, OodAuditError, UsageError
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
+from ood_audit.store import schema
 from ood_audit.store.parts import PartWriter
 from ood_audit.text import printable
 
@@ -48,28 +49,23 @@ _WORK = pa.schema(
         ("path", pa.string()),
         ("size_bytes", pa.int64()),
         ("mtime_ns", pa.int64()),
+        ("label", pa.string()),
+        ("split", pa.string()),
         ("is_new", pa.bool_()),
         ("known_error", pa.string()),
     ]
 )
+_FACTS = [field.name for field in fields(Decoded) if field.name != "pixels"]
 _RESULT = pa.schema(
     [
         ("piece", pa.int64()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("format", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("content_hash", pa.string()),
-        ("error", pa.string()),
-        ("note", pa.string()),
+        *schema.arrow({name: kind for name, kind in schema.PARTS.items() if name in _FACTS}),
         ("embedding", pa.binary()),  # (D,) float32
         ("batch_limit", pa.int32()),  # what memory allows, where a batch was halved
         ("lost", pa.bool_()),  # the piece was given up
         ("failure", pa.string()),  # of the worker, not of the image
     ]
 )
-_FACTS = [field.name for field in fields(Decoded) if field.name != "pixels"]
 
 
 @dataclass(frozen=True)
@@ -318,7 +314,6 @@ class _Encoder:
     """A worker: holds the encoder, and embeds pieces."""
 
     def __init__(self, workers: Workers, batch_size: int, tries: Any, version: str) -> None:
-        from ood_audit.embedding.pipeline import Pipeline
         from ood_audit.images.noise import quiet_libraries
 
         self._quiet = quiet_libraries()
@@ -329,8 +324,7 @@ class _Encoder:
         try:
             if version != __version__:
                 raise OodAuditError(f"it has ood-audit {__version__}, not {version}; install the same on every node")
-            self._encoder = self._load(workers)
-            self._pipeline = Pipeline(self._encoder, cores=_cores(workers))
+            self._encoder, self._pipeline = self._load(workers)
         except OodAuditError as error:
             self._failure = f"a Ray worker on {socket.gethostname()} cannot embed: {error}"
 
@@ -358,15 +352,17 @@ class _Encoder:
             [row | {"piece": number} for number, row in zip(numbers, rows, strict=True)], schema=_RESULT
         )
 
-    def _load(self, workers: Workers) -> Any:
-        """The encoder, with as many threads as the worker was given cores."""
+    def _load(self, workers: Workers) -> tuple[Any, Any]:
+        """The encoder and its pipeline, with as many threads as the worker was given cores."""
         import torch
 
+        from ood_audit.embedding.pipeline import Pipeline
         from ood_audit.encoders.clip import load_same_encoder
 
         if workers.plan.kind == "cpu":
             torch.set_num_threads(_cores(workers))
-        return load_same_encoder(workers.identity, device=workers.plan.kind)
+        encoder = load_same_encoder(workers.identity, device=workers.plan.kind)
+        return encoder, Pipeline(encoder, cores=_cores(workers))
 
     def _embed(self, uris: list[str]) -> Iterator[dict[str, Any]]:
         starts = range(0, len(uris), self._batch_size)
@@ -443,14 +439,14 @@ def _plan(device: str) -> Plan:
     import ray
 
     if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {printable(device)} with --engine ray: choose auto, cpu or cuda (all GPUs)")
+        raise UsageError(f"`device` {printable(device)} with `engine` ray: choose auto, cpu or cuda (all GPUs)")
     nodes = [(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]]
     cores = {node: int(has.get("CPU", 0)) for node, has in nodes}
     gpus = {node: (int(has["GPU"]), cores[node]) for node, has in nodes if has.get("GPU", 0) >= 1}
     if gpus and device != "cpu":
         return Plan("cuda", gpus, max(by_cores(count // places) for places, count in gpus.values()))
     if device == "cuda":
-        raise UsageError("--device cuda: the Ray cluster has no GPU; use --device auto")
+        raise UsageError("`device` cuda: the Ray cluster has no GPU; use `device=auto`")
     if not any(cores.values()):
         raise UsageError("the Ray cluster has no CPU and no GPU to embed on; start nodes with `ray start`")
     return Plan("cpu", {node: (count, count) for node, count in cores.items() if count})
@@ -463,7 +459,7 @@ def _connect() -> None:
     try:
         import ray.data
     except ImportError as error:
-        raise UsageError(f"--engine ray needs Ray ({error}): pip install 'ood-audit[ray]'") from error
+        raise UsageError(f"`engine=ray` needs Ray ({error}): pip install 'ood-audit[ray]'") from error
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS", "")
         remedy = "see `ray status` there, or unset RAY_ADDRESS to run on this machine"
@@ -536,7 +532,7 @@ def _failed(error: Exception) -> OodAuditError:
 def _dying(what: str) -> OodAuditError:
     return OodAuditError(
         f"Ray workers die again and again ({what}); finished work is kept, run the same command again to resume; where "
-        "memory is short, take a smaller --batch-size or fewer workers a node"
+        "memory is short, take a smaller `batch_size` or fewer workers a node"
     )
 
 

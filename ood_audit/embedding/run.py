@@ -1,12 +1,12 @@
 """`embed`: bring a store into step with folders of images."""
 
-import importlib.util
+import importlib
 import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import chain, islice
@@ -18,11 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ood_audit._version import __version__
+from ood_audit.embedding.settings import EmbedSettings
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.encoders.warn import log_once, warnings_to
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.images.access import is_gone
 from ood_audit.images.sources import ImageRef, ScanNotes, listing, resolve, scan
+from ood_audit.images.splits import canonical
+from ood_audit.images.splits import of_folders as splits_of
 from ood_audit.images.uri import file_uri, is_remote
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
@@ -37,11 +40,11 @@ if TYPE_CHECKING:
 
     Encoder = ClipEncoder | local.Workers | ray.Workers
 
-OUTCOMES = ("added", "unchanged", "changed", "moved", "removed", "unreadable")
-ENGINES = ("local", "ray")
+OUTCOMES = ("added", "unchanged", "changed", "moved", "relabelled", "removed", "unreadable")
 _SAMPLE = 32  # images on which a precision is tried
 _MOST_COUNTED = 32_768  # images: more make no difference to where the encoder is loaded
 _SCAN_MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
+_FOLDER = "left(f.path, -(length(split_part(f.path, '/', -1)) + 1))"  # of an image in the listing
 
 
 @dataclass
@@ -49,7 +52,8 @@ class EmbedResult:
     """What a run did.
 
     `counts` has every outcome; each image that was looked at, or is gone, is counted once. An image is `moved` if its
-    file is gone and a new file has the same bytes: it keeps its feature. `skipped` counts files that are no images, by
+    file is gone and a new file has the same bytes: it keeps its feature. It is `relabelled` if nothing but its label or
+    its split is new. `skipped` counts files that are no images, by
     extension. `unreadable_folders` gives the reason by folder; their images are left alone.
     `notes` are sentences on what went otherwise than planned: memory that ran out, a process that died.
     """
@@ -70,15 +74,13 @@ def embed(
     sources: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
     *,
     store: str | os.PathLike[str] = DEFAULT_STORE,
-    model: str = "auto",
-    weights: str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    batch_size: int | None = None,
-    engine: str = "local",
+    settings: EmbedSettings | None = None,
+    splits: Mapping[str, str | os.PathLike[str]] | Iterable[tuple[str, str | os.PathLike[str]]] = (),
+    gps: bool = False,
     on_start: Callable[["Encoder"], None] | None = None,
     on_progress: Progress = silent,
     on_note: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> EmbedResult:
     """Embed images and sync the store with their sources.
 
@@ -90,17 +92,14 @@ def embed(
         sources: folders, tar files, image files, or lists of these (.txt, .csv, .parquet with a column `path`); paths,
             or URIs (`s3://…`, `gs://…`, `hdfs://…`, `https://…`).
         store: the store's folder, or its URI; made where there is none.
-        model: see `ood_audit.encoders.clip.load_encoder`; `auto` takes the store's own encoder where there is a store.
-        weights: a checkpoint file for `model`.
-        device: `auto`, `cpu`, `cuda` (all GPUs, with a process for each), `cuda:N` or `mps`.
-        precision: `auto`, `fp32`, `bf16` or `fp16`. `auto` is the store's own; for a new one bf16 with CUDA, and on
-            a CPU that has it in hardware where some of the images have the same features sooner; else fp32.
-        batch_size: images a forward pass; by default what suits the device.
-        engine: `local`, or `ray`: the workers of a Ray cluster read and embed. Each must see the images at the same
-            paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.
+        settings: the encoder, and where it runs; None for the defaults.
+        splits: further sources by the name of the split that they hold, or pairs of both. The split of other images is
+            what their folders say: `train`, `val` (also `valid`, `validation`, `dev`) or `test`.
+        gps: whether to keep where new and changed images were taken, as far as their EXIF says.
         on_start: called with the encoder before the first image; not called where there is nothing to embed.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
         on_note: called with each of the result's `notes`, as soon as there is one; by default they are logged.
+        **options: fields of `EmbedSettings`, such as `model` and `device`, in place of those of `settings`.
 
     Raises:
         UsageError: a source does not exist, or an argument makes no sense.
@@ -110,17 +109,15 @@ def embed(
 
     """
     started = time.monotonic()
-    if engine not in ENGINES:
-        raise UsageError(f"no engine {printable(engine)}; choose {' or '.join(ENGINES)}")
-    if engine == "ray" and importlib.util.find_spec("ray") is None:
-        raise UsageError("--engine ray needs Ray: pip install 'ood-audit[ray]'")
+    settings = replace(settings or EmbedSettings(), **options)
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     root = store_root(store)
     on_progress("looking for images")
-    found = list(dict.fromkeys(_resolved(source, root) for source in sources))
+    found: dict[str, str | None] = dict.fromkeys(_resolved(source, root) for source in sources)
+    found |= _with_splits(splits, root)
     before = sorted(root.glob("images/part-*"))
-    scans = [_begun(source, root) for source in found]
+    scans = [_begun(source, root, split) for source, split in found.items()]
     notes: list[str] = []
 
     def add_note(note: str) -> None:
@@ -130,33 +127,20 @@ def embed(
 
     with writing(root, "images"), warnings_to(add_note):
         if sorted(root.glob("images/part-*")) != before:  # another run came between, and may know of newer files
-            scans = [_begun(source, root) for source in found]
-        if (root / "store.json").exists():
-            existing = open_store(root)
-            encoder = None
-            moved = _check_encoder(existing, model, weights, device, precision, engine)
-            if moved is not None:  # the same, from another place: remember that one
-                existing = create_store(root, moved)
-        else:
-            on_progress("loading the model")
-            options = {"weights": weights, "precision": precision}
-            images = sum(scan.count() for scan in scans)
-            encoder = _load(engine, "load_encoder", model, device=device, images=images, **options)
-            if precision == "auto" and engine == "local":
-                _try_bf16(encoder, found, root)
-            existing = create_store(root, encoder.identity)
+            scans = [_begun(source, root, split) for source, split in found.items()]
+        existing, encoder = _open(root, scans, settings, on_progress)
         result = EmbedResult(existing, notes=notes)
-        run = _Run(result, scans, on_progress, add_note)
+        run = _Run(result, scans, gps, on_progress, add_note)
         try:
             with connect(existing) as run.db:
-                run.bring_into_step(encoder, device, batch_size, engine, on_start)
+                run.bring_into_step(encoder, settings, on_start)
         except KeyboardInterrupt:
             result.interrupted = True
             raise
         finally:
             result.seconds = round(time.monotonic() - started, 3)
             run.record()
-    read = sum(result.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved"))
+    read = sum(result.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved", "relabelled"))
     if result.counts["unreadable"] and not read:
         raise OodAuditError(
             f"none of the {result.counts['unreadable']} images could be read; the first, {run.first_unreadable}"
@@ -169,6 +153,7 @@ class _Scan:
     """A source that has been looked into as far as its first image, and goes on from there."""
 
     source: str
+    split: str | None  # of all its images, as the user says
     tables: Iterator[pa.Table]
     notes: ScanNotes
 
@@ -182,14 +167,31 @@ class _Scan:
         return count
 
 
-def _begun(source: str, root: Path) -> _Scan:
+def _with_splits(
+    splits: Mapping[str, str | os.PathLike[str]] | Iterable[tuple[str, str | os.PathLike[str]]], root: Path
+) -> dict[str, str | None]:
+    """Resolved sources with the splits that they hold; UsageError where one is said to hold two."""
+    found: dict[str, str | None] = {}
+    for name, source in splits.items() if isinstance(splits, Mapping) else splits:
+        if not name.strip():
+            raise UsageError("a split needs a name: `splits=NAME=SOURCE`")
+        resolved, split = _resolved(source, root), canonical(storable(name.strip()))
+        if found.setdefault(resolved, split) != split:
+            raise UsageError(
+                f"{printable(os.fspath(source))} is given as the split {printable(str(found[resolved]))} and as "
+                f"{printable(split)}; name it once"
+            )
+    return found
+
+
+def _begun(source: str, root: Path, split: str | None) -> _Scan:
     """Begin a scan; OodAuditError where the source holds no image."""
     notes = ScanNotes()
     tables = listing(source, notes, exclude=_store_in(source, root))
     first = next(tables, None)
     if first is None:
         raise OodAuditError(_nothing_found(source, notes) + _if_it_moved(source, root))
-    return _Scan(source, chain([first], tables), notes)
+    return _Scan(source, split, chain([first], tables), notes)
 
 
 def _resolved(source: str | os.PathLike[str], root: Path) -> str:
@@ -226,6 +228,7 @@ class _Run:
         self,
         result: EmbedResult,
         scans: list[_Scan],
+        gps: bool,
         on_progress: Progress,
         on_note: Callable[[str], None],
     ) -> None:
@@ -233,6 +236,7 @@ class _Run:
         self.result = result
         self.store = result.store
         self.scans = scans
+        self.gps = gps
         self.first_unreadable = ""
         self.on_progress = on_progress
         self.on_note = on_note
@@ -241,9 +245,7 @@ class _Run:
     def bring_into_step(
         self,
         encoder: "Encoder | None",
-        device: str,
-        batch_size: int | None,
-        engine: str,
+        settings: EmbedSettings,
         on_start: Callable[["Encoder"], None] | None,
     ) -> None:
         from ood_audit.embedding import adoption
@@ -258,14 +260,18 @@ class _Run:
         unchanged, to_do = self._count()
         counts["unchanged"] += unchanged
         compared, replaced = 0, list[ImageRef]()
+        relabelled = self._number("SELECT count(*) FROM difference WHERE state = 'relabelled'")
         if to_do and self.store.parts:
             compared, replaced = adoption.find(self.db, counting(self.on_progress, "comparing files with the store"))
-        with PartWriter(self.store, self.id) as writer:
+        with PartWriter(self.store, self.id, gps=self.gps) as writer:
             for image in replaced:
                 writer.remove(image)
             for image in self._removed():
                 writer.remove(image)
                 counts["removed"] += 1
+            for done, _ in enumerate(adoption.relabel(self.db, writer) if relabelled else (), start=1):
+                counts["relabelled"] += 1
+                self.on_progress("writing labels and splits", done, relabelled)
             adopted = 0
             for adopted, outcome in enumerate(adoption.adopt(self.db, writer) if compared else (), start=1):
                 counts[outcome] += 1
@@ -274,12 +280,14 @@ class _Run:
                 if encoder is None:
                     self.on_progress("loading the model")
                     images, identity = to_do - adopted, self.store.encoder
-                    encoder = _load(engine, "load_same_encoder", identity, device=device, images=images)
-                embed_images = importlib.import_module(f"ood_audit.embedding.{engine}").embed_images
+                    encoder = _load(settings, "load_same_encoder", identity, images=images)
+                embed_images = importlib.import_module(f"ood_audit.embedding.{settings.engine}").embed_images
                 if on_start is not None:
                     on_start(encoder)
                 self.on_progress("embedding", 0, to_do - adopted)
-                done_images = embed_images(self._work(), encoder, writer, batch_size=batch_size, on_note=self.on_note)
+                done_images = embed_images(
+                    self._work(), encoder, writer, batch_size=settings.batch_size, on_note=self.on_note
+                )
                 for done, (outcome, image, error) in enumerate(done_images, start=1):
                     counts[outcome] += 1
                     if error is not None and not self.first_unreadable:
@@ -312,7 +320,8 @@ class _Run:
         The table `kept` has the prefixes of the URIs in folders that can't be read now.
         """
         self.db.execute(
-            "CREATE TABLE listing (source INTEGER, uri VARCHAR, path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT)"
+            "CREATE TABLE listing (source INTEGER, uri VARCHAR, path VARCHAR, size_bytes BIGINT, mtime_ns BIGINT, "
+            "label VARCHAR, split VARCHAR)"
         )
         self.db.execute("CREATE TABLE sources (id INTEGER, source VARCHAR, prefix VARCHAR)")
         listed = 0
@@ -323,7 +332,10 @@ class _Run:
             self.db.execute("INSERT INTO sources VALUES (?, ?, ?)", [number, storable(one.source), prefix])
             for batch in one.tables:
                 self.db.register("batch", batch)
-                self.db.execute("INSERT INTO listing SELECT ?, * FROM batch", [number])
+                self.db.execute(
+                    "INSERT INTO listing SELECT ?, * REPLACE (coalesce(?, split) AS split) FROM batch",
+                    [number, one.split],
+                )
                 self.db.unregister("batch")
                 listed += len(batch)
                 self.on_progress("looking for images", listed)
@@ -335,24 +347,50 @@ class _Run:
             self.db.execute("INSERT INTO kept VALUES (?), (?)", [uri + "/", uri + "#"])
         if len(self.scans) > 1 or not os.path.isdir(self.scans[0].source):  # else no image is found twice
             self.db.execute(
-                "CREATE OR REPLACE TABLE listing AS SELECT DISTINCT ON (uri) * FROM listing ORDER BY uri, source, path"
+                "CREATE OR REPLACE TABLE listing AS SELECT DISTINCT ON (uri) * FROM listing "
+                "ORDER BY uri, label IS NULL, split IS NULL, source, path"
             )
+        self._find_splits()
+        # What folders say never overrules the split that a store has. A label or a split that is given does.
         self.db.execute(
-            "CREATE TABLE difference AS SELECT coalesce(f.uri, i.uri) AS uri, f.source, i.source AS old_source, "
-            "coalesce(f.path, i.path) AS path, coalesce(f.size_bytes, i.size_bytes) AS size_bytes, "
-            "coalesce(f.mtime_ns, i.mtime_ns) AS mtime_ns, i.error AS known_error, "
-            "CASE WHEN f.uri IS NULL THEN 'not found' WHEN i.uri IS NULL THEN 'new' "
-            "WHEN i.status = 'error' THEN 'retry' "
-            "WHEN f.size_bytes >= 0 AND (i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns) THEN 'changed' "
-            "ELSE 'unchanged' END AS state "
-            "FROM listing AS f FULL JOIN images AS i USING (uri) WHERE state <> 'unchanged'"
+            f"""
+            CREATE TABLE difference AS
+            SELECT coalesce(f.uri, i.uri) AS uri, f.source, i.source AS old_source,
+                   coalesce(f.path, i.path) AS path, coalesce(f.size_bytes, i.size_bytes) AS size_bytes,
+                   coalesce(f.mtime_ns, i.mtime_ns) AS mtime_ns, i.error AS known_error,
+                   f.label, coalesce(f.split, i.split, s.split) AS split,
+                   CASE WHEN f.uri IS NULL THEN 'not found' WHEN i.uri IS NULL THEN 'new'
+                        WHEN i.status = 'error' THEN 'retry'
+                        WHEN f.size_bytes >= 0 AND (i.size_bytes <> f.size_bytes OR i.mtime_ns <> f.mtime_ns)
+                        THEN 'changed'
+                        WHEN f.label <> i.folder OR coalesce(f.split, i.split, s.split) IS DISTINCT FROM i.split
+                        THEN 'relabelled'
+                        ELSE 'unchanged' END AS state
+            FROM listing AS f LEFT JOIN folder_splits AS s ON s.source = f.source AND s.folder = {_FOLDER}
+            FULL JOIN images AS i ON i.uri = f.uri
+            WHERE state <> 'unchanged'
+            """
         )
+
+    def _find_splits(self) -> None:
+        """Make the table `folder_splits`: the splits of the folders of each source that say one."""
+        self.db.execute("CREATE TABLE folder_splits (source INTEGER, folder VARCHAR, split VARCHAR)")
+        for number, one in enumerate(self.scans):
+            sql = f"SELECT DISTINCT {_FOLDER} FROM listing AS f WHERE source = ? AND split IS NULL"
+            folders = [folder for (folder,) in self.db.execute(sql, [number]).fetchall()]
+            found = splits_of(folders, storable(os.path.basename(one.source.partition("?")[0].rstrip("/"))))
+            if found:
+                table = pa.table({"source": [number] * len(found), "folder": [*found], "split": [*found.values()]})
+                self.db.register("found", table)
+                self.db.execute("INSERT INTO folder_splits FROM found")
+                self.db.unregister("found")
 
     def _count(self) -> tuple[int, int]:
         """How many images are unchanged, and how many are to be embedded."""
         found = self._number("SELECT count(*) FROM listing")
-        to_do = self._number("SELECT count(*) FROM difference WHERE state <> 'not found'")
-        return found - to_do, to_do
+        known = self._number("SELECT count(*) FROM difference WHERE state = 'relabelled'")
+        to_do = self._number("SELECT count(*) FROM difference WHERE state NOT IN ('not found', 'relabelled')")
+        return found - to_do - known, to_do
 
     def _number(self, sql: str) -> int:
         row = self.db.execute(sql).fetchone()
@@ -362,8 +400,9 @@ class _Run:
         from ood_audit.embedding.work import Work
 
         sql = (
-            "SELECT d.uri, s.source, d.path, d.size_bytes, d.mtime_ns, d.state, d.known_error "
-            "FROM difference AS d JOIN sources AS s ON d.source = s.id ORDER BY s.source, d.path, d.uri"
+            "SELECT d.uri, s.source, d.path, d.size_bytes, d.mtime_ns, d.label, d.split, d.state, d.known_error "
+            "FROM difference AS d JOIN sources AS s ON d.source = s.id WHERE d.state <> 'relabelled' "
+            "ORDER BY s.source, d.path, d.uri"
         )
         for *image, state, known_error in _stream(self.db, sql):
             yield Work(ImageRef(*image), state == "new", known_error)
@@ -392,46 +431,62 @@ def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[tuple[Any, ...]
         yield from rows
 
 
-def _load(engine: str, name: str, *arguments: Any, device: str, images: int, **options: Any) -> Any:
+def _open(
+    root: Path, scans: Sequence[_Scan], settings: EmbedSettings, on_progress: Progress
+) -> tuple[Store, "Encoder | None"]:
+    """The store, and the encoder of a new one; StoreError where the store is of another encoder."""
+    if (root / "store.json").exists():
+        store = open_store(root)
+        moved = _check_encoder(store, settings)
+        return (store if moved is None else create_store(root, moved)), None
+    on_progress("loading the model")
+    images = sum(scan.count() for scan in scans)
+    options = {"weights": settings.weights, "precision": settings.precision}
+    encoder = _load(settings, "load_encoder", settings.model, images=images, **options)
+    if settings.precision == "auto" and settings.engine == "local":
+        _try_bf16(encoder, [scan.source for scan in scans], root)
+    return create_store(root, encoder.identity), encoder
+
+
+def _load(settings: EmbedSettings, name: str, *arguments: Any, images: int, **options: Any) -> Any:
     """Load an encoder for so many images by an engine's `load_encoder` or `load_same_encoder`."""
-    if engine == "ray":
+    if settings.engine == "ray":
         from ood_audit.embedding import ray
 
-        return getattr(ray, name)(*arguments, device=device, **options)
+        return getattr(ray, name)(*arguments, device=settings.device, **options)
     from ood_audit.embedding import local
     from ood_audit.encoders import clip
 
-    return local.load(partial(getattr(clip, name), *arguments, **options), device, images)
+    return local.load(partial(getattr(clip, name), *arguments, **options), settings.device, images)
 
 
-def _check_encoder(
-    store: Store, model: str, weights: str | None, device: str, precision: str, engine: str
-) -> EncoderIdentity | None:
+def _check_encoder(store: Store, settings: EmbedSettings) -> EncoderIdentity | None:
     """Refuse (StoreError) an encoder that is not the store's. Where it is known by another name, that is returned."""
     mine = store.encoder
     if mine.is_imported:
         raise StoreError(
             f"the store {printable(str(store.root))} holds imported vectors; add more with `ood-audit import`, or "
-            "embed into another store with --store DIR"
+            "embed into another store with `store=DIR`"
         )
     remedy = (
-        f"the store {printable(str(store.root))} holds features of --model {mine.model} --precision {mine.precision}: "
-        "leave these options out, or start another store with --store DIR"
+        f"the store {printable(str(store.root))} holds features of `model` {mine.model} `precision` {mine.precision}: "
+        "leave these options out, or start another store with `store=DIR`"
     )
-    if precision not in ("auto", mine.precision):
-        raise StoreError(f"--precision {precision} would mix features; {remedy}")
+    if settings.precision not in ("auto", mine.precision):
+        raise StoreError(f"`precision` {settings.precision} would mix features; {remedy}")
+    model, weights = settings.model, settings.weights
     if model == "auto" and weights is None:
         return None
     if (model, weights) == (mine.model, mine.weights):
         return None
     if weights is None and model != "starter" and not model.startswith("local-dir:"):  # not worth a download
-        raise StoreError(f"--model {printable(model)} is another encoder; {remedy}")
+        raise StoreError(f"`model` {printable(model)} is another encoder; {remedy}")
     options: dict[str, Any] = {"weights": weights, "precision": mine.precision}
-    if engine == "local":
-        device, options["texts_only"] = "cpu", True  # a GPU is for those who embed
-    identity: EncoderIdentity = _load(engine, "load_encoder", model, device=device, images=1, **options).identity
+    if settings.engine == "local":  # a GPU is for those who embed
+        settings, options["texts_only"] = replace(settings, device="cpu"), True
+    identity: EncoderIdentity = _load(settings, "load_encoder", model, images=1, **options).identity
     if differences := mine.differences(identity):
-        raise StoreError(f"--model {printable(model)} is another encoder ({differences[0]}); {remedy}")
+        raise StoreError(f"`model` {printable(model)} is another encoder ({differences[0]}); {remedy}")
     return identity
 
 

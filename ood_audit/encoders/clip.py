@@ -160,7 +160,7 @@ class ClipEncoder:
                 if size == 1 and device.type == "cpu":
                     raise EncoderError(
                         f"no memory on {device} for a single image; free some, "
-                        f"or choose another --device or a smaller model than {self.identity.model}"
+                        f"or choose another `device` or a smaller model than {self.identity.model}"
                     ) from error
             # Outside of `except`: the error holds the frames, and they the memory.
             release_memory(device)
@@ -256,7 +256,7 @@ class ClipEncoder:
         result = torch.cat(features)
         if not result.isfinite().all():
             raise EncoderError(
-                f"text features of --model {self.identity.model} are not finite: its weights are damaged; "
+                f"text features of `model` {self.identity.model} are not finite: its weights are damaged; "
                 "get them again, or choose another model"
             )
         return result.numpy()
@@ -304,7 +304,7 @@ class ClipEncoder:
         elif hasattr(tower, "transformer") and hasattr(tower.transformer, "get_input_embeddings"):
             found = tower.transformer.get_input_embeddings()  # Hugging Face
         else:
-            raise EncoderError(f"the text tower of --model {self.identity.model} has no token embedding to tune")
+            raise EncoderError(f"the text tower of `model` {self.identity.model} has no token embedding to tune")
         return found
 
     def text_features(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -377,7 +377,7 @@ def load_encoder(
             raise
         if chosen.type == "cpu" or not fall_back:
             raise EncoderError(
-                f"no memory on {chosen} for --model {source.model}; free some, or choose another --device or model"
+                f"no memory on {chosen} for `model` {source.model}; free some, or choose another `device` or model"
             ) from error
     release_memory(chosen)  # outside of `except`: see `encode_images`
     warn_once(f"out of memory on {chosen}: it has no room for the model; continuing on the CPU")
@@ -412,7 +412,7 @@ def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto", fall_b
     if differences := identity.differences(encoder.identity):
         raise EncoderError(
             f"the model {identity.model} is no longer the one this store was made with ({'; '.join(differences)}); "
-            "restore the old weights, or start another store with --store DIR"
+            "restore the old weights, or start another store with `store=DIR`"
         )
     return encoder
 
@@ -432,13 +432,13 @@ def _load(source: ModelSource) -> Any:
                 weights_only=True,
             )
     except Exception as error:  # open_clip, torch, safetensors and transformers each raise their own
-        own = f" --weights {printable(source.weights_option)}" if source.weights_option else ""
-        raise EncoderError(f"could not load --model {source.model}{own}: {_reason(error)}") from error
+        own = f" `weights` {printable(source.weights_option)}" if source.weights_option else ""
+        raise EncoderError(f"could not load `model` {source.model}{own}: {_reason(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
     if not hasattr(model, "encode_image") or not hasattr(model, "encode_text"):
         raise EncoderError(
-            f"--model {source.model} is not an image-text model; choose one with an image and a text encoder"
+            f"`model` {source.model} is not an image-text model; choose one with an image and a text encoder"
         )
     return model.eval().requires_grad_(False)
 
@@ -468,7 +468,7 @@ def _tokenizer(source: ModelSource) -> Any:
             else "it must lie in the folder of the weights"
         )
         raise EncoderError(
-            f"could not load the tokenizer of --model {source.model}: {_reason(error)}; {hint}"
+            f"could not load the tokenizer of `model` {source.model}: {_reason(error)}; {hint}"
         ) from error
 
 

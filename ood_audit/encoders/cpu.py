@@ -16,7 +16,6 @@ from torch import Tensor
 
 _CPU_FACTS = Path("/proc/cpuinfo")
 _ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
-_FEW = 4  # so many of the largest are looked for one after another
 
 
 def bf16_in_hardware() -> bool:
@@ -72,29 +71,6 @@ def log_sum_exp(values: Tensor, temperature: float) -> Tensor:
     scaled = values if temperature == 1 else values / temperature
     top = scaled.amax(dim=1)
     return torch.where(top.isneginf(), top, top - scaled.log_softmax(dim=1).amax(dim=1))
-
-
-def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest values of each row of an (N, K) tensor, and where they are.
-
-    NumPy finds one maximum ten times as fast as torch finds the largest two of a thousand. To find the next one, the
-    maximum is hidden for a moment instead of being copied with all others.
-
-    Returns:
-        Values and positions, (N, count) each, the largest first.
-
-    """
-    if count > _FEW or values.requires_grad or values.device.type != "cpu":
-        return values.topk(count, dim=1)
-    rows = torch.arange(len(values))[:, None]
-    top = torch.empty((len(values), 0), dtype=values.dtype)
-    where = torch.empty((len(values), 0), dtype=torch.int64)
-    for _ in range(count):
-        with without(values, where, top):
-            position = torch.from_numpy(values.numpy().argmax(axis=1))[:, None]
-        where = torch.cat([where, position], dim=1)
-        top = torch.cat([top, values[rows, position]], dim=1)
-    return top, where
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ood_audit.text import printable
 _FORWARD_THREADS = 8  # beyond it, Python's lock is what they wait for
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU = torch.device("cpu")
-FP16_NEEDS_GPU = "--precision fp16 needs a GPU to encode images; on a CPU use fp32 or bf16, with a store of its own"
+FP16_NEEDS_GPU = "`precision` fp16 needs a GPU to encode images; on a CPU use fp32 or bf16, with a store of its own"
 # What PyTorch's allocators, cuBLAS, cuDNN and FAISS say. cuBLAS also fails to initialize where memory is full.
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -41,7 +41,7 @@ def choose_device(name: str) -> torch.device:
         return _automatic_device()
     device = _named_device(name)
     if device.type != "cpu" and (reason := why_unusable(device)):
-        raise UsageError(f"--device {name}: {reason}; use --device auto or cpu")
+        raise UsageError(f"`device` {name}: {reason}; use `device=auto` or cpu")
     return device
 
 
@@ -79,16 +79,16 @@ def _named_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"--device {name}: choose auto, cpu, cuda, cuda:N or mps") from error
+        raise UsageError(f"`device` {name}: choose auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise UsageError(f"--device {name}: this machine has {count} CUDA devices; use --device auto")
+            raise UsageError(f"`device` {name}: this machine has {count} CUDA devices; use `device=auto`")
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
-            raise UsageError("--device mps: this machine has no Apple GPU; use --device auto")
+            raise UsageError("`device` mps: this machine has no Apple GPU; use `device=auto`")
     elif device.type != "cpu":
-        raise UsageError(f"--device {name}: choose auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(f"`device` {name}: choose auto, cpu, cuda, cuda:N or mps")
     return device
 
 

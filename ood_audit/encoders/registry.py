@@ -16,7 +16,7 @@ from ood_audit.text import printable
 STARTER = Path(__file__).parent / "starter"
 CONFIG = "open_clip_config.json"
 AUTO_ON_CUDA = "ViT-B-16/laion2b_s34b_b88k"
-OFFLINE_REMEDY = "fetch it where there is a network and use --model ARCH --weights FILE, or use --model starter"
+OFFLINE_REMEDY = "fetch it where there is a network and use `model=ARCH` `weights=FILE`, or use `model=starter`"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def find_model(model: str, weights: str | None, *, cuda: bool, recorded: dict[st
         model = AUTO_ON_CUDA if cuda and weights is None else "starter"
     scheme, _, rest = model.partition(":")
     if weights is not None and (model == "starter" or scheme in ("local-dir", "hf-hub") or "/" in model):
-        raise UsageError(f"--weights goes with a bare architecture (--model ViT-B-16), not with --model {model}")
+        raise UsageError(f"`weights` goes with a bare architecture (`model` ViT-B-16), not with `model` {model}")
     if model == "starter":
         return ModelSource("starter", f"local-dir:{STARTER}", None)
     if scheme == "local-dir":
@@ -104,15 +104,15 @@ def _built_in(model: str, weights: str | None, recorded: dict[str, Any] | None) 
     if architecture not in open_clip.list_models():
         near = difflib.get_close_matches(architecture, open_clip.list_models(), n=3, cutoff=0.4)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise UsageError(f"--model {printable(model)}: open_clip has no architecture {printable(architecture)}{hint}")
+        raise UsageError(f"`model` {printable(model)}: open_clip has no architecture {printable(architecture)}{hint}")
     tags = list_pretrained_tags_by_model(architecture)
     if weights is not None:
         return _own_file(architecture, weights, recorded)
     if not tag:
-        offer = f"--model {architecture}/TAG (TAG: {', '.join(tags)}), or " if tags else ""
-        raise UsageError(f"--model {architecture} needs weights: {offer}--weights FILE")
+        offer = f"`model` {architecture}/TAG (TAG: {', '.join(tags)}), or " if tags else ""
+        raise UsageError(f"`model` {architecture} needs weights: {offer}`weights=FILE`")
     if tag not in tags:
-        raise UsageError(f"--model {printable(model)}: no such weights; {architecture} has {', '.join(tags) or 'none'}")
+        raise UsageError(f"`model` {printable(model)}: no such weights; {architecture} has {', '.join(tags) or 'none'}")
     config = get_pretrained_cfg(architecture, tag)
     _fail_fast_without_network()
     try:
@@ -132,7 +132,7 @@ def _own_file(architecture: str, weights: str, recorded: dict[str, Any] | None) 
     """
     path = Path(os.path.abspath(Path(weights).expanduser()))  # not resolved: a cache links to files without neighbours
     if not path.is_file():
-        raise EncoderError(f"--weights {printable(weights)}: no such file")
+        raise EncoderError(f"`weights` {printable(weights)}: no such file")
     beside = _config_beside(architecture, path)
     published = _published(architecture)
     known = next((tag for tag in published if tag.get("url", "").rsplit("/", 1)[-1] == path.name), {})
@@ -140,7 +140,7 @@ def _own_file(architecture: str, weights: str, recorded: dict[str, Any] | None) 
     preprocessing = _preprocessing(beside.get("preprocess_cfg") or known) or _agreed(published, recorded)
     if preprocessing is None:
         raise EncoderError(
-            f"--weights {printable(weights)}: the weights of {architecture} were trained with different preprocessing, "
+            f"`weights` {printable(weights)}: the weights of {architecture} were trained with different preprocessing, "
             f"and the file does not say how its own are; put its {CONFIG} into the same folder"
         )
     return ModelSource(architecture, architecture, str(path), str(path), quick_gelu, preprocessing)
@@ -185,7 +185,7 @@ def _config_beside(architecture: str, path: Path) -> dict[str, Any]:
     if any(mine != other for mine, other in zip(own, theirs, strict=True) if mine is not None):
         raise EncoderError(
             f"{printable(str(beside))} is of another model than {architecture}; "
-            f"use --model local-dir:{printable(str(path.parent))} instead, or move the weights to a folder of their own"
+            f"use `model` local-dir:{printable(str(path.parent))} instead, or move the weights to a folder of their own"
         )
     return config
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ood_audit.errors import StoreError
+from ood_audit.store import schema
 from ood_audit.store.files import replacing
 from ood_audit.store.findings import Issue
 from ood_audit.store.store import Store
@@ -18,11 +19,6 @@ from ood_audit.text import printable
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_COLUMNS = {
-    **{"image_id": "string", "path": "string", "cluster": "int32", "kind": "string", "keep": "bool"},
-    **{"kept_path": "string", "cosine": "float32", "hash_distance": "int32"},
-    **{"width": "int32", "height": "int32", "size_bytes": "int64"},
-}
 MOST = 200_000  # images: with more, near duplicates alone take minutes on a CPU; `nearest.MOST` is for a GPU
 _COUNTS = ("clusters", "images", "extra", "unreadable", "flat")
 
@@ -66,7 +62,7 @@ def current(
             raise StoreError(f"{printable(str(path))} is damaged; delete it and run the command again") from error
         done = int(metadata.get(b"near", b"1"))  # older ones always did
         if metadata.get(b"generation") == str(store.generation).encode() and (near is None or near == bool(done)):
-            return path, {**{name: int(metadata[name.encode()]) for name in _COUNTS}, "near": done}
+            return path, {name: int(metadata[name.encode()]) for name in _COUNTS} | {"near": done}
     from ood_audit.findings.duplicates import find
 
     generation = store.generation
@@ -75,9 +71,9 @@ def current(
         near = images <= MOST or images <= _most_on(device, store.encoder.dimension)
     progress = on_progress or (lambda done, total: None)
     found = find(store, near=near, device=device, on_progress=progress, on_note=on_note)
-    counts = {**{name: int(getattr(found, name)) for name in _COUNTS}, "near": int(near)}
-    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in _COLUMNS.items()])
-    table = pa.Table.from_pylist([asdict(row) for row in found.rows], schema=schema)
+    counts = {name: int(getattr(found, name)) for name in _COUNTS} | {"near": int(near)}
+    columns = schema.arrow(schema.DUPLICATES)
+    table = pa.Table.from_pylist([asdict(row) for row in found.rows], schema=columns)
     values = {"generation": generation, **counts}
     with replacing(path) as temporary:
         pq.write_table(table.replace_schema_metadata({k: str(v) for k, v in values.items()}), temporary)

@@ -24,7 +24,7 @@ FILE = "decisions.parquet"
 
 @dataclass(frozen=True)
 class Decisions:
-    """What a report concludes, in figures; the table `_decided` of the connection has them by image.
+    """What a report concludes, in figures.
 
     Attributes:
         flags: rule, level, flagged, expected (false alarms, in images), calibration (images), reachable, and calibrated
@@ -114,33 +114,29 @@ def decide(
     recipe: dict[str, Any],
     duplicates: dict[str, int],
     settings: FindingSettings,
-) -> Decisions:
-    """Decide about every scored image; from then on the view `report` of the connection shows it.
-
-    The column `cluster` is left to `naming.group`.
+) -> tuple["pa.Table", Decisions]:
+    """Decide about every scored image.
 
     Args:
-        db: a connection of `store.views.connect`.
+        db: a connection with the view `scores`, see `store.views.connect`.
         recipe: of the scores, with their `calibration`.
         duplicates: the counts of `copies.current`.
         settings: which images to flag.
+
+    Returns:
+        A row for each scored image, with the columns of `schema.DECISIONS`, of which `cluster` is null until
+        `naming.group`; and the figures.
 
     """
     labels = label_issues.find(db)
     columns = "image_id, ood_score, distance, lead, given_label, folder_rank"
     scored = db.sql(f"SELECT {columns} FROM scores").to_arrow_table()
     judged = judge(scored, recipe, fdr=settings.fdr, false_alarms=settings.false_alarms)
-    db.register("_flags", judged.table)
-    db.execute(
-        "CREATE OR REPLACE TABLE _decided AS SELECT s.image_id, f.flagged, f.p_value, f.shift, f.p_distance, "
-        "l.label_issue, CASE WHEN l.found THEN l.suggested_label END AS suggested_label, NULL::VARCHAR AS cluster "
-        "FROM scores AS s LEFT JOIN _flags AS f USING (image_id) LEFT JOIN label_issues AS l USING (image_id)"
-    )
-    db.execute("CREATE OR REPLACE VIEW _decisions AS FROM _decided")
+    table = _joined(judged.table, labels.table)
     counts = {"labelled": labels.labelled, "found": labels.found}
     if isinstance(judged.flags, str):
         notes = [*labels.notes(), f"nothing is flagged: {judged.flags}"]
-        return Decisions(None, notes[-1], None, counts, duplicates, notes)
+        return table, Decisions(None, notes[-1], None, counts, duplicates, notes)
     found = _figures(judged.flags, judged.calibrated)
     about = _about(found)
     notes = [*labels.notes(), about]
@@ -148,16 +144,39 @@ def decide(
     if judged.shifts:
         shifts = _counted(judged.shifts, judged.flags.flagged)
         notes += _about_shift(shifts, found)
-    return Decisions(found, "" if found["reachable"] else about, shifts, counts, duplicates, notes)
+    return table, Decisions(found, "" if found["reachable"] else about, shifts, counts, duplicates, notes)
 
 
-def save(db: DuckDBPyConnection, folder: Path) -> None:
-    """Keep what `decide` found beside the report."""
-    db.execute("COPY _decided TO $path (FORMAT parquet, COMPRESSION zstd)", {"path": str(folder / FILE)})
+def _joined(flags: "pa.Table", labels: "pa.Table") -> "pa.Table":
+    """The decisions about each image."""
+    import pyarrow.compute as pc
+
+    from ood_audit.store import schema
+
+    rows = pc.index_in(flags["image_id"], value_set=labels["image_id"])
+    suggested = pc.if_else(labels["found"], labels["suggested_label"], None)
+    for name, values in (("label_issue", labels["label_issue"]), ("suggested_label", suggested)):
+        flags = flags.append_column(name, values.take(rows))
+    return schema.completed(flags, schema.arrow(schema.DECISIONS))
+
+
+def save(table: "pa.Table", folder: Path) -> None:
+    """Keep the decisions about each image beside the report."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, folder / FILE, compression="zstd")
 
 
 def findings(db: DuckDBPyConnection, decided: Decisions, duplicates: Path, report: str) -> Iterator[Issue]:
-    """All findings of a report; after `decide` on the same connection."""
+    """All findings of a report.
+
+    Args:
+        db: a connection whose view `report` has what was decided.
+        decided: what was decided.
+        duplicates: the file of `copies.current`.
+        report: the report's name.
+
+    """
     return chain(
         _flagged(db, "labelled images" if decided.shift else "images that fit their folders", report),
         label_issues.findings(db, report),
@@ -184,8 +203,12 @@ def _as_scored(values: list[float]) -> calibration.Floats:
 
 def _figures(flags: calibration.Flags, calibrated: str) -> dict[str, Any]:
     return {
-        **{"rule": flags.rule, "level": flags.level, "flagged": int(flags.flagged.sum())},
-        **{"expected": flags.expected, "calibration": flags.calibration, "reachable": flags.reachable},
+        "rule": flags.rule,
+        "level": flags.level,
+        "flagged": int(flags.flagged.sum()),
+        "expected": flags.expected,
+        "calibration": flags.calibration,
+        "reachable": flags.reachable,
         "calibrated": calibrated,
     }
 
@@ -193,8 +216,12 @@ def _figures(flags: calibration.Flags, calibrated: str) -> dict[str, Any]:
 def _counted(told: shift.Shifts, flagged: Any) -> dict[str, Any]:
     inside, covariate, semantic = np.bincount(told.shift, minlength=len(shift.NAMES)).tolist()
     return {
-        **{"semantic": semantic, "covariate": covariate, "flagged_covariate": int((flagged & (told.shift == 1)).sum())},
-        **{"in_distribution": inside, "expected": told.expected, "by_name": told.by_name},
+        "semantic": semantic,
+        "covariate": covariate,
+        "flagged_covariate": int((flagged & (told.shift == 1)).sum()),
+        "in_distribution": inside,
+        "expected": told.expected,
+        "by_name": told.by_name,
     }
 
 

@@ -40,6 +40,29 @@ def fingerprint(image: Image.Image) -> Fingerprints:
     return prints
 
 
+def turned(prints: Fingerprints, turn: int) -> Fingerprints:
+    """Fingerprints, (..., bytes), of the pictures in one of the eight orientations.
+
+    A mirrored picture has the same frequencies, half of them with the other sign.
+
+    Args:
+        prints: hashes, with or without thumbnails behind them.
+        turn: 0 … 7: the sum of 1 for mirrored, 2 for upside down, and then 4 for rows taken as columns.
+
+    """
+    shape = prints.shape[:-1]
+    bits = np.unpackbits(prints[..., :_HASH_BYTES], axis=-1).reshape(*shape, _HASH, _HASH)
+    colours = prints[..., _HASH_BYTES:].reshape(*shape, *((_THUMBNAIL, _THUMBNAIL, 3) if _has_colours(prints) else (0,)))
+    if turn & 1:
+        bits, colours = bits ^ _ODD, np.flip(colours, -2) if colours.size else colours
+    if turn & 2:
+        bits, colours = bits ^ _ODD[:, None], np.flip(colours, -3) if colours.size else colours
+    if turn & 4:
+        bits, colours = bits.swapaxes(-1, -2), colours.swapaxes(-2, -3) if colours.size else colours
+    packed = np.packbits(bits.reshape(*shape, HASH_BITS), axis=-1)
+    return np.concatenate([packed, colours.reshape(*shape, prints.shape[-1] - _HASH_BYTES)], axis=-1)
+
+
 def is_flat(prints: Fingerprints) -> NDArray[np.bool_]:
     """Which pictures, (N, *SHAPE), are of one colour, or nearly: these look alike to any comparison. (N,)."""
     thumbnails = prints[:, 0, _HASH_BYTES:].reshape(len(prints), _THUMBNAIL**2, 3).astype(np.float32)

@@ -15,10 +15,14 @@ memory; two a row are enough for its off-diagonal counts, and let DuckDB do it f
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from duckdb import DuckDBPyConnection
 
 from ood_audit.store.findings import Issue
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Chosen on photographs of 30 classes with other swaps than those of `benchmarks/labels.py`, which measures them.
 BELONGS = 0.1
@@ -30,61 +34,63 @@ FEWEST = 5
 _PART = 3  # a third
 _BATCH = 4096
 
-_TABLES = f"""
-CREATE TABLE _given AS
-SELECT image_id, given_label AS given, label, confidence::DOUBLE AS p,
-       greatest(given_confidence, 1e-30)::DOUBLE AS p_given, distance, ood_score, label = given_label AS agrees
-FROM scores WHERE given_label IS NOT NULL;
-
-CREATE TABLE _thresholds AS
-SELECT given AS label, count(*) AS images, round(avg(p_given), 6) AS threshold FROM _given GROUP BY 1;
-
-CREATE TABLE _ranked AS
-WITH compared AS (
+_LABELLED = f"""
+WITH given AS MATERIALIZED (
+    SELECT image_id, given_label AS given, label, confidence::DOUBLE AS p,
+           greatest(given_confidence, 1e-30)::DOUBLE AS p_given, distance, ood_score, label = given_label AS agrees
+    FROM scores WHERE given_label IS NOT NULL),
+thresholds AS MATERIALIZED (
+    SELECT given AS label, count(*) AS images, round(avg(p_given), 6) AS threshold FROM given GROUP BY 1),
+compared AS (
     SELECT *,
            1 + count(*) FILTER (agrees) OVER () AS n,
            (1 + count(*) FILTER (agrees) OVER (ORDER BY distance DESC RANGE UNBOUNDED PRECEDING)) / n AS d,
            (1 + count(*) FILTER (agrees) OVER (ORDER BY ood_score DESC RANGE UNBOUNDED PRECEDING)) / n AS o,
            CASE WHEN distance IS NULL THEN o ELSE (d * d * o) ^ (1 / 3) END AS belongs
-    FROM _given),
-judged AS (
+    FROM given),
+judged AS MATERIALIZED (
     SELECT *, belongs * ln(greatest(p / p_given, 1)) AS x,
            NOT agrees AND belongs >= {BELONGS} AND p >= {TIMES} * p_given AND p >= CASE
                WHEN t.images >= {FEWEST} THEN t.threshold
-               ELSE (SELECT round(avg(p_given), 6) FROM _given) END AS confident
-    FROM compared LEFT JOIN _thresholds AS t USING (label))
-SELECT image_id, given, label, p, p_given, x / (1 + x) AS label_issue, confident FROM judged;
-
-CREATE TABLE _confused AS
-SELECT given, r.label, count(*) AS these, any_value(t.images) AS images
-FROM _ranked AS r JOIN _thresholds AS t ON t.label = given
-WHERE confident GROUP BY given, r.label
-HAVING {_PART} * these > any_value(t.images) AND any_value(t.images) >= {FEWEST};
-
-CREATE TABLE label_issues AS
-SELECT image_id, given, p, p_given, label_issue::FLOAT AS label_issue,
-       CASE WHEN given <> label THEN label END AS suggested_label,
-       confident AND NOT EXISTS (FROM _confused AS c WHERE c.given = r.given AND c.label = r.label) AS found
-FROM _ranked AS r;
-DROP TABLE _given; DROP TABLE _thresholds; DROP TABLE _ranked
+               ELSE (SELECT round(avg(p_given), 6) FROM given) END AS confident
+    FROM compared LEFT JOIN thresholds AS t USING (label)),
+confused AS (
+    SELECT given, j.label, count(*) AS these, any_value(t.images) AS of_given
+    FROM judged AS j JOIN thresholds AS t ON t.label = given
+    WHERE confident GROUP BY given, j.label
+    HAVING {_PART} * these > any_value(t.images) AND any_value(t.images) >= {FEWEST})
+SELECT image_id, (x / (1 + x))::FLOAT AS label_issue, CASE WHEN NOT agrees THEN j.label END AS suggested_label,
+       confident AND these IS NULL AS found, c.given AS confused_with, these, of_given
+FROM judged AS j LEFT JOIN confused AS c ON confident AND c.given = j.given AND c.label = j.label
 """
 
 
 @dataclass(frozen=True)
-class Summary:
+class LabelIssues:
     """What was found.
 
     Attributes:
-        labelled: how many images have a given label. Where none has, nothing is found.
-        found: how many of them are label issues.
-        confused: pairs of classes between which none is reported: (given, looks like, how many images seem to be of the
+        table: A row for each image that has a given label: image_id, label_issue (0 to 1; 0 where the given class is
+            the nearest one), suggested_label (the nearest class; null there), and found (whether it is an issue).
+        confused: Pairs of classes between which none is reported: (given, looks like, how many images seem to be of the
             second, how many are labelled as the first).
 
     """
 
-    labelled: int
-    found: int
+    table: "pa.Table"
     confused: list[tuple[str, str, int, int]]
+
+    @property
+    def labelled(self) -> int:
+        """How many images have a given label. Where none has, nothing is found."""
+        return len(self.table)
+
+    @property
+    def found(self) -> int:
+        """How many of them are label issues."""
+        import pyarrow.compute as pc
+
+        return pc.sum(self.table["found"]).as_py() or 0
 
     def notes(self) -> list[str]:
         """What a person should know about it; a sentence each."""
@@ -97,40 +103,34 @@ class Summary:
         ]
 
 
-def find(db: DuckDBPyConnection) -> Summary:
-    """Judge the given labels.
-
-    DuckDB does the work, and spills to disk what memory can't hold. It makes the table `label_issues`, a row for each
-    image that has a given label: image_id, given, p and p_given (the probabilities of the nearest class and of the
-    given one), label_issue (0 to 1; 0 where they are one class), suggested_label (null there), and found (whether it
-    is an issue).
+def find(db: DuckDBPyConnection) -> LabelIssues:
+    """Judge the given labels. DuckDB does the work, and spills to disk what memory can't hold.
 
     Args:
         db: a connection with the view `scores`, see `store.views.connect`.
 
     """
-    db.execute(_TABLES)
-    labelled, found = db.execute("SELECT count(*), count(*) FILTER (found) FROM label_issues").fetchall()[0]
-    confused = db.execute(
-        "SELECT given, label, these, images FROM _confused ORDER BY these DESC, given, label"
-    ).fetchall()
-    db.execute("DROP TABLE _confused")
-    return Summary(labelled, found, confused)
+    import pyarrow.compute as pc
+
+    table = db.sql(_LABELLED).to_arrow_table()
+    pair = ["confused_with", "suggested_label", "these", "of_given"]
+    pairs = table.filter(pc.is_valid(table["these"])).group_by(pair).aggregate([]).select(pair)
+    confused = [tuple(row.values()) for row in pairs.to_pylist()]
+    return LabelIssues(table.drop_columns([pair[0], *pair[2:]]), sorted(confused, key=lambda row: (-row[2], *row)))
 
 
 def findings(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
-    """The label issues as rows of a report's findings, the worst first; after `find` on the same connection.
+    """The label issues as rows of a report's findings, the worst first.
 
     Args:
-        db: the connection.
+        db: a connection with the view `report`.
         report: the report's name.
 
     """
     cursor = db.cursor()  # so that the caller may use `db` meanwhile
     cursor.execute(
-        "SELECT image_id, uri, path, given, suggested_label, p_given, p, label_issue "
-        "FROM label_issues JOIN images USING (image_id) JOIN (SELECT image_id, ood_score FROM scores) USING (image_id) "
-        "WHERE found ORDER BY label_issue DESC, ood_score DESC, path, image_id"
+        "SELECT image_id, uri, path, given_label, suggested_label, given_confidence, confidence, label_issue "
+        "FROM report WHERE suggested_label IS NOT NULL ORDER BY label_issue DESC, ood_score DESC, path, image_id"
     )
     while rows := cursor.fetchmany(_BATCH):
         for image_id, uri, path, given, label, p_given, p, severity in rows:

@@ -37,8 +37,10 @@ from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.locks import computing
 from ood_audit.store.parts import iter_features
+from ood_audit.store.views import registered
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from duckdb import DuckDBPyConnection
     from scipy.sparse import csr_matrix
 
@@ -144,7 +146,7 @@ def suggest(
 
     """
     if most < 1:
-        raise UsageError(f"--names {most}: choose 1 or more")
+        raise UsageError(f"`most` {most}: choose 1 or more")
     if not isinstance(store, Store):
         store = open_store(store)
     total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
@@ -373,35 +375,43 @@ def as_labels(suggestions: Suggestions) -> str:
     return "\n".join(lines) + "\n"
 
 
-def group(db: "DuckDBPyConnection", store: Store, total: int, listed: int) -> list[str]:
+def group(
+    db: "DuckDBPyConnection", decisions: "pa.Table", store: Store, total: int, listed: int
+) -> tuple["pa.Table", list[str]]:
     """Name what the flagged images look like, or where there are no flags the first `listed` of the ranking.
 
-    It fills the column `cluster` of the table `_decided`, see `decisions.decide`; only where the store has the text
-    features of the nouns.
+    Args:
+        db: a connection with the view `scores`.
+        decisions: of `decide.decide`.
+        store: the store. Nothing is named if it lacks the text features of the nouns.
+        total: how many readable images it has.
+        listed: how many images the report lists.
 
     Returns:
-        what a person should know, a sentence each.
+        The decisions with the names in the column `cluster`; and what a person should know, a sentence each.
 
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    rows = db.execute(
-        "WITH any_flag AS (SELECT count(flagged) > 0 AS known FROM report) "
-        "SELECT image_id FROM report, any_flag WHERE CASE WHEN known THEN flagged ELSE rank <= $listed END "
-        "ORDER BY rank LIMIT $most",
-        {"listed": listed, "most": MOST},
-    ).fetchall()
+    known = decisions["flagged"].null_count < len(decisions)
+    chosen = decisions.filter(decisions["flagged"]) if known else decisions
+    with registered(db, chosen=chosen.select(["image_id"])):
+        rows = db.execute(
+            "SELECT image_id FROM scores SEMI JOIN chosen USING (image_id) "
+            "ORDER BY ood_score DESC, path, image_id LIMIT ?",
+            [MOST if known else min(listed, MOST)],
+        ).fetchall()
     wanted = [image_id for (image_id,) in rows]
     if not wanted:
-        return []
+        return decisions, []
     if (nouns := pools.nouns(store)) is None:
-        return ["to see what these images look like, run `ood-audit labels suggest` once, and report again"]
+        return decisions, ["to see what these images look like, run `ood-audit labels suggest` once, and report again"]
     names = name_images(store, wanted, total, nouns)
-    columns = pa.schema([("image_id", pa.string()), ("cluster", pa.string())])
-    named = pa.table({"image_id": list(names), "cluster": list(names.values())}, schema=columns)
-    db.register("_named", named)
-    db.execute("UPDATE _decided SET cluster = n.cluster FROM _named AS n WHERE n.image_id = _decided.image_id")
+    at = pc.index_in(decisions["image_id"], value_set=pa.array(names, pa.string()))
+    named = pa.array(names.values(), pa.string()).take(at.combine_chunks())
+    decisions = decisions.set_column(decisions.column_names.index("cluster"), "cluster", named)
     several = [(name, n) for name, n in Counter(names.values()).most_common(_SAID) if n > 1]
     if not several:
-        return []
-    return [f"what they look like: {', '.join(f'{name} ({n} images)' for name, n in several)}"]
+        return decisions, []
+    return decisions, [f"what they look like: {', '.join(f'{name} ({n} images)' for name, n in several)}"]

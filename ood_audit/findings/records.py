@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ood_audit.classes import annotations
 from ood_audit.errors import StoreError, UsageError
+from ood_audit.store import schema
 from ood_audit.store.files import replacing
 from ood_audit.store.findings import COLUMNS, FILE, KINDS, Issue
 from ood_audit.store.store import Store
@@ -30,11 +31,6 @@ _PLACED = (
 _OF_IMAGE = "i.uri, i.source, i.path, i.size_bytes, i.mtime_ns, i.content_hash"
 
 
-def schema() -> pa.Schema:
-    """The columns of the Parquet file."""
-    return pa.schema([(name, pa.float32() if kind == "FLOAT" else pa.string()) for name, kind in COLUMNS.items()])
-
-
 def write(path: Path, rows: Iterable[Issue], *, generation: int) -> None:
     """Write the findings of a report, in one piece; memory holds one batch.
 
@@ -47,7 +43,7 @@ def write(path: Path, rows: Iterable[Issue], *, generation: int) -> None:
         ValueError: a kind or a severity that there is not.
 
     """
-    columns = schema().with_metadata({"generation": str(generation)})
+    columns = schema.arrow(COLUMNS).with_metadata({"generation": str(generation)})
     with replacing(path) as temporary, pq.ParquetWriter(temporary, columns, compression="zstd") as file:
         rows = map(_checked, rows)
         while batch := [asdict(row) for row in islice(rows, _BATCH)]:

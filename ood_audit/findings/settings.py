@@ -29,8 +29,8 @@ class FindingSettings:
     near_duplicates: bool | None = None
 
     def __post_init__(self) -> None:
-        for option, level in (("--fdr", self.fdr), ("--false-alarms", self.false_alarms)):
+        for option, level in (("`fdr`", self.fdr), ("`false_alarms`", self.false_alarms)):
             if level is not None and not 0 < level < 1:
                 raise UsageError(f"{option} {level}: choose between 0 and 1, as 0.05")
         if self.fdr is not None and self.false_alarms is not None:
-            raise UsageError("give --fdr or --false-alarms, not both")
+            raise UsageError("give `fdr` or `false_alarms`, not both")

@@ -6,7 +6,7 @@ Whatever is wrong with a file ends as `Decoded.error`, one clear sentence; nothi
 import io
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ood_audit.images import deep
+from ood_audit.images import deep, exif
 from ood_audit.images.access import read
 from ood_audit.images.formats import formats, unreadable_compression, why_unknown
+from ood_audit.images.quality import measure
 from ood_audit.text import printable
 
 Pixels = NDArray[np.uint8]
@@ -41,6 +42,8 @@ class Decoded:
 
     `width` and `height` are those of the upright picture (EXIF orientation applied); `content_hash` is 128 bits of
     BLAKE2b of the file's bytes, in hexadecimal.
+
+    What follows `note` is there where the picture was inspected: see `quality.Quality` and `exif.facts`.
     """
 
     width: int | None = None
@@ -52,9 +55,20 @@ class Decoded:
     pixels: Pixels | None = None
     error: str | None = None
     note: str | None = None
+    brightness: float | None = None
+    shadows: float | None = None
+    highlights: float | None = None
+    sharpness: float | None = None
+    entropy: float | None = None
+    saturation: float | None = None
+    picture_hash: str | None = None
+    taken_at: str | None = None
+    camera: str | None = None
+    latitude: float | None = None
+    longitude: float | None = None
 
 
-def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = None) -> Decoded:
+def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = None, inspect: bool = False) -> Decoded:
     """Read, decode and `prepare` one image.
 
     Args:
@@ -63,6 +77,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
             decoded at reduced scale, the size of the whole one follows as a second argument.
         at_least: None, or how many pixels of the shorter side are enough. A JPEG is then decoded at a half, a quarter
             or an eighth of its size, in a fraction of the time.
+        inspect: also say what the picture looks like, and what its EXIF says.
 
     Returns:
         The facts with `pixels`, or with `error`. The size and time are those of the bytes that were read; width and
@@ -86,6 +101,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
                 image.draft(None, (at_least, at_least))
             reduced = image.size != whole
             upright = to_rgb(image)
+            seen = exif.facts(image) if inspect else {}
             if not reduced:
                 whole = upright.size
             elif _orientation(image) in _ON_ITS_SIDE:
@@ -93,8 +109,10 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
         facts.update(width=whole[0], height=whole[1])
         pixels = prepare(upright, whole) if reduced else prepare(upright)
         if reduced and _nearly_clipped(pixels):
-            return decode(uri, prepare)
-        return Decoded(**facts, pixels=pixels, note=_few_levels(upright))
+            return decode(uri, prepare, inspect=inspect)
+        if inspect:
+            seen |= asdict(measure(upright))
+        return Decoded(**facts, **seen, pixels=pixels, note=_few_levels(upright))
     except Exception as error:  # Pillow's readers raise anything at all on hostile bytes
         return Decoded(**facts, error=compression or _explain(error, facts, data))
 

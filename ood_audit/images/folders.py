@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ood_audit.images.formats import extensions, looks_like_image
-from ood_audit.images.found import BATCH, COLUMNS, ScanNotes, tables
+from ood_audit.images.found import BATCH, ScanNotes, tables, with_nulls
 from ood_audit.images.members import members
 from ood_audit.images.uri import ARCHIVES, file_uri
 from ood_audit.text import storable
@@ -79,7 +79,7 @@ class _Rows:
             uris = pc.binary_join_element_wise(pa.array(self._uri_of).take(at), pa.array(self._uris), "")
             paths = pc.binary_join_element_wise(pa.array(self._path_of).take(at), pa.array(self._paths), "")
             columns = [uris, paths, pa.array(self._sizes, pa.int64()), pa.array(self._times, pa.int64())]
-            table = pa.table(columns, COLUMNS)
+            table = with_nulls(columns)
         self.count = 0
         self._uri_of: list[str] = []  # of the folders,
         self._path_of: list[str] = []

@@ -11,7 +11,16 @@ import pyarrow as pa
 BATCH = 50_000  # rows of a table
 
 # What a scan says of an image; see `ImageRef`, of which these are the fields but for `source`.
-COLUMNS = pa.schema([("uri", pa.string()), ("path", pa.string()), ("size_bytes", pa.int64()), ("mtime_ns", pa.int64())])
+COLUMNS = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+    ]
+)
 
 UNKNOWN = (-1, 0)  # size and time of an image that can't be asked for now: it is taken to be as it was
 
@@ -22,7 +31,8 @@ class ImageRef:
 
     `path` is relative to `source`, with `/`. `uri` names the file for good (`file:///…`, percent-encoded bytes),
     and `image_id` is its hash: the same file is the same image, whichever source led to it. `label` is the class
-    that an annotation gives the image.
+    that an annotation gives the image, "" where it gives none, and None where there is no annotation. `split` is the
+    part of the dataset that it belongs to, as `splits.NAMES` calls it; None where that is unknown.
     """
 
     uri: str
@@ -31,6 +41,7 @@ class ImageRef:
     size_bytes: int
     mtime_ns: int
     label: str | None = None
+    split: str | None = None
 
     @property
     def folder(self) -> str:
@@ -59,9 +70,18 @@ class ScanNotes:
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def tables(rows: Iterator[Sequence[str | int]]) -> Iterator[pa.Table]:
-    """Rows of the values of COLUMNS as tables: the first row as soon as it is there, then many at a time."""
+def tables(rows: Iterator[Sequence[str | int | None]]) -> Iterator[pa.Table]:
+    """Rows of the values of COLUMNS as tables: the first row as soon as it is there, then many at a time.
+
+    The last values of the rows may be left out, all in the same way.
+    """
     size = 1
     while batch := list(islice(rows, size)):
-        yield pa.table([pa.array(column, kind) for column, kind in zip(zip(*batch), COLUMNS.types)], COLUMNS)  # noqa: B905
+        yield with_nulls([pa.array(column) for column in zip(*batch)])  # noqa: B905
         size = BATCH
+
+
+def with_nulls(columns: Sequence[pa.Array | pa.ChunkedArray]) -> pa.Table:
+    """The first of COLUMNS as a table with all of them, of which the others are null."""
+    missing = [pa.nulls(len(columns[0]), kind) for kind in COLUMNS.types[len(columns) :]]
+    return pa.table([*columns, *missing], COLUMNS.names).cast(COLUMNS)

@@ -9,6 +9,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO
 from urllib.parse import quote, quote_from_bytes, urlsplit
@@ -16,6 +17,7 @@ from urllib.parse import quote, quote_from_bytes, urlsplit
 from ood_audit.errors import UsageError
 from ood_audit.images import access
 from ood_audit.images.found import UNKNOWN, ScanNotes
+from ood_audit.images.spelling import Spelling
 from ood_audit.images.uri import archive_and_member, file_uri, is_remote
 from ood_audit.text import printable, storable
 
@@ -32,7 +34,7 @@ def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int]]
         notes: filled in along the way; hosts that can't be reached now are `unreadable`.
 
     """
-    name = _remote_entry if is_remote(source) else _local_entry
+    name = _remote_entry if is_remote(source) else partial(_local_entry, Spelling())
     rows = (name(source, entry) for entry in _entries(source))
     failures: Counter[str] = Counter()
 
@@ -56,17 +58,17 @@ def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int]]
         many = _TOGETHER
 
 
-def _local_entry(source: str, entry: str) -> tuple[str, str]:
+def _local_entry(spelling: Spelling, source: str, entry: str) -> tuple[str, str]:
     """URI and path of an entry."""
     if is_remote(entry):
         return _named(entry), entry.partition("?")[0]
     base = os.path.dirname(source)
-    location = os.path.normpath(os.path.join(base, entry))
+    location = spelling(os.path.normpath(os.path.join(base, entry)))
     inside = location.startswith(base.rstrip(os.sep) + os.sep)
     path = storable((os.path.relpath(location, base) if inside else location).replace(os.sep, "/"))
     parts = archive_and_member(location)
     if parts is not None and not os.path.lexists(location):
-        archive, member = parts
+        archive, member = spelling(parts[0]), parts[1]
         return f"{file_uri(archive)}#{quote_from_bytes(os.fsencode(member))}", "/".join(
             archive_and_member(path) or (path,)
         )

@@ -11,6 +11,7 @@ from ood_audit.images.folders import walk
 from ood_audit.images.found import UNKNOWN, ImageRef, ScanNotes, tables
 from ood_audit.images.lists import LIST_SUFFIXES, listed
 from ood_audit.images.members import members
+from ood_audit.images.spelling import Spelling
 from ood_audit.images.uri import file_uri, is_archive, is_remote, local_path
 from ood_audit.text import printable, storable
 
@@ -33,7 +34,7 @@ def resolve(source: str | os.PathLike[str]) -> str:
         if name.startswith("http") and is_archive(name.partition("?")[0]):
             raise UsageError(f"{printable(name)}: members of an archive can't be read over HTTP; download it first")
         return name
-    path = os.path.realpath(source)
+    path = Spelling()(os.path.realpath(source))
     if not name or not os.path.exists(path):
         raise UsageError(f"no such file or folder: {printable(name) or '(an empty name)'}")
     if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
@@ -81,8 +82,8 @@ def listing(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Ite
 def scan(source: str, notes: ScanNotes, *, exclude: str | None = None) -> Iterator[ImageRef]:
     """The same as `listing`, image by image."""
     for table in listing(source, notes, exclude=exclude):
-        for uri, path, size_bytes, mtime_ns in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            yield ImageRef(uri, storable(source), path, size_bytes, mtime_ns)
+        for uri, *facts in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            yield ImageRef(uri, storable(source), *facts)
 
 
 def _remote_folder(source: str, notes: ScanNotes, exclude: str | None) -> Iterator[tuple[str, str, int, int]]:

@@ -27,16 +27,16 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 # known class in another style is listed as flagged, and says so.
 _FOUND = """
 WITH found AS (
-    SELECT i.kind, i.severity, r.*, l.p, l.p_given, CASE i.kind
+    SELECT i.kind, i.severity, r.*, CASE i.kind
         WHEN 'ood' THEN [r.cluster]
-        WHEN 'label' THEN [l.given, l.suggested_label]
+        WHEN 'label' THEN [r.given_label, r.suggested_label]
         WHEN 'covariate-shift' THEN [r.label]
         ELSE [] END AS name
     FROM read_parquet($issues, hive_partitioning = false) AS i
-    JOIN report AS r USING (image_id) LEFT JOIN label_issues AS l USING (image_id)
+    JOIN report AS r USING (image_id)
     WHERE i.kind <> 'unreadable' AND NOT (i.kind = 'covariate-shift' AND coalesce(r.flagged, false))
     UNION ALL
-    SELECT 'unusual', 0, r.*, NULL, NULL, []
+    SELECT 'unusual', 0, r.*, []
     FROM report AS r ANTI JOIN read_parquet($issues, hive_partitioning = false) AS i USING (image_id)
     WHERE rank <= $top AND image_id NOT IN (SELECT unnest($passed::VARCHAR[]))
 )
@@ -44,10 +44,10 @@ WITH found AS (
 
 
 class Found:
-    """The findings of a report in SQL, on a connection on which `decisions.decide` was called.
+    """The findings of a report in SQL.
 
     Args:
-        db: The connection.
+        db: A connection whose view `report` has what was decided.
         issues: The findings that are open, as `issues.parquet`.
         top: How many images to list for their rank alone.
         passed: Ids of images that a person has found to belong to the data, which are not listed for their rank.
@@ -210,7 +210,7 @@ def _finding(
         severity=row["severity"],
         scored=scored,
         looks_like=row["cluster"] if kind == "ood" else None,
-        probabilities=(row["p"], row["p_given"]) if kind == "label" else None,
+        probabilities=(row["confidence"], row["given_confidence"]) if kind == "label" else None,
         perhaps=row["label"] if kind == "ood" and row["shift"] == "covariate" else None,
         twin=twin,
     )

@@ -1,9 +1,14 @@
 """The ranking and its figures: SQL over the views, so that DuckDB does the sorting, on disk where need be."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from duckdb import DuckDBPyConnection
+
+from ood_audit.store.views import ranking, registered
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _BINS = 40
 
@@ -31,14 +36,13 @@ def counts(db: DuckDBPyConnection) -> dict[str, int]:
     return {"scored": row[0], "unreadable": row[1]} if row else {}
 
 
-def write_all(db: DuckDBPyConnection, path: Path) -> None:
-    """The whole ranking as Parquet, in order; from then on the view `report` of the connection is that file.
-
-    So that millions of images are joined and sorted once.
-    """
-    db.execute("COPY (FROM report ORDER BY rank) TO $path (FORMAT parquet, COMPRESSION zstd)", {"path": str(path)})
-    quoted = str(path).replace("'", "''")
-    db.execute(f"CREATE OR REPLACE VIEW report AS FROM read_parquet(['{quoted}'], hive_partitioning = false)")
+def write_all(db: DuckDBPyConnection, decisions: "pa.Table", path: Path) -> None:
+    """Write the whole ranking as Parquet, in order, with the decisions about each image."""
+    with registered(db, decisions=decisions):
+        db.execute(
+            f"COPY (FROM ({ranking('decisions')}) ORDER BY rank) TO $path (FORMAT parquet, COMPRESSION zstd)",
+            {"path": str(path)},
+        )
 
 
 def histogram(db: DuckDBPyConnection) -> list[tuple[float, float, int]]:

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,9 +123,9 @@ def report(
 
     """
     if not 1 <= top < 2**31:
-        raise UsageError(f"--top {top}: choose 1 or more, below 2,147,483,648")
+        raise UsageError(f"`top` {top}: choose 1 or more, below 2,147,483,648")
     if not re.fullmatch(r"[\w-][\w.-]{0,60}", name):
-        raise UsageError(f"--name {printable(name)}: use at most 61 letters, digits, '-', '_' and '.'")
+        raise UsageError(f"`name` {printable(name)}: use at most 61 letters, digits, '-', '_' and '.'")
     if not isinstance(store, Store):
         store = open_store(store)
     find = find or FindingSettings()
@@ -141,43 +141,88 @@ def report(
             on_progress=on_progress,
         )
         on_pairs = counting(on_progress, "looking for duplicates")
-        duplicates, counts = copies.current(store, find.near_duplicates, on_pairs, device=device, on_note=note)
+        duplicates = copies.current(store, find.near_duplicates, on_pairs, device=device, on_note=note)
+        run = _Run(store, scores, name, top, find, *duplicates, generation, device, on_progress)
         with ExitStack() as lock:
-            # This report's own scores: another report, of other classes, may be made at the same time.
-            current = {"vocabulary": scores.vocabulary.id, "scores": scores.path.stem}
-            with _connected(store, scores, current) as db, replacing(store.reports / name) as folder:
-                limit_memory(db, store)
+            with replacing(store.reports / name) as folder:
                 folder.mkdir()
-                on_progress("deciding what to flag")
-                recipe = decisions.read_recipe(scores.path)
-                decided = decisions.decide(db, recipe, counts, find)
-                on_progress("naming what is flagged")
-                decided.notes.extend(naming.group(db, store, scores.images, top))
-                if not counts["near"]:
-                    decided.notes.append(
-                        "duplicates: only exact ones were looked for; add --near-duplicates for near ones"
-                    )
-                on_progress("writing the report")
-                decisions.save(db, folder)
-                ranking.write_all(db, folder / "report.parquet")
-                passed = _passed(store, db)
-                found = verdicts.unsettled(decisions.findings(db, decided, duplicates, name), passed)
-                issues.write(folder / findings.FILE, found, generation=generation)
-                if passed:
-                    decided.notes.append(f"decided before, and not listed again: {len(passed)} findings")
-                rows = ranking.top(db, top)
-                meta = _meta(store, scores, decided, len(rows), ranking.counts(db))
-                writers.write_csv(folder / "report.csv", rows)
-                writers.write_json(folder / "report.json", rows)
-                writers.write_json(folder / "meta.json", meta)
-                belongs = [image_id for image_id, question in passed if question == verdicts.question("unusual")]
-                listed = content.Found(db, folder / findings.FILE, top, belongs)
-                page = content.gather(store, listed, name, meta, duplicates, _compared(scores, device), decided.notes)
-                (folder / "report.html").write_text(render(page), encoding="utf-8")
-                sections = content.summarised(page)
+                made = run.write(folder)
                 lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
-            store.set_current(**current, report=name, decided=scores.path.stem)
-    return Report(store.reports / name, rows, scores, decided, sections, meta["unreadable"])
+            store.set_current(**run.current, report=name, decided=scores.path.stem)
+    return made
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A report in the making: what it is made from."""
+
+    store: Store
+    scores: Scores
+    name: str
+    top: int
+    find: FindingSettings
+    duplicates: Path
+    counts: dict[str, int]
+    generation: int
+    device: str
+    on_progress: Progress
+
+    @property
+    def current(self) -> dict[str, str]:
+        """This report's own scores: another report, of other classes, may be made at the same time."""
+        return {"vocabulary": self.scores.vocabulary.id, "scores": self.scores.path.stem}
+
+    def write(self, folder: Path) -> Report:
+        """Write the report's files."""
+        parts, ranked = self.store.parts, folder / "report.parquet"
+        with self._connected(parts) as db:
+            table, decided = self._decide(db)
+            self.on_progress("writing the report")
+            decisions.save(table, folder)
+            ranking.write_all(db, table, ranked)
+        with self._connected(parts, ranked) as db:
+            passed = _passed(self.store, db)
+            found = verdicts.unsettled(decisions.findings(db, decided, self.duplicates, self.name), passed)
+            issues.write(folder / findings.FILE, found, generation=self.generation)
+            if passed:
+                decided.notes.append(f"decided before, and not listed again: {len(passed)} findings")
+            rows = ranking.top(db, self.top)
+            meta = _meta(self.store, self.scores, decided, len(rows), ranking.counts(db))
+            writers.write_csv(folder / "report.csv", rows)
+            writers.write_json(folder / "report.json", rows)
+            writers.write_json(folder / "meta.json", meta)
+            belongs = [image_id for image_id, question in passed if question == verdicts.question("unusual")]
+            listed = content.Found(db, folder / findings.FILE, self.top, belongs)
+            compared = _compared(self.scores, self.device)
+            page = content.gather(self.store, listed, self.name, meta, self.duplicates, compared, decided.notes)
+        (folder / "report.html").write_text(render(page), encoding="utf-8")
+        place = self.store.reports / self.name
+        return Report(place, rows, self.scores, decided, content.summarised(page), meta["unreadable"])
+
+    def _decide(self, db: DuckDBPyConnection) -> tuple["pa.Table", Decisions]:
+        """Decide about each image, and name what is flagged."""
+        self.on_progress("deciding what to flag")
+        recipe = decisions.read_recipe(self.scores.path)
+        table, decided = decisions.decide(db, recipe, self.counts, self.find)
+        self.on_progress("naming what is flagged")
+        table, notes = naming.group(db, table, self.store, self.scores.images, self.top)
+        if not self.counts["near"]:
+            notes.append("duplicates: only exact ones were looked for; add --near-duplicates for near ones")
+        return table, replace(decided, notes=[*decided.notes, *notes])
+
+    @contextmanager
+    def _connected(self, parts: list[Path], ranked: Path | None = None) -> Iterator[DuckDBPyConnection]:
+        """A connection whose views show these scores; StoreError where others have replaced them."""
+        try:
+            with connect(self.store, parts, current=self.current, ranked=ranked) as db:
+                limit_memory(db, self.store)
+                yield db
+        except (OSError, StoreError) as error:
+            if self.scores.path.exists():
+                raise
+            raise StoreError(
+                "another process added and scored images in the meantime; run the command again"
+            ) from error
 
 
 def _passed(store: Store, db: DuckDBPyConnection) -> set[verdicts.Key]:
@@ -190,18 +235,6 @@ def _passed(store: Store, db: DuckDBPyConnection) -> set[verdicts.Key]:
         {"hashes": [*by_hash]},
     )
     return {(image_id, question) for image_id, content_hash in rows.fetchall() for question in by_hash[content_hash]}
-
-
-@contextmanager
-def _connected(store: Store, scores: Scores, current: dict[str, Any]) -> Iterator[DuckDBPyConnection]:
-    """A connection whose views show these scores; StoreError where others have replaced them."""
-    try:
-        with connect(store, current=current) as db:
-            yield db
-    except (OSError, StoreError) as error:
-        if scores.path.exists():
-            raise
-        raise StoreError("another process added and scored images in the meantime; run the command again") from error
 
 
 def _compared(scores: Scores, device: str) -> Compared:

@@ -59,19 +59,18 @@ class ScoreSettings:
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 1e-4 <= self.temperature <= 1e4:
-            raise UsageError(f"--temperature {self.temperature}: choose between 0.0001 and 10000")
+            raise UsageError(f"`temperature` {self.temperature}: choose between 0.0001 and 10000")
         if self.top_c is not None and self.top_c < 1:
-            raise UsageError(f"--top-c {self.top_c}: choose 1 or more")
+            raise UsageError(f"`top_c` {self.top_c}: choose 1 or more")
         if self.reset_to is not None and not -1 <= self.reset_to <= 1:
-            raise UsageError(f"--reset-to {self.reset_to}: choose a cosine between -1 and 1")
+            raise UsageError(f"`reset_to` {self.reset_to}: choose a cosine between -1 and 1")
         if self.novelty is not None and not 0 <= float(self.novelty) <= 100:
-            raise UsageError(f"--novelty {self.novelty}: choose auto, on, off, or a weight from 0 to 100")
+            raise UsageError(f"`novelty` {self.novelty}: choose auto, on, off, or a weight from 0 to 100")
         chosen = [name for name in ("temperature", "top_c", "reset_to") if getattr(self, name) is not None]
         if self.method == "best" and chosen:
-            option = chosen[0].replace("_", "-")
-            raise UsageError(f"--score best chooses --{option} itself; leave it out, or name a score")
+            raise UsageError(f"`method` best chooses `{chosen[0]}` itself; leave it out, or name a score")
         if self.novelty is not None and self.method != "auto":
-            raise UsageError(f"--score {printable(self.method)} has no --novelty; leave one of them out")
+            raise UsageError(f"`method` {printable(self.method)} has no `novelty`; leave one of them out")
 
     def given(self, prompts: "Prompts | None" = None) -> dict[str, Any]:
         """The settings that are not left to be chosen, by name; prototypes as their weight.
@@ -123,7 +122,7 @@ def settings_of(
         own = {**defaults, "background": False, "prototypes": 0.0}
     else:
         own = {**scores.options(function), "prototypes": 0.0}
-    if foreign := [f"--{name.replace('_', '-')}" for name in given or {} if name not in own]:
+    if foreign := [f"`{name}`" for name in given or {} if name not in own]:
         raise UsageError(f"the score {method} has no {', '.join(foreign)}; leave it out")
     return {**own, **(given or {})}
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ood_audit.classes import prototypes
 from ood_audit.classes.prototypes import Prototypes, References
-from ood_audit.encoders.cpu import largest, log_sum_exp, without
+from ood_audit.encoders.cpu import log_sum_exp, without
 from ood_audit.encoders.device import (
     CPU,
     choose_device,
@@ -122,7 +122,7 @@ class Chunk:
     def largest(self, weight: float, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The `count` largest similarities of each image and their classes, (N, count) each; fewer of fewer classes."""
         found = min(max(count, 2), len(self.target.text))  # two are always asked for
-        top, where = self._once(("largest", weight, found), lambda: largest(self.similarities(weight), found))
+        top, where = self._once(("largest", weight, found), lambda: self.similarities(weight).topk(found, dim=1))
         return top[:, :count], where[:, :count]
 
     def log_sum(self, weight: float, temperature: float) -> torch.Tensor:

@@ -24,6 +24,10 @@ from ood_audit.store import Store, schema
 from ood_audit.store.files import replacing
 from ood_audit.store.parts import iter_features
 
+_SCORES = schema.arrow(schema.SCORES, schema.NAMES)
+# A file that is not kept: what is joined with the other images is not known yet.
+_WITH_EVIDENCE = _SCORES.append(pa.field("evidence_1", pa.float64())).append(pa.field("evidence_2", pa.float64()))
+_PARQUET = {"compression": "zstd", "use_dictionary": list(schema.NAMES)}
 _NEIGHBOURS = 512  # compared with all names at a time
 _GROUP_ROWS = 131_072  # smaller row groups make queries slow
 
@@ -46,12 +50,12 @@ def write(context: Context, path: Path, plan: Plan, method: str, total: int) -> 
     class_of = lru_cache(maxsize=65_536)(context.vocabulary.class_of)
     columns = partial(_columns, plan=plan, method=method, labels=labels, class_of=class_of)
     if plan.joint is None and plan.pictures is None:
-        _stream(context, path, plan, columns, schema.SCORES, total)
+        _stream(context, path, plan, columns, _SCORES, total)
         return None
     first = path.with_name(path.name.removesuffix(".tmp") + ".first.tmp")
     try:
         evidence = partial(_columns_and_evidence, plan=plan, method=method, columns=columns)
-        _stream(context, first, plan, evidence, schema.EVIDENCE, total)
+        _stream(context, first, plan, evidence, _WITH_EVIDENCE, total)
         return _join(context, first, path, plan, method)
     finally:
         first.unlink(missing_ok=True)
@@ -61,7 +65,7 @@ def _stream(
     context: Context,
     path: Path,
     plan: Plan,
-    columns: Callable[[Chunk], list[Any]],
+    columns: Callable[[Chunk], dict[str, Any]],
     kinds: pa.Schema,
     total: int,
 ) -> None:
@@ -69,14 +73,16 @@ def _stream(
     on_progress = counting(context.on_progress, "scoring")
     done, waiting, rows = 0, [], 0
     with (
-        pq.ParquetWriter(path, kinds, **schema.PARQUET) as writer,
+        pq.ParquetWriter(path, kinds, **_PARQUET) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="scores") as thread,
     ):
         writing_of = thread.submit(lambda: None)
         for found in map_chunks(context.store, plan.target, context.device, columns, plan.parts):
-            waiting.append(pa.RecordBatch.from_arrays(found, schema=kinds))
-            rows += len(found[0])
-            done += len(found[0])
+            size = len(found["image_id"])
+            arrays = [found.get(field.name, pa.nulls(size, field.type)) for field in kinds]
+            waiting.append(pa.RecordBatch.from_arrays(arrays, schema=kinds))
+            rows += size
+            done += size
             if rows >= _GROUP_ROWS:
                 writing_of.result()
                 writing_of = thread.submit(writer.write_table, pa.Table.from_batches(waiting), rows)
@@ -94,19 +100,16 @@ def _join(context: Context, first: Path, path: Path, plan: Plan, method: str) ->
     evidence = [read[name].to_numpy().astype(np.float64) for name in read.column_names]
     joined = joined_with(context.store, plan, method, evidence, on_progress)
     start = 0
-    with pq.ParquetFile(first) as file, pq.ParquetWriter(path, schema.SCORES, **schema.PARQUET) as writer:
+    with pq.ParquetFile(first) as file, pq.ParquetWriter(path, _SCORES, **_PARQUET) as writer:
         for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
+            table = file.read_row_group(group, columns=_SCORES.names)
             rows = slice(start, start + len(table))
             start = rows.stop
             own = {"ood_score": pa.array(joined.ood_score[rows].astype(np.float32))}
             if plan.joint is not None:
                 own["novelty"] = pa.array(joined.novelty[rows].astype(np.float32))
                 own["unlike"] = pa.DictionaryArray.from_arrays(joined.unlike[rows].astype(np.int32), list(UNLIKE))
-            else:
-                own["novelty"], own["unlike"] = pa.nulls(len(table), pa.float32()), pa.nulls(len(table), schema.WORD)
-            columns = [own[name] if name in own else table[name] for name in schema.SCORES.names]
-            writer.write_table(pa.table(columns, schema.SCORES))
+            writer.write_table(pa.table([own.get(name, table[name]) for name in _SCORES.names], _SCORES))
     return joined
 
 
@@ -176,11 +179,12 @@ def _raw(chunk: Chunk, plan: Plan, method: str) -> Any:
     return -chunk.raw(*plan.runs[method]).cpu().double().numpy()
 
 
-def _columns_and_evidence(chunk: Chunk, plan: Plan, method: str, columns: Callable[[Chunk], list[Any]]) -> list[Any]:
+def _columns_and_evidence(
+    chunk: Chunk, plan: Plan, method: str, columns: Callable[[Chunk], dict[str, Any]]
+) -> dict[str, Any]:
     """The columns of a chunk's scores that do not depend on other images, and what the others are computed from."""
-    own = dict(zip(schema.SCORES.names, columns(chunk), strict=True))
-    evidence = evidence_of(chunk, plan, method)
-    return [*(own[name] for name in schema.EVIDENCE.names[:-2]), *map(pa.array, evidence)]
+    evidence_1, evidence_2 = map(pa.array, evidence_of(chunk, plan, method))
+    return columns(chunk) | {"evidence_1": evidence_1, "evidence_2": evidence_2}
 
 
 def keep_prototypes(path: Path, plan: Plan, method: str) -> None:
@@ -190,40 +194,46 @@ def keep_prototypes(path: Path, plan: Plan, method: str) -> None:
             save(temporary, plan.target.prototypes)
 
 
-def _columns(chunk: Chunk, plan: Plan, method: str, labels: Any, class_of: Callable[[str], int | None]) -> list[Any]:
-    """The columns of a chunk's scores, as Arrow arrays."""
+def _columns(
+    chunk: Chunk, plan: Plan, method: str, labels: Any, class_of: Callable[[str], int | None]
+) -> dict[str, Any]:
+    """The columns of a chunk's scores, as Arrow arrays; what is not known yet is left out, and null."""
     numbers, best, index = _numbers(chunk, plan, method)
-    columns = [chunk.batch.image_ids, chunk.batch.paths, *(pa.array(n.float().cpu().numpy()) for n in numbers)]
-    columns += [pa.DictionaryArray.from_arrays(pa.array(i, pa.int32()), labels) for i in index.T]
+    given, known = _beside(chunk, plan, plan.runs[method][1]["prototypes"], index[:, 0], class_of)
+    columns = {
+        "image_id": chunk.batch.image_ids,
+        "path": chunk.batch.paths,
+        "label": pa.DictionaryArray.from_arrays(pa.array(index[:, 0], pa.int32()), labels),
+        "given_label": pa.DictionaryArray.from_arrays(pa.array(given, pa.int32(), mask=given < 0), labels),
+        "folder_rank": pa.array(_folder_ranks(chunk, plan, given), pa.int32(), mask=~np.isin(given, plan.folders)),
+    }
+    columns |= {name: pa.array(values.float().cpu().numpy()) for name, values in numbers.items()}
+    columns |= {name: pa.array(values, pa.float32(), from_pandas=True) for name, values in known.items()}
     if len(labels) > 1:
-        columns.append(pa.array(best[:, 0] - best[:, 1]))
-    else:  # no runner-up
-        columns += [pa.nulls(len(best), pa.dictionary(pa.int32(), pa.string())), pa.nulls(len(best), pa.float32())]
-    given, *more = _beside(chunk, plan, plan.runs[method][1]["prototypes"], index[:, 0], class_of)
-    columns.append(pa.DictionaryArray.from_arrays(pa.array(given, pa.int32(), mask=given < 0), labels))
-    columns += [pa.array(values, pa.float32(), from_pandas=True) for values in more]
-    columns.append(pa.array(_folder_ranks(chunk, plan, given), pa.int32(), mask=~np.isin(given, plan.folders)))
-    return [*columns, pa.nulls(len(best), pa.float32()), pa.nulls(len(best), schema.WORD)]  # novelty and unlike
+        columns["label_2"] = pa.DictionaryArray.from_arrays(pa.array(index[:, 1], pa.int32()), labels)
+        columns["margin"] = pa.array(best[:, 0] - best[:, 1])
+    return columns
 
 
-def _numbers(chunk: Chunk, plan: Plan, method: str) -> tuple[list[Any], Any, Any]:
-    """ood_score, delta_energy, energy and max_cosine of a chunk; its two largest similarities and their classes."""
+def _numbers(chunk: Chunk, plan: Plan, method: str) -> tuple[dict[str, torch.Tensor], Any, Any]:
+    """The (N,) scores of a chunk by column; its two largest similarities and their classes."""
     function, settings = plan.runs[method]
     raw = chunk.raw(function, settings)
     change, energy = chunk.energies(settings if function is delta_energy else plan.delta)
     best, index = (found.cpu().numpy() for found in chunk.largest(settings["prototypes"], 2))
-    return [-raw, change, energy, chunk.largest(0.0, 1)[0][:, 0]], best, index
+    max_cosine = chunk.largest(0.0, 1)[0][:, 0]
+    return {"ood_score": -raw, "delta_energy": change, "energy": energy, "max_cosine": max_cosine}, best, index
 
 
 def _beside(
     chunk: Chunk, plan: Plan, weight: float, nearest: Any, class_of: Callable[[str], int | None]
-) -> tuple[Any, Any, Any, Any, Any]:
+) -> tuple[Any, dict[str, Any]]:
     """What tells label issues and covariate shift, NaN where it is not known.
 
     Returns:
-        (N,) int: the class that each image is labelled with, by its folder or by hand, −1 for none; (N,) the
-        probabilities of the nearest class and of that one; (N,) 1 − cosine to the prototype of the nearest class; (N,)
-        see `Chunk.lead`.
+        (N,) int: the class that each image is labelled with, by its folder or by hand, −1 for none; and by column, (N,)
+        each: the probabilities of the nearest class and of that one, 1 − cosine to the prototype of the nearest class,
+        and `Chunk.lead`.
 
     """
     given = _given(chunk, plan, class_of)
@@ -235,7 +245,13 @@ def _beside(
     if any(plan.target.prototypes):
         distance = 1 - chunk.to_prototypes.gather(1, both[:, :1])[:, 0].float().cpu().numpy()
     lead = chunk.lead.float().cpu().numpy() if leads(plan.target) else np.full(len(given), np.nan)
-    return given, shares[:, 0], np.where(given < 0, np.nan, shares[:, 1]), distance, lead
+    given_confidence = np.where(given < 0, np.nan, shares[:, 1])
+    return given, {
+        "confidence": shares[:, 0],
+        "given_confidence": given_confidence,
+        "distance": distance,
+        "lead": lead,
+    }
 
 
 def _folder_ranks(chunk: Chunk, plan: Plan, given: Any) -> Any:

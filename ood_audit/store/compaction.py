@@ -19,7 +19,8 @@ from ood_audit.progress import Progress, silent
 from ood_audit.store.files import flush, remove, replacing
 from ood_audit.store.folder import span
 from ood_audit.store.locks import has_readers, writing
-from ood_audit.store.parts import PARQUET, SCHEMA, as_of_now
+from ood_audit.store.parts import PARQUET, SCHEMA
+from ood_audit.store.schema import completed
 from ood_audit.store.store import Store, raise_version
 from ood_audit.store.views import connect, damaged, outdated_rows
 
@@ -124,7 +125,7 @@ def _merge(store: Store, run: list[Path]) -> Iterator[tuple[int, int]]:
                 with pq.ParquetFile(part) as file:
                     for batch in file.iter_batches(batch_size=_GROUP_ROWS):
                         table = _counted(pa.Table.from_batches([batch]), outdated.get(part), older)
-                        waiting.append(as_of_now(table))
+                        waiting.append(completed(table, SCHEMA))
                         yield len(batch), len(table)
                         if sum(map(len, waiting)) >= _GROUP_ROWS:
                             writer.write_table(pa.concat_tables(waiting))

@@ -67,17 +67,17 @@ def writing(root: Path, what: Literal["images", "scores"], *, wait: float = 0.0)
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not any((root / name).exists() for name in ("images.lock", "store.json")) and any(root.iterdir()):
-            raise StoreError(f"{where} is a folder with other things in it; name a new one with --store DIR")
+            raise StoreError(f"{where} is a folder with other things in it; name a new one with `store=DIR`")
         lock.acquire(timeout=wait)
     except Timeout:
         raise StoreError(
-            f"{_owner(owner)} is writing to {where}; wait for it to finish, or use another --store"
+            f"{_owner(owner)} is writing to {where}; wait for it to finish, or use another `store`"
         ) from None
     except OSError as error:
         raise StoreError(f"cannot write to the store {where}: {error.strerror or error}") from error
     except NotImplementedError as error:
         raise StoreError(
-            f"the file system of {where} has no locks; put the store on another with --store DIR"
+            f"the file system of {where} has no locks; put the store on another with `store=DIR`"
         ) from error
     try:
         with _remote_lock(root, what), explaining_full_disks(root):

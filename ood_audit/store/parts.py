@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -20,41 +20,26 @@ from numpy.typing import NDArray
 from ood_audit.errors import StoreError
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
+from ood_audit.store import schema
 from ood_audit.store.files import no_room, replacing
 from ood_audit.store.store import Store
 
 PART_ROWS = 8192  # and
 PART_SECONDS = 15.0  # whichever is reached first: what a kill can cost
 _READERS = 2  # threads that read features
-_FACTS = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("part", pa.int32()),  # the number in the name of the part that it was written to
-        ("uri", pa.string()),
-        ("source", pa.string()),
-        ("path", pa.string()),
-        ("folder", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("format", pa.string()),
-        ("size_bytes", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("content_hash", pa.string()),
-        ("status", pa.string()),  # ok, error or removed
-        ("error", pa.string()),
-        ("supersedes", pa.bool_()),  # an older part has a row of this image, which no longer counts
-        ("run_id", pa.string()),
-        ("note", pa.string()),  # what is odd about a readable image; stores of 0.1.0 have no such column
-    ]
-)
+_FACTS = schema.arrow(schema.PARTS)
 
 # Facts about the bytes of an image, which hold wherever a file with these bytes lies.
-_OF_THE_FILE = ("image_id", "part", "uri", "source", "path", "folder", "size_bytes", "mtime_ns", "supersedes", "run_id")
+_OF_THE_FILE = (
+    *("image_id", "part", "uri", "source", "path", "folder", "split", "size_bytes", "mtime_ns", "supersedes", "run_id"),
+)
 INHERITED = tuple(name for name in _FACTS.names if name not in _OF_THE_FILE)
+
+_DECODED = tuple(field.name for field in fields(Decoded) if field.name in schema.PARTS)
 
 # As parts are written. Features don't compress, and plain ones read ten times as fast.
 PARQUET = {
-    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note"],
+    "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note", "camera", "split"],
     "compression": dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none"},
 }
 
@@ -63,21 +48,16 @@ PARQUET = {
 SCHEMA = _FACTS.append(pa.field("embedding", pa.list_(pa.field("element", pa.float16()))))
 
 
-def as_of_now(table: pa.Table) -> pa.Table:
-    """Rows of any version's part with the columns of `SCHEMA`."""
-    if "note" not in table.column_names:
-        table = table.append_column("note", pa.nulls(len(table), pa.string()))
-    return table.select(SCHEMA.names).cast(SCHEMA)
-
-
 class PartWriter:
     """Collects rows and writes a part whenever enough have come together; a context manager.
 
-    On leaving, also by an exception such as Ctrl-C, the rows collected so far are written.
+    On leaving, also by an exception such as Ctrl-C, the rows collected so far are written. Where pictures were taken is
+    left out of rows unless `gps` is set.
     """
 
-    def __init__(self, store: Store, run_id: str) -> None:
+    def __init__(self, store: Store, run_id: str, *, gps: bool = False) -> None:
         self._store = store
+        self._gps = gps
         self._run_id = run_id
         self._dimension = store.encoder.dimension
         self._number = store.next_part - 1
@@ -101,17 +81,10 @@ class PartWriter:
 
     def add(self, image: ImageRef, decoded: Decoded, features: NDArray[np.float32] | None, *, supersedes: bool) -> None:
         """Add an image: with its features (D,), or with the error in `decoded`."""
-        row = {
-            "width": decoded.width,
-            "height": decoded.height,
-            "format": decoded.format,
-            "size_bytes": decoded.size_bytes,
-            "mtime_ns": decoded.mtime_ns,
-            "content_hash": decoded.content_hash,
-            "status": "ok" if decoded.error is None else "error",
-            "error": decoded.error,
-            "note": decoded.note,
-        }
+        row = {name: getattr(decoded, name) for name in _DECODED}
+        row["status"] = "ok" if decoded.error is None else "error"
+        if not self._gps:
+            row.update(latitude=None, longitude=None)
         if features is not None:
             self._features.append(features.astype(np.float16))
         self._append(self._row(image, row, supersedes))
@@ -154,6 +127,7 @@ class PartWriter:
             source=image.source,
             path=image.path,
             folder=image.folder,
+            split=image.split,
             supersedes=supersedes,
             run_id=self._run_id,
         )

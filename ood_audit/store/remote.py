@@ -93,7 +93,7 @@ class Mirror:
             there = self._listed("")
             if there and "store.json" not in there:
                 raise StoreError(
-                    f"{printable(self.url)} is a folder with other things in it; name a new one with --store, or "
+                    f"{printable(self.url)} is a folder with other things in it; name a new one with `store`, or "
                     "restore store.json"
                 )
             notes = self._notes()
@@ -300,7 +300,7 @@ class _Lock:
                 if owner:
                     who += f" (process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')})"
                 raise StoreError(
-                    f"{who} is writing to {printable(self._mirror.url)}; wait for it, or use another --store "
+                    f"{who} is writing to {printable(self._mirror.url)}; wait for it, or use another `store` "
                     f"(a lock whose writer has died ends after {STALE_SECONDS / 60:.0f} minutes)"
                 )
         except BaseException:

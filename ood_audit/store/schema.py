@@ -1,25 +1,120 @@
-"""The columns of the files of scores, written once. Importing this imports PyArrow."""
+"""The columns of the store's tables by their types in DuckDB, each table written once.
 
-import pyarrow as pa
+To add a column, add it here and where its values are made. Files that an older version wrote lack it, and it is null
+in all of their rows.
+"""
 
-WORD = pa.dictionary(pa.int32(), pa.string())
-_OWN = [  # what a score says about an image by itself
-    ("image_id", pa.string()),
-    ("path", pa.string()),
-    ("ood_score", pa.float32()),
-    ("delta_energy", pa.float32()),
-    ("energy", pa.float32()),
-    ("max_cosine", pa.float32()),
-    ("label", WORD),
-    ("label_2", WORD),
-    ("margin", pa.float32()),
-    ("given_label", WORD),
-    ("confidence", pa.float32()),
-    ("given_confidence", pa.float32()),
-    ("distance", pa.float32()),
-    ("lead", pa.float32()),
-    ("folder_rank", pa.int32()),
-]
-SCORES = pa.schema([*_OWN, ("novelty", pa.float32()), ("unlike", WORD)])
-EVIDENCE = pa.schema([*_OWN, ("evidence_1", pa.float64()), ("evidence_2", pa.float64())])  # a file that is not kept
-PARQUET = {"compression": "zstd", "use_dictionary": ["label", "label_2", "given_label"]}
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Columns = dict[str, str]
+
+IMAGES: Columns = {
+    "image_id": "VARCHAR",
+    "source": "VARCHAR",
+    "path": "VARCHAR",
+    "folder": "VARCHAR",
+    "split": "VARCHAR",  # train, val, test, or a name that the user gave; null where it is unknown
+    "width": "INTEGER",
+    "height": "INTEGER",
+    "format": "VARCHAR",
+    "size_bytes": "BIGINT",
+    "content_hash": "VARCHAR",
+    "status": "VARCHAR",  # ok, error or removed
+    "error": "VARCHAR",
+    "note": "VARCHAR",  # what is odd about a readable image
+    "brightness": "FLOAT",  # from here on as in `images.quality.Quality`; null in parts of older versions
+    "shadows": "FLOAT",
+    "highlights": "FLOAT",
+    "sharpness": "FLOAT",
+    "entropy": "FLOAT",
+    "saturation": "FLOAT",
+    "picture_hash": "VARCHAR",
+    "taken_at": "VARCHAR",  # by the EXIF
+    "camera": "VARCHAR",
+    "latitude": "DOUBLE",  # where `embed` was asked for places
+    "longitude": "DOUBLE",
+    "uri": "VARCHAR",
+    "mtime_ns": "BIGINT",
+    "run_id": "VARCHAR",
+}
+PARTS: Columns = IMAGES | {
+    "part": "INTEGER",  # the number in the name of the part that the row was written to
+    "supersedes": "BOOLEAN",  # whether an older part has a row of this image, which no longer counts
+}
+SCORES: Columns = {
+    "image_id": "VARCHAR",
+    "path": "VARCHAR",
+    "ood_score": "FLOAT",
+    "delta_energy": "FLOAT",
+    "energy": "FLOAT",
+    "max_cosine": "FLOAT",
+    "label": "VARCHAR",
+    "label_2": "VARCHAR",
+    "margin": "FLOAT",
+    "given_label": "VARCHAR",
+    "confidence": "FLOAT",
+    "given_confidence": "FLOAT",
+    "distance": "FLOAT",
+    "lead": "FLOAT",
+    "folder_rank": "INTEGER",
+    "novelty": "FLOAT",
+    "unlike": "VARCHAR",
+}
+DECISIONS: Columns = {
+    "image_id": "VARCHAR",
+    "flagged": "BOOLEAN",
+    "p_value": "DOUBLE",
+    "shift": "VARCHAR",
+    "p_distance": "DOUBLE",
+    "label_issue": "FLOAT",
+    "suggested_label": "VARCHAR",
+    "cluster": "VARCHAR",
+}
+DUPLICATES: Columns = {
+    "image_id": "VARCHAR",
+    "path": "VARCHAR",
+    "cluster": "INTEGER",
+    "kind": "VARCHAR",
+    "keep": "BOOLEAN",
+    "kept_path": "VARCHAR",
+    "cosine": "FLOAT",
+    "hash_distance": "INTEGER",
+    "width": "INTEGER",
+    "height": "INTEGER",
+    "size_bytes": "BIGINT",
+}
+NAMES = ("label", "label_2", "given_label", "unlike")  # columns of few different values, stored as a dictionary's
+
+
+def ddl(columns: Columns) -> str:
+    """The columns as `CREATE TABLE` has them in its brackets."""
+    return ", ".join(f"{name} {kind}" for name, kind in columns.items())
+
+
+def arrow(columns: Columns, dictionaries: tuple[str, ...] = ()) -> "pa.Schema":
+    """The columns as Arrow has them; `dictionaries` are encoded as such."""
+    import pyarrow as pa
+
+    kinds = {
+        "VARCHAR": pa.string(),
+        "INTEGER": pa.int32(),
+        "BIGINT": pa.int64(),
+        "FLOAT": pa.float32(),
+        "DOUBLE": pa.float64(),
+        "BOOLEAN": pa.bool_(),
+    }
+    word = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema([(name, word if name in dictionaries else kinds[kind]) for name, kind in columns.items()])
+
+
+def completed(table: "pa.Table", schema: "pa.Schema") -> "pa.Table":
+    """The columns of `schema` of a table of any version; those that it lacks are null."""
+    import pyarrow as pa
+
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names).cast(schema)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from ood_audit._version import __version__
 from ood_audit.errors import UsageError
 from ood_audit.images.access import canonical
+from ood_audit.images.spelling import Spelling
 from ood_audit.images.uri import is_remote
 from ood_audit.store.files import write_json
 from ood_audit.store.locks import writing
@@ -193,7 +194,8 @@ def _spellings(given: str) -> Iterator[str]:
             yield canonical(given)
     elif given:
         yield storable(os.path.abspath(given))
-        yield storable(os.path.realpath(given))
+        yield storable(real := os.path.realpath(given))
+        yield storable(Spelling()(real))
 
 
 def _no_such_source(given: str, known: list[str]) -> str:

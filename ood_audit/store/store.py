@@ -51,7 +51,7 @@ def open_store(path: str | os.PathLike[str] = DEFAULT_STORE) -> Store:
     manifest = root / "store.json"
     if not manifest.is_file():
         where = shown(root)
-        raise StoreError(f"no store at {where}; make one with `ood-audit embed FOLDER`, or name one with --store DIR")
+        raise StoreError(f"no store at {where}; make one with `ood-audit embed FOLDER`, or name one with `store=DIR`")
     try:
         values = json.loads(manifest.read_text(encoding="utf-8"))
         version = values["version"]
@@ -63,7 +63,7 @@ def open_store(path: str | os.PathLike[str] = DEFAULT_STORE) -> Store:
         ) from error
     raise StoreError(
         f"the store at {printable(str(root))} has format version {printable(str(version))}, ood-audit {__version__} "
-        f"reads up to version {FORMAT_VERSION}; use the ood-audit that made it, or start another store with --store DIR"
+        f"reads up to version {FORMAT_VERSION}; use the ood-audit that made it, or start another store with `store=DIR`"
     )
 
 
@@ -107,5 +107,5 @@ def store_root(path: str | os.PathLike[str]) -> Path:
         os.path.abspath(path).encode()
     except UnicodeEncodeError:
         name = printable(storable(os.fspath(path)))
-        raise StoreError(f"the store's path is not valid UTF-8: {name}; name another with --store DIR") from None
+        raise StoreError(f"the store's path is not valid UTF-8: {name}; name another with `store=DIR`") from None
     return Path(path)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import duckdb
 
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.store import findings
+from ood_audit.store import findings, schema
 from ood_audit.store.files import read_json, temporary_name
 from ood_audit.store.folder import StoreFolder, span
 from ood_audit.text import JsonText, printable, storable
@@ -26,37 +26,23 @@ if TYPE_CHECKING:
 _PLAIN = re.compile(r'U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|BOOLEAN|VARCHAR|DECIMAL\(.*\)|"NULL"')
 VIEWS = ("images", "scores", "labels", "report", "issues")
 
-_ROWS = """
-CREATE TABLE _no_rows (
-    image_id VARCHAR, part INTEGER, uri VARCHAR, source VARCHAR, path VARCHAR, folder VARCHAR, width INTEGER,
-    height INTEGER, format VARCHAR, size_bytes BIGINT, mtime_ns BIGINT, content_hash VARCHAR, status VARCHAR,
-    error VARCHAR, supersedes BOOLEAN, run_id VARCHAR, note VARCHAR
-)"""
-_IMAGES = """
+_IMAGES = f"""
 CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
 CREATE VIEW images AS
-SELECT image_id, source, path, folder, width, height, format, size_bytes, content_hash, status, error, note,
-       uri, mtime_ns, run_id
+SELECT {", ".join(schema.IMAGES)}, highlights - shadows AS contrast, width::BIGINT * height AS area,
+       (width / height)::FLOAT AS aspect_ratio
 FROM _rows AS r ANTI JOIN _superseded AS s ON s.image_id = r.image_id AND s.part > r.part
 WHERE status <> 'removed'
 """  # NOT EXISTS, with its inequality, would have DuckDB build a table of all rows: 5 GB of two million
-_SCORES = """
-CREATE TABLE _no_scores (
-    image_id VARCHAR, path VARCHAR, ood_score FLOAT, delta_energy FLOAT, energy FLOAT, max_cosine FLOAT,
-    label VARCHAR, label_2 VARCHAR, margin FLOAT, given_label VARCHAR, confidence FLOAT, given_confidence FLOAT,
-    distance FLOAT, lead FLOAT, folder_rank INTEGER, novelty FLOAT, unlike VARCHAR
-)"""
-_REPORT = """
-CREATE VIEW report AS
-SELECT row_number() OVER (ORDER BY ood_score DESC, s.path, s.image_id) AS rank,
-       s.*, d.* EXCLUDE (image_id), i.* EXCLUDE (image_id, path)
-FROM scores AS s JOIN images AS i USING (image_id) LEFT JOIN _decisions AS d USING (image_id)
-"""
-_DECISIONS = """
-CREATE TABLE _no_decisions (
-    image_id VARCHAR, flagged BOOLEAN, p_value DOUBLE, shift VARCHAR, p_distance DOUBLE,
-    label_issue FLOAT, suggested_label VARCHAR, cluster VARCHAR
-)"""
+
+
+def ranking(decisions: str) -> str:
+    """The SELECT of the view `report`, with the columns of a table of decisions (`schema.DECISIONS`)."""
+    return (
+        "SELECT row_number() OVER (ORDER BY ood_score DESC, s.path, s.image_id) AS rank, "
+        "s.*, d.* EXCLUDE (image_id), i.* EXCLUDE (image_id, path, picture_hash) "
+        f"FROM scores AS s JOIN images AS i USING (image_id) LEFT JOIN {decisions} AS d USING (image_id)"
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +64,7 @@ def connect(
     *,
     report: str | None = None,
     current: dict[str, Any] | None = None,
+    ranked: Path | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB with the views of a store.
 
@@ -87,6 +74,8 @@ def connect(
         report: the report whose findings are the view `issues`; None for the last one.
         current: which vocabulary, scores and decisions the views show, as `Store.current` gives them; None for those
             that were last used. A report names its own, as another report may be made at the same time.
+        ranked: a Parquet file with the rows of the view `report`, so that millions of images are joined and sorted
+            once; None to compute the view from the scores and decisions.
 
     Raises:
         StoreError: a file of the store can't be read; also when that shows only inside of the `with`.
@@ -97,7 +86,7 @@ def connect(
     try:
         with _interruptible(connection):
             current = store.current() if current is None else current
-            _create_views(connection, store, parts, report or store.current_report, current)
+            _create_views(connection, store, parts, report or store.current_report, current, ranked)
             yield connection
     except (RuntimeError, duckdb.InterruptException) as error:  # how DuckDB passes a Ctrl-C on
         if "interrupt" in str(error).lower():
@@ -111,6 +100,18 @@ def connect(
         raise
     finally:
         connection.close()
+
+
+@contextmanager
+def registered(connection: duckdb.DuckDBPyConnection, **tables: "pa.Table") -> Iterator[None]:
+    """Arrow tables that SQL can name, within the `with` alone."""
+    for name, table in tables.items():
+        connection.register(name, table)
+    try:
+        yield
+    finally:
+        for name in tables:
+            connection.unregister(name)
 
 
 def limit_memory(connection: duckdb.DuckDBPyConnection, store: StoreFolder) -> None:
@@ -159,32 +160,25 @@ def merged() -> StoreError:
 
 
 def _create_views(
-    connection: duckdb.DuckDBPyConnection, store: StoreFolder, parts: list[Path], report: str, current: dict[str, Any]
+    connection: duckdb.DuckDBPyConnection,
+    store: StoreFolder,
+    parts: list[Path],
+    report: str,
+    current: dict[str, Any],
+    ranked: Path | None = None,
 ) -> None:
-    connection.execute(_ROWS)
-    _view(connection, "_parts", parts, "_no_rows", union_by_name=True)
-    # By name, as parts of 0.1.0 have no column `note`.
-    connection.execute("CREATE VIEW _rows AS FROM _no_rows UNION ALL BY NAME FROM _parts")
+    _view(connection, "_rows", parts, schema.PARTS)
     connection.execute(_IMAGES)
-    connection.execute(_SCORES)
     scores = store.scores / f"{current.get('scores')}.parquet"
-    _view(connection, "scores", [scores] if scores.exists() else [], "_no_scores")
-    connection.execute(_DECISIONS)
+    _view(connection, "scores", [scores] if scores.exists() else [], schema.SCORES)
     decided = store.reports / report / "decisions.parquet"
     # What an older report decided is not about these scores.
     is_current = current.get("decided") == current.get("scores") and decided.exists()
-    # By name, as those of an older ood-audit lack columns.
-    found = (
-        f"UNION ALL BY NAME FROM read_parquet({_quoted(os.path.abspath(decided))}, hive_partitioning = false)"
-        if is_current
-        else ""
-    )
-    connection.execute(f"CREATE VIEW _decisions AS FROM _no_decisions {found}")
-    connection.execute(_REPORT)
-    columns = ", ".join(f"{name} {kind}" for name, kind in findings.COLUMNS.items())
-    connection.execute(f"CREATE TABLE _no_issues ({columns})")
+    _view(connection, "_decisions", [decided] if is_current else [], schema.DECISIONS)
+    rows = f"FROM {_read([ranked])}" if ranked else ranking("_decisions")
+    connection.execute(f"CREATE VIEW report AS {rows}")
     written = store.reports / report / findings.FILE
-    _view(connection, "issues", [written] if written.exists() else [], "_no_issues")
+    _view(connection, "issues", [written] if written.exists() else [], findings.COLUMNS)
     _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
 
 
@@ -316,15 +310,17 @@ def outdated_rows(store: StoreFolder, parts: list[Path]) -> dict[Path, "pa.Array
     }
 
 
-def _view(
-    connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], empty: str, *, union_by_name: bool = False
-) -> None:
-    if not files:
-        connection.execute(f"CREATE VIEW {name} AS FROM {empty}")
-        return
+def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], columns: schema.Columns) -> None:
+    """A view of files; columns that a file of an older version lacks are null."""
+    connection.execute(f"CREATE TABLE _no_{name} ({schema.ddl(columns)})")
+    rows = f"UNION ALL BY NAME FROM {_read(files)}" if files else ""
+    connection.execute(f"CREATE VIEW {name} AS FROM _no_{name} {rows}")
+
+
+def _read(files: list[Path]) -> str:
+    """Files in a FROM clause; views can't have parameters."""
     paths = ", ".join(_quoted(os.path.abspath(file)) for file in files)
-    options = f"hive_partitioning = false, union_by_name = {union_by_name}"
-    connection.execute(f"CREATE VIEW {name} AS FROM read_parquet([{paths}], {options})")
+    return f"read_parquet([{paths}], hive_partitioning = false, union_by_name = true)"
 
 
 def _labels(connection: duckdb.DuckDBPyConnection, path: Path) -> None:

@@ -71,7 +71,7 @@ def prepare(
     count = given if vectors is None else vectors
     if count < max(1, given):
         hint = f"the words {printable(words)!r} need {given}" if given else "1 or more are needed"
-        raise UsageError(f"--context-vectors {count}: {hint}")
+        raise UsageError(f"`context_vectors` {count}: {hint}")
     if count >= len(empty):
         raise UsageError(f"{count} context vectors are more than the model reads ({len(empty)} tokens); use fewer")
     stand_ins = _stand_ins(encoder, words, count - given)
@@ -84,7 +84,7 @@ def prepare(
         text = [name for names in classes for name in names][int(cut.nonzero()[0])]
         raise UsageError(
             f"{count} context vectors and the name {printable(text)!r} are more than the {len(empty)} tokens that the "
-            "model reads; use fewer --context-vectors or a shorter name"
+            "model reads; use fewer `context_vectors` or a shorter name"
         )
     owners = torch.tensor([k for k, names in enumerate(classes) for _ in names])
     with torch.no_grad():
@@ -139,4 +139,4 @@ def _stand_ins(encoder: ClipEncoder, words: str, more: int) -> str:
         own = _common_prefix(encoder, words)[1] if words else 0
         if _common_prefix(encoder, text)[1] == own + more:
             return text
-    raise UsageError(f"{more} context vectors are more than the model reads; use fewer --context-vectors")
+    raise UsageError(f"{more} context vectors are more than the model reads; use fewer `context_vectors`")

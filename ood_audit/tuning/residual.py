@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ood_audit.encoders.identity import ScoreDefaults
-from ood_audit.tuning.trainer import NOTHING, Beside, Figures, Floats, Ints, Learner, Problem, Settings, Tuned, train
+from ood_audit.tuning.settings import DEFAULTS, TuneSettings
+from ood_audit.tuning.trainer import NOTHING, Beside, Figures, Floats, Ints, Learner, Problem, Tuned, train
 
-DEFAULTS = Settings(method="residual", loss="coop", lr=0.002, batch_size=1024, background=True)
 _EPOCHS, _FEWEST_EPOCHS = 30, 5
 _STEPS = 60  # are enough: a large set makes them in fewer epochs
 _ALPHA = 0.5
@@ -32,7 +32,7 @@ def fit(
     labels: Ints,
     text: Floats,
     defaults: ScoreDefaults,
-    settings: Settings = DEFAULTS,
+    settings: TuneSettings = DEFAULTS["residual"],
     on_progress: Callable[[Figures, int], None] | None = None,
     beside: Beside = NOTHING,
 ) -> Tuned:

@@ -44,6 +44,7 @@ from ood_audit.scoring.metrics import auroc
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.tuning import losses, ogen
 from ood_audit.tuning.prompt import class_features, prepare
+from ood_audit.tuning.settings import DEFAULTS, TuneSettings
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -54,76 +55,12 @@ _LEFT_OUT = 0.3  # of the class names
 _FOLD_CLASSES = 200  # of more a fold takes a random part: the epochs are judged as well, in far less time
 _MOST_NAMES = 2048  # background names in a softmax; they are evenly from all of them, and stand for these
 _MOST_JUDGED = 1024  # held-out images by which an epoch is judged, and images of left-out classes
-_MOST_UNLABELLED = 4096  # images
 _MASKED = 0.5  # of an image's elements
 _CONFIDENT = 0.7  # the probability from which on the teacher's word is taken
 _SHARES = (0.25, 0.5, 0.75)  # of the similarity, for adaptive masks
 _EPOCHS = 40
 _MOMENTUM = 0.9
 _SMALL = 128  # a tower no wider takes so short a step that threads cost more in waiting for each other than they save
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to tune. The defaults are those of prompts; `residual.DEFAULTS` has those of the residual.
-
-    Attributes:
-        method: `prompt` learns context vectors in front of the names, `residual` a vector to add to each class feature.
-        loss: `ebm` or `coop`.
-        ebm: which reading of EBM, see `losses`: `literal`, or `renormalised`, which pays.
-        shots: labelled images a class to train on; None for all that are not held out.
-        context_vectors: n; None for as many as the words of `init` have tokens, or 16 without words.
-        init: words to start from; None for N(0, 0.02).
-        epochs: at most so many passes over the labelled images; 0 learns nothing. None: 40 for prompts; for a residual
-            30, or as many as make 60 steps where these are fewer, 5 at least.
-        lr: the learning rate, which falls to 0 as a cosine over `epochs`.
-        batch_size: images a step.
-        lambda_: λ, the weight of the EBM term.
-        ebm_temperature: τ of its energies.
-        mask_proportion: p; with `mask="adaptive"` a share of the similarity. None: 0.5; with `adaptive` the one of
-            0.25, 0.5 and 0.75 that the folds judge best.
-        mask: `top` zeroes the proportion p of elements with the largest products, `keep` all others, `random` any.
-            `adaptive` zeroes the smallest set of elements whose products add up to the share p of the similarity.
-        regulariser: `pull` holds the class features near those of "a photo of a NAME." (KgCoOp), `ogen` trains on
-            generated features of unknown classes as well, `none` is CoOp and the paper. None: `pull` for the
-            renormalised EBM and where `pull` is given, else `none`.
-        pull: κ, how strongly the class features are pulled. None: 4.
-        ogen: the weight of OGEN's loss.
-        background: whether the softmax of the cross-entropy runs over the background names, too.
-        distil: the weight of self-distillation, the mean squared difference of the cosines to the teacher's. The
-            teacher is the mean of what was learned in the last `window` epochs.
-        window: how many epochs.
-        unlabelled: whether the images under audit take part without labels: masked, a confident image must tell what
-            the teacher says of the whole one, and not all of them may fall to one class.
-        consistency: the weight of that.
-        folds: how many times classes are left out; 0 forgoes the estimate, trains all epochs and keeps the last.
-        seed: of every random choice.
-
-    """
-
-    method: str = "prompt"
-    loss: str = "ebm"
-    ebm: str = "renormalised"
-    shots: int | None = None
-    context_vectors: int | None = None
-    init: str | None = "a photo of a"
-    epochs: int | None = None
-    lr: float = 0.02
-    batch_size: int = 32
-    lambda_: float = 5.0
-    ebm_temperature: float = 1.0
-    mask_proportion: float | None = None
-    mask: str = "random"
-    regulariser: str | None = None
-    pull: float | None = None
-    ogen: float = 1.0
-    background: bool = False
-    distil: float = 0.0
-    window: int = 5
-    unlabelled: bool = False
-    consistency: float = 1.0
-    folds: int = 4
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,7 +127,7 @@ class Tuned:
     after: Figures
     held_out: Ints
     interrupted: bool
-    settings: Settings
+    settings: TuneSettings
 
     @property
     def epoch(self) -> int:
@@ -203,7 +140,7 @@ def fit(
     labels: Ints,
     classes: Sequence[Sequence[str]],
     encoder: ClipEncoder,
-    settings: Settings = Settings(),
+    settings: TuneSettings = DEFAULTS["prompt"],
     on_progress: Callable[[Figures, int], None] | None = None,
     beside: Beside = NOTHING,
 ) -> Tuned:
@@ -246,7 +183,7 @@ def _fit(
     labels: Ints,
     classes: Sequence[Sequence[str]],
     encoder: ClipEncoder,
-    settings: Settings,
+    settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None,
     beside: Beside,
 ) -> Tuned:
@@ -303,7 +240,7 @@ class Problem:
 def train(
     problem: Problem,
     learner: "Callable[[Sequence[int]], Learner]",
-    settings: Settings,
+    settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None = None,
 ) -> Tuned:
     """Train learners with all classes and without those of each fold; keep the epoch that the folds judge best.
@@ -340,7 +277,7 @@ def train(
 def _train(
     problem: Problem,
     learner: "Callable[[Sequence[int]], Learner]",
-    settings: Settings,
+    settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None,
 ) -> Tuned:
     """`train`, with one share of elements to mask."""
@@ -384,16 +321,16 @@ def _train(
     )
 
 
-def check(settings: Settings) -> None:
+def check(settings: TuneSettings) -> None:
     """UsageError for a setting that makes no sense."""
     positive = ("lr", "batch_size", "ebm_temperature")
     at_least_one = ("shots", "context_vectors", "window")
     for name in positive:
         if not 0 < getattr(settings, name) < float("inf"):
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(settings, name)}: choose more than 0")
+            raise UsageError(f"`{name}` {getattr(settings, name)}: choose more than 0")
     for name in at_least_one:
         if (value := getattr(settings, name)) is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: choose 1 or more")
+            raise UsageError(f"`{name}` {value}: choose 1 or more")
     choices = {
         "method": ("prompt", "residual"),
         "loss": ("ebm", "coop"),
@@ -403,18 +340,18 @@ def check(settings: Settings) -> None:
     }
     for name, allowed in choices.items():
         if (chosen := getattr(settings, name)) not in allowed:
-            raise UsageError(f"--{name} {chosen}: choose {', '.join(filter(None, allowed))}")
+            raise UsageError(f"`{name}` {chosen}: choose {', '.join(filter(None, allowed))}")
     if settings.mask_proportion is not None and not 0 <= settings.mask_proportion <= 1:
-        raise UsageError(f"--mask-proportion {settings.mask_proportion}: choose between 0 and 1")
+        raise UsageError(f"`mask_proportion` {settings.mask_proportion}: choose between 0 and 1")
     for name in ("lambda_", "pull", "ogen", "distil", "consistency"):
         if (value := getattr(settings, name)) is not None and not 0 <= value < float("inf"):
-            raise UsageError(f"--{name.rstrip('_')} {value}: choose 0 or more")
+            raise UsageError(f"`{name}` {value}: choose 0 or more")
     if settings.pull is not None and settings.regulariser not in (None, "pull"):
-        raise UsageError(f"--pull {settings.pull}: use it with --regulariser pull")
+        raise UsageError(f"`pull` {settings.pull}: use it with the `regulariser` pull")
     if settings.epochs is not None and settings.epochs < 0:
-        raise UsageError(f"--epochs {settings.epochs}: choose 0 or more")
+        raise UsageError(f"`epochs` {settings.epochs}: choose 0 or more")
     if settings.folds < 0:
-        raise UsageError(f"--folds {settings.folds}: choose 0 or more")
+        raise UsageError(f"`folds` {settings.folds}: choose 0 or more")
 
 
 def choose(merits: Sequence[Sequence[float]]) -> int:
@@ -442,7 +379,7 @@ def split(labels: Ints, shots: int | None, seed: int) -> tuple[Ints, Ints]:
     return rows, np.setdiff1d(np.arange(len(labels)), rows)
 
 
-def leave_out(held_out_labels: Ints, classes: int, settings: Settings) -> list[list[int]]:
+def leave_out(held_out_labels: Ints, classes: int, settings: TuneSettings) -> list[list[int]]:
     """The classes that each fold keeps: all but a random 30% of those with held-out images.
 
     Of more than 200 classes with held-out images a fold has a random 200, and of the others none.
@@ -492,7 +429,7 @@ class Learner:
 class _Data:
     """What the main run and the folds share, on the device: images, background names, unlabelled images."""
 
-    def __init__(self, problem: Problem, rows: tuple[Ints, Ints], settings: Settings) -> None:
+    def __init__(self, problem: Problem, rows: tuple[Ints, Ints], settings: TuneSettings) -> None:
         device = problem.words.device
 
         def moved(array: NDArray[Any]) -> Tensor:
@@ -512,8 +449,7 @@ class _Data:
                 self.background = self.of_names(self.images)
         self.unlabelled: Tensor | None = None
         if settings.unlabelled and unlabelled is not None and len(unlabelled):
-            order = np.random.default_rng([settings.seed, 2]).permutation(len(unlabelled))[:_MOST_UNLABELLED]
-            self.unlabelled = moved(unlabelled[np.sort(order)])
+            self.unlabelled = moved(unlabelled)
 
     def of_names(self, images: Tensor) -> Tensor:
         """(N,) log Σ_b exp(scale · z·b) over all background names, by those that stand for them."""
@@ -528,7 +464,9 @@ class _Data:
 class _Run:
     """A learner in training, on the classes that it is shown."""
 
-    def __init__(self, learner: Learner, written: Tensor, kept: Sequence[int], data: _Data, settings: Settings) -> None:
+    def __init__(
+        self, learner: Learner, written: Tensor, kept: Sequence[int], data: _Data, settings: TuneSettings
+    ) -> None:
         own = torch.full((max(int(data.targets.max()), *kept) + 1,), -1, device=data.images.device)
         own[list(kept)] = torch.arange(len(kept), device=data.images.device)  # a class's number here; -1: left out
         left_out = own[data.targets] < 0  # of these classes no image is trained on
@@ -618,7 +556,7 @@ class _Run:
                 classes = self.learner.class_features()
             cosines = self.held_out @ classes.T
         if not cosines.isfinite().all():
-            raise UsageError(f"--lr {self.settings.lr}: the training diverged; choose a smaller one")
+            raise UsageError(f"`lr` {self.settings.lr}: the training diverged; choose a smaller one")
         own = self.data.defaults
         change = delta_energy(
             cosines,
@@ -654,7 +592,7 @@ def _some(rows: Tensor) -> Tensor:
     return rows[torch.linspace(0, max(0, len(rows) - 1), min(_MOST_JUDGED, len(rows))).long().to(rows.device)]
 
 
-def _pull(settings: Settings) -> float:
+def _pull(settings: TuneSettings) -> float:
     chosen = settings.regulariser
     if chosen is None and (settings.pull is not None or (settings.loss == "ebm" and settings.ebm == "renormalised")):
         chosen = "pull"
@@ -663,7 +601,7 @@ def _pull(settings: Settings) -> float:
     return 4.0 if settings.pull is None else settings.pull
 
 
-def _loss(settings: Settings, scale: float) -> Loss:
+def _loss(settings: TuneSettings, scale: float) -> Loss:
     if settings.loss == "coop":
         return lambda images, classes, labels, background, generator: losses.coop(
             images, classes, labels, scale=scale, background=background

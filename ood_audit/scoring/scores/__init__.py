@@ -55,7 +55,7 @@ def load(name: str) -> Callable[..., Any]:
     for entry in entry_points(group="ood_audit.scores", name=name):
         loaded: Callable[..., Any] = entry.load()
         return loaded
-    raise UsageError(f"--score {printable(name)}: there is no such score; choose one of {', '.join(names())}")
+    raise UsageError(f"`method` {printable(name)}: there is no such score; choose one of {', '.join(names())}")
 
 
 def inputs(function: Callable[..., Any]) -> set[str]:

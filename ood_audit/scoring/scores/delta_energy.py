@@ -19,8 +19,6 @@ import math
 import torch
 from torch import Tensor
 
-from ood_audit.encoders.cpu import largest
-
 
 def delta_energy(
     cosines: Tensor, *, temperature: float, top_c: int, reset_to: float, background: Tensor | None = None
@@ -62,7 +60,7 @@ def energy_changes(
         (N, min(c, K)), in the dtype of `cosines`.
 
     """
-    top, where = largest(cosines, min(top_c, cosines.shape[1]))
+    top, where = cosines.topk(min(top_c, cosines.shape[1]), dim=1)
     # Everything but the top c; for K <= c and no background that is nothing, and its log is -inf.
     rest = (cosines.scatter(1, where, -math.inf) / temperature).logsumexp(dim=1)
     if outside is not None:

@@ -1,0 +1,128 @@
+"""Faults that are planted in pictures, and how many of them `report` finds.
+
+    python -m benchmarks.quality DATA [--images 2000] [--seed 0] [--keep DIR]
+
+DATA is as for `benchmarks.planted`. 40 pictures get each fault. A picture counts as found where the finding names the
+fault. A finding is right where its picture was planted, with whatever fault: a picture that was made dark has little
+contrast as well. Pictures that are grey in DATA count as planted with grey.
+"""
+
+import argparse
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+import ood_audit
+from benchmarks.planted import distinct
+from ood_audit.findings.quality import REASONS, odd
+from ood_audit.store.views import connect
+
+EACH = 40
+RECALL, PRECISION = 0.9, 0.8  # the limits
+
+
+def dark(picture: Image.Image, dice: random.Random) -> Image.Image:
+    share = dice.uniform(0.04, 0.15)
+    return picture.point(lambda level: level * share)
+
+
+def bright(picture: Image.Image, dice: random.Random) -> Image.Image:
+    share = dice.uniform(0.04, 0.15)
+    return picture.point(lambda level: 255 - (255 - level) * share)
+
+
+def low_contrast(picture: Image.Image, dice: random.Random) -> Image.Image:
+    middle, share = dice.uniform(90, 165), dice.uniform(0.06, 0.15)
+    return picture.point(lambda level: middle + (level - 128) * share)
+
+
+def blurred(picture: Image.Image, dice: random.Random) -> Image.Image:
+    return picture.filter(ImageFilter.GaussianBlur(dice.uniform(0.012, 0.03) * max(picture.size)))
+
+
+def little_information(picture: Image.Image, dice: random.Random) -> Image.Image:
+    """One colour, or two halves."""
+    one, other = (tuple(dice.randrange(40, 216) for _ in range(3)) for _ in range(2))
+    plain = Image.new("RGB", picture.size, one)
+    if dice.random() < 0.5:
+        plain.paste(other, (0, 0, picture.width // 2, picture.height))
+    return plain
+
+
+def odd_size(picture: Image.Image, dice: random.Random) -> Image.Image:
+    scale = dice.choice((dice.uniform(0.06, 0.12), dice.uniform(7, 9)))
+    return picture.resize((max(1, round(scale * picture.width)), max(1, round(scale * picture.height))))
+
+
+def odd_aspect_ratio(picture: Image.Image, dice: random.Random) -> Image.Image:
+    """A strip, across or down."""
+    share, (width, height) = dice.uniform(0.1, 0.18), picture.size
+    if dice.random() < 0.5:
+        return picture.crop((0, round(0.4 * height), width, round((0.4 + share) * height) + 2))
+    return picture.crop((round(0.4 * width), 0, round((0.4 + share) * width) + 2, height))
+
+
+def grey(picture: Image.Image, dice: random.Random) -> Image.Image:
+    return picture.convert("L")
+
+
+FAULTS: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
+    "dark": dark,
+    "bright": bright,
+    "low contrast": low_contrast,
+    "blurred": blurred,
+    "little information": little_information,
+    "odd size": odd_size,
+    "odd aspect ratio": odd_aspect_ratio,
+    "grey": grey,
+}
+
+
+def plant(data: Path, into: Path, count: int, seed: int) -> dict[str, str]:
+    """Write the pictures; the faults by path."""
+    dice = random.Random(seed)
+    faults = [name for name in FAULTS for _ in range(EACH)]
+    chosen = dict(zip(dice.sample(range(count), len(faults)), faults, strict=True))
+    planted = {}
+    for number, (name, original) in enumerate(distinct(data, count, seed)):
+        fault = chosen.get(number)
+        picture = FAULTS[fault](original, dice) if fault else original
+        if fault:
+            planted[name] = fault
+        elif not np.ptp(np.asarray(original), axis=2).any():
+            planted[name] = "grey"
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(into / name, quality=92)
+    return planted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a folder for the pictures and the store")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.keep or Path(temporary)
+        planted = plant(options.data, work / "images", options.images, options.seed)
+        store = ood_audit.embed(work / "images", store=work / "store", model="starter").store
+        with connect(store) as db:
+            paths = dict(db.execute("SELECT image_id, path FROM images").fetchall())
+            found = {paths[image_id]: {reason for _, reason, _ in reasons} for image_id, reasons in odd(db).items()}
+    print(f"{'':20} planted  recall (limit {RECALL})  found  precision (limit {PRECISION})")
+    for reason in REASONS:
+        wanted = {path for path, fault in planted.items() if fault == reason}
+        named = {path for path, reasons in found.items() if reason in reasons}
+        recall, precision = len(wanted & named) / len(wanted), len(planted.keys() & named) / max(1, len(named))
+        print(f"{reason:20} {len(wanted):7}  {recall:18.3f}  {len(named):5}  {precision:21.3f}")
+    print(f"{'all':20} {len(planted):7}  {len(planted.keys() & found) / len(planted):18.3f}  {len(found):5}  "
+          f"{len(planted.keys() & found) / max(1, len(found)):21.3f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What a camera wrote into a picture: when it was taken, by which camera, and where."""
+
+from datetime import datetime
+from typing import Any
+
+from PIL import Image
+
+from ood_audit.text import storable
+
+_EXIF, _GPS = 0x8769, 0x8825  # the directories that the first one points to
+_MAKE, _MODEL = 0x010F, 0x0110
+_TAKEN = (0x9003, 0x9004)  # originally, and digitized; that of the first directory is of the last change
+_LONGEST = 100  # characters
+
+
+def facts(image: Image.Image) -> dict[str, Any]:
+    """`taken_at` (local time, as `2024-05-01 12:00:00`), `camera`, `latitude` and `longitude` (degrees), where known.
+
+    Args:
+        image: An opened image, as nothing of the pixels is needed.
+
+    """
+    try:
+        exif = image.getexif()
+        if not exif:
+            return {}
+        details, place = exif.get_ifd(_EXIF), exif.get_ifd(_GPS)
+        found = {
+            "taken_at": next((time for tag in _TAKEN if (time := _time(details.get(tag)))), None),
+            "camera": _camera(exif.get(_MAKE), exif.get(_MODEL)),
+            "latitude": _degrees(place.get(2), place.get(1), "S", 90),
+            "longitude": _degrees(place.get(4), place.get(3), "W", 180),
+        }
+    except Exception:  # broken EXIF does not make the picture unreadable
+        return {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _text(value: Any) -> str:
+    return storable(" ".join(value.replace("\0", " ").split()))[:_LONGEST] if isinstance(value, str) else ""
+
+
+def _time(value: Any) -> str | None:
+    try:
+        return datetime.strptime(_text(value), "%Y:%m:%d %H:%M:%S").isoformat(sep=" ")
+    except ValueError:
+        return None
+
+
+def _camera(make: Any, model: Any) -> str | None:
+    maker, name = _text(make), _text(model)
+    return (name if name.startswith(maker) else f"{maker} {name}".strip()) or None
+
+
+def _degrees(value: Any, side: Any, negative: str, most: float) -> float | None:
+    if not isinstance(value, tuple) or len(value) != 3:
+        return None
+    degrees = sum(float(part) / 60**power for power, part in enumerate(value))
+    if not 0 <= degrees <= most:  # also what is not a number
+        return None
+    return -degrees if _text(side).upper() == negative else degrees

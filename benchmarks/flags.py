@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 import ood_audit
 from benchmarks import clip
-from ood_audit.embedding.imported import import_features
+from ood_audit.embedding.imported import Columns, import_features
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.findings import decide
 from ood_audit.store.files import write_json
@@ -76,7 +76,11 @@ def measure(of: clip.Set, drawn: Draw, root: Path, background: Path | None) -> l
     np.savez(root / "texts.npz", texts=of.texts[drawn.kept], names=names[drawn.kept])
     place, texts = root / "store", root / "texts.npz"
     store = import_features(
-        root / "images.npz", store=place, path="paths", label="folders", texts=texts, background=background
+        root / "images.npz",
+        store=place,
+        columns=Columns(path="paths", label="folders"),
+        texts=texts,
+        background=background,
     ).store
     write_json(store.root / "score_defaults.json", asdict(ScoreDefaults(clip.TEMPERATURE, 1, 0.0, of.duplicate)))
     done = ood_audit.score(store, labels=names[drawn.kept].tolist())

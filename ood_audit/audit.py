@@ -315,7 +315,7 @@ class Audit:
         return Findings([row for row in read_findings(self.store, report) if row.kind in wanted])
 
     def sql(self, query: str) -> "duckdb.DuckDBPyRelation":
-        """Query the views `images`, `scores`, `labels`, `report` and `issues` with one SELECT.
+        """Query the views `images`, `scores`, `labels`, `report` and `findings` with one SELECT.
 
         Args:
             query: One SELECT statement; it can read the store and nothing else.

@@ -331,9 +331,9 @@ def test_weights_never_run_code(tmp_path, monkeypatch):
     ("model", "weights", "complaint"),
     [
         ("ViT-B-33/openai", None, "did you mean ViT-B-32"),
-        ("ViT-B-32", None, "needs weights: --model ViT-B-32/TAG"),
+        ("ViT-B-32", None, "needs weights: `model` ViT-B-32/TAG"),
         ("ViT-B-32/nope", None, "ViT-B-32 has openai"),
-        ("starter", "x.pt", "--weights goes with a bare architecture"),
+        ("starter", "x.pt", "`weights` goes with a bare architecture"),
         ("local-dir:/nowhere", None, "no open_clip_config.json"),
         ("ViT-B-32", "/nowhere.pt", "no such file"),
     ],

@@ -1012,7 +1012,7 @@ def test_label_issues_are_looked_for_or_not(tmp_path, call, warm):
     code, _, err = call("report", "--labels", tmp_path / "labels.txt", "--no-auto", "--store", tmp_path / "store")
     assert code == 0, err
     assert "label issues: none looked for" in err
-    assert "superfluous duplicates: 1" in err
+    assert "duplicates: 1" in err
     assert "label issues: 0" not in err
 
 

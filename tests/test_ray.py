@@ -229,7 +229,7 @@ def test_errors_have_a_remedy(many, tmp_path, monkeypatch):  # noqa: F811
         {"Alive": False, "NodeID": "b", "Resources": {"GPU": 8.0}},
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    fails("--device mps with --engine ray", device="mps")
+    fails("`device` mps with `engine` ray", device="mps")
     fails("the Ray cluster has no GPU", device="cuda")
 
 

@@ -23,7 +23,6 @@ from ood_audit.store.store import Store
 from ood_audit.text import printable
 
 DEFAULT_TEMPLATE = "a photo of a {}."
-TEMPLATE_SETS = ("openai-imagenet", "simple")
 
 
 _SHOWN = 8  # names in a note

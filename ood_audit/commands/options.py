@@ -69,7 +69,7 @@ def as_options(message: str, command: click.Command | None) -> str:
 
 def _options(command: click.Command) -> dict[str, str]:
     """The options and arguments of a command and its subcommands by the name of their parameter."""
-    options = {}
+    options: dict[str, str] = {}
     for below in command.commands.values() if isinstance(command, click.Group) else ():
         options |= _options(below)
     for param in command.params:

@@ -16,7 +16,7 @@ from ood_audit.commands.output import note, print_rows
 @store_option
 @format_option
 def command(sql: str, store: str, format: str) -> None:
-    """Run one read-only SELECT over the views images, scores, labels, report and issues."""
+    """Run one read-only SELECT over the views images, scores, labels, report and findings."""
     from ood_audit.store import open_store
     from ood_audit.store.views import streaming
 

@@ -151,7 +151,7 @@ def command(
     found = result.decisions
     if found.labels["found"] or found.duplicates["extra"]:
         issues = [f"label issues: {found.labels['found']}"] if found.labels["labelled"] else []
-        note("; ".join([*issues, f"superfluous duplicates: {found.duplicates['extra']}"]))
+        note("; ".join([*issues, f"duplicates: {found.duplicates['extra']}"]))
     note_missing(scores.store)
     note(f"report: {result.html}")
     if fail_over is None:

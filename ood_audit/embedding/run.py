@@ -1,6 +1,5 @@
 """`embed`: bring a store into step with folders of images."""
 
-import importlib
 import os
 import secrets
 import time
@@ -36,6 +35,7 @@ from ood_audit.text import printable, storable
 
 if TYPE_CHECKING:
     from ood_audit.embedding import local, ray
+    from ood_audit.embedding.work import Engine
     from ood_audit.encoders.clip import ClipEncoder
 
     Encoder = ClipEncoder | local.Workers | ray.Workers
@@ -281,11 +281,10 @@ class _Run:
                     self.on_progress("loading the model")
                     images, identity = to_do - adopted, self.store.encoder
                     encoder = _load(settings, "load_same_encoder", identity, images=images)
-                embed_images = importlib.import_module(f"ood_audit.embedding.{settings.engine}").embed_images
                 if on_start is not None:
                     on_start(encoder)
                 self.on_progress("embedding", 0, to_do - adopted)
-                done_images = embed_images(
+                done_images = _engine(settings.engine).embed_images(
                     self._work(), encoder, writer, batch_size=settings.batch_size, on_note=self.on_note
                 )
                 for done, (outcome, image, error) in enumerate(done_images, start=1):
@@ -446,6 +445,16 @@ def _open(
     if settings.precision == "auto" and settings.engine == "local":
         _try_bf16(encoder, [scan.source for scan in scans], root)
     return create_store(root, encoder.identity), encoder
+
+
+def _engine(name: str) -> "Engine":
+    if name == "ray":
+        from ood_audit.embedding import ray
+
+        return ray
+    from ood_audit.embedding import local
+
+    return local
 
 
 def _load(settings: EmbedSettings, name: str, *arguments: Any, images: int, **options: Any) -> Any:

@@ -28,7 +28,7 @@ class EmbedSettings:
         UsageError: There is no such engine, or Ray is not installed.
 
     Example:
-        >>> from ood_audit.embedding.settings import EmbedSettings
+        >>> from ood_audit import EmbedSettings
         >>> EmbedSettings(device="cpu").precision
         'auto'
 

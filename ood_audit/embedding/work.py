@@ -1,8 +1,8 @@
 """What every engine is handed, and what becomes of it in the store."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,30 @@ class Work:
 # Batches with the facts of their images, and the (N, D) features of those without an error.
 Results: TypeAlias = "Iterator[tuple[list[Work], list[Decoded], NDArray[np.float32] | None]]"
 Outcome: TypeAlias = "tuple[str, ImageRef, str | None]"
+
+
+class Engine(Protocol):
+    """Where images are read and embedded: the modules `local` and `ray`."""
+
+    def embed_images(
+        self,
+        work: Iterable[Work],
+        encoder: Any,
+        writer: PartWriter,
+        *,
+        batch_size: int | None = None,
+        on_note: Callable[[str], None] = ...,
+    ) -> Iterator[Outcome]:
+        """Decode and embed images, and write their rows.
+
+        Args:
+            work: The images.
+            encoder: An encoder of this engine, see its `load_encoder`.
+            writer: It is written to by this process alone.
+            batch_size: Images in a forward pass; None for what suits the device.
+            on_note: Called with a sentence where something went otherwise than planned.
+
+        """
 
 
 def write_batch(

@@ -88,7 +88,7 @@ def _most_on(device: str, dimension: int) -> int:
 
 
 def findings(db: "DuckDBPyConnection", path: Path, report: str) -> Iterator[Issue]:
-    """The superfluous copies as findings.
+    """The duplicates as findings, without the one of each cluster that is kept.
 
     Args:
         db: a connection with the view `images`.

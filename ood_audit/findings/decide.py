@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from duckdb import DuckDBPyConnection
+from numpy.typing import NDArray
 
 from ood_audit.findings import calibration, copies, folders, label_issues, shift
 from ood_audit.findings.settings import FindingSettings
@@ -27,23 +28,44 @@ class Decisions:
     """What a report concludes, in figures.
 
     Attributes:
-        flags: rule, level, flagged, expected (false alarms, in images), calibration (images), reachable, and calibrated
-            (by what, in words); None where nothing can be flagged.
+        flags: How many images are flagged, and by which rule; None where nothing can be flagged.
         unflagged: why nothing can be flagged, and the remedy; "" where something can.
-        shift: semantic, covariate, flagged_covariate, in_distribution (images), expected (as of flags, among the
-            covariate ones), by_name (see `shift.Shifts`); None without labelled images.
+        shift: How many images show which shift; None without labelled images.
         labels: labelled and found.
         duplicates: clusters, images, extra.
         notes: what a person should know, a sentence each.
 
     """
 
-    flags: dict[str, Any] | None
+    flags: "FlagFigures | None"
     unflagged: str
-    shift: dict[str, Any] | None
+    shift: "ShiftFigures | None"
     labels: dict[str, int]
     duplicates: dict[str, int]
     notes: list[str]
+
+
+class FlagFigures(TypedDict):
+    """How many images are flagged, and by which rule; see `calibration.Flags`."""
+
+    rule: str
+    level: float
+    flagged: int
+    expected: float  # false alarms at most, in images
+    calibration: int  # images
+    reachable: bool
+    calibrated: str  # by what, in words
+
+
+class ShiftFigures(TypedDict):
+    """How many images show which shift; see `shift.Shifts`."""
+
+    semantic: int
+    covariate: int
+    flagged_covariate: int
+    in_distribution: int
+    expected: float  # false alarms among the covariate ones at most, in images
+    by_name: bool
 
 
 @dataclass(frozen=True)
@@ -191,7 +213,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def _numbers(scored: Any, name: str) -> calibration.Floats:
+def _numbers(scored: "pa.Table", name: str) -> calibration.Floats:
     numbers: calibration.Floats = scored[name].to_numpy().astype(np.float64)
     return numbers
 
@@ -201,7 +223,7 @@ def _as_scored(values: list[float]) -> calibration.Floats:
     return np.asarray(values, np.float32).astype(np.float64)
 
 
-def _figures(flags: calibration.Flags, calibrated: str) -> dict[str, Any]:
+def _figures(flags: calibration.Flags, calibrated: str) -> FlagFigures:
     return {
         "rule": flags.rule,
         "level": flags.level,
@@ -213,7 +235,7 @@ def _figures(flags: calibration.Flags, calibrated: str) -> dict[str, Any]:
     }
 
 
-def _counted(told: shift.Shifts, flagged: Any) -> dict[str, Any]:
+def _counted(told: shift.Shifts, flagged: NDArray[np.bool_]) -> ShiftFigures:
     inside, covariate, semantic = np.bincount(told.shift, minlength=len(shift.NAMES)).tolist()
     return {
         "semantic": semantic,
@@ -250,7 +272,7 @@ def _flagged(db: DuckDBPyConnection, known: str, report: str) -> Iterator[Issue]
             yield Issue(image_id, uri, path, "covariate-shift", (1 - p_distance) / 2, evidence, todo, report)
 
 
-def _about(flags: dict[str, Any]) -> str:
+def _about(flags: FlagFigures) -> str:
     n, level = flags["calibration"], flags["level"]
     what = "false discovery rate" if flags["rule"] == "fdr" else "false alarm rate"
     if not flags["reachable"]:
@@ -267,7 +289,7 @@ def _about(flags: dict[str, Any]) -> str:
     return f"{text}; about {flags['expected']:.1f} of them false alarms at most"
 
 
-def _about_shift(found: dict[str, Any], flags: dict[str, Any]) -> list[str]:
+def _about_shift(found: ShiftFigures, flags: FlagFigures) -> list[str]:
     if not flags["reachable"] or not found["semantic"] + found["covariate"]:
         return []
     notes = [

@@ -1,4 +1,4 @@
-"""Second copies: images with the same bytes, and images that show the same picture in other bytes.
+"""Duplicates: images with the same bytes, and images that show the same picture in other bytes.
 
 Near duplicates are neighbours by cosine whose `fingerprints` agree. The cosine alone is not enough (it is 0.99 for two
 different motorcycles), and fingerprints alone would mean to decode and compare all images.

@@ -48,9 +48,7 @@ _MEASURES = {
         0.05,
         "its brightest parts are at {:.0%} of white, where {:.0%} is usual",
     ),
-    "bright": _Measure(
-        "shadows", "shadows", 0.05, "its darkest parts are at {:.0%} of white, where {:.0%} is usual"
-    ),
+    "bright": _Measure("shadows", "shadows", 0.05, "its darkest parts are at {:.0%} of white, where {:.0%} is usual"),
     "low contrast": _Measure(
         "contrast", "-sqrt(contrast)", 0.05, "its grey levels span {:.0%} of the range, where {:.0%} is usual"
     ),

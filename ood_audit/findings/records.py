@@ -136,7 +136,7 @@ def _select(db: duckdb.DuckDBPyConnection, store: Store, kinds: Collection[str],
         {"kinds": list(kinds), "generation": generation, "findings": str(store.reports / name / FILE)},
     )
     row = db.execute(
-        "SELECT (SELECT count(*) FROM issues WHERE list_contains($kinds, kind)) - (SELECT count(*) FROM selected)",
+        "SELECT (SELECT count(*) FROM findings WHERE list_contains($kinds, kind)) - (SELECT count(*) FROM selected)",
         {"kinds": list(kinds)},
     ).fetchone()
     return row[0] if row else 0

@@ -11,7 +11,7 @@ class Issue:
     """One finding about one image; these fields are the columns of the table.
 
     `kind` is one of KINDS and `severity` from 0 to 1. `evidence` is a sentence, `suggestion` what to do: a label, or
-    the path of the copy to keep. A finding about duplicates is about the superfluous copy, never the one to keep.
+    the path of the duplicate to keep, about which there is no finding.
     """
 
     image_id: str

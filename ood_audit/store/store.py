@@ -29,7 +29,7 @@ class Store(StoreFolder):
     encoder: EncoderIdentity
 
     def query(self, sql: str) -> "Rows":
-        """Run one read-only SELECT over the views `images`, `scores`, `labels`, `report` and `issues`.
+        """Run one read-only SELECT over the views `images`, `scores`, `labels`, `report` and `findings`.
 
         Raises:
             UsageError: the statement is not a SELECT, or DuckDB refuses it.

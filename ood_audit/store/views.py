@@ -1,4 +1,4 @@
-"""DuckDB over the store: the views `images`, `scores`, `labels`, `report` and `issues`."""
+"""DuckDB over the store: the views `images`, `scores`, `labels`, `report` and `findings`."""
 
 import os
 import re
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Types whose values are the same in Python, in CSV and in JSON.
 _PLAIN = re.compile(r'U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|BOOLEAN|VARCHAR|DECIMAL\(.*\)|"NULL"')
-VIEWS = ("images", "scores", "labels", "report", "issues")
+VIEWS = ("images", "scores", "labels", "report", "findings", "issues")
 
 _IMAGES = f"""
 CREATE VIEW _superseded AS SELECT image_id, max(part) AS part FROM _rows WHERE supersedes GROUP BY image_id;
@@ -71,7 +71,7 @@ def connect(
     Args:
         store: the store.
         parts: the parts to read; None for all that are in force.
-        report: the report whose findings are the view `issues`; None for the last one.
+        report: the report whose findings are the view `findings`; None for the last one.
         current: which vocabulary, scores and decisions the views show, as `Store.current` gives them; None for those
             that were last used. A report names its own, as another report may be made at the same time.
         ranked: a Parquet file with the rows of the view `report`, so that millions of images are joined and sorted
@@ -178,7 +178,8 @@ def _create_views(
     rows = f"FROM {_read([ranked])}" if ranked else ranking("_decisions")
     connection.execute(f"CREATE VIEW report AS {rows}")
     written = store.reports / report / findings.FILE
-    _view(connection, "issues", [written] if written.exists() else [], findings.COLUMNS)
+    _view(connection, "findings", [written] if written.exists() else [], findings.COLUMNS)
+    connection.execute("CREATE VIEW issues AS FROM findings")  # its name in 0.1.0
     _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
 
 

@@ -20,6 +20,7 @@ from ood_audit.progress import counting
 from ood_audit.scoring import joining, knows, references, scores, selection
 from ood_audit.scoring.context import Context
 from ood_audit.scoring.joining import Joint
+from ood_audit.scoring.kinship import kinship
 from ood_audit.scoring.pictures import Pictures, gain_of
 from ood_audit.scoring.references import Calibration
 from ood_audit.scoring.settings import ScoreSettings, settings_of
@@ -84,11 +85,13 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     store, vocabulary, given = context.store, context.vocabulary, settings.given(prompts)
     encoder = texts.encoder_of(store, context.device, context.on_progress)
     names = _Names(context, encoder)
-    text = prompts.class_features if prompts else cached_features(store, vocabulary, encoder)
+    by_name = cached_features(store, vocabulary, encoder)
     defaults = encoder_defaults(store, encoder)
     duplicate = defaults.pop("duplicate")
     context.on_progress("reading the features")
     labelled = _labelled(context, prompts)
+    alike = _kinship(context, labelled, by_name, settings.seed)
+    text = by_name if prompts is None else _between(by_name, prompts.class_features, alike)
     shown, sample = references.collect(store, vocabulary, text, labelled, defaults, seed=settings.seed)
     can_choose = selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
     # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
@@ -97,8 +100,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
         context.note("settings: the model's own (choosing them needs 60 images in 6 classes)")
     pictures = None
     if settings.auto and "auto" in methods and known and shown.source == "labelled":
-        by_name = cached_features(store, vocabulary, encoder) if prompts else text
-        pictures = Pictures(0.0 if given.get("prototypes") == 0 else gain_of(shown, by_name), duplicate)
+        pictures = Pictures(0.0 if given.get("prototypes") == 0 else alike * gain_of(shown, by_name), duplicate)
     runs, forecasts = {}, {}
     for method in methods:
         choosable = known if method in ("auto", "delta-energy") else method == "best" and can_choose
@@ -110,6 +112,8 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
                 forecasts[method] = chosen.forecast
         else:
             runs[method] = _own(method, given, defaults, with_background=settings.auto and names.has_background)
+    if alike < 1 and "prototypes" not in given:
+        runs = {method: (function, _weighed(own, alike)) for method, (function, own) in runs.items()}
     background = names.complete(runs)
     doubt = knows.doubt(sample.features, text, background, defaults["temperature"])
     # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
@@ -202,6 +206,33 @@ def _own(method: str, given: dict[str, Any], defaults: dict[str, Any], *, with_b
     if method in ("auto", "delta-energy") and "background" not in given and with_background:
         settings["background"] = True
     return function, settings
+
+
+def _kinship(context: Context, labelled: Labelled | None, by_name: NDArray[np.float32], seed: int) -> float:
+    """How much the labelled images shall count, see `kinship`; says so where that is little."""
+    if labelled is None or any(labelled.image_ids):  # images under audit are like themselves
+        return 1.0
+    audited = references.features_of(context.store, seed)
+    found = kinship(labelled.features, labelled.labels, audited, by_name)
+    if found < 0.5:
+        context.note(
+            "the images look unlike the labelled images, so these and tuned prompts count "
+            f"{'little' if found else 'for nothing'}; label images of this style"
+        )
+    return found
+
+
+def _between(text: NDArray[np.float32], tuned: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
+    """(K, D) class features between the text's and the tuned ones."""
+    if weight == 1:
+        return tuned
+    joined = (1 - weight) * text + weight * tuned
+    found: NDArray[np.float32] = (joined / np.linalg.norm(joined, axis=1, keepdims=True)).astype(np.float32)
+    return found
+
+
+def _weighed(settings: dict[str, Any], weight: float) -> dict[str, Any]:
+    return {**settings, "prototypes": weight * settings["prototypes"]}
 
 
 def _labelled(context: Context, prompts: Prompts | None) -> Labelled | None:

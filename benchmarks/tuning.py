@@ -50,14 +50,14 @@ RECIPES: dict[str, TuneSettings | None] = {
     "residual, EBM as found, adaptive mask": settings_of(method="residual", loss="ebm", mask="adaptive"),
     "residual + pull": settings_of(method="residual", regulariser="pull"),
     "residual + OGEN": settings_of(method="residual", regulariser="ogen"),
-    "residual + distillation": settings_of(method="residual", distil=1.0),
+    "residual + distillation": settings_of(method="residual", distil=1000.0),
     "residual + unlabelled": settings_of(method="residual", unlabelled=True),
 }
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Labelled images (N, D) and their labels; audited images by style and theirs (−1: OOD); texts, background, names."""
+    """Labelled images and their labels; audited ones by style and theirs (−1: OOD); texts, background, names."""
 
     images: Floats
     labels: NDArray[np.int64]

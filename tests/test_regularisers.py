@@ -36,10 +36,10 @@ def test_an_adaptive_mask_is_the_smallest_set_that_carries_its_share(images, sha
     for row, products_of in zip(kept == 0, products, strict=True):
         carried = products_of[row]
         wanted = share * products_of.sum()
-        assert carried.sum() >= wanted - 1e-6
+        assert carried.sum() >= wanted - 1e-4
         if len(carried):
             assert carried.sum() - carried.min() < wanted  # without its smallest element it carries less
-            assert carried.min() >= products_of[~row].max()
+            assert row.all() or carried.min() >= products_of[~row].max()
 
 
 def test_an_adaptive_mask_follows_the_image():
@@ -121,7 +121,7 @@ def test_ogen_teaches_the_generator_first_and_then_the_classes(images, names):
     [
         {"regulariser": "ogen"},
         {"regulariser": "pull"},
-        {"distil": 1.0, "window": 2},
+        {"distil": 1000.0, "window": 2},
         {"unlabelled": True},
         {"loss": "ebm", "mask": "adaptive"},
     ],

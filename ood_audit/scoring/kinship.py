@@ -15,10 +15,7 @@ Ints = NDArray[np.int64]
 _FEWEST = 20  # images on either side
 _MOST = 2000
 _QUANTILE = 0.1  # of the labelled images are farther from their class than this
-_ALIKE, _STRANGE = (
-    0.2,
-    0.35,
-)  # shares of the images under audit that are as far: up to here all counts, from here nothing
+_ALIKE, _STRANGE = 0.2, 0.35  # shares of the images under audit that are as far
 
 
 def kinship(labelled: Floats, labels: Ints, audited: Floats, text: Floats) -> float:

@@ -48,7 +48,8 @@ def _carriers(products: Tensor, share: float) -> Tensor:
     """
     largest = products.sort(dim=1, descending=True)
     before = largest.values.cumsum(1) - largest.values
-    needed = (before < share * products.sum(1, keepdim=True)) & (largest.values > 0)
+    wanted = (share - 1e-5) * products.sum(1, keepdim=True)  # to rounding
+    needed = (before < wanted) & (largest.values > 0)
     return torch.zeros_like(products).scatter(1, largest.indices, needed.to(products.dtype))
 
 

@@ -36,9 +36,8 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
 @click.option(
     "--method",
     type=click.Choice(["residual", "prompt"]),
-    default="prompt",
-    show_default=True,
-    help="What to learn: the words in front of the class names (prompt), or a residual added to each class feature.",
+    help="What to learn: the words in front of the class names (prompt), or a residual added to each class feature.  "
+    "[default: prompt for the starter model, else residual]",
 )
 @click.option(
     "--loss",
@@ -112,6 +111,7 @@ def command(
     annotations: str | None,
     name: str | None,
     device: str,
+    method: str | None,
     **options: Any,
 ) -> None:
     """Tune on labelled images: learn the words in front of the class names, or a residual on the class features.
@@ -125,12 +125,17 @@ def command(
     prompts, unless they made the held-out figures worse.
     """
     from ood_audit.images.noise import quiet_libraries
-    from ood_audit.tuning.tune import tune
+    from ood_audit.store import open_store
+    from ood_audit.tuning.tune import best_method, tune
 
-    settings = _settings(**options)
+    opened = open_store(store)
+    if method is None:
+        of_prompts = options["init"] is not None or options["context_vectors"] is not None
+        method = "prompt" if of_prompts else best_method(opened)
+    settings = _settings(method=method, **options)
     with quiet_libraries(), bars() as on_progress, _epochs() as on_epoch:
         result = tune(
-            store,
+            opened,
             labels=labels,
             folder=folder,
             annotations=annotations,
@@ -149,8 +154,7 @@ def command(
     print_rows(("held_out", *_FIGURES), rows, format)
     stopped = "interrupted; kept the best so far, " if found.interrupted else ""
     note(f"{stopped}epoch {found.epoch} of {len(found.history) - 1}")
-    if settings.method == "residual":
-        note("method: residual on the class features")
+    note(f"method: {'residual on the class features' if method == 'residual' else 'prompts'}")
     note(f"prompts: {result.name}, from {result.images} labelled images of {result.classes} classes ({result.path})")
     if result.improved:
         note("next: ood-audit report")

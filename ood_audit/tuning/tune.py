@@ -24,7 +24,7 @@ from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.store.parts import iter_features
 from ood_audit.tuning import residual, trainer
-from ood_audit.tuning.settings import TuneSettings
+from ood_audit.tuning.settings import TuneSettings, settings_of
 from ood_audit.tuning.trainer import Beside, Figures, Tuned
 
 _MOST_UNLABELLED = 4096  # images that take part without labels
@@ -70,8 +70,8 @@ def tune(
 ) -> TuneResult:
     """Learn better class features from labelled images; the encoder stays as it is.
 
-    By default the words in front of the class names are learned. With `method="residual"` a residual on their features
-    is learned instead, which needs no model once these are known.
+    `method="prompt"` learns the words in front of the class names, `method="residual"` a residual on their features,
+    which needs no model once these are known.
 
     Args:
         store: The store, or its folder.
@@ -81,7 +81,7 @@ def tune(
         annotations: A CSV, JSON or Parquet file that names images of the store in `path` and their classes in `label`,
             which is registered first. Where no labelled images are registered, prompts are tuned on the images of the
             store whose folder is named as a class.
-        settings: How to tune; None for the defaults of prompts.
+        settings: How to tune; None for the defaults of the method that `best_method` names.
         name: The name of the prompts; None for one from the method or the loss, and the time.
         device: Where the text encoder runs.
         note: Called with a sentence for each thing that a person should know.
@@ -92,15 +92,15 @@ def tune(
         UsageError: A setting makes no sense, the labels don't fit the vocabulary, or there are too few images.
 
     """
-    settings = settings or TuneSettings()
+    if not isinstance(store, Store):
+        store = open_store(store)
+    settings = settings or settings_of(method=best_method(store))
     trainer.check(settings)
     if folder is not None and annotations is not None:
         raise UsageError("give the labelled images by `folder` or by `annotations`, not both")
     kind = settings.loss if settings.method == "prompt" else settings.method
     name = name or f"{kind}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
     tuned.check_name(name)
-    if not isinstance(store, Store):
-        store = open_store(store)
     vocabulary = vocabularies.choose(store, labels, None, note)
     if (given := annotations if folder is None else folder) is not None:
         subset.add(store, given, vocabulary=vocabulary, device=device, note=note, on_progress=on_progress)
@@ -128,6 +128,11 @@ def tune(
             path = _save(store, name, vocabulary, own, found, improved)
             store.set_current(vocabulary=vocabulary.id)
     return TuneResult(name, found, len(own.labels), len(np.unique(own.labels)), improved, path)
+
+
+def best_method(store: Store) -> str:
+    """The method that measures best: `prompt` for the bundled starter, whose text encoder is small, else `residual`."""
+    return "prompt" if store.encoder.model == "starter" else "residual"
 
 
 def _unlabelled(store: Store) -> NDArray[np.float32]:

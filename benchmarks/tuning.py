@@ -9,7 +9,8 @@ of them; in styles they are photos, and the images audited are the other photos,
 
 AUROC and FPR95 are of ΔEnergy at τ = 0.01, c = 1, v = 0 with the background, where there is one. All figures are in %,
 mean ± standard deviation over the seeds, which draw names and images. Prompts are tuned in styles alone: there is no
-text tower for clip/. The last table has what the unlabelled images do where 0, 5 and 20% of them are OOD.
+text tower for clip/. "Weighed" is as a report weighs what was tuned, by how alike audited and labelled images are. The
+last table has what the unlabelled images do where 0, 5 and 20% of them are OOD.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from ood_audit.classes import wordnet
 from ood_audit.encoders.clip import ClipEncoder, load_encoder
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.scoring import metrics
+from ood_audit.scoring.kinship import between, kinship
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.tuning import residual, trainer
 from ood_audit.tuning.settings import TuneSettings, settings_of
@@ -48,6 +50,7 @@ RECIPES: dict[str, TuneSettings | None] = {
     "residual": settings_of(method="residual"),
     "residual, EBM as found": settings_of(method="residual", loss="ebm"),
     "residual, EBM as found, adaptive mask": settings_of(method="residual", loss="ebm", mask="adaptive"),
+    "residual, weighed": settings_of(method="residual"),
     "residual + pull": settings_of(method="residual", regulariser="pull"),
     "residual + OGEN": settings_of(method="residual", regulariser="ogen"),
     "residual + distillation": settings_of(method="residual", distil=1000.0),
@@ -129,7 +132,8 @@ def compare(of: Set, styles: NDArray[np.str_], encoder: ClipEncoder | None, seed
     draws = [draw(of, styles, seed) for seed in range(seeds)]
     kinds = list(draws[0].audited)
     print(f"\n{of.name}", flush=True)
-    table = []
+    head = [figure if len(kinds) == 1 else f"{kind} {figure}" for kind in kinds for figure in HEAD]
+    print(f"|  | {' | '.join(head)} |\n|{' --- |' * (len(head) + 1)}", flush=True)
     for title, recipe in RECIPES.items():
         if only not in title or (recipe is not None and recipe.method == "prompt" and encoder is None):
             continue
@@ -137,10 +141,12 @@ def compare(of: Set, styles: NDArray[np.str_], encoder: ClipEncoder | None, seed
         for seed, one in enumerate(draws):
             every = np.concatenate([images for images, _ in one.audited.values()])
             classes = tuned(one, recipe, seed, encoder, every)
-            runs.append([v for kind in kinds for v in figures(*one.audited[kind], classes, one.background)])
-        table.append(row(title, runs))
-    head = [figure if len(kinds) == 1 else f"{kind} {figure}" for kind in kinds for figure in HEAD]
-    print(tabulate(table, ["", *head], tablefmt="github", disable_numparse=True), flush=True)
+            run: list[float] = []
+            for images, truth in one.audited.values():
+                alike = kinship(one.images, one.labels, images, one.texts) if title.endswith("weighed") else 1.0
+                run += figures(images, truth, between(one.texts, classes, alike), one.background)
+            runs.append(run)
+        print(f"| {' | '.join(row(title, runs))} |", flush=True)
 
 
 def shares(of: Set, seeds: int) -> list[list[str]]:

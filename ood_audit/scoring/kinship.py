@@ -47,6 +47,15 @@ def kinship(labelled: Floats, labels: Ints, audited: Floats, text: Floats) -> fl
     return float(np.clip((_STRANGE - far) / (_STRANGE - _ALIKE), 0.0, 1.0))
 
 
+def between(text: Floats, tuned: Floats, weight: float) -> Floats:
+    """(K, D) unit class features between those of the text and the tuned ones; 1 is the tuned ones."""
+    if weight == 1:
+        return tuned
+    joined = (1 - weight) * text + weight * tuned
+    found: Floats = (joined / np.linalg.norm(joined, axis=1, keepdims=True)).astype(np.float32)
+    return found
+
+
 def _nearest(images: Floats, classes: Ints, labelled: Floats, labels: Ints, *, itself: bool = False) -> Floats:
     """The cosine of each image to the nearest labelled one of its class; images whose class has none are left out."""
     cosines = images @ labelled.T

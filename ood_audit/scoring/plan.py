@@ -20,7 +20,7 @@ from ood_audit.progress import counting
 from ood_audit.scoring import joining, knows, references, scores, selection
 from ood_audit.scoring.context import Context
 from ood_audit.scoring.joining import Joint
-from ood_audit.scoring.kinship import kinship
+from ood_audit.scoring.kinship import between, kinship
 from ood_audit.scoring.pictures import Pictures, gain_of
 from ood_audit.scoring.references import Calibration
 from ood_audit.scoring.settings import ScoreSettings, settings_of
@@ -91,7 +91,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     context.on_progress("reading the features")
     labelled = _labelled(context, prompts)
     alike = _kinship(context, labelled, by_name, settings.seed)
-    text = by_name if prompts is None else _between(by_name, prompts.class_features, alike)
+    text = by_name if prompts is None else between(by_name, prompts.class_features, alike)
     shown, sample = references.collect(store, vocabulary, text, labelled, defaults, seed=settings.seed)
     can_choose = selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
     # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
@@ -219,15 +219,6 @@ def _kinship(context: Context, labelled: Labelled | None, by_name: NDArray[np.fl
             "the images look unlike the labelled images, so these and tuned prompts count "
             f"{'little' if found else 'for nothing'}; label images of this style"
         )
-    return found
-
-
-def _between(text: NDArray[np.float32], tuned: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
-    """(K, D) class features between the text's and the tuned ones."""
-    if weight == 1:
-        return tuned
-    joined = (1 - weight) * text + weight * tuned
-    found: NDArray[np.float32] = (joined / np.linalg.norm(joined, axis=1, keepdims=True)).astype(np.float32)
     return found
 
 

@@ -74,7 +74,7 @@ class TuneSettings:
 
 DEFAULTS = {
     "prompt": TuneSettings(),
-    "residual": TuneSettings(method="residual", loss="coop", lr=0.002, batch_size=1024, background=True),
+    "residual": TuneSettings(method="residual", loss="coop", lr=0.001, batch_size=1024, background=True),
 }
 
 

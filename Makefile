@@ -24,6 +24,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	if [ -x $(BIN)/biome ]; then $(BIN)/biome ci --error-on-warnings; fi  # it is only installed on Linux, x86-64
 
 # Writes what is generated: docs/cli.md, the outputs that the pages show, and the figures.
 docs: $(VENV)/.installed-dev
@@ -48,7 +49,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 $(LOWEST)/.installed: pyproject.toml .ci/lowest.txt
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install -q uv
-	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python \
+	$(LOWEST)/bin/uv pip install -q --compile-bytecode --python $(LOWEST)/bin/python \
 		--resolution lowest-direct --overrides .ci/lowest.txt -e '.[dev,umap]'
 	touch $@
 

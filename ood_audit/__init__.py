@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ood_audit.actions.quarantine import Result as Result
     from ood_audit.actions.quarantine import quarantine as quarantine
     from ood_audit.actions.quarantine import restore as restore
+    from ood_audit.actions.verdicts import Applied as Applied
+    from ood_audit.actions.verdicts import apply as apply
     from ood_audit.audit import Audit as Audit
     from ood_audit.audit import Findings as Findings
     from ood_audit.audit import Status as Status
@@ -36,8 +38,11 @@ if TYPE_CHECKING:
     from ood_audit.errors import OodAuditError as OodAuditError
     from ood_audit.errors import StoreError as StoreError
     from ood_audit.errors import UsageError as UsageError
+    from ood_audit.findings.comparison import Comparison as Comparison
+    from ood_audit.findings.comparison import Difference as Difference
     from ood_audit.findings.naming import suggest as suggest
     from ood_audit.findings.settings import FindingSettings as FindingSettings
+    from ood_audit.reports.comparison import compare as compare
     from ood_audit.reports.run import Report as Report
     from ood_audit.reports.run import report as report
     from ood_audit.scoring.evaluation import Evaluation as Evaluation
@@ -54,7 +59,10 @@ if TYPE_CHECKING:
     from ood_audit.tuning.tune import tune as tune
 
 _API = {
+    "Applied": "ood_audit.actions.verdicts",
     "Audit": "ood_audit.audit",
+    "Comparison": "ood_audit.findings.comparison",
+    "Difference": "ood_audit.findings.comparison",
     "EmbedResult": "ood_audit.embedding.run",
     "EmbedSettings": "ood_audit.embedding.settings",
     "EncoderError": "ood_audit.errors",
@@ -75,6 +83,8 @@ _API = {
     "TuneResult": "ood_audit.tuning.tune",
     "TuneSettings": "ood_audit.tuning.settings",
     "UsageError": "ood_audit.errors",
+    "apply": "ood_audit.actions.verdicts",
+    "compare": "ood_audit.reports.comparison",
     "embed": "ood_audit.embedding.run",
     "evaluate": "ood_audit.scoring.evaluation",
     "export": "ood_audit.actions.export",

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
     from ood_audit.actions.export import Exported
     from ood_audit.actions.quarantine import Result
+    from ood_audit.actions.verdicts import Applied
     from ood_audit.classes.labelled import LabelledSource
     from ood_audit.embedding.run import EmbedResult
+    from ood_audit.findings.comparison import Comparison
     from ood_audit.reports.run import Report
     from ood_audit.store.sources import Source
     from ood_audit.tuning.tune import TuneResult
@@ -295,8 +297,8 @@ class Audit:
         """What a report found.
 
         Args:
-            kind: One kind of finding: `ood`, `covariate-shift`, `label`, `exact-duplicate`, `near-duplicate` or
-                `unreadable`; `duplicate` for both kinds of duplicates. None for all.
+            kind: One kind of finding: `ood`, `covariate-shift`, `label`, `exact-duplicate`, `near-duplicate`,
+                `shortcut` or `unreadable`; `duplicate` for both kinds of duplicates. None for all.
             report: The report's name; None for the last one.
 
         Raises:
@@ -314,6 +316,34 @@ class Audit:
         """
         wanted = _kinds([kind]) if kind is not None else list(KINDS)
         return Findings([row for row in read_findings(self.store, report) if row.kind in wanted])
+
+    def compare(self, reference: StrPath, other: StrPath, **options: Any) -> "Comparison":
+        """Compare a set of images with a reference: drift, shares of classes, words, and images unlike the reference.
+
+        Args:
+            reference: The name of a split, a source, a folder in one, or another store of the same encoder.
+            other: The images to compare with it, named in the same way.
+            **options: Further arguments of `ood_audit.compare`, such as `labels` and `top`.
+
+        Raises:
+            UsageError: A name means no images, or fewer than 10, the two sets share images, or the encoders differ.
+            StoreError: There is no store, or it can't be read.
+
+        Example:
+            >>> import ood_audit
+            >>> audit = ood_audit.open("audit")
+            >>> _ = audit.embed("examples/images", device="cpu")
+            >>> found = audit.compare("cup", "sunflower")
+            >>> found.drift, found.images
+            (True, (18, 16))
+            >>> sorted(row.name for row in found.of("class") if row.p_value < 0.05)
+            ['cup', 'sunflower']
+
+        """
+        from ood_audit.reports.comparison import compare
+
+        with _reporting(options):
+            return compare(reference, other, self.store, **options)
 
     def sql(self, query: str) -> "duckdb.DuckDBPyRelation":
         """Query the views `images`, `scores`, `labels`, `report` and `findings` with one SELECT.
@@ -376,6 +406,66 @@ class Audit:
 
         with bars() as on_progress:
             return restore(dest, dry_run=dry_run, on_progress=on_progress)
+
+    def apply(
+        self,
+        decisions: StrPath,
+        *,
+        to: StrPath | None = None,
+        labels: StrPath = "labels.csv",
+        move: bool = False,
+        dry_run: bool = False,
+    ) -> "Applied":
+        """Act on what was decided on the page of a report, and remember it; `undo` reverts it.
+
+        Args:
+            decisions: The file `decisions.csv` that the page saves.
+            to: A folder for images that are to be removed, with a journal of all moves.
+            labels: A CSV file with the columns `path` and `label`, which gets the new labels.
+            move: Move images with a new label into the folder of that class instead.
+            dry_run: Only say what would be done.
+
+        Raises:
+            UsageError: The decisions make no sense, or images are to be moved and there is no `to`.
+            OodAuditError: The folder `to` is in use, damaged or can't be written.
+
+        Example:
+            >>> import pathlib
+            >>> import ood_audit
+            >>> audit = ood_audit.open("audit")
+            >>> _ = audit.embed("examples/images", device="cpu")
+            >>> ((path, content_hash),) = audit.sql("SELECT path, content_hash FROM images LIMIT 1").fetchall()
+            >>> row = f"{path},{content_hash},ood,keep,,2026-01-01T00:00:00Z"
+            >>> _ = pathlib.Path("decisions.csv").write_text(f"path,content_hash,kind,decision,label,when\\n{row}")
+            >>> audit.apply("decisions.csv")
+            Applied(kept=1)
+            >>> audit.undo("decisions.csv")
+            Applied(kept=1)
+
+        """
+        from ood_audit.actions.verdicts import apply
+
+        with bars() as on_progress:
+            return apply(
+                decisions, self.store, to=to, labels=labels, move=move, dry_run=dry_run, on_progress=on_progress
+            )
+
+    def undo(self, decisions: StrPath, *, dry_run: bool = False) -> "Applied":
+        """Revert what `apply` did with the same decisions, and forget them.
+
+        Args:
+            decisions: The file that was applied, unchanged.
+            dry_run: Only say what would be done.
+
+        Raises:
+            UsageError: These decisions were not applied to this store.
+            OodAuditError: The folder that images were moved to is in use, damaged or can't be written.
+
+        """
+        from ood_audit.actions.verdicts import undo
+
+        with bars() as on_progress:
+            return undo(decisions, self.store, dry_run=dry_run, on_progress=on_progress)
 
     def export(
         self,

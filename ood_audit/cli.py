@@ -23,6 +23,7 @@ COMMANDS = {
     "labels": "Suggest class names, and register labelled images.",
     "tune": "Tune on labelled images.",
     "report": "Rank the images by how little they belong, and write a report.",
+    "compare": "Compare two sets of images: drift, classes, words.",
     "apply": "Act on the decisions made on the report's page.",
     "query": "Run SQL over the store.",
     "evaluate": "Measure every score against known answers.",

@@ -22,7 +22,13 @@ def unit(rows):
 
 
 def make_store(
-    root: Path, features, paths: Sequence[str], vocabulary: Vocabulary, text, hashes: Sequence[str] | None = None
+    root: Path,
+    features,
+    paths: Sequence[str],
+    vocabulary: Vocabulary,
+    text,
+    hashes: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
 ) -> Store:
     """A store of images with these (N, D) features at these paths, whose last used vocabulary has (K, D) features.
 
@@ -32,7 +38,8 @@ def make_store(
     store = create_store(root, identity)
     with PartWriter(store, "run") as writer:
         for i, (path, vector) in enumerate(zip(paths, features, strict=True)):
-            image = ImageRef(f"file:///made-up/{path}", "/made-up", path, 1, 1)
+            split = splits[i] if splits else None
+            image = ImageRef(f"file:///made-up/{path}", "/made-up", path, 1, 1, split=split)
             decoded = Decoded(8, 8, "PNG", 1, 1, hashes[i] if hashes else image.image_id)
             writer.add(image, decoded, np.asarray(vector, np.float32), supersedes=False)
     write_json(store.root / "score_defaults.json", asdict(ScoreDefaults(1.0, 2, 0.0)))

@@ -1,5 +1,6 @@
 """Flags: conformal p-values, and what a report does with them."""
 
+import csv
 import json
 import shutil
 from fractions import Fraction
@@ -13,6 +14,7 @@ from scipy.stats import false_discovery_control
 import ood_audit
 from ood_audit import ScoreSettings
 from ood_audit.findings.calibration import flag, p_values
+from tests.cli import invoke
 from tests.conftest import EXAMPLES, run_cli
 
 scores = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=30)
@@ -145,6 +147,22 @@ def test_a_report_flags_and_lists_its_findings(audited):
     assert len(listed.stdout.splitlines()) == kinds["ood"]
     calm = run_cli("report", "--store", audited, "--top", "5", "--false-alarms", "0.1", "--fail-over", "1")
     assert calm.returncode == 0
+
+
+def test_what_was_kept_does_not_count_for_fail_over(audited, tmp_path):
+    report = ("report", "--store", audited, "--top", "5", "--false-alarms", "0.1", "--fail-over", "1%")
+    assert invoke(*report).returncode == 3
+    sql = "SELECT path, content_hash, uri FROM issues JOIN images USING (image_id, path, uri) WHERE kind = 'ood'"
+    rows = ood_audit.open_store(audited).query(sql).rows
+    with (tmp_path / "decisions.csv").open("w", newline="") as file:
+        writing = csv.writer(file)
+        writing.writerow(["path", "content_hash", "uri", "kind", "decision", "label", "when"])
+        writing.writerows([*row, "ood", "keep", "", "2026-01-01T00:00:00Z"] for row in rows)
+    audit = ood_audit.open(audited)
+    assert repr(audit.apply(tmp_path / "decisions.csv")) == f"Applied(kept={len(rows)})"
+    assert invoke(*report).returncode == 0
+    audit.undo(tmp_path / "decisions.csv")
+    assert invoke(*report).returncode == 3
 
 
 def test_flags_are_of_the_scores_they_were_made_from(audited):

@@ -112,11 +112,17 @@ def test_the_page_has_all_findings_whatever_is_printed(audited, page):
     assert len((made.folder / "report.csv").read_text().splitlines()) == 9
     sql = "SELECT path FROM report WHERE rank <= 8 OR flagged OR shift = 'covariate' ORDER BY rank"
     expected = [path for (path,) in store.query(sql).rows]
-    ranked = [a for a in cards_of(page) if a["data-kind"] in ("ood", "covariate-shift", "unusual")]
-    assert {a["data-path"] for a in ranked} == set(expected)
-    assert sum(a["data-kind"] == "ood" for a in ranked) == counted(store, "flagged")
-    in_groups = [a["data-rank"] for a in ranked if a["data-kind"] == "ood" and "data-group" not in a]
-    assert in_groups == sorted(in_groups, key=int)
+    ranked = with_records(page, "ood", "covariate-shift", "unusual")
+    assert {card["data-path"] for card, _ in ranked} == set(expected)
+    ranks = [int(dict(record["facts"])["Rank"].split()[0]) for _, record in ranked if record["kind"] == "ood"]
+    assert len(ranks) == counted(store, "flagged")
+    assert ranks == sorted(ranks)
+
+
+def with_records(page, *kinds):
+    """The cards of some kinds, each with its record."""
+    pairs = zip(cards_of(page), page.data["records"], strict=True)
+    return [(card, record) for card, record in pairs if record["kind"] in kinds]
 
 
 def test_the_map_counts_what_is_found(audited, page):
@@ -133,13 +139,12 @@ def test_the_nearest_class_is_the_longest_bar(audited):
     made = ood_audit.report(store, top=1000, name="whole", **SETTINGS)
     rows = {row["path"]: row for row in store.query("FROM report").dicts()}
     parsed = Parsed(made.html.read_text(encoding="utf-8"))
-    records = parsed.data["records"]
-    shown = [a for a in cards_of(parsed) if a["data-kind"] in ("ood", "covariate-shift", "unusual", "label")]
-    assert len({a["data-image"] for a in shown}) > 300
+    shown = with_records(parsed, "ood", "covariate-shift", "unusual", "label")
+    assert len({card["data-image"] for card, _ in shown}) > 300
     apart = 0
     embedding = dict(store.query(f"SELECT path, embedding FROM read_parquet('{store.parts[0]}')").rows)
-    for card in shown:
-        row, record = rows[card["data-path"]], records[int(card["data-record"])]
+    for card, record in shown:
+        row = rows[card["data-path"]]
         (label, similarity, width), *others = record["bars"]
         assert label == row["label"]
         assert width == max(bar for _, _, bar in record["bars"])

@@ -308,7 +308,7 @@ def test_the_page_is_inert_and_exact(hostile, report):
     assert "<img src=x" not in page
     parsed = Tags(page)
     assert [attributes for tag, attributes in parsed.tags if tag == "script"] == [
-        {},
+        {"type": "module", "async": ""},
         {"type": "application/json", "id": "data"},
     ]
     for tag, attributes in parsed.tags:

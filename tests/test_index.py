@@ -11,9 +11,10 @@ import pytest
 
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import StoreError
-from ood_audit.store import search, writing
+from ood_audit.images.sources import ImageRef
+from ood_audit.store import search, views, writing
 from ood_audit.store.index import build_index, neighbours
-from ood_audit.store.parts import iter_features
+from ood_audit.store.parts import PartWriter, iter_features
 from tests.made import make_store, problem, unit
 
 IMAGES = 3000
@@ -201,3 +202,19 @@ def test_a_full_disk_leaves_the_old_index_or_none(store, monkeypatch):
     assert not store.index.with_name("index.json").exists()  # so that it is built again
     assert [path for path in store.root.rglob("*") if ".tmp" in path.name] == []
     assert len(neighbours(store, next(iter_features(store)).features[:1], 3)[0][0]) == 3
+
+
+def test_readable_images_are_counted_once_for_the_same_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Vocabulary((("cat",), ("dog",)))
+    store = make_store(tmp_path / "store", np.eye(5), [f"cat/{i}.jpg" for i in range(5)], words, np.eye(2, 5))
+    assert views.count_readable(store) == 5
+    first = store.parts
+    with PartWriter(store, "run") as writer:
+        writer.remove(ImageRef("file:///made-up/cat/0.jpg", "/made-up", "cat/0.jpg", 1, 1))
+    assert views.count_readable(store) == 4
+    assert views.count_readable(store, first) == 5
+    monkeypatch.setattr(views, "connect", pytest.fail)
+    assert (views.count_readable(store), views.count_readable(store, first)) == (4, 5)
+    gone = tmp_path / "store" / "images" / "part-00000009.parquet"
+    with pytest.raises(StoreError, match="merged parts of the store in the meantime"):
+        views.count_readable(store, [*first, gone])

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ood_audit.reports import paging
 from ood_audit.reports.html import render
-from ood_audit.reports.model import Point
+from ood_audit.reports.model import Point, Sprites
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
 from tests.test_report_html import HOSTILE, finding, image, luminance, section
@@ -49,6 +50,15 @@ def picture(seed: int) -> bytes:
     return out.getvalue()
 
 
+def sheet(colours: list[str]) -> bytes:
+    """A sprite sheet of squares, in one row."""
+    whole, out = Image.new("RGB", (64 * len(colours), 64)), io.BytesIO()
+    for i, colour in enumerate(colours):
+        whole.paste(colour, (64 * i, 0, 64 * i + 64, 64))
+    whole.save(out, "WEBP", lossless=True)
+    return out.getvalue()
+
+
 def uri(i: int) -> str:
     return f"file:///data/{i}.jpg"
 
@@ -60,7 +70,11 @@ def report(tmp_path_factory):
     label = lambda i: ["cat", "dog", "bird"][i % 3]  # noqa: E731
 
     def made(kind, numbers, **more):
-        return [finding(names[i], kind, i + 1, uri=uri(i), label=label(i), neighbours=near(i), **more) for i in numbers]
+        own = {"split": "test", "source": "/data/a"}, {"split": "train", "source": "/data/b"}
+        return [
+            finding(names[i], kind, i + 1, uri=uri(i), label=label(i), neighbours=near(i), **own[i % 2], **more)
+            for i in numbers
+        ]
 
     def near(i):
         return [image(names[(i + 1) % 40], uri=uri((i + 1) % 40)), image("<b>beside</b>.jpg", uri=uri(99))]
@@ -85,7 +99,11 @@ def report(tmp_path_factory):
         pictures={uri(i): picture(i) for i in range(100)},
         unreadable=[(HOSTILE[4], HOSTILE[0])],
         unreadable_count=1,
-        points=[Point(f"id of {names[i]}", i / 40, (i * 7 % 40) / 40, "flagged", label(i)) for i in range(40)],
+        points=[
+            Point("unlisted", 0.5, 0.9, "not flagged", "cat", 600, uri(97)),
+            *(Point(f"id of {names[i]}", i / 40, (i * 7 % 40) / 40, "flagged", label(i), i + 1) for i in range(40)),
+        ],
+        sprites=Sprites(sheet(["red", "blue"]), 64, 2, [uri(96), uri(97)]),
         next_steps=[(HOSTILE[0], f"ood-audit export '{HOSTILE[1]}'")],
         facts=[("Model", "starter")],
     )
@@ -121,6 +139,22 @@ def visit(browser, report):
 
 
 @pytest.fixture
+def open_page(browser, tmp_path):
+    """Opens the pages of a made-up report of its own, the first one first; returns it."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+
+    def opened(whole, length=paging.LENGTH):
+        for one in paging.split(whole, length):
+            (tmp_path / paging.file_name(one.number)).write_text(render(one), encoding="utf-8")
+        page = context.new_page()
+        page.goto((tmp_path / "report.html").as_uri())
+        return page
+
+    yield opened
+    context.close()
+
+
+@pytest.fixture
 def page(visit):
     return visit()
 
@@ -136,6 +170,9 @@ def pick(page, name, text):
     """Choose the first option of a filter that begins with a text."""
     options = page.locator(f"[name={name}] option")
     page.select_option(f"[name={name}]", index=[t.startswith(text) for t in options.all_inner_texts()].index(True))
+
+
+PIXEL = "(where) => [...document.querySelector(where).getContext('2d').getImageData(5, 5, 1, 1).data].slice(0, 3)"
 
 
 def marks(page):
@@ -268,6 +305,12 @@ def test_filters_can_be_combined_and_searched(page):
     page.select_option("[name=group]", "")
     pick(page, "folder", "folder 2 (")
     assert all("folder 2" in path for path in shown(page)) and len(shown(page)) == 7
+    page.select_option("[name=folder]", "")
+    pick(page, "split", "train (")
+    pick(page, "source", "/data/a (")
+    assert shown(page) == []
+    pick(page, "source", "/data/b (")
+    assert shown(page)[:5] == everything[1:10:2] and page.inner_text("#shown") == str(len(shown(page))) == "18"
     page.fill("[name=text]", "no such path")
     assert shown(page) == [] and page.is_visible("#nothing")
 
@@ -332,8 +375,35 @@ def test_the_dialog_compares(page):
 def test_a_duplicate_is_beside_the_one_to_keep(page):
     page.click(".counts [data-kind=exact-duplicate]")
     page.locator("#exact-duplicate .thumb").first.click()
-    assert page.locator(".details-picture img").count() == 2
-    assert page.inner_text(".details-picture figure:last-child figcaption") == "kept: kept.jpg"
+    captions = page.locator(".details-picture figcaption")
+    assert captions.nth(1).inner_text() == "kept: kept.jpg"
+    colours = [
+        page.evaluate(
+            """async (i) => {
+                const image = document.querySelectorAll(".details-picture img")[i];
+                await image.decode();
+                const context = new OffscreenCanvas(64, 48).getContext("2d");
+                context.drawImage(image, 0, 0);
+                return [...context.getImageData(5, 5, 1, 1).data].slice(0, 3);
+            }""",
+            i,
+        )
+        for i in range(2)
+    ]
+    wait_until(page, "document.querySelector('.difference').width === 64")
+    differences = [abs(one - other) for one, other in zip(*colours, strict=True)]
+    assert page.evaluate(PIXEL, ".difference") == [min(4 * value, 255) for value in differences]
+    assert captions.nth(2).inner_text() == f"difference, 4 × as strong: {sum(differences) / 7.65:.1f}% on average"
+
+
+def test_the_same_picture_has_no_difference(open_page):
+    found = finding(kind="exact-duplicate", uri=uri(1), twin=image("kept.jpg", uri=uri(2)))
+    page = open_page(
+        page_of(section("exact-duplicate", ((), [found])), pictures=dict.fromkeys([uri(1), uri(2)], picture(1)))
+    )
+    page.locator(".card .thumb").click()
+    wait_until(page, "document.querySelectorAll('.details-picture figcaption')[2].textContent === 'no difference'")
+    assert page.evaluate(PIXEL, ".difference") == [0, 0, 0]
 
 
 @pytest.mark.parametrize("in_dialog", [False, True])
@@ -403,6 +473,8 @@ def test_a_group_is_decided_at_once(page):
     paths = shown(page)
     page.locator("[data-does=remove-group]").first.click()
     assert marks(page) == dict.fromkeys(paths[:6], "✕ remove")
+    page.locator("[data-does=keep-group]").first.click()  # nothing of it is open
+    assert marks(page) == dict.fromkeys(paths[:6], "✕ remove")
     page.keyboard.press("u")
     assert marks(page) == {}
 
@@ -467,15 +539,114 @@ def test_the_map_opens_zooms_and_colours(page):
     page.click("[data-does=zoom-out]")
     assert page.get_attribute("#map", "viewBox") == before
     page.select_option("#map-colour", "class")
-    assert page.locator("#map-classes path").count() == 4  # three classes, and the others
-    assert "bird" in page.inner_text("#map-legend")
+    assert page.locator("#map-colours path").count() == 3  # one for each class
+    assert page.inner_text("#map-legend").split() == ["cat", "15", "dog", "13", "bird", "13"]
+    page.select_option("#map-colour", "score")
+    assert [line.strip() for line in page.locator("#map-legend li").all_inner_texts()] == [
+        "the most unusual 1% 8",
+        "the next 4% 28",
+        "the next 15% 4",
+        "all others 1",
+    ]
     page.select_option("#map-colour", "kind")
-    assert page.locator("#map-classes path").count() == 0 and "flagged" in page.inner_text("#map-legend")
+    assert page.locator("#map-colours path").count() == 0 and "flagged" in page.inner_text("#map-legend")
+
+
+def on_map(page, x: float, y: float) -> tuple[float, float]:
+    """Where a place on the map is in the window."""
+    page.locator("#map").scroll_into_view_if_needed()
+    box = page.locator("#map").bounding_box()
+    left, top, width, height = (float(value) for value in page.get_attribute("#map", "viewBox").split())
+    return box["x"] + (14 + 572 * x - left) / width * box["width"], box["y"] + (14 + 372 * y - top) / height * box[
+        "height"
+    ]
+
+
+def test_a_mark_that_is_not_listed_shows_its_small_picture(page):
+    page.locator(".counts a", has_text="Details").click()
+    page.mouse.move(*on_map(page, 0.5, 0.9))
+    assert page.inner_text("#map-tip").split("\n")[0] == "not flagged"
+    wait_until(page, f"String(({PIXEL})('#map-tip canvas')) === '0,0,255'")  # the second of the sheet
+    page.mouse.click(*on_map(page, 0.5, 0.9))
+    assert not page.is_visible("#details")
+
+
+def test_an_area_of_the_map_is_reviewed(page):
+    everything = shown(page)
+    page.locator(".counts a", has_text="Details").click()
+    page.click("[data-does=lasso]")
+    corners = [(-0.02, -0.02), (0.245, -0.02), (0.245, 1.02), (-0.02, 1.02)]  # the first ten are further to the left
+    page.mouse.move(*on_map(page, *corners[0]))
+    page.mouse.down()
+    for corner in corners[1:]:
+        page.mouse.move(*on_map(page, *corner), steps=3)
+    page.mouse.up()
+    assert shown(page) == everything[:10]
+    assert page.inner_text("#chosen").startswith("10 findings of an area")
+    page.keyboard.press("n")
+    page.keyboard.press("k")
+    assert at(page) == everything[1]
+    page.click("#chosen")
+    assert shown(page) == everything and not page.is_visible("#chosen")
+
+
+def test_the_map_is_moved_by_dragging(page):
+    page.locator(".counts a", has_text="Details").click()
+    page.click("[data-does=zoom-in]")
+    before = page.get_attribute("#map", "viewBox")
+    x, y = on_map(page, 0.5, 0.5)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 60, y, steps=3)
+    page.mouse.up()
+    after = page.get_attribute("#map", "viewBox")
+    assert float(after.split()[0]) > float(before.split()[0]) and after.split()[2:] == before.split()[2:]
+    assert not page.is_visible("#details")
+
+
+def long_report(count: int):
+    found = [finding(f"{i:03}.jpg", rank=i + 1, uri=uri(i), severity=i / count) for i in range(count)]
+    return page_of(section("ood", ((), found)), pictures={uri(i): picture(i) for i in range(count)})
+
+
+def test_more_cards_come_as_they_are_reached(open_page):
+    page = open_page(long_report(400))
+    assert page.inner_text("#shown") == "400"
+    assert 50 < len(shown(page)) < 400  # the others are not on the page yet
+    page.locator(".card").last.scroll_into_view_if_needed()
+    wait_until(page, "document.querySelectorAll('.card').length > 100")
+    page.click(".filters summary")
+    page.select_option("[name=sort]", "severity")
+    assert shown(page)[0] == "399.jpg"
+    page.select_option("[name=sort]", "group")
+    page.fill("[name=text]", "377")
+    assert shown(page) == ["377.jpg"]
+    page.fill("[name=text]", "")
+    page.locator("[data-does=remove-group]").click()  # those that are not on the page yet, too
+    assert len(saved(page)) == 400
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert len(shown(page)) == 400
+
+
+def test_pages_of_a_report_keep_their_decisions_together(open_page):
+    first = open_page(long_report(25), length=10)
+    assert shown(first) == [f"{i:03}.jpg" for i in range(10)]
+    first.keyboard.press("n")
+    first.keyboard.press("k")
+    first.locator(".pages a", has_text="3").first.click()
+    third = first
+    assert shown(third) == [f"{i:03}.jpg" for i in range(20, 25)]
+    assert third.inner_text(".group .notice") == "20 more are on other pages."
+    third.keyboard.press("n")
+    third.keyboard.press("r")
+    assert marks(third) == {"020.jpg": "✕ remove"}
+    assert [(row["path"], row["decision"]) for row in saved(third)] == [("020.jpg", "remove"), ("000.jpg", "keep")]
+    third.locator(".pages a", has_text="1").first.click()
+    assert marks(third) == {"000.jpg": "✓ keep"}
+    assert third.inner_text("#progress span") == "1 of 10 reviewed on this page"
 
 
 def test_pictures_are_decoded_when_they_are_reached(page):
-    lazy = page.evaluate("[...document.querySelectorAll('.card img')].every(image => image.loading === 'lazy')")
-    assert lazy
     page.locator(".card").last.scroll_into_view_if_needed()
     wait_until(page, "[...document.querySelectorAll('.card img')].at(-1).naturalWidth === 64")
 
@@ -540,4 +711,14 @@ def test_a_session_from_run_to_apply_to_the_next_run(browser, tmp_path, monkeypa
     assert marks(page) == {}
     assert invoke("apply", "decisions.csv", "--undo").returncode == 0
     assert (tmp_path / "images" / paths[0]).exists()
+    context.close()
+
+
+def test_without_javascript_everything_is_there_to_read(browser, report):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(report)
+    assert page.locator(".card .thumb img").count() == page.locator(".card").count() == 35
+    assert page.locator(".card .thumb img").first.bounding_box()["width"] > 100
+    assert not page.is_visible("#tools") and not page.is_visible("#theme") and page.is_visible("#unreadable")
     context.close()

@@ -7,7 +7,7 @@ import pytest
 import ood_audit
 from ood_audit import ScoreSettings
 from ood_audit.errors import UsageError
-from ood_audit.reports import ranking
+from ood_audit.reports import paging, ranking
 from ood_audit.store import open_store
 from ood_audit.store.views import connect
 
@@ -17,6 +17,15 @@ def test_one_class_has_no_runner_up(store_copy):
     assert [row["label_2"] for row in made.rows] == [None] * 3
     assert [row["margin"] for row in made.rows] == [None] * 3
     assert made.html.exists()
+
+
+def test_a_long_report_goes_on_in_further_files(store_copy, monkeypatch):
+    monkeypatch.setattr(paging, "LENGTH", 10)
+    made = ood_audit.report(store_copy, labels=["airplane", "chair"], top=25)
+    pages = [made.folder / paging.file_name(number) for number in range(1, 10)]
+    cards = [page.read_text().count('<li class="card"') for page in pages if page.exists()]
+    assert cards[0] == 10 and all(0 < count <= 10 for count in cards)
+    assert sum(cards) == sum(section.count for section in made.sections) >= 25
 
 
 def test_histogram_counts_every_image_once(store_copy):

@@ -13,10 +13,10 @@ from zlib import crc32
 
 import pytest
 
-from ood_audit.reports import cards
+from ood_audit.reports import cards, paging
 from ood_audit.reports.charts import number
 from ood_audit.reports.html import render
-from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section
+from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section, Sprites
 
 VOID = {"meta", "img", "input", "link", "br", "hr"}  # in HTML; in SVG elements close themselves
 HOSTILE = [
@@ -187,9 +187,10 @@ def whole(**changes) -> Page:
         "next_steps": [("List the flagged:", "ood-audit export --flagged --format paths")],
         "points": [
             Point("other", 0.0, 0.0, "not flagged", "cat"),
-            Point("more", 1.0, 1.0, "other finding", "dog"),
+            Point("more", 1.0, 1.0, "other finding", "dog", 700, "file:///data/more.jpg"),
             Point("id of a/1.jpg", 0.5, 0.5, "flagged", "cat"),
         ],
+        "sprites": Sprites(b"RIFF sheet", 64, 1, ["file:///data/more.jpg"]),
         "pictures": {f"file:///data/{name}.jpg": f"RIFF {name}".encode() for name in ("x", "near", "cat")},
     }
     alike = [finding(f"a/{i}.jpg", rank=i, looks_like="gun", neighbours=near) for i in (1, 2, 3)]
@@ -290,7 +291,7 @@ def test_the_policy_allows_the_style_and_the_script_and_nothing_else():
     parsed = Parsed(html)
 
     def source(tag: str) -> str:
-        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag.split()[0]}>", html, re.DOTALL)
         assert content.strip()
         return "'sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() + "'"
 
@@ -299,7 +300,7 @@ def test_the_policy_allows_the_style_and_the_script_and_nothing_else():
     assert directives == {
         "default-src": "'none'",
         "img-src": "data:",
-        "script-src": source("script"),
+        "script-src": source('script type="module" async'),
         "style-src": source("style"),
         "base-uri": "'none'",
         "form-action": "'none'",
@@ -341,7 +342,7 @@ def test_every_action_of_a_button_is_there():
     named = {a["data-does"] for a in Parsed(html).find("button") if "data-does" in a}
     assert named
     for name in named:
-        assert re.search(rf'\b{name}\b[,:]|"{name}"[:\]]', script), name
+        assert re.search(rf'\b{name}\b[,:]|"{name}"[:\]]|actions.{name} =', script), name
 
 
 def test_the_line_of_counts_has_every_kind():
@@ -414,18 +415,23 @@ def test_a_card_says_in_words_why_it_is_there(found, sentence):
 def test_numbers_stand_apart_from_the_words():
     parsed = Parsed(render(only(finding(ood_score=-6.418e-7))))
 
-    (numbers,) = inside(parsed, "p", "numbers muted")
-    assert numbers == (
-        "Rank 1 of 707 · As unusual less than 1 in 241 · As far from its class 30% · OOD score −6.418e−7 · "
-        "ΔEnergy 0.3100 · Energy −3.500 · Cosine 0.2500 · Margin 0.01230 before dog · Size 640 × 480 px, 23 kB"
-    )
+    assert parsed.data["records"][0]["facts"] == [
+        ["Rank", "1 of 707"],
+        ["As unusual", "less than 1 in 241"],
+        ["As far from its class", "30%"],
+        ["OOD score", "−6.418e−7"],
+        ["ΔEnergy", "0.3100"],
+        ["Energy", "−3.500"],
+        ["Cosine", "0.2500"],
+        ["Margin", "0.01230 before dog"],
+        ["Size", "640 × 480 px, 23 kB"],
+    ]
     assert "e−7" not in said(parsed)[0]
-    assert ["Rank", "1 of 707"] in parsed.data["records"][0]["facts"]
 
 
 def test_without_a_runner_up_there_is_no_margin():
-    (numbers,) = inside(Parsed(render(only(finding(label_2=None, margin=None)))), "p", "numbers muted")
-    assert "Margin" not in numbers and "None" not in numbers
+    facts = dict(Parsed(render(only(finding(label_2=None, margin=None)))).data["records"][0]["facts"])
+    assert "Margin" not in facts and "None" not in facts.values()
 
 
 def test_the_picture_of_a_card():
@@ -434,7 +440,6 @@ def test_the_picture_of_a_card():
 
     (shown,) = parsed.find("img")
     assert base64.b64decode(shown["src"].partition(",")[2]) == thumbnail
-    assert (shown["loading"], shown["decoding"]) == ("lazy", "async")
 
 
 def test_a_picture_that_was_not_made_for_want_of_room_is_not_gone():
@@ -465,8 +470,10 @@ def test_filters_have_the_values_of_the_cards():
     labels = ["Cat", "cat", "cat\u200b"]
     parsed = Parsed(render(only(*(finding(f"{i}/1.jpg", label=label) for i, label in enumerate(labels)))))
 
-    assert len({a["data-nearest"] for a in cards_of(parsed)}) == 3
-    assert {"Cat (1)", "cat (1)", "cat\\u200b (1)", "hat (3)", "0 (1)"} <= set(parsed.text("option"))
+    assert len({record["values"]["nearest"] for record in parsed.data["records"]}) == 3
+    assert {"Cat (1)", "cat (1)", "cat\\u200b (1)", "0 (1)"} <= set(parsed.text("option"))
+    names = {a.get("name") for a in parsed.find("select") if "data-filter" in a}
+    assert names == {"nearest", "folder"}  # all have one given class, and no split or source
 
 
 def test_the_histogram_is_drawn_to_scale():
@@ -528,7 +535,7 @@ def test_readable_without_javascript():
     parsed = Parsed(render(whole()))
 
     hidden = [a.get("id") or a.get("class") for _, a in parsed.elements if "hidden" in a]
-    assert set(hidden) == {"nothing", "flat", "progress", "map-tip"}
+    assert set(hidden) == {"nothing", "flat", "progress", "map-tip", "chosen"}
     for i, (tag, _) in enumerate(parsed.elements):
         if tag in ("button", "input", "select", "form"):
             around = [parsed.elements[j] for j in [*parsed.ancestors[i], i]]
@@ -568,7 +575,7 @@ def test_the_dialog_has_what_is_known():
     assert first["bars"] == [["cat", "0.2500", 100.0], ["dog", "0.2000", 80.0], ["hat", "−0.1000", 0.0]]
     assert data["classes"][first["given"]] == "hat"
     assert [data["classes"][k] for k in first["compare"]] == ["hat", "cat"]
-    assert base64.b64decode(data["pictures"][data["typical"]["0"][0]].partition(",")[2]) == b"RIFF cat"
+    assert base64.b64decode(data["pictures"][data["typical"]["0"][0][1]].partition(",")[2]) == b"RIFF cat"
     listed, other = first["near"]
     assert listed == 1  # it is on the page, where it has a card of its own
     assert (other[0], base64.b64decode(data["pictures"][other[1]].partition(",")[2])) == ("b/near.jpg", b"RIFF near")
@@ -589,8 +596,8 @@ def test_each_card_has_its_record():
     parsed = Parsed(render(whole()))
     records = parsed.data["records"]
 
-    assert [int(a["data-record"]) for a in cards_of(parsed)] == list(range(len(records)))
-    assert [a["data-kind"] for a in cards_of(parsed)] == [record["kind"] for record in records]
+    assert [a["aria-label"].partition(": ")[2] for a in cards_of(parsed)] == [a["data-path"] for a in cards_of(parsed)]
+    assert [f"{crc32(a['data-path'].encode()):08x}" for a in cards_of(parsed)] == [r["hash"] for r in records]
 
 
 def test_a_neighbour_of_another_source_with_the_same_path_is_another_image():
@@ -635,8 +642,8 @@ def test_the_map_draws_every_point_once_by_shape():
         "other-finding": 1,
         "flagged": 1,
     }
-    # x, y, kind, the record that it opens, and the nearest class.
-    assert parsed.data["points"] == [[14, 14, 0, -1, 0], [586, 386, 1, -1, 1], [300, 200, 2, 0, 0]]
+    # x, y, kind, how unusual, the record that it opens, the nearest class, and its small picture.
+    assert parsed.data["points"] == [[14, 14, 0, 0, -1, 0, -1], [586, 386, 1, 3, -1, 1, 0], [300, 200, 2, 0, 0, 0, -1]]
     assert marks["other-finding"] == "M586 386h0"
     assert marks["flagged"].endswith("z")  # a triangle: its shape differs too, not only its colour
     assert "1 not flagged, 1 other finding, 1 flagged" in parsed.text("desc", id="map-text")[0]
@@ -648,7 +655,7 @@ def test_without_places_there_is_no_map():
 
 def test_a_group_that_is_cut_says_so():
     cut = Section("ood", 7, [Group((), 7, [finding()])])
-    assert "6 more are not on this page; `ood-audit export` lists them." in Parsed(render(page(cut))).text("p")
+    assert "6 more are on no page; `ood-audit export` lists them." in Parsed(render(page(cut))).text("p")
 
 
 def luminance(colour: str) -> float:
@@ -672,3 +679,61 @@ def test_contrast_meets_wcag_aa(theme: int):
             assert contrast(text, ground) >= 4.5, (text, ground)
         for mark in ("edge", "bar"):
             assert contrast(mark, ground) >= 3, (mark, ground)
+
+
+def test_filters_by_split_and_source():
+    images = [
+        image("1.jpg", split="train", source="/data/a"),
+        image("2.jpg", split="test", source="/data/a"),
+        image("3.jpg", source="/data/b"),
+    ]
+    data = Parsed(render(only(*(replace(finding(), image=one) for one in images))))
+
+    options = data.text("option")
+    assert {"train (1)", "test (1)", "/data/a (2)", "/data/b (1)"} <= set(options)
+    assert [record["values"]["split"] for record in data.data["records"]] == [0, 1, None]
+    assert [record["values"]["source"] for record in data.data["records"]] == [0, 0, 1]
+
+
+def test_a_picture_of_a_card_that_is_typical_too_is_there_once():
+    shown = image("cat/1.jpg", uri="file:///data/cat.jpg")
+    found = replace(finding(kind="unusual"), image=shown)
+    html = render(only(found, typical={"cat": [shown]}, pictures={shown.uri: b"RIFF cat"}))
+
+    assert html.count(base64.b64encode(b"RIFF cat").decode()) == 1
+    assert Parsed(html).data["typical"] == {"0": [0]}
+
+
+def test_orders_are_made_beforehand():
+    paths = ["b/2.jpg", "a/10.jpg", "A/9.jpg"]
+    found = [replace(finding(path, rank=i, given=path[0]), severity=i / 10) for i, path in enumerate(paths)]
+    orders = Parsed(render(only(*found))).data["orders"]
+
+    assert orders == {"severity": [2, 1, 0], "class": [1, 2, 0], "folder": [2, 1, 0]}  # 9 before 10
+
+
+def test_a_long_report_is_split_into_pages():
+    whole = page(
+        section("ood", (("gun",), [finding(f"{i}.jpg", rank=i) for i in range(3)])),
+        section("unusual", ((), [finding(f"{i}.jpg", "unusual", rank=i) for i in range(3, 7)])),
+        points=[Point(f"id of {i}.jpg", 0.5, 0.5, "not flagged", "cat") for i in range(9)],
+        typical={"cat": [image()], "bird": [image()]},
+    )
+    pages = paging.split(whole, 2)
+
+    assert [[f.image.path for f in paging.findings(one)] for one in pages] == [
+        ["0.jpg", "1.jpg"],
+        ["2.jpg", "3.jpg"],
+        ["4.jpg", "5.jpg"],
+        ["6.jpg"],
+    ]
+    assert [(one.number, one.pages) for one in pages] == [(k, 4) for k in range(1, 5)]
+    # Each map has what is listed on its page, and what is listed on none.
+    assert [[p.image_id[6] for p in one.points] for one in pages] == [[*"0178"], [*"2378"], [*"4578"], [*"678"]]
+    assert all(list(one.typical) == ["cat"] for one in pages)  # bird is nowhere on it
+    first, second = (Parsed(render(one)) for one in pages[:2])
+    assert "1 more are on other pages." in first.text("p")
+    links = [a["href"] for a in first.find("a") if a.get("href", "").startswith("report")]
+    assert links == ["report-2.html#unusual", *["report-2.html", "report-3.html", "report-4.html"] * 2]
+    assert second.find("a", href="report.html")
+    assert paging.split(page(points=[]), 2) == [page(points=[])]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ood_audit.images.sources import file_uri
-from ood_audit.reports.thumbnails import thumbnails
+from ood_audit.reports.thumbnails import sprites, thumbnails
 
 
 @pytest.fixture
@@ -43,3 +43,18 @@ def test_what_is_gone_has_none(uris, tmp_path):
     (tmp_path / "3.png").unlink()
     assert [i for i, picture in enumerate(thumbnails(uris, budget=250_000)) if picture is None] == [3]
     assert thumbnails([]) == []
+
+
+def test_sprites_have_the_pictures_in_order(tmp_path):
+    colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "lime": (0, 255, 0)}
+    for name in colours:
+        Image.new("RGB", (200, 200), name).save(tmp_path / f"{name}.png")
+    names = ["red", "gone", "blue", "lime", "red"]
+    made = sprites([file_uri(str(tmp_path / f"{name}.png")) for name in names])
+    assert made is not None
+    sheet = Image.open(io.BytesIO(made.picture)).convert("RGB")
+    assert sheet.size == (3 * made.size, 2 * made.size) and made.columns == 3
+    for i, name in enumerate(names):
+        found = sheet.getpixel((i % 3 * made.size + 32, i // 3 * made.size + 32))
+        assert found == pytest.approx(colours.get(name, (128, 128, 128)), abs=12), name
+    assert sprites([]) is None

@@ -136,7 +136,7 @@ def test_a_verdict_settles_one_question_only(store, paths, decide):
     [
         ("burn", "", {}, "'burn' is no decision; write keep, remove"),
         ("relabel", "", {}, "no label"),
-        ("remove", "", {}, "--to DIR"),
+        ("remove", "", {}, "to=DIR"),
     ],
 )
 def test_bad_decisions_are_one_clear_line(store, paths, decide, decision, label, options, message):

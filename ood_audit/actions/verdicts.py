@@ -60,7 +60,7 @@ class Verdict:
     when: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Applied:
     """What became of decisions.
 
@@ -80,6 +80,10 @@ class Applied:
     kept: int = 0
     new_classes: list[str] = field(default_factory=list)
     outdated: int = 0
+
+    def __repr__(self) -> str:
+        counts = {**self.moved.counts, "relabelled": self.relabelled, "kept": self.kept, "outdated": self.outdated}
+        return f"Applied({', '.join(f'{name}={count}' for name, count in counts.items() if count)})"
 
 
 def read(store: Store, path: str | os.PathLike[str]) -> tuple[list[Verdict], int]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.classes import wordnet
+from ood_audit.classes import conditions, wordnet
 from ood_audit.classes.texts import TextEncoder
 from ood_audit.classes.vocabulary import DEFAULT_TEMPLATE, Vocabulary
 from ood_audit.encoders.registry import STARTER
@@ -110,6 +110,10 @@ def _background() -> Corpus:
     return Corpus(background_names(), [], (DEFAULT_TEMPLATE,), coarse=COARSE)
 
 
+def _conditions() -> Corpus:
+    return Corpus(list(conditions.NAMES), [], (DEFAULT_TEMPLATE,))
+
+
 def _neglabel() -> Corpus:
     adjectives, nouns = _words(without=())
     return Corpus(nouns, adjectives, ("the nice {}",), ("This is a {} photo",))
@@ -129,7 +133,12 @@ def _words(without: tuple[str, ...]) -> tuple[list[str], list[str]]:
     return adjectives, sorted(set(nouns).difference(adjectives))
 
 
-CORPORA: dict[str, Callable[[], Corpus]] = {"background": _background, "neglabel": _neglabel, "csp": _csp}
+CORPORA: dict[str, Callable[[], Corpus]] = {
+    "background": _background,
+    "conditions": _conditions,
+    "neglabel": _neglabel,
+    "csp": _csp,
+}
 
 
 def _parts(corpus: Corpus) -> list[tuple[list[str], tuple[str, ...]]]:

@@ -17,6 +17,7 @@ _SELECTIONS = {
     "shifted": ("covariate-shift",),
     "duplicates": ("exact-duplicate", "near-duplicate"),
     "label-issues": ("label",),
+    "shortcuts": ("shortcut",),
     "unreadable": ("unreadable",),
 }
 

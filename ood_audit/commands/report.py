@@ -17,7 +17,11 @@ from ood_audit.commands.output import note, note_missing, print_rows
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import bars
 
-COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "margin", "max_cosine")
+COLUMNS = (
+    *("rank", "path", "ood_score", "delta_energy", "label", "label_2", "margin", "max_cosine"),
+    *("flagged", "p_value", "given_label"),
+)
+_FOR_PEOPLE = ("rank", "path", "flagged", "p_value", "ood_score", "label", "label_2")  # no number twice
 
 
 @click.command(
@@ -93,7 +97,10 @@ COLUMNS = ("rank", "path", "ood_score", "delta_energy", "label", "label_2", "mar
     help="Which duplicates to look for.  [default: near and exact ones; above 200,000 images only exact ones]",
 )
 @click.option(
-    "--fail-over", type=Share(), metavar="SHARE", help="Exit with code 3 if more of the images are flagged: 1% or 0.01."
+    "--fail-over",
+    type=Share(),
+    metavar="SHARE",
+    help="Exit with code 3 if more of the images are flagged: 1% or 0.01. Those decided with apply do not count.",
 )
 @comparison_options
 @device_option
@@ -136,7 +143,8 @@ def command(
             on_progress=on_progress,
             **options,
         )
-    print_rows(COLUMNS, [[row[column] for column in COLUMNS] for row in result.rows], format)
+    columns = _FOR_PEOPLE if format == "table" else COLUMNS
+    print_rows(columns, [[row[column] for column in columns] for row in result.rows], format)
     scores = result.scores
     if scores.doubt:
         note(scores.doubt)
@@ -158,7 +166,7 @@ def command(
         return 0
     if found.flags is None or found.unflagged:
         raise OodAuditError(f"--fail-over cannot be checked, as {found.unflagged}")
-    if (share := found.flags["flagged"] / scores.images) > fail_over:
-        note(f"{share:.2%} of the images are flagged, more than --fail-over {fail_over:.2%}")
+    if (share := result.open_flags / scores.images) > fail_over:
+        note(f"{share:.2%} of the images are flagged and not decided about, more than --fail-over {fail_over:.2%}")
         return 3
     return 0

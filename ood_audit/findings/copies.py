@@ -14,6 +14,7 @@ from ood_audit.store import schema
 from ood_audit.store.files import replacing
 from ood_audit.store.findings import Issue
 from ood_audit.store.store import Store
+from ood_audit.store.views import count_readable
 from ood_audit.text import printable
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def current(
 
     generation = store.generation
     if near is None:
-        images = store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0]
+        images = count_readable(store)
         near = images <= MOST or images <= _most_on(device, store.encoder.dimension)
     progress = on_progress or (lambda done, total: None)
     found = find(store, near=near, device=device, on_progress=progress, on_note=on_note)

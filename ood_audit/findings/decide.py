@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,8 +13,9 @@ import numpy as np
 from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
-from ood_audit.findings import calibration, copies, folders, label_issues, shift
+from ood_audit.findings import calibration, copies, folders, label_issues, shift, shortcuts
 from ood_audit.findings.settings import FindingSettings
+from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.store.findings import Issue
 
 if TYPE_CHECKING:
@@ -189,13 +190,16 @@ def save(table: "pa.Table", folder: Path) -> None:
     pq.write_table(table, folder / FILE, compression="zstd")
 
 
-def findings(db: DuckDBPyConnection, decided: Decisions, duplicates: Path, report: str) -> Iterator[Issue]:
+def findings(
+    db: DuckDBPyConnection, decided: Decisions, duplicates: Path, found: Sequence[Shortcut], report: str
+) -> Iterator[Issue]:
     """All findings of a report.
 
     Args:
         db: a connection whose view `report` has what was decided.
         decided: what was decided.
         duplicates: the file of `copies.current`.
+        found: what goes with a class or a split.
         report: the report's name.
 
     """
@@ -203,8 +207,17 @@ def findings(db: DuckDBPyConnection, decided: Decisions, duplicates: Path, repor
         _flagged(db, "labelled images" if decided.shift else "images that fit their folders", report),
         label_issues.findings(db, report),
         copies.findings(db, duplicates, report),
+        _shortcuts(db, found, report),
         copies.unreadable(db, report),
     )
+
+
+def _shortcuts(db: DuckDBPyConnection, found: Sequence[Shortcut], report: str) -> Iterator[Issue]:
+    ids = [image_id for one in found for image_id in one.images]
+    rows = db.execute(
+        "SELECT image_id, uri, path FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": ids}
+    ).fetchall()
+    return shortcuts.issues(found, {image_id: (uri, path) for image_id, uri, path in rows}, report)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

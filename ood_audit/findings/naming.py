@@ -37,7 +37,7 @@ from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.locks import computing
 from ood_audit.store.parts import iter_features
-from ood_audit.store.views import registered
+from ood_audit.store.views import count_readable, registered
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -149,7 +149,7 @@ def suggest(
         raise UsageError(f"`most` {most}: choose 1 or more")
     if not isinstance(store, Store):
         store = open_store(store)
-    total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
+    total = count_readable(store)
     if total == 0:
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
 
@@ -312,6 +312,16 @@ def _taxonomy(names: tuple[str, ...]) -> "tuple[csr_matrix, NDArray[np.int64], F
         np.log([len(kinds) for kinds in below]).astype(np.float32),
         penalty.astype(np.float32),
     )
+
+
+def common(names: Sequence[str], most: int) -> list[int]:
+    """The rows of the names of one word whose rank among the words of CLIP's tokenizer is below `most`.
+
+    People and places that nothing is a kind of are left out, see `wordnet.senses`.
+    """
+    ranks = _ranks()
+    known = set(_taxonomy(tuple(names))[1].tolist())
+    return [row for row, name in enumerate(names) if row in known and ranks.get(name, most) < most and len(name) > 2]
 
 
 @lru_cache(maxsize=1)

@@ -2,7 +2,8 @@
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,11 @@ from markupsafe import Markup
 
 from ood_audit.reports.charts import number
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Scored, Section
+from ood_audit.reports.paging import file_name
 from ood_audit.text import printable
 
+# How a record refers to another image: by the number of its record, else by its path and the place of its picture.
+Reference = int | tuple[str, int]
 _PICTURES = 13_500_000  # characters of base64; what goes beyond is left out, and the page says so
 
 
@@ -35,7 +39,7 @@ class Pictures:
             self.left_out += 1
             return None
         self._room -= size
-        return Markup("data:image/webp;base64," + base64.b64encode(content).decode())  # noqa: S704
+        return data_url(content)
 
     def add(self, uri: str) -> int:
         """The place in `extra`, each picture once; -1 where there is none, or no room."""
@@ -50,21 +54,23 @@ class Pictures:
         return "The file is gone" if self._thumbnails.get(uri, b"") is None else "No room for its picture"
 
 
+def data_url(picture: bytes) -> Markup:
+    """A WebP picture as an address."""
+    return Markup("data:image/webp;base64," + base64.b64encode(picture).decode())  # noqa: S704
+
+
 @dataclass(frozen=True)
 class Card:
-    """A finding as the page shows it. `place` is the number of its record, `image` that of its image."""
+    """A finding as the page shows it; `image` is the number of its image."""
 
-    place: int
     image: int
     finding: Finding
     picture: Markup | None
     no_picture: str
     sentence: Markup
-    numbers: str
     name: str
     folder: str
     file: str
-    values: dict[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,11 @@ class Cards:
 
 @dataclass(frozen=True)
 class Part:
-    """A section with its title: `short` for the line of counts."""
+    """A section with its title: `short` for the line of counts, which links to `address`."""
 
     kind: Kind
     count: int
+    address: str
     short: str
     title: str
     lead: str
@@ -103,6 +110,10 @@ class Choices:
         self.counts[value] = self.counts.get(value, 0) + 1
         return self.numbers.setdefault(value, len(self.numbers))
 
+    def differ(self, total: int) -> bool:
+        """Whether they tell any of so many cards apart."""
+        return len(self.numbers) > 1 or 0 < sum(self.counts.values()) < total
+
     @property
     def options(self) -> list[tuple[int, str]]:
         """(number, text) in the order of the alphabet."""
@@ -110,7 +121,14 @@ class Choices:
         return [(self.numbers[value], f"{value} ({self.counts[value]:,})") for value in values]
 
 
-FILTERS = {"given": "Given class", "nearest": "Nearest class", "folder": "Folder", "group": "Group"}
+FILTERS = {
+    "given": "Given class",
+    "nearest": "Nearest class",
+    "group": "Group",
+    "split": "Split",
+    "source": "Source",
+    "folder": "Folder",
+}
 
 _Titles = tuple[str, str, str, str]
 _TITLES: dict[Kind, _Titles] = {  # in the line of counts (one, many), title, lead
@@ -145,6 +163,12 @@ _TITLES: dict[Kind, _Titles] = {  # in the line of counts (one, many), title, le
         "They may show a known class as the labelled pictures do not. Many of them are ordinary pictures: this is the "
         "least certain finding.",
     ),
+    "shortcut": (
+        "shows a shortcut",
+        "show a shortcut",
+        "Shortcuts",
+        "What goes with one class or split, so that a model may learn it instead. Each picture may well be right.",
+    ),
     "unusual": (
         "next most unusual",
         "next most unusual",
@@ -160,12 +184,43 @@ _UNFLAGGED: _Titles = (  # where nothing can be flagged
 )
 
 
-def parts(page: Page, pictures: Pictures) -> tuple[list[Part], list[dict[str, Any]], dict[str, Choices]]:
-    """All cards of the page in their sections, their records for the dialog, and what they can be filtered by."""
+@dataclass(frozen=True)
+class Contents:
+    """All cards of a page.
+
+    Attributes:
+        parts: The sections that have cards, and those that have them on other pages.
+        records: What the dialog shows of each card, in their order.
+        filters: Name, title, and the numbers and texts of the options of each filter.
+        orders: The numbers of the records in each order that is not that of the page.
+        first: By image id, the number of its first record.
+        typical: By the number of a class, references to the pictures that show it best.
+
+    """
+
+    parts: list[Part]
+    records: list[dict[str, Any]]
+    filters: list[tuple[str, str, list[tuple[int, str]]]]
+    orders: dict[str, list[int]]
+    first: dict[str, int]
+    typical: dict[int, list[Reference]]
+
+
+def contents(page: Page, pictures: Pictures) -> Contents:
+    """The cards of a page; their pictures come first where there is not room for all."""
     made = _Maker(page, pictures)
-    found = [made.part(section) for section in page.sections]
+    parts = [made.part(section) for section in page.sections]
+    typical = made.typical()
     made.add_neighbours()
-    return found, made.records, made.choices
+    chosen = {name: choices for name, choices in made.choices.items() if choices.differ(len(made.records))}
+    return Contents(
+        parts=parts,
+        records=made.records,
+        filters=[(name, FILTERS[name], choices.options) for name, choices in chosen.items()],
+        orders=made.orders(),
+        first=made.first,
+        typical=typical,
+    )
 
 
 class _Maker:
@@ -176,9 +231,9 @@ class _Maker:
         self.pictures = pictures
         self.records: list[dict[str, Any]] = []
         self.choices = {name: Choices() for name in FILTERS}
+        self.first: dict[str, int] = {}
         self._findings: list[Finding] = []
         self._images: dict[str, int] = {}  # the number of each image, which is the same in every section
-        self._first: dict[str, int] = {}  # the first record of each image
         self._groups = 0
 
     def part(self, section: Section) -> Part:
@@ -187,50 +242,78 @@ class _Maker:
         return Part(
             kind=section.kind,
             count=section.count,
+            address=("" if section.groups else file_name(section.page)) + f"#{section.kind}",
             short=one if section.count == 1 else many,
             title=title,
             lead=lead,
             groups=[self._group(section, group) for group in section.groups],
         )
 
+    def typical(self) -> dict[int, list[Reference]]:
+        """By the number of a class, the pictures that show it best, without those that there are not."""
+        found = {}
+        for k, name in enumerate(self.page.classes):
+            references = [self._reference(image) for image in self.page.typical.get(name, ())]
+            if shown := [one for one in references if isinstance(one, int) or one[1] >= 0]:
+                found[k] = shown
+        return found
+
     def add_neighbours(self) -> None:
-        """After the pictures of all cards, which come first where there is not room for all."""
+        """Twins before neighbours."""
         for finding, record in zip(self._findings, self.records, strict=True):
-            record["near"] = [self._neighbour(image) for image in finding.scored.neighbours]
             if finding.twin is not None:
-                record["twin"] = self._neighbour(finding.twin)
+                record |= {"twin": self._reference(finding.twin), "twinIs": "kept"}
+        for finding, record in zip(self._findings, self.records, strict=True):
+            record["near"] = [self._reference(image) for image in finding.scored.neighbours]
+
+    def orders(self) -> dict[str, list[int]]:
+        """The numbers of the records by severity, by class, and by path."""
+        keys: dict[str, Callable[[Finding], Any]] = {
+            "severity": lambda finding: (-finding.severity, finding.scored.rank),
+            "class": lambda finding: natural(finding.scored.given or finding.scored.label),
+            "folder": lambda finding: natural(finding.image.path),
+        }
+        numbers = range(len(self._findings))
+        return {
+            name: sorted(numbers, key=[key(finding) for finding in self._findings].__getitem__)
+            for name, key in keys.items()
+        }
 
     def _group(self, section: Section, group: Group) -> Cards:
         self._groups += 1
         name = " → ".join(group.name) or None
-        missing = group.count - len(group.findings)
         return Cards(
             number=self._groups,
             title=group_title(section, group),
             cards=[self._card(finding, name) for finding in group.findings],
-            left_out=f"{missing:,} more are not on this page; `ood-audit export` lists them." if missing else "",
+            left_out=_left_out(group),
         )
 
     def _card(self, finding: Finding, group: str | None) -> Card:
         image, scored = finding.image, finding.scored
-        place = len(self.records)
         folder, slash, file = image.path.rpartition("/")
+        self.first.setdefault(image.image_id, len(self.records))
+        values = {
+            "given": scored.given,
+            "nearest": scored.label,
+            "group": group,
+            "split": image.split,
+            "source": image.source or None,
+            "folder": folder or None,
+        }
         self._findings.append(finding)
-        self._first.setdefault(image.image_id, place)
-        values = {"given": scored.given, "nearest": scored.label, "folder": folder or None, "group": group}
-        self.records.append(self._record(finding))
+        self.records.append(
+            self._record(finding) | {"values": {name: self.choices[name].add(value) for name, value in values.items()}}
+        )
         return Card(
-            place=place,
             image=self._images.setdefault(image.image_id, len(self._images)),
             finding=finding,
             picture=self.pictures.url(image.uri),
             no_picture=self.pictures.why_none(image.uri),
             sentence=sentence(finding, self.page),
-            numbers=" · ".join(f"{term} {value}" for term, value in _figures(finding, self.page)),
             name=f"{_TITLES[finding.kind][2]}: {image.path}",
             folder=folder + slash,
             file=file,
-            values={name: self.choices[name].add(value) for name, value in values.items()},
         )
 
     def _record(self, finding: Finding) -> dict[str, Any]:
@@ -257,21 +340,24 @@ class _Maker:
             "compare": [number_of[label] for label in compared],
         }
 
-    def _neighbour(self, image: Image) -> int | tuple[str, int]:
-        """The number of the image's record, where the page lists it; else its path, and the place of its picture."""
-        if image.image_id in self._first:
-            return self._first[image.image_id]
+    def _reference(self, image: Image) -> Reference:
+        if image.image_id in self.first:
+            return self.first[image.image_id]
         return printable(image.path), self.pictures.add(image.uri)
 
 
-def typical(page: Page, pictures: Pictures) -> dict[int, list[int]]:
-    """By the number of a class, the places of the pictures that show it best."""
-    places = {
-        k: [at for image in page.typical[name] if (at := pictures.add(image.uri)) >= 0]
-        for k, name in enumerate(page.classes)
-        if name in page.typical
-    }
-    return {k: at for k, at in places.items() if at}
+def natural(text: str) -> tuple[str | int, ...]:
+    """A key by which numbers in names are in their order: `a2` before `a10`."""
+    parts = re.split(r"([0-9]{1,18})", text.casefold())
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts))
+
+
+def _left_out(group: Group) -> str:
+    """What a group has that is not on this page."""
+    missing = group.count - group.elsewhere - len(group.findings)
+    elsewhere = f"{group.elsewhere:,} more are on other pages." if group.elsewhere else ""
+    unlisted = f"{missing:,} more are on no page; `ood-audit export` lists them." if missing else ""
+    return f"{elsewhere} {unlisted}".strip()
 
 
 def suggestion(finding: Finding) -> str:
@@ -293,6 +379,8 @@ def group_title(section: Section, group: Group) -> Markup:
         return say("{} " + (("other" if one else "others") if others else ("image" if one else "images")), count)
     if section.kind == "label":
         return say("{} in <strong>{}</strong> look like <strong>{}</strong>", count, *group.name)
+    if section.kind == "shortcut":
+        return say("{} of <strong>{}</strong> look <strong>{}</strong>", count, *group.name)
     if section.kind == "covariate-shift":
         return say("{} perhaps show <strong>{}</strong>", count, *group.name)
     return say("{} look like <strong>{}</strong>", count, *group.name)
@@ -308,6 +396,8 @@ def sentence(finding: Finding, page: Page) -> Markup:
     if finding.twin is not None:
         same = "file" if finding.kind == "exact-duplicate" else "picture"
         return say("The same " + same + " as <strong>{}</strong>.", finding.twin.path)
+    if finding.kind == "shortcut":
+        return say("{}.", finding.shortcut)
     if finding.kind == "covariate-shift":
         return say("Perhaps <strong>{}</strong> in another style.", scored.label)
     if finding.kind == "unusual":
@@ -375,8 +465,3 @@ def size(image: Image) -> str:
     count = image.size_bytes or 0
     text = f"{count:,} bytes" if count < 1000 else f"{count / 1e3:,.0f} kB" if count < 1e6 else f"{count / 1e6:,.1f} MB"
     return f"{image.width} × {image.height} px, {text}"
-
-
-def total(sections: Sequence[Section]) -> int:
-    """How many findings there are."""
-    return sum(section.count for section in sections if section.kind != "unusual")

@@ -4,14 +4,22 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ood_audit.reports.model import Point as Mark
+from ood_audit.reports.model import Page
 
 _PLOT_TOP, _PLOT_BOTTOM = 24, 164  # pixels; the label of the cut stands above
 _MAP_WIDTH, _MAP_HEIGHT = 600, 400  # of the map's own units
 _MAP_MARGIN = 14
 MAP_KINDS = ("not flagged", "other finding", "flagged")  # drawn in this order
+MAP_LEVELS = {  # of these shares of the images
+    "the most unusual 1%": 0.01,
+    "the next 4%": 0.05,
+    "the next 15%": 0.2,
+    "all others": 1.0,
+}
 
-Point = tuple[float, float, int, int, int]  # x, y, place of the kind in MAP_KINDS, record and class, -1 for none
+# x, y, the places in MAP_KINDS and in MAP_LEVELS, and the numbers of the record, the class and the small picture, each
+# -1 for none.
+Point = tuple[float, float, int, int, int, int, int]
 
 
 def number(value: float) -> str:
@@ -78,9 +86,16 @@ def _ticks(low: float, high: float, most: int, smallest: int = -300) -> list[tup
     return [(value, f"{value:,.{max(-power, 0)}f}".replace("-", "−")) for value in values]
 
 
-def points(sample: Sequence[Mark], records: Mapping[str, int], classes: Sequence[str]) -> list[Point]:
-    """The points of the map in its own units, in the order in which they are drawn."""
-    number_of = {name: k for k, name in enumerate(classes)}
+def points(page: Page, records: Mapping[str, int]) -> list[Point]:
+    """The points of the map in its own units, in the order in which they are drawn.
+
+    Args:
+        page: The page.
+        records: By image id, the number of its record.
+
+    """
+    number_of = {name: k for k, name in enumerate(page.classes)}
+    tiles = {uri: i for i, uri in enumerate(page.sprites.uris)} if page.sprites else {}
 
     def place(value: float, length: int) -> float:
         return round(_MAP_MARGIN + (length - 2 * _MAP_MARGIN) * min(max(float(value), 0.0), 1.0), 1)
@@ -90,12 +105,18 @@ def points(sample: Sequence[Mark], records: Mapping[str, int], classes: Sequence
             place(point.x, _MAP_WIDTH),
             place(point.y, _MAP_HEIGHT),
             MAP_KINDS.index(point.kind),
+            _level((point.rank - 1) / max(page.scored, 1)),
             records.get(point.image_id, -1),
             number_of.get(point.label or "", -1),
+            tiles.get(point.uri, -1),
         )
-        for point in sample
+        for point in page.points
         if math.isfinite(point.x) and math.isfinite(point.y)
     ]
+
+
+def _level(share: float) -> int:
+    return next((i for i, most in enumerate(MAP_LEVELS.values()) if share < most), len(MAP_LEVELS) - 1)
 
 
 def scatter(points: Sequence[Point]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a report's page shows, gathered from the store and the findings; `html` renders it."""
+"""What a report shows, gathered from the store and the findings; `paging` splits it, and `html` renders each page."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,15 +9,16 @@ from typing import Any, get_args
 
 from duckdb import DuckDBPyConnection
 
+from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.reports import ranking
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section
-from ood_audit.reports.neighbours import LISTED, Compared, Listed, Surroundings, look_around
-from ood_audit.reports.thumbnails import MOST, thumbnails
+from ood_audit.reports.neighbours import Compared, Listed, Surroundings, look_around
+from ood_audit.reports.thumbnails import sprites
 from ood_audit.scoring.settings import described
 from ood_audit.store import Store
 
 Row = dict[str, Any]
-LIMIT = 5_000  # of each kind on the page: browsers stay smooth, and the file small enough to be sent
+LIMIT = 10_000  # of each kind on the pages; `export` lists all
 TYPICAL = 6  # images of a class
 _CLASSES = 300  # of which there are typical images: those that most findings are about
 _FEWEST = 3  # images in a group with a name
@@ -37,7 +38,8 @@ WITH found AS (
     WHERE i.kind <> 'unreadable' AND NOT (i.kind = 'covariate-shift' AND coalesce(r.flagged, false))
     UNION ALL
     SELECT 'unusual', 0, r.*, []
-    FROM report AS r ANTI JOIN read_parquet($issues, hive_partitioning = false) AS i USING (image_id)
+    FROM report AS r ANTI JOIN (
+        FROM read_parquet($issues, hive_partitioning = false) WHERE kind <> 'shortcut') AS i USING (image_id)
     WHERE rank <= $top AND image_id NOT IN (SELECT unnest($passed::VARCHAR[]))
 )
 """
@@ -51,22 +53,38 @@ class Found:
         issues: The findings that are open, as `issues.parquet`.
         top: How many images to list for their rank alone.
         passed: Ids of images that a person has found to belong to the data, which are not listed for their rank.
+        shortcuts: What goes with a class or a split.
 
     """
 
-    def __init__(self, db: DuckDBPyConnection, issues: Path, top: int, passed: Collection[str]) -> None:
+    def __init__(
+        self,
+        db: DuckDBPyConnection,
+        issues: Path,
+        top: int,
+        passed: Collection[str],
+        shortcuts: Sequence[Shortcut] = (),
+    ) -> None:
         self.db = db
+        self.shortcut_of = {image_id: one for one in reversed(shortcuts) for image_id in one.images}
         self._values = {"issues": str(issues), "top": top, "passed": list(passed)}
 
     def rows(self, kind: Kind) -> list[Row]:
         """The first `LIMIT` findings of a kind, the most severe first, with the columns of the view `report`."""
         order = "rank" if kind in ("ood", "unusual") else "severity DESC, rank"
-        return _rows(
+        rows = _rows(
             self.db, f"{_FOUND} FROM found WHERE kind = $kind ORDER BY {order} LIMIT {LIMIT}", self._with(kind)
         )
+        if kind == "shortcut":
+            rows = list({row["image_id"]: row for row in rows}.values())
+            return [{**row, "name": self._shortcut(row["image_id"])} for row in rows]
+        return rows
 
     def counts(self, kind: Kind) -> Counter[tuple[str, ...]]:
         """How many findings of a kind there are in all, by what their groups have in common."""
+        if kind == "shortcut":
+            sql = f"{_FOUND} SELECT DISTINCT image_id FROM found WHERE kind = $kind"
+            return Counter(self._shortcut(row[0]) for row in self.db.execute(sql, self._with(kind)).fetchall())
         sql = f"{_FOUND} SELECT name, count(*) FROM found WHERE kind = $kind GROUP BY name"
         counts: Counter[tuple[str, ...]] = Counter()
         for name, count in self.db.execute(sql, self._with(kind)).fetchall():
@@ -76,7 +94,8 @@ class Found:
     def typical(self, classes: Sequence[str]) -> dict[str, list[str]]:
         """By class, the ids of the images nearest to its pictures, without those that anything was found about."""
         rows = self.db.execute(
-            "WITH open AS (SELECT image_id FROM read_parquet($issues, hive_partitioning = false)), "
+            "WITH open AS (SELECT image_id FROM read_parquet($issues, hive_partitioning = false) "
+            "WHERE kind <> 'shortcut'), "
             "fitting AS (FROM report ANTI JOIN open USING (image_id) "
             "WHERE label IN (SELECT unnest($classes::VARCHAR[])) AND coalesce(given_label, label) = label "
             "QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY path) = 1) "
@@ -88,6 +107,11 @@ class Found:
         for label, image_id in rows.fetchall():
             typical[label].append(image_id)
         return dict(typical)
+
+    def _shortcut(self, image_id: str) -> tuple[str, ...]:
+        """The group of an image that shows a shortcut."""
+        one = self.shortcut_of[image_id]
+        return (one.group, one.word)
 
     def _with(self, kind: Kind) -> Row:
         return {**self._values, "kind": kind}
@@ -102,7 +126,7 @@ def gather(
     compared: Compared,
     notes: Sequence[str],
 ) -> Page:
-    """The page of a report.
+    """A report as one page without its pictures.
 
     Args:
         store: The store.
@@ -129,16 +153,13 @@ def gather(
                for row in rows[kind]]
         for kind in KINDS
     }  # fmt: skip
-    sections = [_section(kind, found.counts(kind), rows[kind], findings[kind]) for kind in KINDS]
-    # The pictures of all neighbours of thousands of images would take minutes to make, and more room than there is.
-    first = {row["image_id"] for row in compared_rows[:LISTED]}
-    near = chain(*(ids for image_id, ids in around.neighbours.items() if image_id in first))
-    wanted = [
-        *(finding.image.uri for finding in chain(*findings.values())),
-        *(others[image_id].uri for image_id in chain(kept.values(), *typical.values(), near) if image_id in others),
+    findings["shortcut"] = [
+        replace(finding, shortcut=found.shortcut_of[finding.image.image_id].evidence)
+        for finding in findings["shortcut"]
     ]
-    uris = list(dict.fromkeys(wanted))[:MOST]
+    sections = [_section(kind, found.counts(kind), rows[kind], findings[kind]) for kind in KINDS]
     listed = {row["image_id"] for row in compared_rows}
+    points = _points(db, around, listed)
     return Page(
         title=name,
         created=meta["created"],
@@ -152,13 +173,13 @@ def gather(
         unreadable_count=meta["unreadable"],
         classes=meta["classes"],
         typical={label: [others[image_id] for image_id in ids] for label, ids in typical.items()},
-        pictures=dict(zip(uris, thumbnails(uris), strict=True)),
         facts=_facts(meta),
         notes=notes,
         next_steps=list(_steps(sections, meta)),
         histogram=ranking.histogram(db),
         cut=ranking.cut(db, meta["top"]),
-        points=_points(db, around, listed),
+        points=points,
+        sprites=sprites([point.uri for point in points if point.image_id not in listed]),
     )
 
 
@@ -217,14 +238,11 @@ def _finding(
 
 
 def _image(row: Row) -> Image:
-    return Image(**{name: row[name] for name in Image.__dataclass_fields__})
+    return Image(**{name: row[name] for name in Image.__dataclass_fields__ if name in row})
 
 
 def _images(db: DuckDBPyConnection, ids: Collection[str]) -> dict[str, Image]:
-    columns = ", ".join(Image.__dataclass_fields__)
-    rows = _rows(
-        db, f"SELECT {columns} FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": list(ids)}
-    )
+    rows = _rows(db, "FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": list(ids)})
     return {row["image_id"]: _image(row) for row in rows}
 
 
@@ -254,12 +272,14 @@ def _listed(rows: list[Row], classes: list[str]) -> list[Listed]:
 
 def _points(db: DuckDBPyConnection, around: Surroundings, listed: Collection[str]) -> list[Point]:
     rows = db.execute(
-        "SELECT image_id, label, CASE WHEN flagged THEN 'flagged' "
+        "SELECT image_id, label, rank, uri, CASE WHEN flagged THEN 'flagged' "
         "WHEN shift = 'covariate' OR suggested_label IS NOT NULL THEN 'other finding' ELSE 'not flagged' END "
         "FROM report WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) ORDER BY rank DESC",
         {"ids": list(around.places)},
     ).fetchall()
-    points = [Point(image_id, *around.places[image_id], kind, label) for image_id, label, kind in rows]
+    points = [
+        Point(image_id, *around.places[image_id], kind, label, rank, uri) for image_id, label, rank, uri, kind in rows
+    ]
     return sorted(points, key=lambda point: point.image_id in listed)
 
 

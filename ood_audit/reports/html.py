@@ -16,7 +16,8 @@ from markupsafe import Markup, escape
 
 from ood_audit._version import __version__
 from ood_audit.reports import cards, charts
-from ood_audit.reports.model import Page
+from ood_audit.reports.model import Page, Sprites
+from ood_audit.reports.paging import file_name
 from ood_audit.text import printable
 
 
@@ -27,41 +28,50 @@ def render(page: Page) -> str:
     bidirectional characters made visible; only `data-path`, which is what gets copied and saved, holds the exact path.
     """
     pictures = cards.Pictures(page.pictures)
-    parts, records, choices = cards.parts(page, pictures)
-    flagged = any(part.kind == "ood" for part in parts)
-    first = {card.finding.image.image_id: card.place for part in parts for group in part.groups for card in group.cards}
-    points = charts.points(page.points, first, page.classes)
+    contents = cards.contents(page, pictures)
+    flagged = any(part.kind == "ood" for part in contents.parts)
+    points = charts.points(page, contents.first)
     data = {
         "report": hashlib.sha256(f"{page.store}/{page.title}".encode(errors="replace")).hexdigest()[:16],
+        "made": page.created,
+        "pages": page.pages,
         "beside": "" if page.calibration is None else "unusual",  # the kind that need not be reviewed
-        "records": records,
+        "records": contents.records,
+        "orders": contents.orders,
         "classes": [printable(name) for name in page.classes],
-        "typical": cards.typical(page, pictures),
+        "typical": contents.typical,
         "pictures": pictures.extra,
         "kinds": charts.MAP_KINDS,
+        "levels": list(charts.MAP_LEVELS),
         "points": points,
+        "sprites": _sprites(page.sprites),
     }
-    return _template().render(
+    return template("report.html.j2").render(
         page=page,
-        parts=parts,
-        total=cards.total(page.sections),
-        filters=[
-            (name, title, choices[name].options) for name, title in cards.FILTERS.items() if choices[name].numbers
-        ],
+        parts=contents.parts,
+        filters=contents.filters,
         chart=charts.histogram(page.histogram, page.cut, "flagged" if flagged else "listed")
         if page.histogram
         else None,
         map=charts.scatter(points) if points else None,
         left_out=pictures.left_out,
+        pages=[(number, file_name(number)) for number in range(1, page.pages + 1)],
         data=_json(data),
-        style=Markup(_resource("report.css")),  # noqa: S704
-        script=Markup(_resource("report.js")),  # noqa: S704
+        style=Markup(resource("report.css")),  # noqa: S704
+        script=Markup(resource("report.js")),  # noqa: S704
         version=__version__,
     )
 
 
+def _sprites(sprites: Sprites | None) -> dict[str, Any] | None:
+    if sprites is None:
+        return None
+    return {"picture": cards.data_url(sprites.picture), "size": sprites.size, "columns": sprites.columns}
+
+
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template of this package, in which every value is escaped and on one line."""
     # Every value that the template prints passes `finalize`; what is marked as safe is left as it is.
     environment = Environment(
         autoescape=True,
@@ -71,10 +81,11 @@ def _template() -> Template:
         finalize=lambda value: printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
     )
     environment.filters |= {"exact": _exact, "sha256": _sha256, "count": "{:,}".format}
-    return environment.from_string(_resource("report.html.j2"))
+    return environment.from_string(resource(name))
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """The text of a file beside the templates."""
     return files("ood_audit.reports").joinpath("templates").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["ood", "label", "exact-duplicate", "near-duplicate", "covariate-shift", "unusual"]
+Kind = Literal["ood", "label", "exact-duplicate", "near-duplicate", "covariate-shift", "shortcut", "unusual"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Image:
         width: In pixels.
         height: In pixels.
         size_bytes: The size of the file.
+        source: The folder, list or archive that it was found in.
+        split: Its split, as `train`, where the data set has splits.
 
     """
 
@@ -29,6 +31,8 @@ class Image:
     width: int | None
     height: int | None
     size_bytes: int | None
+    source: str = ""
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Finding:
         probabilities: That of the nearest class and that of the given one, for `label`.
         perhaps: The class that a flagged image may show in another style.
         twin: The duplicate to keep, for duplicates.
+        shortcut: What goes with its class or split, in a sentence, for `shortcut`.
 
     """
 
@@ -93,6 +98,7 @@ class Finding:
     probabilities: tuple[float, float] | None = None
     perhaps: str | None = None
     twin: Image | None = None
+    shortcut: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,37 +110,79 @@ class Group:
             those that have nothing in common.
         count: How many there are in all.
         findings: Those on the page, the most severe first.
+        elsewhere: How many are on other pages.
 
     """
 
     name: tuple[str, ...]
     count: int
     findings: Sequence[Finding]
+    elsewhere: int = 0
 
 
 @dataclass(frozen=True)
 class Section:
-    """All findings of a kind, as groups, the largest first, and those that are in no group last."""
+    """All findings of a kind.
+
+    Attributes:
+        kind: The kind.
+        count: How many there are in all.
+        groups: The largest first, and those that have nothing in common last.
+        page: The number of the page where it begins.
+
+    """
 
     kind: Kind
     count: int
     groups: Sequence[Group]
+    page: int = 1
 
 
 @dataclass(frozen=True)
 class Point:
-    """A mark on the map: x and y in 0 … 1, the nearest class, whether it is listed, and what was found."""
+    """A mark on the map.
+
+    Attributes:
+        image_id: The image.
+        x: In 0 … 1.
+        y: In 0 … 1.
+        kind: What was found about the image.
+        label: The nearest class.
+        rank: Its place in the ranking, from 1.
+        uri: Where the image is.
+
+    """
 
     image_id: str
     x: float
     y: float
     kind: Literal["not flagged", "other finding", "flagged"]
     label: str | None
+    rank: int = 1
+    uri: str = ""
+
+
+@dataclass(frozen=True)
+class Sprites:
+    """Small pictures in one large one, row by row.
+
+    Attributes:
+        picture: The large picture, as WebP.
+        size: The width and height of each small one, in pixels.
+        columns: How many of them are in a row.
+        uris: The images that they show, in order.
+
+    """
+
+    picture: bytes
+    size: int
+    columns: int
+    uris: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Page:
-    """The page.
+    """The page, or one of several pages of a long report.
 
     Attributes:
         title: The report's name.
@@ -155,7 +203,10 @@ class Page:
         next_steps: Sentences, and a command for each.
         histogram: (low, high, count) of `ood_score`, over all images.
         cut: The `ood_score` from which on images are flagged, or listed where none can be.
-        points: A sample of all images on the map, and all that are listed.
+        points: A sample of all images on the map, and all that are listed on this page.
+        sprites: The pictures of the points that are not listed.
+        number: The number of the page, from 1.
+        pages: How many pages the report has.
 
     """
 
@@ -178,3 +229,6 @@ class Page:
     histogram: Sequence[tuple[float, float, int]] = ()
     cut: float | None = None
     points: Sequence[Point] = ()
+    sprites: Sprites | None = None
+    number: int = 1
+    pages: int = 1

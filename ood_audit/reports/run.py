@@ -17,17 +17,19 @@ from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import cached_features
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.findings import copies, naming
+from ood_audit.findings import copies, naming, shortcuts
 from ood_audit.findings import decide as decisions
 from ood_audit.findings import records as issues
 from ood_audit.findings.decide import Decisions
 from ood_audit.findings.settings import FindingSettings
+from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.frames import Tabular
 from ood_audit.progress import Progress, counting, silent
-from ood_audit.reports import content, ranking, writers
+from ood_audit.reports import content, paging, ranking, writers
 from ood_audit.reports.html import render
-from ood_audit.reports.model import Section
+from ood_audit.reports.model import Page, Section
 from ood_audit.reports.neighbours import Compared
+from ood_audit.reports.thumbnails import thumbnails
 from ood_audit.scoring.run import Scores, prototypes_of, score
 from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import DEFAULT_STORE, Store, findings, open_store, writing
@@ -67,8 +69,13 @@ class Report(Tabular):
 
     @property
     def html(self) -> Path:
-        """The page to open."""
+        """The page to open; a long report goes on in `report-2.html` and so on, beside it."""
         return self.folder / "report.html"
+
+    @property
+    def open_flags(self) -> int:
+        """How many images are flagged and not decided about; see `ood_audit.apply`."""
+        return sum(section.count for section in self.sections if section.kind == "ood")
 
     def __repr__(self) -> str:
         flagged = self.decisions.flags["flagged"] if self.decisions.flags else None
@@ -105,7 +112,7 @@ def report(
     Args:
         store: The store, or its folder.
         top: How many of the most out-of-distribution images to list. The page also shows everything that was found, up
-            to 5,000 of each kind.
+            to 10,000 of each kind; what is beyond 5,000 pictures follows on further pages.
         name: The name of the report.
         settings: How to score, see `ood_audit.score`.
         find: Which images to flag, and which duplicates to look for.
@@ -177,12 +184,15 @@ class _Run:
         parts, ranked = self.store.parts, folder / "report.parquet"
         with self._connected(parts) as db:
             table, decided = self._decide(db)
+            self.on_progress("looking for shortcuts")
+            compared = _compared(self.scores, self.device)
+            shown = self._shortcuts(db, compared, decided)
             self.on_progress("writing the report")
             decisions.save(table, folder)
             ranking.write_all(db, table, ranked)
         with self._connected(parts, ranked) as db:
             passed = _passed(self.store, db)
-            found = verdicts.unsettled(decisions.findings(db, decided, self.duplicates, self.name), passed)
+            found = verdicts.unsettled(decisions.findings(db, decided, self.duplicates, shown, self.name), passed)
             issues.write(folder / findings.FILE, found, generation=self.generation)
             if passed:
                 decided.notes.append(f"decided before, and not listed again: {len(passed)} findings")
@@ -192,12 +202,11 @@ class _Run:
             writers.write_json(folder / "report.json", rows)
             writers.write_json(folder / "meta.json", meta)
             belongs = [image_id for image_id, question in passed if question == verdicts.question("unusual")]
-            listed = content.Found(db, folder / findings.FILE, self.top, belongs)
-            compared = _compared(self.scores, self.device)
-            page = content.gather(self.store, listed, self.name, meta, self.duplicates, compared, decided.notes)
-        (folder / "report.html").write_text(render(page), encoding="utf-8")
+            listed = content.Found(db, folder / findings.FILE, self.top, belongs, shown)
+            whole = content.gather(self.store, listed, self.name, meta, self.duplicates, compared, decided.notes)
+        _write_pages(whole, folder)
         place = self.store.reports / self.name
-        return Report(place, rows, self.scores, decided, content.summarised(page), meta["unreadable"])
+        return Report(place, rows, self.scores, decided, content.summarised(whole), meta["unreadable"])
 
     def _decide(self, db: DuckDBPyConnection) -> tuple["pa.Table", Decisions]:
         """Decide about each image, and name what is flagged."""
@@ -209,6 +218,21 @@ class _Run:
         if not self.counts["near"]:
             notes.append("duplicates: only exact ones were looked for; add --near-duplicates for near ones")
         return table, replace(decided, notes=[*decided.notes, *notes])
+
+    def _shortcuts(self, db: DuckDBPyConnection, compared: Compared, decided: Decisions) -> list[Shortcut]:
+        """The shortcuts, each with a note. Where the scores were there, the model is not loaded."""
+        columns = ", ".join(("image_id", "split", *shortcuts.MEASURES))
+        images = db.sql(
+            f"SELECT * FROM (SELECT image_id, given_label FROM scores) JOIN (SELECT {columns} FROM images) "
+            "USING (image_id)"
+        ).to_arrow_table()
+        encoder = None if self.scores.reused else texts.encoder_of(self.store, self.device)
+        found = shortcuts.find(self.store, images, self.scores.vocabulary, compared.text, encoder)
+        if found is None:
+            decided.notes.append("shortcuts: none looked for, as this model has no features of condition names")
+            return []
+        decided.notes.extend(f"shortcut: {one.evidence}" for one in found)
+        return found
 
     @contextmanager
     def _connected(self, parts: list[Path], ranked: Path | None = None) -> Iterator[DuckDBPyConnection]:
@@ -223,6 +247,14 @@ class _Run:
             raise StoreError(
                 "another process added and scored images in the meantime; run the command again"
             ) from error
+
+
+def _write_pages(whole: Page, folder: Path) -> None:
+    """Write each page of a report with its pictures."""
+    for page in paging.split(whole, paging.LENGTH):
+        uris = paging.wanted(page)
+        shown = replace(page, pictures=dict(zip(uris, thumbnails(uris), strict=True)))
+        (folder / paging.file_name(page.number)).write_text(render(shown), encoding="utf-8")
 
 
 def _passed(store: Store, db: DuckDBPyConnection) -> set[verdicts.Key]:

@@ -11,6 +11,7 @@ _SENTENCES: dict[Kind, tuple[str, str]] = {  # one, many
     "label": ("looks mislabelled", "look mislabelled"),
     "exact-duplicate": ("is an exact duplicate", "are exact duplicates"),
     "near-duplicate": ("is a near duplicate", "are near duplicates"),
+    "shortcut": ("shows what goes with its class", "show what goes with their class"),
     "covariate-shift": ("is perhaps in another style", "are perhaps in another style"),
 }
 

@@ -1,16 +1,20 @@
 """The pictures of a page: the more there are, the smaller, so that the page stays one file of less than 25 MB."""
 
 import io
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
+
+from ood_audit.reports.model import Sprites
 
 BUDGET = 10_000_000  # bytes of all pictures of a page; a third more as base64
 
 # Pixels of the longer side, WebP quality, and the bytes that a photograph takes: the mean over 150 of Caltech-101 and
 # PACS (which are themselves about 300 pixels wide: the first is an estimate).
 _STEPS = ((480, 75, 24_000), (320, 70, 8_000), (224, 65, 5_000), (160, 60, 2_850), (128, 50, 1_900), (96, 45, 1_200))
+_SPRITE = 64  # pixels of each square of a sprite sheet: 3,000 of them take 2 MB
 MOST = BUDGET // _STEPS[-1][2]  # pictures; of more, the budget has no room for the last ones
 
 
@@ -33,6 +37,31 @@ def thumbnails(uris: Sequence[str], *, budget: int = BUDGET) -> list[bytes | Non
                 break
             pictures = list(pool.map(lambda picture: picture and _smaller(picture, size, quality), pictures))  # noqa: B023
     return pictures
+
+
+def sprites(uris: Sequence[str]) -> Sprites | None:
+    """One picture of all images, each in a square of its own, which stays grey where a file can't be read any more.
+
+    Args:
+        uris: `file:///…` of at most some thousand images; None is returned where there are none.
+
+    """
+    from ood_audit.images.decode import thumbnail
+
+    if not uris:
+        return None
+    columns = math.ceil(math.sqrt(len(uris)))
+    rows = math.ceil(len(uris) / columns)
+    sheet = Image.new("RGB", (columns * _SPRITE, rows * _SPRITE), "grey")
+    with ThreadPoolExecutor() as pool:
+        for i, picture in enumerate(pool.map(lambda uri: thumbnail(uri, _SPRITE), uris)):
+            if picture:
+                with Image.open(io.BytesIO(picture), formats=["WEBP"]) as image:
+                    left, top = i % columns * _SPRITE, i // columns * _SPRITE
+                    sheet.paste(image, (left + (_SPRITE - image.width) // 2, top + (_SPRITE - image.height) // 2))
+    out = io.BytesIO()
+    sheet.save(out, "WEBP", quality=50)
+    return Sprites(out.getvalue(), _SPRITE, columns, list(uris))
 
 
 def _smaller(picture: bytes, size: int, quality: int) -> bytes:

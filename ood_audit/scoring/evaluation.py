@@ -24,6 +24,7 @@ from ood_audit.scoring.similarity import Chunk, map_chunks
 from ood_audit.scoring.table import evidence_of, joined_with
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.locks import computing
+from ood_audit.store.views import count_readable
 from ood_audit.text import printable
 
 _Scored = tuple[list[str], list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]
@@ -177,7 +178,7 @@ def _scored(context: Context, plan: Plan) -> _Scored:
         evidence = evidence_of(chunk, plan, "auto") if joint else ()
         return chunk.image_ids, chunk.paths, values, nearest, evidence
 
-    total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
+    total = count_readable(store)
     found, done = [], 0
     for part in map_chunks(store, plan.target, context.device, compute, plan.parts):
         on_progress("scoring", done, total)

@@ -12,6 +12,7 @@ from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.scoring.selection import FEWEST_CLASSES, FEWEST_IMAGES, MOST_IMAGES, Sample, presume
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
+from ood_audit.store.views import count_readable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -169,7 +170,7 @@ def _cosines(
 
 def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], list[str], NDArray[np.float32], list[str]]":
     """Ids, paths, features and folders of all readable images, or of about as many as teach anything."""
-    total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
+    total = count_readable(store)
     share = min(most, prototypes.MOST) / max(1, total)
     start = float(np.random.default_rng(seed).random())
     ids, paths, features, folders = [], [], [], []

@@ -22,6 +22,7 @@ from ood_audit.scoring.settings import CHOSEN, ScoreSettings, settings_of
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.files import read_json, replacing, write_json
 from ood_audit.store.locks import COMMIT_SECONDS, computing
+from ood_audit.store.views import count_readable
 from ood_audit.text import printable
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def score(
     settings = settings or ScoreSettings()
     method = settings.method
     classes = vocabulary.choose(store, labels, templates, note)
-    total = int(store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows[0][0])
+    total = count_readable(store)
     if total == 0:
         raise OodAuditError("the store holds no readable image; run `ood-audit embed FOLDER`")
     if method not in CHOSEN:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 
-KINDS = ("ood", "covariate-shift", "label", "exact-duplicate", "near-duplicate", "unreadable")
+KINDS = ("ood", "covariate-shift", "label", "exact-duplicate", "near-duplicate", "shortcut", "unreadable")
 FILE = "issues.parquet"
 
 

@@ -12,7 +12,7 @@ from ood_audit.store.folder import span
 from ood_audit.store.parts import iter_features
 from ood_audit.store.search import EXACT, build, read_index, write_index
 from ood_audit.store.store import Store
-from ood_audit.store.views import connect
+from ood_audit.store.views import count_readable
 
 # What `embed` builds right away: an index is held in memory, and the memory of `embed` must not grow with the images.
 # Larger ones are built when a command first needs them.
@@ -38,7 +38,7 @@ def build_index(
     generation = span(parts[-1])[1] if parts else 0
     if _generation(meta) == generation:
         return True
-    total, dimension = count(store, parts), store.encoder.dimension
+    total, dimension = count_readable(store, parts), store.encoder.dimension
     if limit_bytes is not None and (2 * dimension * total > limit_bytes or total > EXACT):
         return False
     image_ids: list[str] = []
@@ -78,13 +78,6 @@ def neighbours(store: Store, features: NDArray[np.float32], k: int) -> tuple[lis
         return [[] for _ in features], np.empty((len(features), 0), np.float32)
     cosines, rows = index.search(np.ascontiguousarray(features, np.float32), min(k, index.ntotal))
     return [[image_ids[i] for i in row if i >= 0] for row in rows.tolist()], cosines
-
-
-def count(store: Store, parts: list[Path]) -> int:
-    """How many readable images some parts hold."""
-    with connect(store, parts) as db:
-        row = db.execute("SELECT count(*) FROM images WHERE status = 'ok'").fetchone()
-    return int(row[0]) if row else 0
 
 
 def _generation(meta: Path) -> int | None:

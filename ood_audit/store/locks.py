@@ -33,6 +33,7 @@ _WRITES = {  # the temporary files of each kind of writer
         ".current.json.*",
         ".score_defaults.json.*",
         ".duplicates.parquet.*",
+        ".comparison.html.*",
         ".spill*",
         ".scores.writer.json.*",
         ".reader-*",

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -286,9 +287,20 @@ def _rows(result: duckdb.DuckDBPyConnection, are_json: list[int]) -> Iterator[tu
             yield tuple(row)
 
 
-def count_readable(store: StoreFolder, parts: list[Path]) -> int:
-    """How many readable images some parts hold."""
-    with connect(store, parts) as db:
+def count_readable(store: StoreFolder, parts: list[Path] | None = None) -> int:
+    """How many readable images a store holds, or some of its parts."""
+    parts = store.parts if parts is None else parts
+    try:
+        written = tuple(part.stat().st_mtime_ns for part in parts)
+    except FileNotFoundError:
+        raise merged() from None
+    return _count_readable(StoreFolder(store.root), tuple(parts), written)
+
+
+@lru_cache(maxsize=16)
+def _count_readable(store: StoreFolder, parts: tuple[Path, ...], written: tuple[int, ...]) -> int:
+    """Counted once for each set of parts, which never change: every step of a report asks for it."""
+    with connect(store, list(parts)) as db:
         ((count,),) = db.execute("SELECT count(*) FROM images WHERE status = 'ok'").fetchall()
     return int(count)
 

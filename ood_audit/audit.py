@@ -239,9 +239,10 @@ class Audit:
 
         """
         from ood_audit.tuning.settings import TuneSettings, settings_of
-        from ood_audit.tuning.tune import tune
+        from ood_audit.tuning.tune import best_method, tune
 
         given = {field.name: options.pop(field.name) for field in fields(TuneSettings) if field.name in options}
+        given.setdefault("method", best_method(self.store))
         with _reporting(options):
             return tune(self.store, labels=_listed(classes), **{"settings": settings_of(**given), **options})
 

@@ -44,7 +44,7 @@ def test_report_prints_the_ranking_and_says_where_the_page_is(reported):
 def test_the_table_shows_no_number_twice_and_notes_name_options(reported):
     store, _ = reported
     done = run_cli("report", "--top", 3, "--name", "shown", "--store", store)
-    assert done.stdout.split("\n")[0].split() == "rank path flagged p_value ood_score label label_2".split()
+    assert done.stdout.split("\n")[0].split() == ["rank", "path", "flagged", "p_value", "ood_score", "label", "label_2"]
     folders = run_cli("run", EXAMPLES / "images", "--store", store, "--name", "folders")
     assert "`labels" not in folders.stderr + done.stderr
 

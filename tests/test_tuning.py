@@ -1,6 +1,7 @@
 """Prompt tuning: the losses against their formulas, the hook in each kind of text tower, and the trainer."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def problem(seed: int, rows: int = 6, classes: int = 4, dimension: int = 12) -> 
 
 
 READINGS = {"literal": losses.ebm_literal, "renormalised": losses.ebm_renormalised}
-OPTIONS = {"scale": 10.0, "weight": 0.7, "temperature": 0.5}
+OPTIONS: dict[str, Any] = {"scale": 10.0, "weight": 0.7, "temperature": 0.5}
 
 
 def mask(images, texts, labels, proportion, how):
@@ -83,7 +84,7 @@ def test_losses_by_hand():
     kept = torch.tensor([[0.0, 1.0, 1.0]])
     change = losses.energy(cosines, 0.5) - losses.energy(masked, 0.5)
     ce, edited = (torch.nn.functional.cross_entropy(10 * s, labels) for s in (cosines, masked))
-    own = {"scale": 10.0, "weight": 0.7, "temperature": 0.5}
+    own: dict[str, Any] = {"scale": 10.0, "weight": 0.7, "temperature": 0.5}
     torch.testing.assert_close(losses.ebm_literal(images, texts, labels, kept, **own), edited + 0.7 * change.exp()[0])
     both = ce + edited + 0.7 * change.exp()[0]
     torch.testing.assert_close(losses.ebm_renormalised(images, texts, labels, kept, **own), both)
@@ -93,7 +94,7 @@ def test_losses_by_hand():
 def test_without_its_term_and_mask_ebm_is_coop():
     images, texts, labels = problem(1)
     coop = losses.coop(images, texts, labels, scale=10.0)
-    none = {"scale": 10.0, "weight": 0.0, "temperature": 1.0}
+    none: dict[str, Any] = {"scale": 10.0, "weight": 0.0, "temperature": 1.0}
     for how, proportion in (("top", 0.0), ("random", 0.0), ("keep", 1.0)):
         kept = mask(images, texts, labels, proportion, how)
         assert losses.ebm_literal(images, texts, labels, kept, **none) == coop

@@ -36,9 +36,8 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
 @click.option(
     "--method",
     type=click.Choice(["residual", "prompt"]),
-    default="prompt",
-    show_default=True,
-    help="What to learn: the words in front of the class names (prompt), or a residual added to each class feature.",
+    help="What to learn: the words in front of the class names (prompt), or a residual added to each class feature.  "
+    "[default: prompt for the starter model, else residual]",
 )
 @click.option(
     "--loss",
@@ -74,12 +73,25 @@ _FIGURES = ("accuracy", "gap", "forecast_auroc")
 @click.option("--mask-proportion", type=float, help="Share of a feature's elements that are masked.")
 @click.option(
     "--mask",
-    type=click.Choice(["random", "top", "keep"]),
-    help="Elements to mask: random ones, those with the largest products (top), or all others (keep).  "
-    "[default: random; top with --ebm literal]",
+    type=click.Choice(["random", "top", "keep", "adaptive"]),
+    help="Elements to mask: random ones, those with the largest products (top), all others (keep), or the fewest that "
+    "carry a share of the similarity (adaptive).  [default: random; top with --ebm literal]",
+)
+@click.option(
+    "--regulariser",
+    type=click.Choice(["none", "pull", "ogen"]),
+    help="Hold the class features near those of the hand-written prompt (pull), or train on generated features of "
+    "unknown classes as well (ogen).  [default: pull with the loss ebm, else none]",
 )
 @click.option(
     "--pull", type=float, help="How strongly the class features are pulled towards those of the hand-written prompt."
+)
+@click.option(
+    "--unlabelled",
+    type=click.Choice(["on", "off"]),
+    default="off",
+    show_default=True,
+    help="Whether the images under audit take part in the training, without labels.",
 )
 @click.option(
     "--prototypes/--no-prototypes",
@@ -99,6 +111,7 @@ def command(
     annotations: str | None,
     name: str | None,
     device: str,
+    method: str | None,
     **options: Any,
 ) -> None:
     """Tune on labelled images: learn the words in front of the class names, or a residual on the class features.
@@ -112,12 +125,17 @@ def command(
     prompts, unless they made the held-out figures worse.
     """
     from ood_audit.images.noise import quiet_libraries
-    from ood_audit.tuning.tune import tune
+    from ood_audit.store import open_store
+    from ood_audit.tuning.tune import best_method, tune
 
-    settings = _settings(**options)
+    opened = open_store(store)
+    if method is None:
+        of_prompts = options["init"] is not None or options["context_vectors"] is not None
+        method = "prompt" if of_prompts else best_method(opened)
+    settings = _settings(method=method, **options)
     with quiet_libraries(), bars() as on_progress, _epochs() as on_epoch:
         result = tune(
-            store,
+            opened,
             labels=labels,
             folder=folder,
             annotations=annotations,
@@ -136,8 +154,7 @@ def command(
     print_rows(("held_out", *_FIGURES), rows, format)
     stopped = "interrupted; kept the best so far, " if found.interrupted else ""
     note(f"{stopped}epoch {found.epoch} of {len(found.history) - 1}")
-    if settings.method == "residual":
-        note("method: residual on the class features")
+    note(f"method: {'residual on the class features' if method == 'residual' else 'prompts'}")
     note(f"prompts: {result.name}, from {result.images} labelled images of {result.classes} classes ({result.path})")
     if result.improved:
         note("next: ood-audit report")
@@ -159,6 +176,7 @@ def _settings(*, shots: str, init: str | None, **options: Any) -> "TuneSettings"
             raise UsageError(f"--shots {shots}: write a whole number, or all") from error
     if given["method"] == "residual" and (init is not None or "context_vectors" in given):
         raise UsageError("--init and --context-vectors are for prompts; use --method prompt")
+    given["unlabelled"] = given["unlabelled"] == "on"
     if init is not None:
         given["init"] = None if init.strip().lower() == "random" else init
     return settings_of(**given)

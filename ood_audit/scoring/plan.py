@@ -20,6 +20,7 @@ from ood_audit.progress import counting
 from ood_audit.scoring import joining, knows, pictures, references, scores, selection
 from ood_audit.scoring.context import Context
 from ood_audit.scoring.joining import Joint
+from ood_audit.scoring.kinship import between, kinship
 from ood_audit.scoring.pictures import Pictures
 from ood_audit.scoring.references import Calibration
 from ood_audit.scoring.settings import ScoreSettings, settings_of
@@ -29,6 +30,9 @@ from ood_audit.store.files import read_json, write_json
 
 Run = tuple[Callable[..., Any], dict[str, Any]]  # the function of a score, and its settings
 _Encoder = Callable[[], texts.TextEncoder]
+_JOINED_FROM = (
+    0.5  # the least kinship of the labelled images with the others that has these compared with them one by one
+)
 _OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 
 
@@ -84,11 +88,13 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     store, vocabulary, given = context.store, context.vocabulary, settings.given(prompts)
     encoder = texts.encoder_of(store, context.device, context.on_progress)
     names = _Names(context, encoder)
-    text = prompts.class_features if prompts else cached_features(store, vocabulary, encoder)
+    by_name = cached_features(store, vocabulary, encoder)
     defaults = encoder_defaults(store, encoder)
     duplicate = defaults.pop("duplicate")
     context.on_progress("reading the features")
     labelled = _labelled(context, prompts)
+    alike = _kinship(context, labelled, by_name, settings.seed)
+    text = by_name if prompts is None else between(by_name, prompts.class_features, alike)
     shown, sample = references.collect(store, vocabulary, text, labelled, defaults, seed=settings.seed)
     can_choose = selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
     # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
@@ -106,8 +112,10 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
                 forecasts[method] = chosen.forecast
         else:
             runs[method] = _own(method, given, defaults, with_background=settings.auto and names.has_background)
+    if alike < 1 and "prototypes" not in given:
+        runs = {method: (function, _weighed(own, alike)) for method, (function, own) in runs.items()}
     shows = None
-    if settings.auto and "auto" in methods and known and given.get("prototypes") != 0:
+    if settings.auto and "auto" in methods and known and given.get("prototypes") != 0 and alike > _JOINED_FROM:
         pool = names.load("background") if runs["auto"][1]["background"] else None
         alone, joined = pictures.forecasts(sample, text, runs["auto"][1], pool, duplicate, seed=settings.seed)
         if joined > alone:
@@ -205,6 +213,24 @@ def _own(method: str, given: dict[str, Any], defaults: dict[str, Any], *, with_b
     if method in ("auto", "delta-energy") and "background" not in given and with_background:
         settings["background"] = True
     return function, settings
+
+
+def _kinship(context: Context, labelled: Labelled | None, by_name: NDArray[np.float32], seed: int) -> float:
+    """How much the labelled images shall count, see `kinship`; says so where that is little."""
+    if labelled is None or any(labelled.image_ids):  # images under audit are like themselves
+        return 1.0
+    audited = references.features_of(context.store, seed)
+    found = kinship(labelled.features, labelled.labels, audited, by_name)
+    if found < 0.5:
+        context.note(
+            "the images look unlike the labelled images, so these and tuned prompts count "
+            f"{'little' if found else 'for nothing'}; label images of this style"
+        )
+    return found
+
+
+def _weighed(settings: dict[str, Any], weight: float) -> dict[str, Any]:
+    return {**settings, "prototypes": weight * settings["prototypes"]}
 
 
 def _labelled(context: Context, prompts: Prompts | None) -> Labelled | None:

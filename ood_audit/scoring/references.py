@@ -182,6 +182,11 @@ def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], list[str],
     return ids, paths, np.concatenate(features), folders
 
 
+def features_of(store: Store, seed: int, most: int = MOST_IMAGES) -> "NDArray[np.float32]":
+    """(N, D) features of all readable images, or of about `most`."""
+    return _sampled(store, seed, most)[2]
+
+
 def _paths(store: Store, labelled: "Labelled") -> list[str]:
     """The paths of labelled images that are under audit; "" for others."""
     if not any(labelled.image_ids):

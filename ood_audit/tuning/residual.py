@@ -5,6 +5,7 @@ stored features alone, for any encoder and for imported vectors.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch.nn import functional
 
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.tuning.settings import DEFAULTS, TuneSettings
-from ood_audit.tuning.trainer import Figures, Floats, Ints, Learner, Tuned, train
+from ood_audit.tuning.trainer import NOTHING, Beside, Figures, Floats, Ints, Learner, Problem, Tuned, train
 
+_EPOCHS, _FEWEST_EPOCHS = 30, 5
+_STEPS = 60  # are enough: a large set makes them in fewer epochs
 _ALPHA = 0.5
 _SCALE = 100.0  # CLIP's; imported vectors come without one
 
@@ -31,6 +34,7 @@ def fit(
     defaults: ScoreDefaults,
     settings: TuneSettings = DEFAULTS["residual"],
     on_progress: Callable[[Figures, int], None] | None = None,
+    beside: Beside = NOTHING,
 ) -> Tuned:
     """Learn the residual, on the CPU. The same seed gives the same result.
 
@@ -42,6 +46,7 @@ def fit(
         defaults: the ΔEnergy settings by which epochs are judged.
         settings: how.
         on_progress: called after every epoch with its figures and the number of epochs at most.
+        beside: the background names and the images under audit.
 
     Returns:
         The class features of the epoch that `trainer.choose` takes; after a Ctrl-C, of those so far.
@@ -59,6 +64,23 @@ def fit(
         own, with_images = words[list(kept)], shown[list(kept)]
         residual = torch.zeros_like(own, requires_grad=True)
         optimizer = torch.optim.Adam([residual], lr=settings.lr)
-        return Learner(residual, lambda: class_features(own, with_images * residual), optimizer)
+        return Learner(residual, lambda learned: class_features(own, centred(learned, with_images)), optimizer)
 
-    return train(features, labels, words, learner, _SCALE, defaults, settings, on_progress)
+    problem = Problem(features, labels, words, _SCALE, defaults, beside)
+    if settings.epochs is None:
+        batches = max(1, len(features) // settings.batch_size)
+        settings = replace(settings, epochs=min(_EPOCHS, max(_FEWEST_EPOCHS, _STEPS // batches)))
+    return train(problem, learner, settings, on_progress)
+
+
+def centred(residual: Tensor, shown: Tensor) -> Tensor:
+    """r_k less the mean of those of the classes with images, and 0 for the others.
+
+    What all classes had in common would bring each of them nearer to every image or farther from it, unknown ones, too.
+
+    Args:
+        residual: r, (K, D).
+        shown: (K, 1), 1 for the classes with images and 0 for the others.
+
+    """
+    return shown * (residual - (shown * residual).sum(0) / shown.sum().clamp(min=1))

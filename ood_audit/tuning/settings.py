@@ -18,15 +18,28 @@ class TuneSettings:
         shots: labelled images a class to train on; None for all that are not held out.
         context_vectors: n; None for as many as the words of `init` have tokens, or 16 without words.
         init: words to start from; None for N(0, 0.02).
-        epochs: at most so many passes over the labelled images; 0 learns nothing.
+        epochs: at most so many passes over the labelled images; 0 learns nothing. None: 40 for prompts; for a residual
+            30, or as many as make 60 steps where these are fewer, 5 at least.
         lr: the learning rate, which falls to 0 as a cosine over `epochs`.
         batch_size: images a step.
         lambda_: λ, the weight of the EBM term.
         ebm_temperature: τ of its energies.
-        mask_proportion: p.
+        mask_proportion: p; with `mask="adaptive"` a share of the similarity. None: 0.5; with `adaptive` the one of
+            0.25, 0.5 and 0.75 that the folds judge best.
         mask: `top` zeroes the proportion p of elements with the largest products, `keep` all others, `random` any.
-        pull: κ, how strongly the class features are held near those of "a photo of a NAME." (KgCoOp); 0: not at all,
-            as in CoOp and in the paper. None: 4 for the renormalised EBM, else 0.
+            `adaptive` zeroes the smallest set of elements whose products add up to the share p of the similarity.
+        regulariser: `pull` holds the class features near those of "a photo of a NAME." (KgCoOp), `ogen` trains on
+            generated features of unknown classes as well, `none` is CoOp and the paper. None: `pull` for the
+            renormalised EBM and where `pull` is given, else `none`.
+        pull: κ, how strongly the class features are pulled. None: 4.
+        ogen: the weight of OGEN's loss.
+        background: whether the softmax of the cross-entropy runs over the background names, too.
+        distil: the weight of self-distillation, the mean squared difference of the cosines from a teacher's. The
+            teacher is the mean of what was learned in the last `window` epochs.
+        window: how many epochs.
+        unlabelled: whether the images under audit take part without labels: a confident image must tell when it is
+            masked what the teacher tells of the whole one, and not all of them may fall to one class.
+        consistency: the weight of the terms of unlabelled images.
         folds: how many times classes are left out; 0 forgoes the estimate, trains all epochs and keeps the last.
         seed: of every random choice.
         prototypes: whether reports with these prompts compare images with class prototypes, too.
@@ -39,14 +52,21 @@ class TuneSettings:
     shots: int | None = None
     context_vectors: int | None = None
     init: str | None = "a photo of a"
-    epochs: int = 40
+    epochs: int | None = None
     lr: float = 0.02
     batch_size: int = 32
     lambda_: float = 5.0
     ebm_temperature: float = 1.0
-    mask_proportion: float = 0.5
+    mask_proportion: float | None = None
     mask: str = "random"
+    regulariser: str | None = None
     pull: float | None = None
+    ogen: float = 1.0
+    background: bool = False
+    distil: float = 0.0
+    window: int = 5
+    unlabelled: bool = False
+    consistency: float = 1.0
     folds: int = 4
     seed: int = 0
     prototypes: bool = True
@@ -54,7 +74,7 @@ class TuneSettings:
 
 DEFAULTS = {
     "prompt": TuneSettings(),
-    "residual": TuneSettings(method="residual", loss="coop", epochs=30, lr=0.002, batch_size=256),
+    "residual": TuneSettings(method="residual", loss="coop", lr=0.001, batch_size=1024, background=True),
 }
 
 

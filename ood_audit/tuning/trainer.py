@@ -25,8 +25,10 @@ coop` is that loss, not a replica of the published recipe, from which this train
 - the text tower is trained through in float32 instead of float16.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,18 +42,42 @@ from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
 from ood_audit.scoring.metrics import auroc
 from ood_audit.scoring.scores.delta_energy import delta_energy
-from ood_audit.tuning import losses
+from ood_audit.tuning import losses, ogen
 from ood_audit.tuning.prompt import class_features, prepare
 from ood_audit.tuning.settings import DEFAULTS, TuneSettings
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Loss = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None, torch.Generator], Tensor]
 
 _HELD_OUT = 0.25  # of a class's labelled images, at least one
 _LEFT_OUT = 0.3  # of the class names
+_FOLD_CLASSES = 200  # of more a fold takes a random part: the epochs are judged as well, in far less time
+_MOST_NAMES = 2048  # background names in a softmax; they are evenly from all of them, and stand for these
+_MOST_JUDGED = 1024  # held-out images by which an epoch is judged, and images of left-out classes
+_MASKED = 0.5  # of an image's elements
+_CONFIDENT = 0.7  # the probability from which on the teacher's word is taken
+_SHARES = (0.25, 0.5, 0.75)  # of the similarity, for adaptive masks
+_EPOCHS = 40
 _MOMENTUM = 0.9
 _SMALL = 128  # a tower no wider takes so short a step that threads cost more in waiting for each other than they save
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What training may use beside the labelled images.
+
+    Attributes:
+        background: (M, D) float32 unit text features of the background names, None where there are none.
+        unlabelled: (U, D) float32 unit features of the images under audit, None where they take no part.
+
+    """
+
+    background: Floats | None = None
+    unlabelled: Floats | None = None
+
+
+NOTHING = Beside()
 
 
 @dataclass(frozen=True)
@@ -116,6 +142,7 @@ def fit(
     encoder: ClipEncoder,
     settings: TuneSettings = DEFAULTS["prompt"],
     on_progress: Callable[[Figures, int], None] | None = None,
+    beside: Beside = NOTHING,
 ) -> Tuned:
     """Learn the context vectors; the encoder stays as it is.
 
@@ -130,6 +157,7 @@ def fit(
         encoder: the encoder.
         settings: how.
         on_progress: called after every epoch with its figures and the number of epochs at most.
+        beside: the background names and the images under audit.
 
     Returns:
         The prompts of the epoch that `choose` takes; after a Ctrl-C, of those so far.
@@ -141,13 +169,13 @@ def fit(
     """
     while encoder.device.type != "cpu":
         try:
-            return _fit(features, labels, classes, encoder, settings, on_progress)
+            return _fit(features, labels, classes, encoder, settings, on_progress, beside)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Outside of `except`: the error holds the frames, and they the memory.
         encoder.shrink_texts(encoder.text_limit)
-    return _fit(features, labels, classes, encoder, settings, on_progress)
+    return _fit(features, labels, classes, encoder, settings, on_progress, beside)
 
 
 def _fit(
@@ -157,8 +185,10 @@ def _fit(
     encoder: ClipEncoder,
     settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None,
+    beside: Beside,
 ) -> Tuned:
     """`fit`, with as many prompts at a time as the encoder's `text_limit` says."""
+    settings = replace(settings, epochs=_EPOCHS if settings.epochs is None else settings.epochs)
     prompts, start = prepare(
         encoder,
         classes,
@@ -171,46 +201,53 @@ def _fit(
         own = prompts.of(kept)
         context = torch.tensor(start, device=encoder.device, requires_grad=True)
         optimizer = torch.optim.SGD([context], lr=settings.lr, momentum=_MOMENTUM)
-        return Learner(context, lambda: class_features(encoder, own, context), optimizer)
+        return Learner(context, lambda learned: class_features(encoder, own, learned), optimizer)
 
     written = Vocabulary(tuple(tuple(names) for names in classes)).features(encoder.encode_texts)
     threads = torch.get_num_threads()
     if encoder.device.type == "cpu" and start.shape[1] <= _SMALL:
         torch.set_num_threads(1)
     try:
-        return train(
-            features,
-            labels,
-            torch.from_numpy(written).to(encoder.device),
-            learner,
-            encoder.logit_scale,
-            encoder.score_defaults,
-            settings,
-            on_progress,
-        )
+        words = torch.from_numpy(written).to(encoder.device)
+        problem = Problem(features, labels, words, encoder.logit_scale, encoder.score_defaults, beside)
+        return train(problem, learner, settings, on_progress)
     finally:
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What to learn from.
+
+    Attributes:
+        features: (M, D) float32 unit image features.
+        labels: (M,) the class of each.
+        words: (K, D) the text features of the classes, on the device to train on.
+        scale: what cosines are multiplied by in a cross-entropy.
+        defaults: the ΔEnergy settings of the figures.
+        beside: the background names and the images under audit.
+
+    """
+
+    features: Floats
+    labels: Ints
+    words: Tensor
+    scale: float
+    defaults: ScoreDefaults
+    beside: Beside = NOTHING
+
+
 def train(
-    features: Floats,
-    labels: Ints,
-    words: Tensor,
+    problem: Problem,
     learner: "Callable[[Sequence[int]], Learner]",
-    scale: float,
-    defaults: ScoreDefaults,
     settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None = None,
 ) -> Tuned:
     """Train learners with all classes and without those of each fold; keep the epoch that the folds judge best.
 
     Args:
-        features: (M, D) float32 unit image features.
-        labels: (M,) the class of each.
-        words: (K, D) the text features of the classes, on the device to train on.
+        problem: what to learn from.
         learner: makes a learner of the classes that are given to it.
-        scale: what cosines are multiplied by in a cross-entropy.
-        defaults: the ΔEnergy settings of the figures.
         settings: how.
         on_progress: called after every epoch with its figures and the number of epochs at most.
 
@@ -220,36 +257,57 @@ def train(
 
     """
     check(settings)
-    labels = np.asarray(labels, dtype=np.int64)
+    if settings.epochs is None:
+        raise ValueError("the number of epochs is the method's")
+    labels = np.asarray(problem.labels, dtype=np.int64)
     if len(np.unique(labels)) < 2:
         raise UsageError("tuning needs labelled images of two classes or more")
-    if labels.min() < 0 or labels.max() >= len(words) or len(labels) != len(features):
+    if labels.min() < 0 or labels.max() >= len(problem.words) or len(labels) != len(problem.features):
         raise ValueError("labels are indices of classes, one for each image")
-    rows = split(labels, settings.shots, settings.seed)
-    held_out = rows[1]
-    data = torch.from_numpy(features).to(words.device), torch.from_numpy(labels).to(words.device)
-    loss = _loss(settings, scale)
+    if settings.loss != "ebm" or settings.mask != "adaptive" or settings.mask_proportion is not None:
+        return _train(problem, learner, settings, on_progress)
+    tried: list[Tuned] = []
+    for share in _SHARES:
+        tried.append(_train(problem, learner, replace(settings, mask_proportion=share), on_progress))
+        if tried[-1].interrupted:
+            break
+    return max(tried, key=lambda found: sum(found.after.merits))
+
+
+def _train(
+    problem: Problem,
+    learner: "Callable[[Sequence[int]], Learner]",
+    settings: TuneSettings,
+    on_progress: Callable[[Figures, int], None] | None,
+) -> Tuned:
+    """`train`, with one share of elements to mask."""
+    rows = split(problem.labels, settings.shots, settings.seed)
+    words = problem.words
+    data = _Data(problem, rows, settings)
+    epochs = settings.epochs or 0  # `train` has seen to it that it is a number
 
     def run(kept: Sequence[int]) -> "_Run":
-        return _Run(learner(kept), words[list(kept)], kept, data, rows, loss, defaults, settings)
+        return _Run(learner(kept), words[list(kept)], kept, data, settings)
 
-    main = run(range(len(words)))
-    folds = [run(kept) for kept in leave_out(labels[held_out], len(words), settings)]
-    before = _figures(0, None, main, folds, words)
-    history = [_figures(0, None, main, folds)]
-    states = [main.learner.state()]
-    interrupted = False
-    try:
-        for epoch in range(1, settings.epochs + 1):
-            mean = main.epoch()
-            for fold in folds:
-                fold.epoch()
-            figures, state = _figures(epoch, mean, main, folds), main.learner.state()
-            history, states = [*history, figures], [*states, state]
-            if on_progress is not None:
-                on_progress(figures, settings.epochs)
-    except KeyboardInterrupt:
-        interrupted = True
+    with torch.random.fork_rng():  # OGEN's generator draws from the global one
+        torch.manual_seed(settings.seed)
+        main = run(range(len(words)))
+        folds = [run(kept) for kept in leave_out(problem.labels[rows[1]], len(words), settings)]
+        before = _figures(0, None, main, folds, words)
+        history = [_figures(0, None, main, folds)]
+        states = [main.learner.state()]
+        interrupted = False
+        try:
+            for epoch in range(1, epochs + 1):
+                mean = main.epoch(epoch - 1)
+                for fold in folds:
+                    fold.epoch(epoch - 1)
+                figures, state = _figures(epoch, mean, main, folds), main.learner.state()
+                history, states = [*history, figures], [*states, state]
+                if on_progress is not None:
+                    on_progress(figures, epochs)
+        except KeyboardInterrupt:
+            interrupted = True
     best = choose([f.merits for f in history[: len(states)]])
     learned, tuned = states[best]
     return Tuned(
@@ -258,7 +316,7 @@ def train(
         tuple(history),
         before,
         history[best],
-        held_out,
+        rows[1],
         interrupted,
         settings,
     )
@@ -267,7 +325,7 @@ def train(
 def check(settings: TuneSettings) -> None:
     """UsageError for a setting that makes no sense."""
     positive = ("lr", "batch_size", "ebm_temperature")
-    at_least_one = ("shots", "context_vectors")
+    at_least_one = ("shots", "context_vectors", "window")
     for name in positive:
         if not 0 < getattr(settings, name) < float("inf"):
             raise UsageError(f"`{name}` {getattr(settings, name)}: choose more than 0")
@@ -278,18 +336,20 @@ def check(settings: TuneSettings) -> None:
         "method": ("prompt", "residual"),
         "loss": ("ebm", "coop"),
         "ebm": ("literal", "renormalised"),
-        "mask": ("top", "keep", "random"),
+        "mask": ("top", "keep", "random", "adaptive"),
+        "regulariser": ("none", "pull", "ogen", None),
     }
     for name, allowed in choices.items():
         if (chosen := getattr(settings, name)) not in allowed:
-            raise UsageError(f"`{name}` {chosen}: choose {', '.join(allowed)}")
-    if not 0 <= settings.mask_proportion <= 1:
+            raise UsageError(f"`{name}` {chosen}: choose {', '.join(filter(None, allowed))}")
+    if settings.mask_proportion is not None and not 0 <= settings.mask_proportion <= 1:
         raise UsageError(f"`mask_proportion` {settings.mask_proportion}: choose between 0 and 1")
-    if not 0 <= settings.lambda_ < float("inf"):
-        raise UsageError(f"`lambda_` {settings.lambda_}: choose 0 or more")
-    if settings.pull is not None and not 0 <= settings.pull < float("inf"):
-        raise UsageError(f"`pull` {settings.pull}: choose 0 or more")
-    if settings.epochs < 0:
+    for name in ("lambda_", "pull", "ogen", "distil", "consistency"):
+        if (value := getattr(settings, name)) is not None and not 0 <= value < float("inf"):
+            raise UsageError(f"`{name}` {value}: choose 0 or more")
+    if settings.pull is not None and settings.regulariser not in (None, "pull"):
+        raise UsageError(f"`pull` {settings.pull}: use it with the `regulariser` pull")
+    if settings.epochs is not None and settings.epochs < 0:
         raise UsageError(f"`epochs` {settings.epochs}: choose 0 or more")
     if settings.folds < 0:
         raise UsageError(f"`folds` {settings.folds}: choose 0 or more")
@@ -323,15 +383,23 @@ def split(labels: Ints, shots: int | None, seed: int) -> tuple[Ints, Ints]:
 def leave_out(held_out_labels: Ints, classes: int, settings: TuneSettings) -> list[list[int]]:
     """The classes that each fold keeps: all but a random 30% of those with held-out images.
 
+    Of more than 200 classes with held-out images a fold has a random 200, and of the others none.
     Empty where fewer than two classes with such images would be left.
     """
     known = np.unique(held_out_labels)
-    drop = max(1, round(_LEFT_OUT * len(known)))
+    drop = max(1, round(_LEFT_OUT * min(len(known), _FOLD_CLASSES)))
     if len(known) - drop < 2:
         return []
     generator = np.random.default_rng([settings.seed, 1])
-    dropped = [set(generator.permutation(known)[:drop].tolist()) for _ in range(settings.folds)]
-    return [[k for k in range(classes) if k not in out] for out in dropped]
+    kept = []
+    for _ in range(settings.folds):
+        order = generator.permutation(known)
+        if len(known) > _FOLD_CLASSES:
+            kept.append(sorted(order[drop:_FOLD_CLASSES].tolist()))
+        else:
+            out = set(order[:drop].tolist())
+            kept.append([k for k in range(classes) if k not in out])
+    return kept
 
 
 @dataclass(frozen=True)
@@ -340,14 +408,18 @@ class Learner:
 
     Attributes:
         parameter: what the optimizer changes.
-        class_features: () → (K, D) unit class features, differentiable in the parameter.
+        features: such a parameter → (K, D) unit class features, differentiable in it.
         optimizer: of the parameter alone.
 
     """
 
     parameter: Tensor
-    class_features: Callable[[], Tensor]
+    features: Callable[[Tensor], Tensor]
     optimizer: torch.optim.Optimizer
+
+    def class_features(self) -> Tensor:
+        """(K, D), of the parameter as it is."""
+        return self.features(self.parameter)
 
     def state(self) -> tuple[Tensor, Tensor]:
         """Copies of the parameter and of its class features."""
@@ -355,52 +427,125 @@ class Learner:
             return self.parameter.detach().clone(), self.class_features()
 
 
+class _Data:
+    """What the main run and the folds share, on the device: images, background names, unlabelled images."""
+
+    def __init__(self, problem: Problem, rows: tuple[Ints, Ints], settings: TuneSettings) -> None:
+        device = problem.words.device
+
+        def moved(array: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        self.images, self.targets = moved(problem.features), moved(np.asarray(problem.labels, dtype=np.int64))
+        self.train, self.held_out = moved(rows[0]), moved(rows[1])
+        self.scale, self.defaults = problem.scale, problem.defaults
+        self.names = problem.words[:0]
+        self.background: Tensor | None = None  # the part of a softmax's denominator that is the names', by image
+        self.more = 0.0
+        names, unlabelled = problem.beside.background, problem.beside.unlabelled
+        if names is not None and len(names) and (settings.background or settings.regulariser == "ogen"):
+            some = np.linspace(0, len(names) - 1, min(_MOST_NAMES, len(names))).astype(np.int64)
+            self.names, self.more = moved(names[some]), float(np.log(len(names) / len(some)))
+            if settings.background:
+                self.background = self.of_names(self.images)
+        self.unlabelled: Tensor | None = None
+        if settings.unlabelled and unlabelled is not None and len(unlabelled):
+            self.unlabelled = moved(unlabelled)
+
+    def of_names(self, images: Tensor) -> Tensor:
+        """(N,) log Σ_b exp(scale · z·b) over all background names, by those that stand for them."""
+        return torch.logsumexp(self.scale * images @ self.names.T, dim=1) + self.more
+
+    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
+        """(N, K), or (N, K + 1) with the background."""
+        own = self.scale * images @ classes.T
+        return own if self.background is None else losses.with_background(own, self.of_names(images))
+
+
 class _Run:
     """A learner in training, on the classes that it is shown."""
 
     def __init__(
-        self,
-        learner: Learner,
-        written: Tensor,
-        kept: Sequence[int],
-        data: tuple[Tensor, Tensor],
-        rows: tuple[Ints, Ints],
-        loss: Loss,
-        defaults: ScoreDefaults,
-        settings: TuneSettings,
+        self, learner: Learner, written: Tensor, kept: Sequence[int], data: _Data, settings: TuneSettings
     ) -> None:
-        images, targets = data
-        own = torch.full((max(int(targets.max()), *kept) + 1,), -1, device=images.device)
-        own[list(kept)] = torch.arange(len(kept), device=images.device)  # a class's number here; -1: left out
-        train, held_out = (torch.from_numpy(r).to(images.device) for r in rows)
-        left_out = own[targets] < 0  # of these classes no image is trained on
-        train = train[~left_out[train]]
-        held_out = torch.cat([held_out[~left_out[held_out]], torch.nonzero(left_out).flatten()])
-        self.learner, self.written, self.kept, self.loss, self.defaults = learner, written, list(kept), loss, defaults
-        self.pull = _pull(settings)
-        self.images, self.labels = images[train], own[targets[train]]
-        self.held_out, self.held_out_labels = images[held_out], own[targets[held_out]]
-        self.batch_size, self.lr = settings.batch_size, settings.lr
+        own = torch.full((max(int(data.targets.max()), *kept) + 1,), -1, device=data.images.device)
+        own[list(kept)] = torch.arange(len(kept), device=data.images.device)  # a class's number here; -1: left out
+        left_out = own[data.targets] < 0  # of these classes no image is trained on
+        train = data.train[~left_out[data.train]]
+        held_out = torch.cat([_some(data.held_out[~left_out[data.held_out]]), _some(torch.nonzero(left_out).flatten())])
+        self.learner, self.written, self.kept, self.data, self.settings = learner, written, list(kept), data, settings
+        self.loss, self.pull = _loss(settings, data.scale), _pull(settings)
+        self.images, self.labels = data.images[train], own[data.targets[train]]
+        self.background = None if data.background is None else data.background[train]
+        self.held_out, self.held_out_labels = data.images[held_out], own[data.targets[held_out]]
+        self.outside = None
+        if data.background is not None:
+            self.outside = self.held_out @ data.names.T
         self.generator = torch.Generator().manual_seed(settings.seed)
-        steps = settings.epochs * -(-len(self.labels) // settings.batch_size)
+        epochs = settings.epochs or 0
+        steps = epochs * -(-len(self.labels) // settings.batch_size)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(learner.optimizer, max(1, steps))
+        self.window = deque([learner.parameter.detach().clone()], maxlen=settings.window)
+        self.ogen = None
+        if settings.regulariser == "ogen" and len(torch.unique(self.labels)) > 1:
+            self.ogen = ogen.Regulariser(self.images, self.labels, written, data.names, scale=data.scale, epochs=epochs)
 
-    def epoch(self) -> float:
+    def epoch(self, number: int) -> float:
         """One pass over the images; the mean loss."""
         total = 0.0
+        teacher = self._teacher()
         order = torch.randperm(len(self.labels), generator=self.generator)
-        for batch in torch.split(order, self.batch_size):
+        for batch in torch.split(order, self.settings.batch_size):
             rows = batch.to(self.images.device)
-            classes = self.learner.class_features()
-            loss = self.loss(self.images[rows], classes, self.labels[rows], self.generator)
-            if self.pull:
-                loss = loss + self.pull * losses.pull(classes, self.written)
-            self.learner.optimizer.zero_grad()
+            loss = self._step_loss(rows, teacher, number)
+            optimizers = [self.learner.optimizer, *([self.ogen.optimizer] if self.ogen else [])]
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            self.learner.optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             self.schedule.step()
             total += loss.item() * len(rows)
+        self.window.append(self.learner.parameter.detach().clone())
         return total / max(1, len(self.labels))
+
+    def _step_loss(self, rows: Tensor, teacher: Tensor | None, epoch: int) -> Tensor:
+        images, labels = self.images[rows], self.labels[rows]
+        background = None if self.background is None else self.background[rows]
+        classes = self.learner.class_features()
+        loss = self.loss(images, classes, labels, background, self.generator)
+        if self.pull:
+            loss = loss + self.pull * losses.pull(classes, self.written)
+        if self.ogen:
+            loss = loss + self.settings.ogen * self.ogen.loss(images, classes, labels, epoch)
+        if teacher is not None and self.settings.distil:
+            scale = self.data.scale
+            own, its = scale * images @ classes.T, scale * images @ teacher.T
+            loss = loss + self.settings.distil * losses.distillation(own, its, scale)
+        if teacher is not None and self.data.unlabelled is not None:
+            loss = loss + self.settings.consistency * self._unlabelled_loss(classes, teacher, self.data.unlabelled)
+        return loss
+
+    def _unlabelled_loss(self, classes: Tensor, teacher: Tensor, unlabelled: Tensor) -> Tensor:
+        """Of images without labels: what a masked one says against the teacher's word on the whole; no collapse."""
+        order = torch.randperm(len(unlabelled), generator=self.generator)[: self.settings.batch_size]
+        images = unlabelled[order.to(unlabelled.device)]
+        kept = (torch.rand(images.shape, generator=self.generator) >= _MASKED).to(images)
+        with torch.no_grad():
+            word = self.data.logits(images, teacher).softmax(1)
+            confident = word[:, : len(classes)].max(1).values >= _CONFIDENT
+        logits = self.data.logits(torch.nn.functional.normalize(kept * images, dim=1), classes)
+        loss = losses.consistency(logits, word, confident)
+        if confident.any():
+            loss = loss + losses.collapse(self.data.scale * images[confident] @ classes.T)
+        return loss
+
+    def _teacher(self) -> Tensor | None:
+        """(K, D) class features of the mean of what was learned in the last epochs."""
+        if not self.settings.distil and self.data.unlabelled is None:
+            return None
+        with torch.no_grad():
+            return self.learner.features(torch.stack(list(self.window)).mean(0))
 
     def evaluate(self, classes: Tensor | None = None) -> tuple[float | None, float | None, float | None]:
         """Accuracy and mean ΔEnergy of held-out images of known classes; AUROC of those of left-out classes."""
@@ -411,9 +556,15 @@ class _Run:
                 classes = self.learner.class_features()
             cosines = self.held_out @ classes.T
         if not cosines.isfinite().all():
-            raise UsageError(f"`lr` {self.lr}: the training diverged; choose a smaller one")
-        own = self.defaults
-        change = delta_energy(cosines, temperature=own.temperature, top_c=own.top_c, reset_to=own.reset_to)
+            raise UsageError(f"`lr` {self.settings.lr}: the training diverged; choose a smaller one")
+        own = self.data.defaults
+        change = delta_energy(
+            cosines,
+            temperature=own.temperature,
+            top_c=own.top_c,
+            reset_to=own.reset_to,
+            background=self.outside,
+        )
         known = self.held_out_labels >= 0
         accuracy = (cosines.argmax(1) == self.held_out_labels)[known].float().mean().item()
         left_out = (~known).cpu().numpy()
@@ -436,27 +587,41 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(known)) if known else None
 
 
+def _some(rows: Tensor) -> Tensor:
+    """At most 1,024 of the rows, evenly from all of them: enough for the figures of an epoch."""
+    return rows[torch.linspace(0, max(0, len(rows) - 1), min(_MOST_JUDGED, len(rows))).long().to(rows.device)]
+
+
 def _pull(settings: TuneSettings) -> float:
-    if settings.pull is not None:
-        return settings.pull
-    return 4.0 if settings.loss == "ebm" and settings.ebm == "renormalised" else 0.0
+    chosen = settings.regulariser
+    if chosen is None and (settings.pull is not None or (settings.loss == "ebm" and settings.ebm == "renormalised")):
+        chosen = "pull"
+    if chosen != "pull":
+        return 0.0
+    return 4.0 if settings.pull is None else settings.pull
 
 
 def _loss(settings: TuneSettings, scale: float) -> Loss:
     if settings.loss == "coop":
-        return lambda images, classes, labels, generator: losses.coop(images, classes, labels, scale=scale)
+        return lambda images, classes, labels, background, generator: losses.coop(
+            images, classes, labels, scale=scale, background=background
+        )
     reading = {"literal": losses.ebm_literal, "renormalised": losses.ebm_renormalised}[settings.ebm]
+    proportion = _MASKED if settings.mask_proportion is None else settings.mask_proportion
 
-    def loss(images: Tensor, classes: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        kept = losses.mask(
+    def loss(
+        images: Tensor, classes: Tensor, labels: Tensor, background: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        kept = losses.mask(images, classes, labels, proportion=proportion, how=settings.mask, generator=generator)
+        return reading(
             images,
             classes,
             labels,
-            proportion=settings.mask_proportion,
-            how=settings.mask,
-            generator=generator,
+            kept,
+            scale=scale,
+            weight=settings.lambda_,
+            temperature=settings.ebm_temperature,
+            background=background,
         )
-        weight, temperature = settings.lambda_, settings.ebm_temperature
-        return reading(images, classes, labels, kept, scale=scale, weight=weight, temperature=temperature)
 
     return loss

@@ -7,23 +7,27 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ood_audit._version import __version__
 from ood_audit.classes import labelled as subset
+from ood_audit.classes import pools, texts
 from ood_audit.classes import prompts as tuned
-from ood_audit.classes import texts
 from ood_audit.classes import vocabulary as vocabularies
 from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
-from ood_audit.progress import Progress, silent
+from ood_audit.progress import Progress, counting, silent
 from ood_audit.scoring.plan import encoder_defaults
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.locks import COMMIT_SECONDS, computing
+from ood_audit.store.parts import iter_features
 from ood_audit.tuning import residual, trainer
-from ood_audit.tuning.settings import TuneSettings
-from ood_audit.tuning.trainer import Figures, Tuned
+from ood_audit.tuning.settings import TuneSettings, settings_of
+from ood_audit.tuning.trainer import Beside, Figures, Tuned
+
+_MOST_UNLABELLED = 4096  # images that take part without labels
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,8 @@ def tune(
 ) -> TuneResult:
     """Learn better class features from labelled images; the encoder stays as it is.
 
-    By default the words in front of the class names are learned. With `method="residual"` a residual on their features
-    is learned instead, which needs no model once these are known.
+    `method="prompt"` learns the words in front of the class names, `method="residual"` a residual on their features,
+    which needs no model once these are known.
 
     Args:
         store: The store, or its folder.
@@ -77,7 +81,7 @@ def tune(
         annotations: A CSV, JSON or Parquet file that names images of the store in `path` and their classes in `label`,
             which is registered first. Where no labelled images are registered, prompts are tuned on the images of the
             store whose folder is named as a class.
-        settings: How to tune; None for the defaults of prompts.
+        settings: How to tune; None for the defaults of the method that `best_method` names.
         name: The name of the prompts; None for one from the method or the loss, and the time.
         device: Where the text encoder runs.
         note: Called with a sentence for each thing that a person should know.
@@ -88,15 +92,15 @@ def tune(
         UsageError: A setting makes no sense, the labels don't fit the vocabulary, or there are too few images.
 
     """
-    settings = settings or TuneSettings()
+    if not isinstance(store, Store):
+        store = open_store(store)
+    settings = settings or settings_of(method=best_method(store))
     trainer.check(settings)
     if folder is not None and annotations is not None:
         raise UsageError("give the labelled images by `folder` or by `annotations`, not both")
     kind = settings.loss if settings.method == "prompt" else settings.method
     name = name or f"{kind}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
     tuned.check_name(name)
-    if not isinstance(store, Store):
-        store = open_store(store)
     vocabulary = vocabularies.choose(store, labels, None, note)
     if (given := annotations if folder is None else folder) is not None:
         subset.add(store, given, vocabulary=vocabulary, device=device, note=note, on_progress=on_progress)
@@ -105,11 +109,18 @@ def tune(
     with computing(store.root):
         encoder = texts.encoder_of(store, device, on_progress)
         text = vocabularies.cached_features(store, vocabulary, encoder)
+        beside = Beside()
+        if (settings.background or settings.regulariser == "ogen") and pools.is_available(store, "background"):
+            counted = counting(on_progress, "encoding names")
+            pool = pools.load(store, vocabulary, "background", encoder, counted, note)
+            beside = Beside(background=pool.negatives)
+        if settings.unlabelled:
+            beside = replace(beside, unlabelled=_unlabelled(store))
         if settings.method == "residual":
             defaults = ScoreDefaults(**encoder_defaults(store, encoder))
-            found = residual.fit(own.features, own.labels, text, defaults, settings, on_epoch)
+            found = residual.fit(own.features, own.labels, text, defaults, settings, on_epoch, beside)
         else:
-            found = trainer.fit(own.features, own.labels, vocabulary.spoken, encoder(), settings, on_epoch)
+            found = trainer.fit(own.features, own.labels, vocabulary.spoken, encoder(), settings, on_epoch, beside)
         if found.settings.epochs == 0:  # the text as it is, and all images for references and calibration
             found = replace(found, class_features=text, held_out=np.arange(len(own.labels)), after=found.before)
         improved = _improved(found)
@@ -117,6 +128,19 @@ def tune(
             path = _save(store, name, vocabulary, own, found, improved)
             store.set_current(vocabulary=vocabulary.id)
     return TuneResult(name, found, len(own.labels), len(np.unique(own.labels)), improved, path)
+
+
+def best_method(store: Store) -> str:
+    """The method that measures best: `prompt` for the bundled starter, whose text encoder is small, else `residual`."""
+    return "prompt" if store.encoder.model == "starter" else "residual"
+
+
+def _unlabelled(store: Store) -> NDArray[np.float32]:
+    """(U, D) features of the images under audit, or of about 4,096 of them."""
+    ((count,),) = store.query("SELECT count(*) FROM images WHERE status = 'ok'").rows
+    share = min(1.0, _MOST_UNLABELLED / max(1, count))
+    batches = [batch.features for batch in iter_features(store, share=share)]
+    return np.concatenate(batches).astype(np.float32)
 
 
 def _improved(found: Tuned) -> bool:

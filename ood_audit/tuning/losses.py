@@ -6,6 +6,8 @@ EBM is the tuning loss of Zhu et al., NeurIPS 2025, arXiv 2510.11296. Its code i
 are of its figure and captions. `benchmarks/tuning_search.py` compares them.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -154,7 +156,8 @@ def consistency(logits: Tensor, teacher: Tensor, confident: Tensor) -> Tensor:
 def collapse(logits: Tensor) -> Tensor:
     """log K − H(mean softmax): 0 where the classes are predicted equally often, log K where one takes all."""
     marginal = logits.softmax(1).mean(0)
-    return torch.log(torch.tensor(float(logits.shape[1]))) + torch.special.xlogy(marginal, marginal).sum()
+    entropy: Tensor = torch.special.entr(marginal).sum()
+    return math.log(logits.shape[1]) - entropy
 
 
 def distillation(logits: Tensor, teacher: Tensor, scale: float) -> Tensor:

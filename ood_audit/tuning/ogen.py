@@ -81,17 +81,17 @@ class Regulariser:
         count = near.shape[1]
         loss = loss + 0.25 * self._cross_entropy(same, classes, labels)
         loss = loss + 0.25 / count * self._cross_entropy(beside, classes, near.flatten())
-        if len(self.names) == 0:
-            return loss
-        unknown = self.unknown[labels]
-        strange = self.generator(self.names[unknown], own, images[:, None])
-        known_and_not = torch.cat([classes, self.names])
-        return loss + 0.5 / unknown.shape[1] * self._cross_entropy(
-            strange, known_and_not, len(classes) + unknown.flatten()
-        )
+        if len(self.names):
+            unknown = self.unknown[labels]
+            strange = self.generator(self.names[unknown], own, images[:, None])
+            known_and_not = torch.cat([classes, self.names])
+            beyond = len(classes) + unknown.flatten()
+            loss = loss + 0.5 / unknown.shape[1] * self._cross_entropy(strange, known_and_not, beyond)
+        return loss
 
     def _cross_entropy(self, images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
-        return functional.cross_entropy(self.scale * images @ classes.T, labels)
+        mean: Tensor = functional.cross_entropy(self.scale * images @ classes.T, labels)
+        return mean
 
 
 def statistics(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:

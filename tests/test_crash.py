@@ -421,8 +421,8 @@ def test_interrupted_right_after_a_part_was_written(tmp_path, many, warm, monkey
 
     start = module.PartWriter.__init__
 
-    def init(self, *arguments):
-        start(self, *arguments)
+    def init(self, *arguments, **keywords):
+        start(self, *arguments, **keywords)
         self._rows = Rows()
 
     monkeypatch.setattr(module, "PART_ROWS", 20)

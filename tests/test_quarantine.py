@@ -168,12 +168,12 @@ def test_what_is_left_is_said_and_fails(audited):
         (["q", "--undo", "--flagged"], "leave out the options"),
         (["q", "--undo", "--report", "latest"], "leave out the options"),
         (["q", "--undo"], "q is not a quarantine: it has no quarantine.jsonl"),
-        (["pictures/aside", "--flagged"], "pictures, where `embed` would find the images again"),
-        (["pictures", "--flagged"], "pictures, where `embed` would find the images again"),
+        (["pictures/aside", "--flagged"], "pictures, where `ood-audit embed` would find the images again"),
+        (["pictures", "--flagged"], "pictures, where `ood-audit embed` would find the images again"),
         ([".", "--flagged"], "contains the embedded"),
         (["store/aside", "--flagged"], "is inside the store"),
         (["file", "--flagged"], "file is a file"),
-        (["link", "--flagged"], "pictures, where `embed` would find the images again"),
+        (["link", "--flagged"], "pictures, where `ood-audit embed` would find the images again"),
     ],
 )
 def test_wrong_usage_is_one_line_and_changes_nothing(audited, tmp_path, arguments, message):

@@ -178,12 +178,12 @@ def test_the_command_line(example_store):
     assert done.returncode == 3, done.stderr
     rows = json.loads(done.stdout)
     assert rows[0]["kind"] == "drift"
-    assert rows[0]["p_value"] == 0.001
+    assert rows[0]["p_value"] <= 0.005
     assert {row["name"] for row in rows if row["kind"] == "class" and row["p_value"] < 0.05} == {"airplane", "chair"}
     assert {row["kind"] for row in rows} >= {"word", "class", "image"}
     table = run_cli("compare", "airplane", "chair", "--store", example_store, "--top", 1)
     assert table.returncode == 0
-    assert re.search(r"^drift +chair against airplane +0.001", table.stdout, re.M)
+    assert re.search(r"^drift +chair against airplane +0.00[1-5]", table.stdout, re.M)
     page = (example_store / "comparison.html").read_text()
     assert page.count("data:image/webp;base64,") >= 10
     assert "<script" not in page

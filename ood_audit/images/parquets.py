@@ -1,11 +1,11 @@
 """Parquet files that hold images, as the Hugging Face Hub has them: a column with the bytes of each."""
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
-
-import numpy as np
 
 from ood_audit.images.content import UnreadableError
 from ood_audit.text import printable
@@ -26,7 +26,7 @@ class ParquetIndex:
 
         self.others = 0
         self.damage: str | None = None
-        self._starts = np.zeros(1, np.int64)  # the first row of each row group, and the end
+        self._starts = [0]  # the first row of each row group, and the end
         self._column: str | None = None
         self._groups: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()  # one thread reads a row group, the others wait for it
@@ -34,12 +34,12 @@ class ParquetIndex:
             metadata = pq.read_metadata(file)
             self._column = image_column(metadata.schema.to_arrow_schema())
             groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
-            self._starts = np.cumsum([0, *groups])
+            self._starts = list(accumulate(groups, initial=0))
         except (pa.ArrowException, OSError) as error:
             self.damage = f"damaged Parquet file: {printable(str(error).splitlines()[0])}"
         if self._column is None and self.damage is None:
             self.damage = "a Parquet file without a column of images"
-        self.sizes: Mapping[str, int] = _Rows(int(self._starts[-1]))
+        self.sizes: Mapping[str, int] = _Rows(self._starts[-1])
 
     def read(self, file: Any, name: str) -> bytes:
         """The bytes of the image of a row.
@@ -49,14 +49,14 @@ class ParquetIndex:
 
         """
         row = int(name)
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        group = bisect_right(self._starts, row) - 1
         with self._lock:
             if group not in self._groups:
                 self._groups[group] = self._images(file, group)
                 while len(self._groups) > _KEPT:
                     self._groups.popitem(last=False)
             images = self._groups[group]
-        data = images[row - int(self._starts[group])].as_py()
+        data = images[row - self._starts[group]].as_py()
         if not data:
             raise UnreadableError("no image in this row of the Parquet file")
         return bytes(data)

@@ -72,7 +72,7 @@ class Regulariser:
         """
         words, near = classes.detach(), self.near[labels]
         own, others = words[labels][:, None], words[near]
-        values = self.mean[near] + torch.randn_like(others) * self.spread[near]
+        values = self.mean[near] + torch.randn(others.shape).to(others.device) * self.spread[near]
         same = self.generator(own, others, values)
         beside = self.generator(others, own, images[:, None])
         loss: Tensor = (same - images).square().sum(1).mean() + (beside - values.flatten(0, 1)).square().sum(1).mean()

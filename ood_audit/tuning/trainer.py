@@ -289,7 +289,7 @@ def _train(
     def run(kept: Sequence[int]) -> "_Run":
         return _Run(learner(kept), words[list(kept)], kept, data, settings)
 
-    with torch.random.fork_rng():  # OGEN's generator draws from the global one
+    with torch.random.fork_rng(devices=[]):  # OGEN's generator draws from the global one, on the CPU
         torch.manual_seed(settings.seed)
         main = run(range(len(words)))
         folds = [run(kept) for kept in leave_out(problem.labels[rows[1]], len(words), settings)]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,8 +42,8 @@ def test_report_prints_the_ranking_and_says_where_the_page_is(reported):
     assert len(found) >= 6  # of 12; chance would give 2
 
 
-def test_the_table_shows_no_number_twice_and_notes_name_options(reported):
-    store, _ = reported
+def test_the_table_shows_no_number_twice_and_notes_name_options(reported, tmp_path):
+    store = shutil.copytree(reported[0], tmp_path / "store")
     done = run_cli("report", "--top", 3, "--name", "shown", "--store", store)
     assert done.stdout.split("\n")[0].split() == ["rank", "path", "flagged", "p_value", "ood_score", "label", "label_2"]
     folders = run_cli("run", EXAMPLES / "images", "--store", store, "--name", "folders")

@@ -120,13 +120,9 @@ def embed(
     """
     started = time.monotonic()
     settings = replace(settings or EmbedSettings(), **options)
-    if crops not in CROPS:
-        raise UsageError(f"`crops` {printable(crops)}: choose {', '.join(CROPS)}")
-    if images is not None and not os.path.isdir(images):
-        raise UsageError(f"`images` {printable(os.fspath(images))}: no such folder")
+    pictures = _pictures(images, crops)
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
-    pictures = None if images is None else os.path.realpath(images)
     root = store_root(store)
     on_progress("looking for images")
     found: dict[str, str | None] = dict.fromkeys(_resolved(source, root) for source in sources)
@@ -155,12 +151,17 @@ def embed(
         finally:
             result.seconds = round(time.monotonic() - started, 3)
             run.record()
-    read = sum(result.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved", "relabelled"))
-    if result.counts["unreadable"] and not read:
-        raise OodAuditError(
-            f"none of the {result.counts['unreadable']} images could be read; the first, {run.first_unreadable}"
-        )
+    run.check_readable()
     return result
+
+
+def _pictures(images: str | os.PathLike[str] | None, crops: str) -> str | None:
+    """The real path of the folder of a dataset's images."""
+    if crops not in CROPS:
+        raise UsageError(f"`crops` {printable(crops)}: choose {', '.join(CROPS)}")
+    if images is not None and not os.path.isdir(images):
+        raise UsageError(f"`images` {printable(os.fspath(images))}: no such folder")
+    return None if images is None else os.path.realpath(images)
 
 
 @dataclass
@@ -259,6 +260,15 @@ class _Run:
         self.on_progress = on_progress
         self.on_note = on_note
         self.db: duckdb.DuckDBPyConnection
+
+    def check_readable(self) -> None:
+        """Raise an OodAuditError if there are images, and none of them could be read."""
+        counts = self.result.counts
+        read = sum(counts[outcome] for outcome in ("added", "unchanged", "changed", "moved", "relabelled"))
+        if counts["unreadable"] and not read:
+            raise OodAuditError(
+                f"none of the {counts['unreadable']} images could be read; the first, {self.first_unreadable}"
+            )
 
     def bring_into_step(
         self,

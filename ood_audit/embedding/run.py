@@ -100,13 +100,12 @@ def embed(
             Hub has it, and an ImageFolder with metadata.csv or metadata.jsonl.
         store: the store's folder, or its URI; made where there is none.
         settings: the encoder, and where it runs; None for the defaults.
-        splits: further sources by the name of the split that they hold, or pairs of both. The split of other images is
-            what their folders say: `train`, `val` (also `valid`, `validation`, `dev`) or `test`.
+        splits: further sources by the name of their split. Other images have the split that their folders say.
         images: the folder of the images of a dataset, where it is not beside the annotations.
         crops: `auto`: each box of a dataset is an image of its own, beside the picture that it is in; `on`: the same,
             and an error where there are no boxes; `off`: pictures only.
         gps: whether to keep where new and changed images were taken, as far as their EXIF says.
-        on_start: called with the encoder before the first image; not called where there is nothing to embed.
+        on_start: called with the encoder before the first image, if there is one to embed.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
         on_note: called with each of the result's `notes`, as soon as there is one; by default they are logged.
         **options: fields of `EmbedSettings`, such as `model` and `device`, in place of those of `settings`.
@@ -115,7 +114,7 @@ def embed(
         UsageError: a source does not exist, or an argument makes no sense.
         StoreError: the store is locked, can't be written, or is of another encoder.
         EncoderError: the model could not be loaded.
-        OodAuditError: a source holds no image, or none of the images could be read.
+        OodAuditError: no image was found, or none could be read.
 
     """
     started = time.monotonic()

@@ -291,7 +291,7 @@ def told(store, labels, templates=None):
 def test_what_was_understood_is_said(tmp_path):
     store = stored(tmp_path, "train/cat", "train/dog", "val/dog")
     _, notes = told(store, None)
-    assert notes == ["vocabulary: the 2 folder names beside train, val: cat, dog; give a list with --labels FILE"]
+    assert notes == ["vocabulary: the 2 folder names beside train, val: cat, dog; give a list with `labels=FILE`"]
     path = write(tmp_path, "0 cat\n1 dogs\n")
     chosen, notes = told(store, path)
     assert notes == [

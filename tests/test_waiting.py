@@ -45,11 +45,13 @@ def test_embed_tells_its_stages_and_counts_from_the_first_image(pictures, tmp_pa
 def test_report_tells_its_stages(store_copy):
     told = Stages()
     ood_audit.report(store_copy, labels=LABELS, settings=ScoreSettings(auto=False), on_progress=told)
-    assert told.names()[-5:] == [
+    assert told.names()[-7:] == [
         "scoring",
         "looking for duplicates",
         "deciding what to flag",
         "naming what is flagged",
+        "looking for shortcuts",
+        "looking for leaks",
         "writing the report",
     ]
     assert told.of("scoring")[-1] == (81, 81)

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     Encoder = ClipEncoder | local.Workers | ray.Workers
 
 OUTCOMES = ("added", "unchanged", "changed", "moved", "relabelled", "removed", "unreadable")
-CROPS = ("auto", "on", "off")
 _SAMPLE = 32  # images on which a precision is tried
 _MOST_COUNTED = 32_768  # images: more make no difference to where the encoder is loaded
 _BOXES = 8192  # rows at a time
@@ -80,8 +79,6 @@ def embed(
     settings: EmbedSettings | None = None,
     splits: Mapping[str, str | os.PathLike[str]] | Iterable[tuple[str, str | os.PathLike[str]]] = (),
     images: str | os.PathLike[str] | None = None,
-    crops: str = "auto",
-    gps: bool = False,
     on_start: Callable[["Encoder"], None] | None = None,
     on_progress: Progress = silent,
     on_note: Callable[[str], None] | None = None,
@@ -102,9 +99,6 @@ def embed(
         settings: the encoder, and where it runs; None for the defaults.
         splits: further sources by the name of their split. Other images have the split that their folders say.
         images: the folder of the images of a dataset, where it is not beside the annotations.
-        crops: `auto`: each box of a dataset is an image of its own, beside the picture that it is in; `on`: the same,
-            and an error where there are no boxes; `off`: pictures only.
-        gps: whether to keep where new and changed images were taken, as far as their EXIF says.
         on_start: called with the encoder before the first image, if there is one to embed.
         on_progress: called with the stages of the work, see `ood_audit.progress.Progress`.
         on_note: called with each of the result's `notes`, as soon as there is one; by default they are logged.
@@ -119,7 +113,7 @@ def embed(
     """
     started = time.monotonic()
     settings = replace(settings or EmbedSettings(), **options)
-    pictures = _pictures(images, crops)
+    pictures = _pictures(images)
     if isinstance(sources, (str, os.PathLike)):
         sources = [sources]
     root = store_root(store)
@@ -140,10 +134,10 @@ def embed(
             scans = [_begun(source, root, split, pictures) for source, split in found.items()]
         existing, encoder = _open(root, scans, settings, on_progress)
         result = EmbedResult(existing, notes=notes)
-        run = _Run(result, scans, crops, gps, on_progress, add_note)
+        run = _Run(result, scans, settings, on_progress, add_note)
         try:
             with connect(existing) as run.db:
-                run.bring_into_step(encoder, settings, on_start)
+                run.bring_into_step(encoder, on_start)
         except KeyboardInterrupt:
             result.interrupted = True
             raise
@@ -154,10 +148,8 @@ def embed(
     return result
 
 
-def _pictures(images: str | os.PathLike[str] | None, crops: str) -> str | None:
+def _pictures(images: str | os.PathLike[str] | None) -> str | None:
     """The real path of the folder of a dataset's images."""
-    if crops not in CROPS:
-        raise UsageError(f"`crops` {printable(crops)}: choose {', '.join(CROPS)}")
     if images is not None and not os.path.isdir(images):
         raise UsageError(f"`images` {printable(os.fspath(images))}: no such folder")
     return None if images is None else os.path.realpath(images)
@@ -244,8 +236,7 @@ class _Run:
         self,
         result: EmbedResult,
         scans: list[_Scan],
-        crops: str,
-        gps: bool,
+        settings: EmbedSettings,
         on_progress: Progress,
         on_note: Callable[[str], None],
     ) -> None:
@@ -253,8 +244,7 @@ class _Run:
         self.result = result
         self.store = result.store
         self.scans = scans
-        self.crops = crops
-        self.gps = gps
+        self.settings = settings
         self.first_unreadable = ""
         self.on_progress = on_progress
         self.on_note = on_note
@@ -269,12 +259,7 @@ class _Run:
                 f"none of the {counts['unreadable']} images could be read; the first, {self.first_unreadable}"
             )
 
-    def bring_into_step(
-        self,
-        encoder: "Encoder | None",
-        settings: EmbedSettings,
-        on_start: Callable[["Encoder"], None] | None,
-    ) -> None:
+    def bring_into_step(self, encoder: "Encoder | None", on_start: Callable[["Encoder"], None] | None) -> None:
         from ood_audit.embedding import adoption
         from ood_audit.store.index import BUILD_NOW_BYTES, build_index
         from ood_audit.store.parts import PartWriter
@@ -283,14 +268,14 @@ class _Run:
         self.db.execute("SET temp_directory = ?", [str(self.store.images / ".scan.tmp")])
         self.on_progress("looking for images")
         self._scan()
-        counts = self.result.counts
+        counts, settings = self.result.counts, self.settings
         unchanged, to_do = self._count()
         counts["unchanged"] += unchanged
         compared, replaced = 0, list[ImageRef]()
         relabelled = self._number("SELECT count(*) FROM difference WHERE state = 'relabelled'")
         if to_do and self.store.parts:
             compared, replaced = adoption.find(self.db, counting(self.on_progress, "comparing files with the store"))
-        with PartWriter(self.store, self.id, gps=self.gps) as writer:
+        with PartWriter(self.store, self.id, gps=settings.gps) as writer:
             for image in replaced:
                 writer.remove(image)
             for image in self._removed():
@@ -420,9 +405,9 @@ class _Run:
             reader: pa.RecordBatchReader = self.db.cursor().sql(sql, params=[number]).to_arrow_reader(_BOXES)
             annotations.write_boxes(self.store, one.source, map(_boxes, reader))
             annotations.describe(self.store, one.source, notes.format, notes.classes, notes.problems)
-        if self.crops == "on" and not self._number("SELECT count(*) FROM listing WHERE box IS NOT NULL"):
+        if self.settings.crops == "on" and not self._number("SELECT count(*) FROM listing WHERE box IS NOT NULL"):
             raise UsageError("`crops=on` needs a dataset with boxes, such as a COCO or YOLO file; leave it out")
-        if self.crops == "off":
+        if self.settings.crops == "off":
             self.db.execute("DELETE FROM listing WHERE box IS NOT NULL")
 
     def _merge_labels(self) -> None:

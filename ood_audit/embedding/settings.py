@@ -7,6 +7,7 @@ from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
 ENGINES = ("local", "ray")
+CROPS = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,12 @@ class EmbedSettings:
         batch_size: Images in a forward pass; None for what suits the device.
         engine: `local`, or `ray`: the workers of a Ray cluster read and embed. Each must see the images at the same
             paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.
+        crops: `auto`: each box of a dataset is an image of its own, beside the picture that it is in; `on`: the same,
+            and an error where there are no boxes; `off`: pictures only.
+        gps: Whether to keep where new and changed images were taken, as far as their EXIF says.
 
     Raises:
-        UsageError: There is no such engine, or Ray is not installed.
+        UsageError: There is no such engine or way with boxes, or Ray is not installed.
 
     Example:
         >>> from ood_audit import EmbedSettings
@@ -40,8 +44,12 @@ class EmbedSettings:
     precision: str = "auto"
     batch_size: int | None = None
     engine: str = "local"
+    crops: str = "auto"
+    gps: bool = False
 
     def __post_init__(self) -> None:
+        if self.crops not in CROPS:
+            raise UsageError(f"`crops` {printable(self.crops)}: choose {', '.join(CROPS)}")
         if self.engine not in ENGINES:
             raise UsageError(f"`engine` {printable(self.engine)}: choose {' or '.join(ENGINES)}")
         if self.engine == "ray" and importlib.util.find_spec("ray") is None:

@@ -189,7 +189,6 @@ class _Run:
             self.on_progress("looking for shortcuts")
             compared = _compared(self.scores, self.device)
             shown = self._shortcuts(db, compared, decided)
-            self.on_progress("writing the report")
             decisions.save(table, folder)
             ranking.write_all(db, table, ranked)
         with self._connected(parts, ranked) as db:
@@ -198,6 +197,7 @@ class _Run:
             leaked = leaks.find(db, self.store, self.duplicates)
             pq.write_table(leaked.table(), folder / leaks.FILE, compression="zstd")
             decided.notes.extend([*leaked.about(), *_about_quality(db)])
+            self.on_progress("writing the report")
             asked = bool(self.find.near_duplicates)
             made = decisions.findings(db, decided, self.duplicates, leaked, shown, self.name, look_alikes=asked)
             found = verdicts.unsettled(made, passed)

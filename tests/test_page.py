@@ -183,6 +183,15 @@ def marks(page):
     )
 
 
+def wait_for_mark(page, path, mark):
+    """Wait until a card shows what was decided in a dialog, which tells of its closing a moment later."""
+    page.wait_for_function(
+        "([path, mark]) => [...document.querySelectorAll('.card')]"
+        ".some(card => card.dataset.path === path && card.dataset.mark === mark)",
+        arg=[path, mark],
+    )
+
+
 def at(page):
     """The path of the card that has the focus."""
     return page.evaluate("document.activeElement.dataset.path")
@@ -421,11 +430,11 @@ def test_deciding_by_keys(page, in_dialog):
     assert page.input_value("#naming-label") == ""  # nothing is suggested where the class is unknown
     page.keyboard.type("dog")
     page.keyboard.press("Enter")
-    assert marks(page)[paths[2]] == "→ dog"
+    wait_for_mark(page, paths[2], "→ dog")
     page.keyboard.press("c")
     assert page.input_value("#naming-label") == "gun"  # what its group looks like
     page.keyboard.press("Enter")
-    assert marks(page)[paths[3]] == "→ gun"
+    wait_for_mark(page, paths[3], "→ gun")
     page.keyboard.press("p")
     page.keyboard.press("p")
     page.keyboard.press("n")

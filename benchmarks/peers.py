@@ -212,7 +212,7 @@ def findings(store: Path, labelled: bool) -> dict[str, Any]:
     by_severity = "SELECT path FROM issues WHERE kind = 'label' ORDER BY severity DESC, path"
     return {
         "ood": [path for (path,) in found("SELECT path FROM report ORDER BY rank")],
-        "flagged": [path for (path,) in found("SELECT path FROM report WHERE flagged")] if labelled else None,
+        "flagged": [path for (path,) in found("SELECT path FROM report WHERE flagged")],
         "label": [path for (path,) in found(by_severity)],
         "exact": sets("exact-duplicate"),
         "near": sets("near-duplicate"),

@@ -190,13 +190,13 @@ def ood_audit(data: Path, images: Path, work: Path) -> Iterator[dict[str, Any]]:
 
     cost |= run("embed", images)
     without = cost | run(*report)
-    yield findings(store, labelled=False) | {"cost": without}
+    yield findings(store) | {"cost": without}
     cost |= run(*register)
     cost |= run(*report)  # before the findings are looked up
-    yield findings(store, labelled=True) | {"cost": cost}
+    yield findings(store) | {"cost": cost}
 
 
-def findings(store: Path, labelled: bool) -> dict[str, Any]:
+def findings(store: Path) -> dict[str, Any]:
     """What the last report says."""
     import ood_audit as package
 

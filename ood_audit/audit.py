@@ -13,7 +13,7 @@ from ood_audit.frames import Tabular
 from ood_audit.progress import bars
 from ood_audit.store import DEFAULT_STORE, Store, open_store, schema
 from ood_audit.store.files import shown
-from ood_audit.store.findings import COLUMNS, KINDS, Issue
+from ood_audit.store.findings import COLUMNS, KINDS, Finding
 from ood_audit.store.store import store_root
 from ood_audit.text import printable
 
@@ -43,12 +43,12 @@ class Findings(Tabular):
 
     """
 
-    rows: list[Issue]
+    rows: list[Finding]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[Issue]:
+    def __iter__(self) -> Iterator[Finding]:
         return iter(self.rows)
 
     def __repr__(self) -> str:

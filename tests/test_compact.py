@@ -18,7 +18,7 @@ from ood_audit.classes import prototypes
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.cli import cli
 from ood_audit.errors import StoreError
-from ood_audit.findings import records as issues
+from ood_audit.findings import records
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
 from ood_audit.scoring import references, similarity, table
@@ -134,11 +134,11 @@ def test_findings_are_acted_on_as_before(store):
     """Those about images that changed since the report are left out, before and after."""
     ood_audit.report(store, settings=ScoreSettings(auto=False))
     add(store, [90], error="damaged PNG: still no picture", size=9, supersedes=True)
-    with issues.selecting(store, findings.KINDS) as (db, outdated):
+    with records.selecting(store, findings.KINDS) as (db, outdated):
         selected = sorted(db.execute("FROM selected").fetchall()), outdated
     assert outdated == 1
     compact(store)
-    with issues.selecting(store, findings.KINDS) as (db, outdated):
+    with records.selecting(store, findings.KINDS) as (db, outdated):
         assert (sorted(db.execute("FROM selected").fetchall()), outdated) == selected
 
 

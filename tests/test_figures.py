@@ -11,8 +11,7 @@ from ood_audit import FindingSettings, ScoreSettings
 from ood_audit.actions.export import export
 from ood_audit.classes import pools, prompts
 from ood_audit.classes.labelled import Labelled
-from ood_audit.findings import duplicates
-from ood_audit.findings import records as issues
+from ood_audit.findings import duplicates, records
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
 from ood_audit.reports import content, summary
@@ -169,11 +168,11 @@ def test_findings_of_the_same_severity_are_in_the_order_of_their_rank(audited):
     store, _, _ = audited
     rank = dict(store.query("SELECT path, rank FROM report").rows)
     for kinds in (["ood"], ["covariate-shift"], ["label"]):
-        severity = {row.path: row.severity for row in issues.read(store) if row.kind == kinds[0]}
+        severity = {row.path: row.severity for row in records.read(store) if row.kind == kinds[0]}
         in_order = sorted(severity, key=lambda path: (-severity[path], rank[path]))
         assert list(severity) == in_order
         assert exported(store, *kinds) == in_order
-    ood = [row for row in issues.read(store) if row.kind == "ood"]
+    ood = [row for row in records.read(store) if row.kind == "ood"]
     assert ood[0].severity == ood[5].severity
     assert rank[ood[0].path] == 1
     assert [row.path for row in ood] != sorted(row.path for row in ood)
@@ -184,7 +183,7 @@ def test_typical_images_are_of_their_class_and_nothing_was_found_about_them(audi
     with connect(store) as db:
         found = content.Found(db, made.folder / "issues.parquet", 8, []).typical(list(CLASSES.names))
     rows = {row["image_id"]: row for row in store.query("FROM report").dicts()}
-    issues_of = {row.image_id for row in issues.read(store)}
+    issues_of = {row.image_id for row in records.read(store)}
     assert set(found) <= set(CLASSES.names) and len(found) > 3
     for label, ids in found.items():
         assert 0 < len(ids) <= content.TYPICAL

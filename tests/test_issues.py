@@ -8,9 +8,9 @@ import pytest
 
 import ood_audit
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.findings import records as issues
+from ood_audit.findings import records
 from ood_audit.store import findings
-from ood_audit.store.findings import Issue
+from ood_audit.store.findings import Finding
 from tests.conftest import run_cli
 from tests.findings import write_findings
 
@@ -32,7 +32,7 @@ def test_view_has_its_columns_with_and_without_findings(store_copy):
 def test_what_is_written_is_read_and_queried(store_copy):
     rows = write_findings(store_copy, {CUP: ["label", "ood"], CHAIR: "unreadable"})
     store = ood_audit.open_store(store_copy)
-    read = issues.read(store)
+    read = records.read(store)
     assert [(r.image_id, r.uri, r.path, r.kind, r.evidence, r.suggestion, r.report) for r in read] == [
         (r.image_id, r.uri, r.path, r.kind, r.evidence, r.suggestion, r.report) for r in rows
     ]
@@ -47,15 +47,15 @@ def test_what_is_written_is_read_and_queried(store_copy):
 
 
 def test_more_findings_than_a_batch(store_copy, monkeypatch):
-    monkeypatch.setattr(issues, "_BATCH", 7)
+    monkeypatch.setattr(records, "_BATCH", 7)
     path = ood_audit.open_store(store_copy).reports / "latest" / findings.FILE
-    issues.write(path, (Issue(f"{i}", "", "", "ood", 0.5, "", "", "latest") for i in range(30)), generation=1)
-    assert {row.image_id for row in issues.read(ood_audit.open_store(store_copy))} == {str(i) for i in range(30)}
+    records.write(path, (Finding(f"{i}", "", "", "ood", 0.5, "", "", "latest") for i in range(30)), generation=1)
+    assert {row.image_id for row in records.read(ood_audit.open_store(store_copy))} == {str(i) for i in range(30)}
 
 
 def test_no_findings_are_a_table_too(store_copy):
     write_findings(store_copy, {})
-    assert issues.read(ood_audit.open_store(store_copy)) == []
+    assert records.read(ood_audit.open_store(store_copy)) == []
 
 
 @pytest.mark.parametrize(("kind", "severity"), [("dup", 0.5), ("ood", 1.01), ("ood", -0.1), ("ood", math.nan)])
@@ -64,8 +64,8 @@ def test_what_is_no_finding_is_refused_and_leaves_the_old_table(store_copy, kind
     store = ood_audit.open_store(store_copy)
     path = store.reports / "latest" / findings.FILE
     with pytest.raises(ValueError, match="not a finding"):
-        issues.write(path, [Issue("1", "", "", kind, severity, "", "", "latest")], generation=1)
-    assert [row.path for row in issues.read(store)] == [CUP]
+        records.write(path, [Finding("1", "", "", kind, severity, "", "", "latest")], generation=1)
+    assert [row.path for row in records.read(store)] == [CUP]
     assert [file.name for file in path.parent.iterdir()] == [findings.FILE]
 
 
@@ -76,20 +76,20 @@ def test_the_current_report_is_the_one_in_current_json(store_copy):
     assert store.query("SELECT path FROM issues").rows == [(CUP,)]
     store.set_current(report="mine")
     assert store.query("SELECT path FROM issues").rows == [(CHAIR,)]
-    assert [row.path for row in issues.read(store)] == [CHAIR]
-    assert [row.path for row in issues.read(store, "latest")] == [CUP]
+    assert [row.path for row in records.read(store)] == [CHAIR]
+    assert [row.path for row in records.read(store, "latest")] == [CUP]
 
 
 def test_a_report_that_is_not_there(store_copy):
     store = ood_audit.open_store(store_copy)
     with pytest.raises(StoreError, match="no findings to act on yet: run `ood-audit report`"):
-        issues.read(store)
+        records.read(store)
     write_findings(store_copy, {CUP: "ood"}, report="mine")
     with pytest.raises(StoreError, match="no report latest with findings; there are: mine"):
-        issues.read(store, "latest")
+        records.read(store, "latest")
     for name in ("../reports/mine", "", "min\n"):
         with pytest.raises(StoreError):
-            issues.read(store, name)
+            records.read(store, name)
 
 
 def test_a_damaged_table_is_an_error_of_the_store(store_copy):
@@ -107,6 +107,6 @@ def test_selecting_names_its_kinds(store_copy):
     for kinds in ([], ["ood", "nothing"]):
         with (
             pytest.raises(UsageError, match="one or more of the kinds"),
-            issues.selecting(ood_audit.open_store(store_copy), kinds),
+            records.selecting(ood_audit.open_store(store_copy), kinds),
         ):
             pass

@@ -13,7 +13,7 @@ import ood_audit
 from ood_audit import ScoreSettings
 from ood_audit.findings import label_issues
 from ood_audit.scoring.run import score
-from ood_audit.store.findings import Issue
+from ood_audit.store.findings import Finding
 from ood_audit.store.views import connect
 from tests.conftest import EXAMPLES
 
@@ -175,7 +175,7 @@ def test_findings_are_streamed_the_worst_first():
         rows.append(row)
         db.execute("SELECT 1").fetchall()  # the connection is the caller's
     assert [row.image_id for row in rows] == ["081", "082", "080"]
-    assert rows[2] == Issue(
+    assert rows[2] == Finding(
         image_id="080",
         uri="file:///080",
         path="a/080",

@@ -23,7 +23,7 @@ from ood_audit.actions import moving
 from ood_audit.actions import quarantine as library
 from ood_audit.actions.quarantine import JOURNAL, quarantine, restore
 from ood_audit.errors import OodAuditError, UsageError
-from ood_audit.findings import records as issues
+from ood_audit.findings import records
 from ood_audit.images.sources import file_uri
 from ood_audit.store import findings
 from tests.conftest import EXAMPLES, ROOT, run_cli
@@ -253,8 +253,8 @@ def test_same_names_in_two_sources_stay_apart(tmp_path, encoder, monkeypatch):
     ood_audit.embed(sources, store=store, device="cpu")
     opened = ood_audit.open_store(store)
     sql = "SELECT image_id, uri, path FROM images"
-    rows = [findings.Issue(i, uri, path, "ood", 0.5, "", "", "latest") for i, uri, path in opened.query(sql).rows]
-    issues.write(opened.reports / "latest" / findings.FILE, rows, generation=opened.generation)
+    rows = [findings.Finding(i, uri, path, "ood", 0.5, "", "", "latest") for i, uri, path in opened.query(sql).rows]
+    records.write(opened.reports / "latest" / findings.FILE, rows, generation=opened.generation)
     (aside / "train").mkdir(parents=True)
     (aside / "train" / "cup").symlink_to(tmp_path)  # would lead out of the quarantine
     (aside / "train-2").write_text("mine")

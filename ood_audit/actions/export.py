@@ -73,7 +73,7 @@ def export(
 
     Raises:
         OodAuditError: a path holds a line break and `null` is not set; nothing is written.
-        UsageError, StoreError: see `issues.selecting`.
+        UsageError, StoreError: see `records.selecting`.
 
     """
     if format not in FORMATS:

@@ -22,7 +22,7 @@ from ood_audit.images.uri import is_file, local_path, location
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.files import read_json, remove, replacing, write_json
-from ood_audit.store.findings import Issue
+from ood_audit.store.findings import Finding
 from ood_audit.store.locks import COMMIT_SECONDS
 from ood_audit.text import printable, storable, write_csv
 
@@ -216,7 +216,7 @@ def question(kind: str) -> str:
     return _QUESTION.get(kind, kind)
 
 
-def unsettled(findings: Iterable[Issue], ids: set[Key]) -> Iterator[Issue]:
+def unsettled(findings: Iterable[Finding], ids: set[Key]) -> Iterator[Finding]:
     """The findings that are not decided; `ids` are those of images, each with the question that is settled."""
     return (finding for finding in findings if (finding.image_id, question(finding.kind)) not in ids)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ood_audit.errors import StoreError
 from ood_audit.store import schema
 from ood_audit.store.files import replacing
-from ood_audit.store.findings import Issue
+from ood_audit.store.findings import Finding
 from ood_audit.store.store import Store
 from ood_audit.store.views import count_readable
 from ood_audit.text import printable
@@ -92,7 +92,7 @@ def _most_on(device: str, dimension: int) -> int:
 
 def findings(
     db: "DuckDBPyConnection", path: Path, report: str, together: Mapping[str, int] | None = None
-) -> Iterator[Issue]:
+) -> Iterator[Finding]:
     """The duplicates as findings, without the one of each cluster that is kept.
 
     Args:
@@ -117,11 +117,13 @@ def findings(
         picture = "the same picture, turned or mirrored" if turned else "the same picture"
         evidence = "the same bytes" if same else f"{picture}: cosine {cosine:.3f}, {bits} of 256 bits differ"
         severity = 1.0 if same else 0.9
-        yield Issue(image_id, uri, own, f"{kind}-duplicate", severity, f"{evidence} as {kept}", f"keep {kept}", report)
+        yield Finding(
+            image_id, uri, own, f"{kind}-duplicate", severity, f"{evidence} as {kept}", f"keep {kept}", report
+        )
 
 
-def unreadable(db: "DuckDBPyConnection", report: str) -> Iterator[Issue]:
+def unreadable(db: "DuckDBPyConnection", report: str) -> Iterator[Finding]:
     """The images that could not be read as findings."""
     rows = db.execute("SELECT image_id, uri, path, error FROM images WHERE status = 'error' ORDER BY path").fetchall()
     for image_id, uri, path, error in rows:
-        yield Issue(image_id, uri, path, "unreadable", 1.0, error, "replace the file, or take it away", report)
+        yield Finding(image_id, uri, path, "unreadable", 1.0, error, "replace the file, or take it away", report)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ood_audit.findings import calibration, copies, folders, label_issues, leaks, quality, shift, shortcuts
 from ood_audit.findings.settings import FindingSettings
 from ood_audit.findings.shortcuts import Shortcut
-from ood_audit.store.findings import Issue
+from ood_audit.store.findings import Finding
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -199,7 +199,7 @@ def findings(
     report: str,
     *,
     look_alikes: bool = False,
-) -> Iterator[Issue]:
+) -> Iterator[Finding]:
     """All findings of a report.
 
     Args:
@@ -224,12 +224,12 @@ def findings(
     )
 
 
-def _shortcuts(db: DuckDBPyConnection, found: Sequence[Shortcut], report: str) -> Iterator[Issue]:
+def _shortcuts(db: DuckDBPyConnection, found: Sequence[Shortcut], report: str) -> Iterator[Finding]:
     ids = [image_id for one in found for image_id in one.images]
     rows = db.execute(
         "SELECT image_id, uri, path FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": ids}
     ).fetchall()
-    return shortcuts.issues(found, {image_id: (uri, path) for image_id, uri, path in rows}, report)
+    return shortcuts.findings(found, {image_id: (uri, path) for image_id, uri, path in rows}, report)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -272,7 +272,7 @@ def _counted(told: shift.Shifts, flagged: NDArray[np.bool_]) -> ShiftFigures:
     }
 
 
-def _flagged(db: DuckDBPyConnection, known: str, report: str) -> Iterator[Issue]:
+def _flagged(db: DuckDBPyConnection, known: str, report: str) -> Iterator[Finding]:
     """A finding for each flagged image, and one for each covariate image; an image may be both.
 
     `known` says which images the p-values compare with.
@@ -288,13 +288,13 @@ def _flagged(db: DuckDBPyConnection, known: str, report: str) -> Iterator[Issue]
             evidence += f"; looks like: {cluster}" if cluster else ""
             evidence += "; it looks like a known class in another style" if kind == "covariate" else ""
             todo = "look at it; take it out or add a class"
-            yield Issue(image_id, uri, path, "ood", 1 - p_value, evidence, todo, report)
+            yield Finding(image_id, uri, path, "ood", 1 - p_value, evidence, todo, report)
         if kind == "covariate":
             evidence = f"looks like {label}, but unlike its labelled pictures: p = {p_distance:.3g}"
             evidence += f"; out of distribution by the score as well: p = {p_value:.3g}" if flagged else ""
             todo = "if pictures of this style belong here, label some with `ood-audit labels add`; else take it out"
             # Less severe than an unknown class: its label may well be right.
-            yield Issue(image_id, uri, path, "covariate-shift", (1 - p_distance) / 2, evidence, todo, report)
+            yield Finding(image_id, uri, path, "covariate-shift", (1 - p_distance) / 2, evidence, todo, report)
 
 
 def _about(flags: FlagFigures) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from duckdb import DuckDBPyConnection
 
 from ood_audit.images.notes import TOO_SMALL
-from ood_audit.store.findings import Issue
+from ood_audit.store.findings import Finding
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,7 +90,7 @@ class LabelIssues:
 
     @property
     def found(self) -> int:
-        """How many of them are label issues."""
+        """How many of them have a finding."""
         import pyarrow.compute as pc
 
         return pc.sum(self.table["found"]).as_py() or 0
@@ -122,7 +122,7 @@ def find(db: DuckDBPyConnection) -> LabelIssues:
     return LabelIssues(table.drop_columns([pair[0], *pair[2:]]), sorted(confused, key=lambda row: (-row[2], *row)))
 
 
-def findings(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
+def findings(db: DuckDBPyConnection, report: str) -> Iterator[Finding]:
     """The label issues as rows of a report's findings, the worst first.
 
     Args:
@@ -138,4 +138,4 @@ def findings(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
     while rows := cursor.fetchmany(_BATCH):
         for image_id, uri, path, given, label, p_given, p, severity in rows:
             evidence = f"labelled {given}, looks like {label}: probability {p:.2f} against {p_given:.2f}"
-            yield Issue(image_id, uri, path, "label", severity, evidence, label, report)
+            yield Finding(image_id, uri, path, "label", severity, evidence, label, report)

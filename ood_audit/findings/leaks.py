@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_audit.images.splits import EVALUATION
-from ood_audit.store.findings import Issue
+from ood_audit.store.findings import Finding
 from ood_audit.store.store import Store
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def find(db: "DuckDBPyConnection", store: Store, duplicates: Path) -> Leaks:
     return Leaks(pictures, groups, found, list(leaks.values()), notes)
 
 
-def findings(leaks: Leaks, report: str) -> Iterator[Issue]:
+def findings(leaks: Leaks, report: str) -> Iterator[Finding]:
     """A finding for each picture of a later split that an earlier one has, too."""
     ids, uris, paths, splits, turned = (
         leaks.pictures[name].to_pylist() for name in ("image_id", "uri", "path", "split", "turned")
@@ -170,7 +170,7 @@ def findings(leaks: Leaks, report: str) -> Iterator[Issue]:
             said = f"is of one recording of {sizes[number]} pictures, by {leaks.recordings.evidence[number]}, with"
         evidence = f"this picture of {split} {said} {paths[leak.other]} of {other}"
         todo = "keep both in one split; `ood-audit export --format split` writes splits that share nothing"
-        yield Issue(ids[row], uris[row], paths[row], "leak", _SEVERITY[leak.level], evidence, todo, report)
+        yield Finding(ids[row], uris[row], paths[row], "leak", _SEVERITY[leak.level], evidence, todo, report)
 
 
 def _features(store: Store, image_ids: list[str]) -> NDArray[np.float16]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from duckdb import DuckDBPyConnection
 
-from ood_audit.store.findings import Issue
+from ood_audit.store.findings import Finding
 
 ODD = 4.0  # robust deviations
 FEWEST = 20  # images to compare with
@@ -90,7 +90,7 @@ def odd(db: DuckDBPyConnection) -> dict[str, list[tuple[float, str, str]]]:
     return {image_id: sorted(reasons, reverse=True) for image_id, reasons in found.items()}
 
 
-def findings(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
+def findings(db: DuckDBPyConnection, report: str) -> Iterator[Finding]:
     """A finding for each odd image, the oddest first."""
     found = sorted(odd(db).items(), key=lambda item: (-item[1][0][0], item[0]))
     rows = db.execute(
@@ -101,7 +101,7 @@ def findings(db: DuckDBPyConnection, report: str) -> Iterator[Issue]:
     for image_id, reasons in found:
         evidence = "; ".join(f"{reason}: {said}" for _, reason, said in reasons)
         severity = 1 - math.exp(-reasons[0][0] / ODD)
-        yield Issue(image_id, *images[image_id], "quality", severity, evidence, _SUGGESTION, report)
+        yield Finding(image_id, *images[image_id], "quality", severity, evidence, _SUGGESTION, report)
 
 
 _SUGGESTION = "look at it; take it out, or replace it by a better picture"

@@ -17,7 +17,7 @@ from ood_audit.errors import StoreError, UsageError
 from ood_audit.images.splits import EVALUATION
 from ood_audit.store import schema
 from ood_audit.store.files import replacing
-from ood_audit.store.findings import COLUMNS, FILE, KINDS, Issue
+from ood_audit.store.findings import COLUMNS, FILE, KINDS, Finding
 from ood_audit.store.store import Store
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
@@ -32,7 +32,7 @@ _PLACED = (
 _OF_IMAGE = "i.uri, i.source, i.path, i.size_bytes, i.mtime_ns, i.content_hash"
 
 
-def write(path: Path, rows: Iterable[Issue], *, generation: int) -> None:
+def write(path: Path, rows: Iterable[Finding], *, generation: int) -> None:
     """Write the findings of a report, in one piece; memory holds one batch.
 
     Args:
@@ -51,7 +51,7 @@ def write(path: Path, rows: Iterable[Issue], *, generation: int) -> None:
             file.write_table(pa.Table.from_pylist(batch, schema=columns))
 
 
-def read(store: Store, report: str | None = None) -> list[Issue]:
+def read(store: Store, report: str | None = None) -> list[Finding]:
     """The findings of a report, by default the current one; the worst first, and of equally bad ones the most OOD.
 
     Raises:
@@ -61,7 +61,7 @@ def read(store: Store, report: str | None = None) -> list[Issue]:
     name = named(store, report)
     with connect(store, report=name) as db:
         sql = f"SELECT {', '.join(COLUMNS)} FROM {_PLACED} ORDER BY severity DESC, place, kind"
-        return [Issue(*row) for row in db.execute(sql, {"findings": str(store.reports / name / FILE)}).fetchall()]
+        return [Finding(*row) for row in db.execute(sql, {"findings": str(store.reports / name / FILE)}).fetchall()]
 
 
 @contextmanager
@@ -167,10 +167,10 @@ def _choose(db: duckdb.DuckDBPyConnection, images: Collection[str]) -> None:
     )
 
 
-def _checked(issue: Issue) -> Issue:
-    if issue.kind not in KINDS or not 0.0 <= issue.severity <= 1.0:
-        raise ValueError(f"not a finding: {issue}")
-    return issue
+def _checked(finding: Finding) -> Finding:
+    if finding.kind not in KINDS or not 0.0 <= finding.severity <= 1.0:
+        raise ValueError(f"not a finding: {finding}")
+    return finding
 
 
 def named(store: Store, report: str | None) -> str:

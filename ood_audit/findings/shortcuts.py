@@ -27,7 +27,7 @@ from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.findings.drift import adjusted
 from ood_audit.findings.words import LEVEL, USUAL, Names, conditions
 from ood_audit.names import key
-from ood_audit.store.findings import Issue
+from ood_audit.store.findings import Finding
 from ood_audit.store.parts import iter_features
 from ood_audit.store.store import Store
 
@@ -149,7 +149,7 @@ def find(
     return sorted(found, key=lambda one: -one.effect)
 
 
-def issues(found: Sequence[Shortcut], images: Mapping[str, tuple[str, str]], report: str) -> Iterator[Issue]:
+def findings(found: Sequence[Shortcut], images: Mapping[str, tuple[str, str]], report: str) -> Iterator[Finding]:
     """A finding for each image that shows a shortcut.
 
     Args:
@@ -162,7 +162,7 @@ def issues(found: Sequence[Shortcut], images: Mapping[str, tuple[str, str]], rep
         severity = min(1.0, max(0.0, (one.share - one.share_others) / 2))  # the image itself may well be right
         todo = f"add images of {one.group} that do not look {one.word}, and others that do"
         for image_id in one.images:
-            yield Issue(image_id, *images[image_id], "shortcut", severity, one.evidence, todo, report)
+            yield Finding(image_id, *images[image_id], "shortcut", severity, one.evidence, todo, report)
 
 
 def strongest(values: Floats, groups: NDArray[np.int64], least: Floats64, share: Floats64) -> Iterator[Strong]:

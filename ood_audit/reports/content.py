@@ -34,13 +34,13 @@ WITH found AS (
         WHEN 'covariate-shift' THEN [r.label]
         WHEN 'quality' THEN [split_part(i.evidence, ':', 1)]
         ELSE [] END AS name
-    FROM read_parquet($issues, hive_partitioning = false) AS i
+    FROM read_parquet($findings, hive_partitioning = false) AS i
     JOIN report AS r USING (image_id)
     WHERE i.kind <> 'unreadable' AND NOT (i.kind = 'covariate-shift' AND coalesce(r.flagged, false))
     UNION ALL
     SELECT 'unusual', 0, '', r.*, []
     FROM report AS r ANTI JOIN (
-        FROM read_parquet($issues, hive_partitioning = false) WHERE kind <> 'shortcut') AS i USING (image_id)
+        FROM read_parquet($findings, hive_partitioning = false) WHERE kind <> 'shortcut') AS i USING (image_id)
     WHERE rank <= $top AND image_id NOT IN (SELECT unnest($passed::VARCHAR[]))
 )
 """
@@ -51,7 +51,7 @@ class Found:
 
     Args:
         db: A connection whose view `report` has what was decided.
-        issues: The findings that are open, as `issues.parquet`.
+        findings: Those that are open, as `issues.parquet`.
         top: How many images to list for their rank alone.
         passed: Ids of images that a person has found to belong to the data, which are not listed for their rank.
         shortcuts: What goes with a class or a split.
@@ -61,14 +61,14 @@ class Found:
     def __init__(
         self,
         db: DuckDBPyConnection,
-        issues: Path,
+        findings: Path,
         top: int,
         passed: Collection[str],
         shortcuts: Sequence[Shortcut] = (),
     ) -> None:
         self.db = db
         self.shortcut_of = {image_id: one for one in reversed(shortcuts) for image_id in one.images}
-        self._values = {"issues": str(issues), "top": top, "passed": list(passed)}
+        self._values = {"findings": str(findings), "top": top, "passed": list(passed)}
 
     def rows(self, kind: Kind) -> list[Row]:
         """The first `LIMIT` findings of a kind, the most severe first, with the columns of the view `report`."""
@@ -95,14 +95,14 @@ class Found:
     def typical(self, classes: Sequence[str]) -> dict[str, list[str]]:
         """By class, the ids of the images nearest to its pictures, without those that anything was found about."""
         rows = self.db.execute(
-            "WITH open AS (SELECT image_id FROM read_parquet($issues, hive_partitioning = false) "
+            "WITH open AS (SELECT image_id FROM read_parquet($findings, hive_partitioning = false) "
             "WHERE kind <> 'shortcut'), "
             "fitting AS (FROM report ANTI JOIN open USING (image_id) "
             "WHERE label IN (SELECT unnest($classes::VARCHAR[])) AND coalesce(given_label, label) = label "
             "QUALIFY row_number() OVER (PARTITION BY content_hash ORDER BY path) = 1) "
             "SELECT label, image_id FROM fitting QUALIFY row_number() OVER (PARTITION BY label "
             f"ORDER BY distance, ood_score, path) <= {TYPICAL} ORDER BY label, distance, ood_score, path",
-            {"issues": self._values["issues"], "classes": list(classes)},
+            {"findings": self._values["findings"], "classes": list(classes)},
         )
         typical = defaultdict(list)
         for label, image_id in rows.fetchall():

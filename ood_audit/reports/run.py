@@ -17,9 +17,8 @@ from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import cached_features
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.findings import copies, leaks, naming, quality, shortcuts
+from ood_audit.findings import copies, leaks, naming, quality, records, shortcuts
 from ood_audit.findings import decide as decisions
-from ood_audit.findings import records as issues
 from ood_audit.findings.decide import Decisions
 from ood_audit.findings.settings import FindingSettings
 from ood_audit.findings.shortcuts import Shortcut
@@ -201,7 +200,7 @@ class _Run:
             asked = bool(self.find.near_duplicates)
             made = decisions.findings(db, decided, self.duplicates, leaked, shown, self.name, look_alikes=asked)
             found = verdicts.unsettled(made, passed)
-            issues.write(folder / findings.FILE, found, generation=self.generation)
+            records.write(folder / findings.FILE, found, generation=self.generation)
             if passed:
                 decided.notes.append(f"decided before, and not listed again: {len(passed)} findings")
             rows = ranking.top(db, self.top)

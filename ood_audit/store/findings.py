@@ -1,4 +1,4 @@
-"""The table of findings, `reports/NAME/issues.parquet`: what `audit/issues.py` writes and the view `issues` shows."""
+"""The table of findings, `reports/NAME/issues.parquet`, which `findings/records.py` writes."""
 
 from dataclasses import dataclass, fields
 
@@ -17,7 +17,7 @@ FILE = "issues.parquet"
 
 
 @dataclass(frozen=True, slots=True)
-class Issue:
+class Finding:
     """One finding about one image; these fields are the columns of the table.
 
     `kind` is one of KINDS and `severity` from 0 to 1. `evidence` is a sentence, `suggestion` what to do: a label, or
@@ -34,4 +34,4 @@ class Issue:
     report: str
 
 
-COLUMNS = {field.name: "FLOAT" if field.type is float else "VARCHAR" for field in fields(Issue)}  # of DuckDB
+COLUMNS = {field.name: "FLOAT" if field.type is float else "VARCHAR" for field in fields(Finding)}  # of DuckDB

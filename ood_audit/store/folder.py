@@ -100,7 +100,7 @@ class StoreFolder:
 
     @property
     def current_report(self) -> str:
-        """The name of the report whose findings are the view `issues`."""
+        """The name of the report whose findings are the view `findings`."""
         return str(self.current().get("report", "latest"))
 
 

@@ -1,7 +1,8 @@
 """What makes features comparable: recorded in the store, and compared before anything is added to it."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from ood_audit.values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class EncoderIdentity:
     weights: str | None
     architecture: str
     weights_sha256: str
-    preprocessing: dict[str, Any]
+    preprocessing: JsonObject
     activation: str
     precision: str
     dimension: int
@@ -31,12 +32,12 @@ class EncoderIdentity:
         """The identity of vectors that others computed, with the model that encodes the names, if one is known."""
         return cls(model or "imported", weights, "imported", "", {}, "", "fp32", dimension)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Plain values, as in store.json."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "EncoderIdentity":
+    def from_json(cls, values: JsonObject) -> "EncoderIdentity":
         """The reverse of `to_json`."""
         return cls(**values)
 

@@ -13,13 +13,14 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ood_audit.errors import StoreError
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 _ABANDONED_SECONDS = 24 * 3600.0
 _OWNED = re.compile(r".*\.(?P<pid>\d+)@(?P<host>[^@]*?)(?:\.\w+)?\.tmp")
@@ -128,7 +129,7 @@ def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """Read an object that `write_json` wrote; StoreError where it is damaged."""
     try:
         values = json.loads(path.read_bytes())
@@ -139,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
     raise StoreError(f"{printable(str(path))} is damaged; delete it and run the command again")
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, object]) -> None:
     """Write a JSON file in one piece."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

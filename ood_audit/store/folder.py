@@ -5,11 +5,12 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ood_audit.errors import StoreError
 from ood_audit.store.files import read_json, write_json
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class StoreFolder:
                 made_from.append(int(json.loads(path.read_bytes())["generation"]))
         return max(made_from) + 1
 
-    def current(self) -> dict[str, Any]:
+    def current(self) -> JsonObject:
         """What later commands take up: the ids of the last used `vocabulary`, `scores` and `report`."""
         path = self.root / "current.json"
         return read_json(path) if path.exists() else {}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,9 @@ from ood_audit.images.sources import ImageRef
 from ood_audit.store import schema
 from ood_audit.store.files import no_room, replacing
 from ood_audit.store.store import Store
+from ood_audit.values import Row
+
+Codes = NDArray[np.floating]  # features as they are stored
 
 PART_ROWS = 8192  # and
 PART_SECONDS = 15.0  # whichever is reached first: what a kill can cost
@@ -61,7 +63,7 @@ class PartWriter:
         self._run_id = run_id
         self._dimension = store.encoder.dimension
         self._number = store.next_part - 1
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[Row] = []
         self._features: list[NDArray[np.float16]] = []
         self._started = time.monotonic()
 
@@ -92,7 +94,7 @@ class PartWriter:
     def adopt(
         self,
         image: ImageRef,
-        facts: dict[str, Any],
+        facts: Row,
         features: NDArray[np.float16],
         *,
         supersedes: bool,
@@ -120,7 +122,7 @@ class PartWriter:
         """Take an image out of the view."""
         self._append(self._row(image, {"status": "removed"}, True))
 
-    def _row(self, image: ImageRef, row: dict[str, Any], supersedes: bool) -> dict[str, Any]:
+    def _row(self, image: ImageRef, row: Row, supersedes: bool) -> Row:
         row.update(
             image_id=image.image_id,
             uri=image.uri,
@@ -133,7 +135,7 @@ class PartWriter:
         )
         return row
 
-    def _append(self, *rows: dict[str, Any]) -> None:
+    def _append(self, *rows: Row) -> None:
         self._rows.extend(rows)
         if len(self._rows) >= PART_ROWS or time.monotonic() - self._started >= PART_SECONDS:
             self.flush()
@@ -184,7 +186,7 @@ class FeatureBatch:
     image_ids: pa.Array
     paths: pa.Array
     folders: pa.Array
-    codes: NDArray[Any]
+    codes: Codes
 
     @cached_property
     def features(self) -> NDArray[np.float32]:
@@ -197,7 +199,7 @@ class FeatureBatch:
         return FeatureBatch(ids, paths, folders, self.codes[start : start + rows])
 
 
-def unit(codes: NDArray[Any]) -> NDArray[np.float32]:
+def unit(codes: Codes) -> NDArray[np.float32]:
     """(N, D) features as they are stored → float32 of length 1, which float16 has rounded."""
     features = codes.astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)

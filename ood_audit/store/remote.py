@@ -25,13 +25,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store.cache import user_cache
 from ood_audit.store.files import MIRRORS
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo, FileSystem
 
 REFRESH_SECONDS = 60.0
 STALE_SECONDS = 600.0
@@ -70,7 +74,7 @@ def attach(url: str) -> Path:
 class Mirror:
     """The copy of a remote store on this machine."""
 
-    def __init__(self, url: str, root: Path, filesystem: Any, base: str) -> None:
+    def __init__(self, url: str, root: Path, filesystem: "FileSystem", base: str) -> None:
         self.url = url
         self.root = root
         self._filesystem = filesystem
@@ -334,7 +338,7 @@ class _Lock:
             out.write(content)
         self._confirmed = now
 
-    def _owner(self, name: str) -> dict[str, Any]:
+    def _owner(self, name: str) -> JsonObject:
         try:
             with self._mirror._filesystem.open_input_stream(self._mirror._path(name)) as file:
                 return dict(json.loads(file.read()))
@@ -359,7 +363,7 @@ def _is_part(name: str) -> bool:
     return posixpath.basename(name).startswith("part-")
 
 
-def _seconds(info: Any) -> int:
+def _seconds(info: "FileInfo") -> int:
     """The time in ns, cut to seconds: a listing and a look at one object do not give the same fraction."""
     return (info.mtime_ns or 0) // 10**9 * 10**9
 

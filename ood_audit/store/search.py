@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
+
+_T = TypeVar("_T")
 
 Floats = NDArray[np.float32]
 EXACT = 100_000  # images; beyond, comparing each with each takes hours
@@ -42,7 +45,7 @@ class Kind:
     probes: int | None = None
     recall: float | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """What is known, for index.json."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
@@ -54,7 +57,7 @@ def build(
     *,
     bits: int = 8,
     on_note: Callable[[str], None] = lambda note: None,
-) -> tuple[Any, Kind]:
+) -> tuple[faiss.Index, Kind]:
     """An index by inner product of vectors of length 1; row i of it is the i-th vector.
 
     GPUs find the lists and which of them each vector belongs to, and hold nothing but the centres of the lists. The
@@ -69,7 +72,7 @@ def build(
 
     """
     if total <= EXACT:
-        index: Any = faiss.IndexScalarQuantizer(dimension, _CODES[16], faiss.METRIC_INNER_PRODUCT)
+        index: faiss.Index = faiss.IndexScalarQuantizer(dimension, _CODES[16], faiss.METRIC_INNER_PRODUCT)
         for features in batches():
             index.add(features)
         return index, Kind("flat")
@@ -102,10 +105,10 @@ def _chosen(batches: Iterable[Floats], rows: NDArray[np.int64]) -> Iterator[Floa
 class _Filling:
     """Trains an index of inverted lists and fills it, with the help of all GPUs until one of them fails."""
 
-    def __init__(self, index: Any, on_note: Callable[[str], None]) -> None:
+    def __init__(self, index: faiss.Index, on_note: Callable[[str], None]) -> None:
         self._index = index
         self._on_note = on_note
-        self._centres: Any = None
+        self._centres: faiss.Index | None = None
         if _gpus_work():
             self._centres = self._try(lambda: _on_gpus(faiss.IndexFlatIP(index.d)))
 
@@ -129,7 +132,7 @@ class _Filling:
             lists = np.ascontiguousarray(found[1][:, 0], np.int64)
             self._index.add_core(len(features), faiss.swig_ptr(features), None, faiss.swig_ptr(lists))
 
-    def _try(self, work: Callable[[], Any]) -> Any:
+    def _try(self, work: Callable[[], _T]) -> _T | None:
         """What some work on the GPUs gives; None where it fails, after which the CPU does it all."""
         try:
             return work()
@@ -151,7 +154,7 @@ def _gpus_work() -> bool:
     return choose_device("auto").type == "cuda"
 
 
-def _on_gpus(index: Any) -> Any:
+def _on_gpus(index: faiss.Index) -> faiss.Index:
     """A copy of a flat index on every GPU; FAISS shares searches among them."""
     return faiss.index_cpu_to_all_gpus(index)
 
@@ -174,7 +177,7 @@ class _Nearest:
         self._seen += len(features)
 
 
-def _probes(index: Any, asked: Floats, nearest: NDArray[np.int64]) -> Kind:
+def _probes(index: faiss.Index, asked: Floats, nearest: NDArray[np.int64]) -> Kind:
     """Set how many lists are looked through: the fewest that find enough for every other vector asked for."""
     probes = 1
     for probes in (p for p in (*_PROBES, index.nlist) if p <= index.nlist):
@@ -184,7 +187,7 @@ def _probes(index: Any, asked: Floats, nearest: NDArray[np.int64]) -> Kind:
     return Kind("ivf", index.nlist, probes, round(_recall(index, asked[1::2], nearest[1::2]), 4))
 
 
-def _recall(index: Any, asked: Floats, nearest: NDArray[np.int64]) -> float:
+def _recall(index: faiss.Index, asked: Floats, nearest: NDArray[np.int64]) -> float:
     """The share of the nearest found, but for the vector itself, which both find first."""
     found = index.search(asked, nearest.shape[1])[1]
     there = [len(np.intersect1d(one[1:], other)) for one, other in zip(nearest, found, strict=True)]
@@ -192,13 +195,13 @@ def _recall(index: Any, asked: Floats, nearest: NDArray[np.int64]) -> float:
     return recall
 
 
-def write_index(index: Any, path: Path) -> None:
+def write_index(index: faiss.Index, path: Path) -> None:
     """Write an index through a file of Python's: FAISS itself cannot open a path that is not ASCII on Windows."""
     with path.open("wb") as file:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
 
 
-def read_index(path: Path) -> Any:
+def read_index(path: Path) -> faiss.Index:
     """Read an index that `write_index`, or FAISS itself, has written."""
     with path.open("rb") as file:
         return faiss.read_index(faiss.PyCallbackIOReader(file.read))

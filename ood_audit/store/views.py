@@ -19,6 +19,7 @@ from ood_audit.store import findings, schema
 from ood_audit.store.files import read_json, temporary_name
 from ood_audit.store.folder import StoreFolder, span
 from ood_audit.text import JsonText, printable, storable
+from ood_audit.values import JsonObject, Row, RowValues
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,7 +54,7 @@ class Rows:
     columns: list[str]
     rows: list[tuple[Any, ...]]
 
-    def dicts(self) -> list[dict[str, Any]]:
+    def dicts(self) -> list[Row]:
         """One dictionary a row."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
@@ -64,7 +65,7 @@ def connect(
     parts: list[Path] | None = None,
     *,
     report: str | None = None,
-    current: dict[str, Any] | None = None,
+    current: JsonObject | None = None,
     ranked: Path | None = None,
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """An in-memory DuckDB with the views of a store.
@@ -165,7 +166,7 @@ def _create_views(
     store: StoreFolder,
     parts: list[Path],
     report: str,
-    current: dict[str, Any],
+    current: JsonObject,
     ranked: Path | None = None,
 ) -> None:
     _view(connection, "_rows", parts, schema.PARTS)
@@ -194,7 +195,7 @@ def query(store: StoreFolder, sql: str) -> Rows:
 @contextmanager
 def streaming(
     store: StoreFolder, sql: str, *, values: Literal["python", "text", "json"] = "python"
-) -> Iterator[tuple[list[str], Iterator[tuple[Any, ...]]]]:
+) -> Iterator[tuple[list[str], Iterator[RowValues]]]:
     """`query`, for answers of any length: the columns, and the rows one after another.
 
     Args:
@@ -277,7 +278,7 @@ def _converting(connection: duckdb.DuckDBPyConnection, sql: str, values: str) ->
     return f"SELECT {', '.join(chosen)} FROM {inner}", odd
 
 
-def _rows(result: duckdb.DuckDBPyConnection, are_json: list[int]) -> Iterator[tuple[Any, ...]]:
+def _rows(result: duckdb.DuckDBPyConnection, are_json: list[int]) -> Iterator[RowValues]:
     while rows := result.fetchmany(8192):
         if not are_json:
             yield from rows

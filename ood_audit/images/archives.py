@@ -8,8 +8,8 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import BinaryIO, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
 from ood_audit.images import parquets, tars, zips
@@ -24,27 +24,34 @@ class Index(Protocol):
     """What is in an archive."""
 
     kind: str  # for people
-    sizes: Mapping[str, int]  # in bytes, by the names of the members; -1 where that is known once one is read
     others: int  # members that are no files
     damage: str | None  # why the archive ends early
 
-    def read(self, file: Any, name: str) -> bytes:
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Sizes in bytes by the names of the members; -1 where a size is known only once the member is read."""
+
+    def read(self, file: BinaryIO, name: str) -> bytes:
         """The bytes of a member; UnreadableError where they can't be read."""
 
 
+_KINDS: dict[str, Callable[[BinaryIO, int], Index]] = {
+    zips.SUFFIX: zips.ZipIndex,
+    parquets.SUFFIX: parquets.ParquetIndex,
+}
 _indexes: OrderedDict[tuple[str, int, int], Index] = OrderedDict()
 _lock = threading.Lock()  # one thread makes an index, the others wait for it
 
 
-def index(uri: str, file: Any, size: int, mtime_ns: int) -> Index:
+def index(uri: str, file: BinaryIO, size: int, mtime_ns: int) -> Index:
     """What is in an archive that is open for reading, in this state of it."""
     key = (uri, size, mtime_ns)
     suffix = os.path.splitext(uri.partition("?")[0])[1].lower()
-    make: Any = {zips.SUFFIX: zips.ZipIndex, parquets.SUFFIX: parquets.ParquetIndex}.get(suffix, tars.TarIndex)
+    make = _KINDS.get(suffix, tars.TarIndex)
     with _lock:
         if key not in _indexes:
             if is_remote(uri):  # headers are small and far between: they are read with what lies around them
-                ahead = io.BufferedReader(file, _AHEAD)
+                ahead = io.BufferedReader(cast(io.RawIOBase, file), _AHEAD)
                 _indexes[key] = make(ahead, size)
                 ahead.detach()
             else:
@@ -55,7 +62,7 @@ def index(uri: str, file: Any, size: int, mtime_ns: int) -> Index:
         return _indexes[key]
 
 
-def read(index: Index, file: Any, member: str, mtime_ns: int) -> Content:
+def read(index: Index, file: BinaryIO, member: str, mtime_ns: int) -> Content:
     """The bytes of a member of an open archive.
 
     Args:

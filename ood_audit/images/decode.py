@@ -7,7 +7,6 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from ood_audit.images.notes import TOO_SMALL
 from ood_audit.images.quality import measure
 from ood_audit.images.uri import Box, image_and_box
 from ood_audit.text import printable
+from ood_audit.values import Row
 
 Pixels = NDArray[np.uint8]
 PIXEL_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own; half a gigabyte as RGB
@@ -91,7 +91,7 @@ def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = N
     image, box = image_and_box(uri)
     if box is not None:
         return load(image, inspect=inspect).part(box, prepare, inspect=inspect)
-    facts: dict[str, Any] = {}
+    facts: Row = {}
     data, compression = b"", None
     try:
         content = read(uri)
@@ -272,7 +272,7 @@ def _levels(image: Image.Image) -> int:
     return len(histogram) - histogram.count(0)
 
 
-def _explain(error: Exception, facts: dict[str, Any], data: bytes) -> str:
+def _explain(error: Exception, facts: Row, data: bytes) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file, or a link to nothing"
     if isinstance(error, OSError) and error.strerror:

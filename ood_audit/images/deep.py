@@ -11,11 +11,14 @@ byte comes from a second pass with the opposite byte order.
 import math
 import sys
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import _Tile
 
 _HUGE = 1e38  # no measured value is beyond it, and libraries mark what is missing by the largest float
 _FULL = 65535.0
@@ -30,7 +33,7 @@ _GREY_AND_ALPHA = "LA;16B"
 _NO_DATA = 42113  # of GDAL, as text
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339
 
-Values = NDArray[Any]
+Values = NDArray[Any]  # samples of any type
 
 
 class NoValuesError(ValueError):
@@ -90,7 +93,7 @@ def load(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - grey if stated.inverted else grey, "L")
 
 
-def _load_colour(image: Image.Image, tiles: list[Any]) -> Image.Image:
+def _load_colour(image: Image.Image, tiles: list["_Tile"]) -> Image.Image:
     stated = _stated(image, tiles)
     if _is_deep_ppm(image, tiles):
         values = _ppm_values(image, tiles[0].offset)
@@ -108,7 +111,7 @@ def _load_colour(image: Image.Image, tiles: list[Any]) -> Image.Image:
     return Image.fromarray(np.concatenate([pixels, opaque], axis=2), "RGBA")
 
 
-def _both_bytes(image: Image.Image, tiles: list[Any], stated: _Stated) -> Values | None:
+def _both_bytes(image: Image.Image, tiles: list["_Tile"], stated: _Stated) -> Values | None:
     """The 16-bit samples, (H, W, channels); None where the high bytes, which `image` then has, are the picture."""
     raw_modes = [str(_raw_mode(tile)) for tile in tiles]
     file, kind = getattr(image, "fp", None), image.format
@@ -120,7 +123,7 @@ def _both_bytes(image: Image.Image, tiles: list[Any], stated: _Stated) -> Values
     if stated.no_data is None and high[..., :3].max() >= 128:  # all of the bits are in use
         return None
     file.seek(0)
-    again: Any = Image.open(file, formats=[kind] if kind else None)
+    again = Image.open(file, formats=[kind] if kind else None)
     again.tile = [_with_raw_mode(tile, other) for tile, other in zip(again.tile, others, strict=True)]
     again.load()
     low = np.asarray(again).astype(np.uint16)
@@ -140,7 +143,7 @@ def _opposite(raw: str) -> str | None:
     return f"{base};16{_SWAPPED[order]}"
 
 
-def _is_deep_ppm(image: Image.Image, tiles: list[Any]) -> bool:
+def _is_deep_ppm(image: Image.Image, tiles: list["_Tile"]) -> bool:
     return image.format == "PPM" and image.mode == "RGB" and bool(tiles) and tiles[0][3] == ("RGB", 65535)
 
 
@@ -165,16 +168,16 @@ def _mend_planes(image: Image.Image) -> None:
         image.tile = [_with_raw_mode(tile, f"{_raw_mode(tile)};16{order}") for tile in tiles]  # type: ignore[attr-defined]
 
 
-def _raw_mode(tile: Any) -> Any:
+def _raw_mode(tile: "_Tile") -> object:
     return tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
 
 
-def _with_raw_mode(tile: Any, mode: str | None) -> Any:
+def _with_raw_mode(tile: "_Tile", mode: str | None) -> "_Tile":
     arguments = (mode, *tile[3][1:]) if isinstance(tile[3], tuple) else mode
-    return tile._replace(args=arguments) if hasattr(tile, "_replace") else (*tile[:3], arguments)
+    return tile._replace(args=arguments)
 
 
-def _stated(image: Image.Image, tiles: list[Any]) -> _Stated:
+def _stated(image: Image.Image, tiles: list["_Tile"]) -> _Stated:
     """What the file states; to be called before the picture is loaded."""
     if image.format == "PNG":
         return _Stated(bits=_significant_bits(image), may_be_spread=True)
@@ -242,14 +245,14 @@ def _scaled(values: Values, stated: _Stated) -> NDArray[np.uint8]:
     return scaled
 
 
-def _valid(values: Values, no_data: float | None) -> Values | None:
+def _valid(values: Values, no_data: float | None) -> NDArray[np.bool_] | None:
     """Which pixels, (H, W), have a value; None for all."""
-    valid: Values | None = None
+    valid: NDArray[np.bool_] | None = None
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             valid = np.abs(values) < _HUGE  # false for NaN as well
     if no_data is not None:
-        is_missing: Values = np.isclose(values, no_data, rtol=2e-6, atol=0)  # as text, it has been rounded
+        is_missing: NDArray[np.bool_] = np.isclose(values, no_data, rtol=2e-6, atol=0)  # as text, it has been rounded
         if values.ndim == 3:
             is_missing = np.all(is_missing, axis=2)
         valid = ~is_missing if valid is None else valid & ~is_missing

@@ -1,11 +1,11 @@
 """What a camera wrote into a picture: when it was taken, by which camera, and where."""
 
 from datetime import datetime
-from typing import Any
 
 from PIL import Image
 
 from ood_audit.text import storable
+from ood_audit.values import Row
 
 _EXIF, _GPS = 0x8769, 0x8825  # the directories that the first one points to
 _MAKE, _MODEL = 0x010F, 0x0110
@@ -13,7 +13,7 @@ _TAKEN = (0x9003, 0x9004)  # originally, and digitized; that of the first direct
 _LONGEST = 100  # characters
 
 
-def facts(image: Image.Image) -> dict[str, Any]:
+def facts(image: Image.Image) -> Row:
     """`taken_at` (local time, as `2024-05-01 12:00:00`), `camera`, `latitude` and `longitude` (degrees), where known.
 
     Args:
@@ -36,23 +36,23 @@ def facts(image: Image.Image) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return storable(" ".join(value.replace("\0", " ").split()))[:_LONGEST] if isinstance(value, str) else ""
 
 
-def _time(value: Any) -> str | None:
+def _time(value: object) -> str | None:
     try:
         return datetime.strptime(_text(value), "%Y:%m:%d %H:%M:%S").isoformat(sep=" ")
     except ValueError:
         return None
 
 
-def _camera(make: Any, model: Any) -> str | None:
+def _camera(make: object, model: object) -> str | None:
     maker, name = _text(make), _text(model)
     return (name if name.startswith(maker) else f"{maker} {name}".strip()) or None
 
 
-def _degrees(value: Any, side: Any, negative: str, most: float) -> float | None:
+def _degrees(value: object, side: object, negative: str, most: float) -> float | None:
     if not isinstance(value, tuple) or len(value) != 3:
         return None
     degrees = sum((float(part) / float(60**power) for power, part in enumerate(value)), 0.0)

@@ -8,7 +8,6 @@ import io
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
@@ -95,7 +94,7 @@ def why_unknown(data: bytes) -> str:
     return "not an image: its bytes are of no known format"
 
 
-def unreadable_compression(image: Any) -> str | None:
+def unreadable_compression(image: Image.Image) -> str | None:
     """For a TIFF whose compression the installed libtiff lacks: words that say so."""
     number = getattr(image, "tag_v2", {}).get(259)
     from ood_audit.images.noise import libtiff
@@ -106,7 +105,7 @@ def unreadable_compression(image: Any) -> str | None:
     return _compressed(number)
 
 
-def _compressed(number: Any) -> str:
+def _compressed(number: int) -> str:
     name = _COMPRESSIONS.get(number, f"number {number}")
     return f"a TIFF with a compression that Pillow cannot read ({name}): save it with LZW or Deflate compression"
 

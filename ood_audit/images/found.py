@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 
@@ -112,7 +111,7 @@ class ScanNotes:
         self._known = set(self.classes)
 
 
-def tables(rows: Iterator[Sequence[Any]]) -> Iterator[pa.Table]:
+def tables(rows: Iterator[Sequence[object]]) -> Iterator[pa.Table]:
     """Rows of the values of COLUMNS as tables: the first row as soon as it is there, then many at a time.
 
     The last values of the rows may be left out, all in the same way.

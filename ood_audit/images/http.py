@@ -9,14 +9,18 @@ picture can't be shown again unless the server gives it to anyone.
 """
 
 import threading
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from ood_audit.errors import UsageError
 from ood_audit.images.content import Content, UnreadableError
 from ood_audit.text import printable
+
+if TYPE_CHECKING:
+    import requests
 
 _TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
 _TRIES = 3
@@ -89,7 +93,7 @@ def read(uri: str) -> Content:
         return Content(b"".join(pieces), size, _stamp(answer.headers))
 
 
-def _request(method: str, uri: str) -> Any:
+def _request(method: str, uri: str) -> "requests.Response | None":
     """An answer, whose content is still to be read; None where there is nothing at that URL."""
     import requests
 
@@ -114,7 +118,7 @@ def _request(method: str, uri: str) -> Any:
     return answer
 
 
-def _session() -> Any:
+def _session() -> "requests.Session":
     """This thread's session: it keeps its connections, and tries again what may work the next time."""
     if not hasattr(_local, "session"):
         try:
@@ -134,7 +138,7 @@ def _session() -> Any:
     return _local.session
 
 
-def _stamp(headers: Any) -> int:
+def _stamp(headers: Mapping[str, str]) -> int:
     if modified := headers.get("Last-Modified"):
         try:
             return int(parsedate_to_datetime(modified).timestamp()) * 10**9

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import quote, quote_from_bytes, urlsplit
 
 from ood_audit.errors import UsageError
@@ -20,6 +20,7 @@ from ood_audit.images.spelling import Spelling
 from ood_audit.images.splits import canonical
 from ood_audit.images.uri import archive_and_member, file_uri, is_remote
 from ood_audit.text import printable, storable
+from ood_audit.values import Row
 
 _LABELS = ("label", "class")
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")
@@ -139,7 +140,7 @@ def _parquet_entries(file: BinaryIO, source: str) -> Iterator[tuple[str, str | N
     import pyarrow.parquet as pq
 
     try:
-        table: Any = pq.ParquetFile(file)
+        table = pq.ParquetFile(file)
         column = _column(table.schema_arrow.names, source)
         kind = table.schema_arrow.field(column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -156,7 +157,7 @@ def _of(names: Sequence[str], wanted: Sequence[str]) -> str | None:
     return next((name for name in names if name.strip().lower() in wanted), None)
 
 
-def _cells(row: dict[str, Any], path: str, label: str | None, split: str | None) -> tuple[str, str | None, str | None]:
+def _cells(row: Row, path: str, label: str | None, split: str | None) -> tuple[str, str | None, str | None]:
     """The path, label and split of a row."""
     text = "" if label is None or row[label] is None else storable(str(row[label])).strip()
     part = "" if split is None or row[split] is None else storable(str(row[split])).strip()

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any
 
 _SETTERS = ("TIFFSetErrorHandler", "TIFFSetWarningHandler")
 
@@ -39,7 +38,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1)
-def libtiff() -> Any:
+def libtiff() -> ctypes.CDLL | None:
     """The libtiff that Pillow uses; None where it is linked into Pillow itself, as on Windows."""
     from PIL import _imaging
 

@@ -9,10 +9,10 @@ Times are cut to seconds: a listing and a look at one object do not give the sam
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import BinaryIO, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from pyarrow import fs
@@ -24,6 +24,7 @@ from ood_audit.images.found import ScanNotes
 from ood_audit.images.uri import is_archive
 from ood_audit.text import printable
 
+_T = TypeVar("_T")
 SCHEMES = ("s3", "gs", "hdfs")
 _SECOND = 10**9
 _OPTIONS = {
@@ -60,7 +61,7 @@ def canonical(uri: str) -> str:
     return f"{scheme}://{parts.netloc}{f'/{key}' if key else ''}{query}"
 
 
-def open_place(uri: str) -> tuple[Any, str]:
+def open_place(uri: str) -> tuple[fs.FileSystem, str]:
     """The `pyarrow.fs.FileSystem` of a canonical URI, and the path in it; OSError where it can't be reached."""
     parts = urlsplit(uri)
     path = unquote(parts.path)
@@ -69,7 +70,7 @@ def open_place(uri: str) -> tuple[Any, str]:
 
 
 @lru_cache(maxsize=16)
-def _filesystem(scheme: str, netloc: str, query: str) -> Any:
+def _filesystem(scheme: str, netloc: str, query: str) -> fs.FileSystem:
     try:
         if scheme == "s3":
             return _s3(netloc, dict(parse_qsl(query)))
@@ -79,11 +80,11 @@ def _filesystem(scheme: str, netloc: str, query: str) -> Any:
         raise UnreadableError(f"{reason(error)}{remedy}") from error
 
 
-def _s3(bucket: str, options: dict[str, str]) -> Any:
+def _s3(bucket: str, options: dict[str, str]) -> fs.FileSystem:
     endpoint = (
         options.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     )
-    given: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60}
+    given: dict[str, str | int] = {"connect_timeout": 10, "request_timeout": 60}
     if endpoint:
         scheme, separator, host = endpoint.partition("://")
         given["endpoint_override"] = host.rstrip("/") if separator else endpoint
@@ -121,7 +122,7 @@ def read(uri: str) -> Content:
 
 
 @contextmanager
-def open_file(uri: str) -> Iterator[tuple[Any, int, int]]:
+def open_file(uri: str) -> Iterator[tuple[BinaryIO, int, int]]:
     """A file for reading anywhere in it, its size and its time."""
     filesystem, path = open_place(uri)
     info = _told(filesystem.get_file_info, path)
@@ -177,7 +178,7 @@ def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[
         recursive = True
 
 
-def _told(call: Any, *arguments: Any) -> Any:
+def _told(call: Callable[..., _T], *arguments: object) -> _T:
     """A call whose OSError says what is wrong in few words."""
     try:
         return call(*arguments)

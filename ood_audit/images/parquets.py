@@ -5,10 +5,13 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, BinaryIO
 
 from ood_audit.images.content import UnreadableError
 from ood_audit.text import printable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIX = ".parquet"
 _KEPT = 3  # row groups in memory: threads that decode are in two that follow each other
@@ -20,7 +23,7 @@ class ParquetIndex:
 
     kind = "Parquet file"
 
-    def __init__(self, file: Any, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -28,7 +31,7 @@ class ParquetIndex:
         self.damage: str | None = None
         self._starts = [0]  # the first row of each row group, and the end
         self._column: str | None = None
-        self._groups: OrderedDict[int, Any] = OrderedDict()
+        self._groups: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()  # one thread reads a row group, the others wait for it
         try:
             metadata = pq.read_metadata(file)
@@ -41,7 +44,7 @@ class ParquetIndex:
             self.damage = "a Parquet file without a column of images"
         self.sizes: Mapping[str, int] = _Rows(self._starts[-1])
 
-    def read(self, file: Any, name: str) -> bytes:
+    def read(self, file: BinaryIO, name: str) -> bytes:
         """The bytes of the image of a row.
 
         Raises:
@@ -61,7 +64,7 @@ class ParquetIndex:
             raise UnreadableError("no image in this row of the Parquet file")
         return bytes(data)
 
-    def _images(self, file: Any, group: int) -> Any:
+    def _images(self, file: BinaryIO, group: int) -> "pa.ChunkedArray":
         import pyarrow as pa
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
@@ -96,7 +99,7 @@ def row_name(row: int) -> str:
     return f"{row:0{_DIGITS}}"
 
 
-def image_column(schema: Any) -> str | None:
+def image_column(schema: "pa.Schema") -> str | None:
     """The column that holds images, a struct with a field `bytes`; None where there is none."""
     import pyarrow as pa
 

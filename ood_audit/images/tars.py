@@ -1,7 +1,7 @@
 """Tar files, as WebDataset has them."""
 
 import tarfile
-from typing import Any
+from typing import BinaryIO
 
 SUFFIX = ".tar"
 
@@ -11,7 +11,7 @@ class TarIndex:
 
     kind = "tar file"
 
-    def __init__(self, file: Any, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self.sizes: dict[str, int] = {}
         self.others = 0
         self.damage: str | None = None
@@ -39,8 +39,7 @@ class TarIndex:
         if damage is not None:
             self.damage = f"damaged tar file: {damage}, after {len(self.sizes)} readable members"
 
-    def read(self, file: Any, name: str) -> bytes:
+    def read(self, file: BinaryIO, name: str) -> bytes:
         """The bytes of a member."""
         file.seek(self._offsets[name])
-        data: bytes = file.read(self.sizes[name])
-        return data
+        return file.read(self.sizes[name])

@@ -12,7 +12,6 @@ import math
 import os
 import re
 from dataclasses import asdict, dataclass
-from typing import Any
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 ARCHIVES = (".tar", ".zip")
@@ -57,7 +56,7 @@ class Box:
         theirs = (other.x, other.y, other.x + other.width, other.y + other.height)
         return max(abs(one - two) for one, two in zip(ours, theirs, strict=True)) > 1
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, str | float]:
         """The box as a row of a table."""
         return asdict(self)
 

@@ -1,7 +1,7 @@
 """The labels in an archive of WebDataset's: that of the image `0001.jpg` is in the member `0001.cls` or `0001.json`."""
 
 import json
-from typing import Any
+from typing import BinaryIO
 
 from ood_audit.images.archives import Index
 from ood_audit.images.content import UnreadableError
@@ -13,7 +13,7 @@ _FIELDS = ("class_name", "label_name", "class", "label", "cls", "category")
 _MOST_BYTES = 1 << 20  # of a member with a label
 
 
-def labels(index: Index, file: Any, path: str, notes: ScanNotes) -> dict[str, str] | None:
+def labels(index: Index, file: BinaryIO, path: str, notes: ScanNotes) -> dict[str, str] | None:
     """The labels by the key of their sample; None where the archive has no members with any.
 
     Args:
@@ -48,7 +48,7 @@ def key(name: str) -> str:
     return folder + slash + last.partition(".")[0]
 
 
-def _of_json(value: Any) -> str:
+def _of_json(value: object) -> str:
     if not isinstance(value, dict):
         return ""
     named = next((value[field] for field in _FIELDS if isinstance(value.get(field), (str, int))), "")

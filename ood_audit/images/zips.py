@@ -3,7 +3,7 @@
 import copy
 import stat
 import zipfile
-from typing import Any
+from typing import IO, BinaryIO
 
 from ood_audit.images.content import UnreadableError
 from ood_audit.text import printable
@@ -19,7 +19,7 @@ class ZipIndex:
 
     kind = "zip file"
 
-    def __init__(self, file: Any, size: int) -> None:
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self.sizes: dict[str, int] = {}
         self.others = 0
         self.damage: str | None = None
@@ -38,7 +38,7 @@ class ZipIndex:
             else:
                 self.sizes[info.filename] = info.file_size
 
-    def read(self, file: Any, name: str) -> bytes:
+    def read(self, file: BinaryIO, name: str) -> bytes:
         """The bytes of a member.
 
         Raises:
@@ -69,10 +69,10 @@ class ZipIndex:
             ) from error
 
 
-def _all_of(member: Any, info: zipfile.ZipInfo) -> bytes:
+def _all_of(member: IO[bytes], info: zipfile.ZipInfo) -> bytes:
     """As many bytes as are announced, and no more; the checksum is compared on the way."""
     if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        data: bytes = member.read(info.file_size + 1)
+        data = member.read(info.file_size + 1)
     else:
         data = b"".join(iter(lambda: member.read(_STEP), b""))
     if len(data) != info.file_size:

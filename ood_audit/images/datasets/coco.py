@@ -5,7 +5,6 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 from ood_audit.errors import UsageError
 from ood_audit.images.datasets.pictures import Picture, location
@@ -13,6 +12,7 @@ from ood_audit.images.found import ScanNotes
 from ood_audit.images.splits import of_file
 from ood_audit.images.uri import Box
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 NAME = "COCO"
 _FIELDS = {  # what is kept of each; segmentations would fill the memory
@@ -23,7 +23,8 @@ _FIELDS = {  # what is kept of each; segmentations would fill the memory
 _SPACE = re.compile(r"[\s,:]*")
 _LOOKED_AT = 50  # images that are looked for, to find the folder that they are in
 
-Lists = dict[str, list[dict[str, Any]]]
+_Id = str | int
+Lists = dict[str, list[JsonObject]]
 
 
 def reads(source: str) -> bool:
@@ -73,11 +74,11 @@ def pictures(source: str, notes: ScanNotes, images: str | None) -> Iterator[Pict
 
 
 def _annotations(
-    entries: list[dict[str, Any]], names: dict[Any, str], notes: ScanNotes
-) -> tuple[dict[Any, list[tuple[Box, str]]], dict[Any, list[str]]]:
+    entries: list[JsonObject], names: dict[_Id, str], notes: ScanNotes
+) -> tuple[dict[_Id, list[tuple[Box, str]]], dict[_Id, list[str]]]:
     """By image its boxes, and the labels that have no box."""
-    boxes: dict[Any, list[tuple[Box, str]]] = defaultdict(list)
-    labels: dict[Any, list[str]] = defaultdict(list)
+    boxes: dict[_Id, list[tuple[Box, str]]] = defaultdict(list)
+    labels: dict[_Id, list[str]] = defaultdict(list)
     for number, entry in enumerate(entries):
         if not _has(entry, "image_id"):
             notes.add_problem("annotations without an image, left out", f"annotation {number}")
@@ -152,9 +153,9 @@ def _next(text: str, at: int) -> int:
     return _SPACE.match(text, at).end()  # type: ignore[union-attr]
 
 
-def _has(entry: dict[str, Any], *names: str) -> bool:
+def _has(entry: JsonObject, *names: str) -> bool:
     return all(isinstance(entry.get(name), (str, int)) for name in names)
 
 
-def _are_numbers(*values: Any) -> bool:
+def _are_numbers(*values: object) -> bool:
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)

@@ -4,14 +4,18 @@ import json
 import os
 from collections.abc import Iterator
 from glob import escape, glob
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ood_audit.images.datasets.pictures import Picture, Row, picture_rows
+from ood_audit.images.datasets.pictures import ImageRow, Picture, picture_rows
 from ood_audit.images.found import ScanNotes
 from ood_audit.images.parquets import SUFFIX, image_column, row_name
 from ood_audit.images.splits import NAMES, of_file
 from ood_audit.images.uri import Box, file_uri
 from ood_audit.text import printable, storable
+from ood_audit.values import JsonObject, Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 NAME = "Hugging Face Parquet"
 _LOOKED_AT = 20  # shards; the first one may be damaged
@@ -24,7 +28,7 @@ def reads(source: str) -> bool:
     return any(_holds_images(path) for path in _shards(source)[:_LOOKED_AT])
 
 
-def rows(source: str, notes: ScanNotes) -> Iterator[Row]:
+def rows(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
     """The images of all shards as rows of `found.COLUMNS`, read a row group at a time, without their bytes."""
     base = source if os.path.isdir(source) else os.path.dirname(source)
     for shard in _shards(source):
@@ -47,7 +51,7 @@ def _holds_images(path: str) -> bool:
         return False
 
 
-def _shard_rows(shard: str, path: str, notes: ScanNotes) -> Iterator[Row]:
+def _shard_rows(shard: str, path: str, notes: ScanNotes) -> Iterator[ImageRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -89,7 +93,7 @@ class _Labels:
 
     """
 
-    def __init__(self, schema: Any) -> None:
+    def __init__(self, schema: "pa.Schema") -> None:
         features = _features(schema)
         image = image_column(schema)
         self._label = next((name for name in schema.names if _class_names(features.get(name)) is not None), None)
@@ -104,7 +108,7 @@ class _Labels:
         self._category_names = _class_names(objects.get(self._category)) or []
         self.names = list(dict.fromkeys([*self._label_names, *self._category_names]))
 
-    def of(self, row: dict[str, Any], where: str, notes: ScanNotes) -> Picture:
+    def of(self, row: Row, where: str, notes: ScanNotes) -> Picture:
         """What a row says of its image."""
         value = row.get(self._label or "")
         labels = [_named(v, self._label_names, where, notes) for v in (value if isinstance(value, list) else [value])]
@@ -123,7 +127,7 @@ class _Labels:
         return picture
 
 
-def _named(value: Any, names: list[str], where: str, notes: ScanNotes) -> str:
+def _named(value: object, names: list[str], where: str, notes: ScanNotes) -> str:
     """The name of a class; -1 and null, by which the Hub means an image without a label, are ""."""
     if value is None or value == -1:
         return ""
@@ -136,7 +140,7 @@ def _named(value: Any, names: list[str], where: str, notes: ScanNotes) -> str:
     return str(value) if isinstance(value, int) else ""
 
 
-def _features(schema: Any) -> dict[str, Any]:
+def _features(schema: "pa.Schema") -> JsonObject:
     """What the Hub's metadata says of the columns."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -145,7 +149,7 @@ def _features(schema: Any) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _inner(feature: Any) -> dict[str, Any]:
+def _inner(feature: object) -> JsonObject:
     """The fields of a feature that is a struct or a list of structs."""
     if isinstance(feature, list):
         feature = feature[0] if feature else {}
@@ -154,7 +158,7 @@ def _inner(feature: Any) -> dict[str, Any]:
     return feature if isinstance(feature, dict) else {}
 
 
-def _class_names(feature: Any) -> list[str] | None:
+def _class_names(feature: object) -> list[str] | None:
     """The names of a `ClassLabel`, or of a list of them; None for another feature."""
     inner = feature if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else _inner(feature)
     names = inner.get("names")

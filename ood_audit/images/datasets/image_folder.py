@@ -4,13 +4,13 @@ import csv
 import json
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from ood_audit.images.datasets.pictures import Picture, location
 from ood_audit.images.folders import walk
 from ood_audit.images.found import ScanNotes
 from ood_audit.images.splits import NAMES, named
 from ood_audit.images.uri import Box, local_path
+from ood_audit.values import JsonObject
 
 NAME = "ImageFolder"
 _FILES = ("metadata.csv", "metadata.jsonl")
@@ -68,7 +68,7 @@ def _described(path: str, folder: str, notes: ScanNotes) -> Iterator[Picture]:
         yield Picture(location(folder, name), labels, split, _boxes(row, f"{where}, row {number}", notes))
 
 
-def _rows(path: str, notes: ScanNotes) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: str, notes: ScanNotes) -> Iterator[tuple[int, JsonObject]]:
     """The rows of a file, as far as it can be read, each with its number."""
     where = os.path.basename(path)
     try:
@@ -89,7 +89,7 @@ def _rows(path: str, notes: ScanNotes) -> Iterator[tuple[int, dict[str, Any]]]:
         notes.add_problem("damaged annotation files, read as far as they go", where)
 
 
-def _boxes(row: dict[str, Any], where: str, notes: ScanNotes) -> list[tuple[Box, str]]:
+def _boxes(row: JsonObject, where: str, notes: ScanNotes) -> list[tuple[Box, str]]:
     """The boxes of a row: lists of `bbox` (left, top, width, height) and of `categories` in its `objects`."""
     objects = row.get("objects")
     if not isinstance(objects, dict):

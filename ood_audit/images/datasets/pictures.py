@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from ood_audit.images.found import ScanNotes
 from ood_audit.images.lists import local_entry
@@ -11,7 +10,7 @@ from ood_audit.images.spelling import Spelling
 from ood_audit.images.uri import Box, box_uri
 from ood_audit.text import storable
 
-Row = tuple[str, str, int, int, str, str | None, dict[str, Any] | None]
+ImageRow = tuple[str, str, int, int, str, str | None, dict[str, str | float] | None]
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Picture:
     size: tuple[float, float] | None = None
 
 
-def rows(base: str, pictures: Iterator[Picture], notes: ScanNotes) -> Iterator[Row]:
+def rows(base: str, pictures: Iterator[Picture], notes: ScanNotes) -> Iterator[ImageRow]:
     """Each picture as a row of `found.COLUMNS`, followed by a row for each of its boxes.
 
     Args:
@@ -55,7 +54,7 @@ def rows(base: str, pictures: Iterator[Picture], notes: ScanNotes) -> Iterator[R
         yield from picture_rows(uri, path, facts, picture, notes)
 
 
-def picture_rows(uri: str, path: str, facts: tuple[int, int], picture: Picture, notes: ScanNotes) -> Iterator[Row]:
+def picture_rows(uri: str, path: str, facts: tuple[int, int], picture: Picture, notes: ScanNotes) -> Iterator[ImageRow]:
     """The same for one picture, wherever it lies."""
     boxes = list(_sound(picture, path, notes))
     labels = list(dict.fromkeys([*picture.labels, *(label for _, label in boxes)]))

@@ -6,7 +6,7 @@ To add a format, write a module with `NAME`, `reads`, `base` and `pictures`, and
 from collections.abc import Iterator
 
 from ood_audit.images.datasets import coco, hugging_face, image_folder, voc, yolo
-from ood_audit.images.datasets.pictures import Row, rows
+from ood_audit.images.datasets.pictures import ImageRow, rows
 from ood_audit.images.found import ScanNotes
 
 _FORMATS = (coco, yolo, voc, image_folder)
@@ -18,7 +18,7 @@ def is_dataset(source: str) -> bool:
     return any(one.reads(source) for one in (*_FORMATS, hugging_face))
 
 
-def listed(source: str, notes: ScanNotes, images: str | None = None) -> Iterator[Row]:
+def listed(source: str, notes: ScanNotes, images: str | None = None) -> Iterator[ImageRow]:
     """The images of a dataset and the boxes in them, as rows of `found.COLUMNS`.
 
     Args:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from ood_audit.errors import UsageError
 from ood_audit.images.datasets.pictures import Picture, location
@@ -12,6 +11,7 @@ from ood_audit.images.found import ScanNotes
 from ood_audit.images.splits import NAMES
 from ood_audit.images.uri import Box, local_path
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 NAME = "YOLO"
 
@@ -51,7 +51,7 @@ def pictures(source: str, notes: ScanNotes, images: str | None) -> Iterator[Pict
             yield _picture(image, NAMES[split], names, notes)
 
 
-def _read(source: str) -> dict[str, Any]:
+def _read(source: str) -> JsonObject:
     import yaml
 
     try:
@@ -68,7 +68,7 @@ def _read(source: str) -> dict[str, Any]:
     return values
 
 
-def _names(names: Any) -> dict[int, str]:
+def _names(names: object) -> dict[int, str]:
     pairs = names.items() if isinstance(names, dict) else enumerate(names) if isinstance(names, list) else ()
     plain = (str, int, float)
     return {
@@ -78,7 +78,7 @@ def _names(names: Any) -> dict[int, str]:
     }
 
 
-def _listed(value: Any) -> list[str]:
+def _listed(value: object) -> list[str]:
     return [place for place in (value if isinstance(value, list) else [value]) if isinstance(place, str)]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ood_audit.classes.vocabulary import Vocabulary
@@ -27,6 +27,9 @@ from ood_audit.names import key, near
 from ood_audit.store import Store
 from ood_audit.store.views import streaming
 from ood_audit.text import printable, storable
+from ood_audit.values import JsonObject
+
+T = TypeVar("T")
 
 IMAGE_COLUMNS = ("image_id", "uri", "path")  # the first of these that a row has names its image
 _YES, _NO = {"1", "1.0", "true", "yes", "ood"}, {"0", "0.0", "false", "no", "id"}
@@ -35,7 +38,7 @@ _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")  # how `text.storable` writes bytes t
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Generic[T]):
     """What a file says of one image.
 
     Attributes:
@@ -48,7 +51,7 @@ class Row:
 
     image: str
     place: str
-    value: Any
+    value: T
     image_id: str = ""
 
 
@@ -119,7 +122,7 @@ def truth(store: Store, path: str | Path) -> tuple[dict[str, Truth], list[tuple[
     return known, said, list(dict.fromkeys(row.image for row in found if not row.image_id))
 
 
-def read_truth(path: str | Path) -> list[Row]:
+def read_truth(path: str | Path) -> list[Row[Truth]]:
     """The rows of a file of truth, each with a `Truth`: is_ood is 0 or 1, and label may be missing."""
     what = f"the truth {printable(str(path))}"
     rows = []
@@ -127,7 +130,7 @@ def read_truth(path: str | Path) -> list[Row]:
         value = row.value["is_ood"].lower()
         if value not in _YES | _NO:
             raise UsageError(f"{what}, {row.place}: is_ood is {printable(value)!r}; write 0 or 1")
-        rows.append(replace(row, value=Truth(value in _YES, row.value.get("label") or None)))
+        rows.append(Row(row.image, row.place, Truth(value in _YES, row.value.get("label") or None)))
     return rows
 
 
@@ -153,7 +156,9 @@ def check_labels(vocabulary: Vocabulary, said: Sequence[tuple[str, str]], what: 
 # Reading
 
 
-def read_rows(path: str | Path, what: str, wanted: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+def read_rows(
+    path: str | Path, what: str, wanted: Sequence[str], optional: Sequence[str] = ()
+) -> list[Row[dict[str, str]]]:
     """The rows of a file, each with the text of the wanted columns as its value; UsageError where one is not there.
 
     Args:
@@ -197,7 +202,7 @@ def _filled(value: str, where: str, column: str) -> str:
     return value
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """The value of a cell as text, "" where there is none."""
     if isinstance(value, bytes):
         return os.fsdecode(value)
@@ -206,7 +211,7 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _records(path: Path, what: str, wanted: str) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
+def _records(path: Path, what: str, wanted: str) -> tuple[list[str], list[tuple[str, JsonObject]]]:
     """The columns of a file and its rows, each with its place."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
@@ -249,7 +254,7 @@ def _decoded(data: bytes) -> str:
     return data.decode("utf-8-sig", "surrogateescape")
 
 
-def _json_records(text: str, suffix: str, what: str, wanted: str) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
+def _json_records(text: str, suffix: str, what: str, wanted: str) -> tuple[list[str], list[tuple[str, JsonObject]]]:
     unit = "entry" if suffix == ".json" else "line"
     if suffix == ".json":
         value = json.loads(text, object_pairs_hook=_no_key_twice)
@@ -269,8 +274,8 @@ def _json_records(text: str, suffix: str, what: str, wanted: str) -> tuple[list[
     return list(columns), records
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _no_key_twice(pairs: list[tuple[str, object]]) -> JsonObject:
+    found: JsonObject = {}
     for name, value in pairs:
         if found.setdefault(name, value) != value:
             raise ValueError(f"{name!r} has two values; remove one")
@@ -282,15 +287,15 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def locate(
     store: Store,
-    rows: Sequence[Row],
+    rows: Sequence[Row[T]],
     what: str,
     path: Path,
-    describe: Callable[[Any], str],
-    answer: Callable[[Any], Any] = lambda value: value,
-) -> list[Row]:
+    describe: Callable[[T], str],
+    answer: Callable[[T], object] = lambda value: value,
+) -> list[Row[T]]:
     """The rows with the ids of their images; UsageError where one may mean several, or two contradict each other."""
     ids = images(store, [row.image for row in rows], path)
-    seen: dict[str, Row] = {}
+    seen: dict[str, Row[T]] = {}
     found = []
     for row in rows:
         meant = ids[row.image]

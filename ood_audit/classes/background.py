@@ -32,6 +32,7 @@ from ood_audit.store.store import Store
 from ood_audit.text import printable
 
 Progress = Callable[[int, int], None]
+Arrays = dict[str, NDArray[Any]]  # of any type, as a .safetensors file holds them
 BUNDLED = STARTER / "background.safetensors"
 COARSE = 4096  # names of the background that a slow text tower begins with
 _PATIENCE = 60.0  # seconds that encoding the rest of the background may take without being asked for
@@ -310,7 +311,7 @@ def _encode(
         yield block.features(encode_texts).astype(np.float16)
 
 
-def read(path: Path, corpus_key: str) -> dict[str, Any] | None:
+def read(path: Path, corpus_key: str) -> Arrays | None:
     """The arrays of a file; None where there is none, or it was made from another corpus."""
     from safetensors import SafetensorError, safe_open
 
@@ -325,7 +326,7 @@ def read(path: Path, corpus_key: str) -> dict[str, Any] | None:
         raise OodAuditError(f"{printable(str(path))} is damaged; delete it and run the command again") from error
 
 
-def write(path: Path, arrays: dict[str, Any], corpus_key: str) -> None:
+def write(path: Path, arrays: Arrays, corpus_key: str) -> None:
     """Keep some arrays in a file, with what they were made from."""
     from safetensors.numpy import save_file
 

@@ -298,20 +298,20 @@ def _columns_without_header(rows: list[list[str]]) -> tuple[int, list[int]]:
 # JSON and YAML
 
 
-def _json(text: str) -> Any:
+def _json(text: str) -> object:
     try:
         return json.loads(text, object_pairs_hook=_Pairs)
     except ValueError as error:
         raise _RefusedError(f" is no JSON: {error}; correct it, or write one name a line") from error
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str) -> object:
     """A YAML document with all scalars as text: `no` is a name, and nothing is ever constructed."""
     import yaml
 
     values = 0
 
-    def plain(node: Any, depth: int = 0) -> Any:
+    def plain(node: yaml.Node | None, depth: int = 0) -> object:
         nonlocal values
         values += 1
         if depth > _DEEPEST or values > _MOST_VALUES:
@@ -329,7 +329,7 @@ def _yaml(text: str) -> Any:
         raise _RefusedError(f" is no YAML: {reason[:200]}; correct it, or write one name a line") from error
 
 
-def _structured(value: Any, kind: str, inside: str = "") -> ClassList:
+def _structured(value: object, kind: str, inside: str = "") -> ClassList:
     """A list or an object of names; of other objects, what is in there under one of the usual keys."""
     if value is None or value == "":
         return ClassList([], kind)
@@ -345,7 +345,7 @@ def _structured(value: Any, kind: str, inside: str = "") -> ClassList:
     raise _RefusedError(f" holds no list of classes; write a {kind} list of names, or one name a line")
 
 
-def _item(item: Any, place: str) -> Entry:
+def _item(item: object, place: str) -> Entry:
     if isinstance(item, _Pairs):
         values = {key(name): value for name, value in item}
         name = next((values[wanted] for wanted in _NAME_COLUMNS if _is_text(values.get(wanted))), None)
@@ -387,9 +387,9 @@ def _object(pairs: _Pairs, form: str) -> ClassList:
     raise _RefusedError(f" holds no list of classes: its keys are {keys}; write names: [...], or one name a line")
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return " ".join(str(value).split())

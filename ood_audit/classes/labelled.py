@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -390,7 +390,7 @@ def _features(table: "pa.Table") -> NDArray[np.float32]:
     """(M, D) float32 of length 1."""
     from ood_audit.store.parts import unit
 
-    column: Any = table["feature"].combine_chunks()
+    column = table["feature"].combine_chunks()
     codes = column.flatten().to_numpy(zero_copy_only=False)
     return unit(codes.reshape(len(table), column.type.list_size))
 

@@ -18,7 +18,6 @@ Where the features of the names are from: `ood_audit.classes.background`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,7 +152,7 @@ def nouns(
 
 
 def naming(
-    names: Sequence[str], features: NDArray[np.floating[Any]], vocabulary: Vocabulary, classes: NDArray[np.float32]
+    names: Sequence[str], features: NDArray[np.floating], vocabulary: Vocabulary, classes: NDArray[np.float32]
 ) -> NDArray[np.int32]:
     """(P, 2): which names name which classes, by WordNet or by text.
 
@@ -177,7 +176,7 @@ def naming(
 
 
 def farthest(
-    features: NDArray[np.floating[Any]], nouns: int, classes: NDArray[np.float32], *, drop_same: bool
+    features: NDArray[np.floating], nouns: int, classes: NDArray[np.float32], *, drop_same: bool
 ) -> NDArray[np.int32]:
     """The rows of the 15% of nouns, then of adjectives, that are farthest from the classes; farthest first.
 
@@ -201,9 +200,7 @@ def farthest(
     return np.concatenate(chosen).astype(np.int32)
 
 
-def _cosines(
-    features: NDArray[np.floating[Any]], classes: NDArray[np.float32]
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def _cosines(features: NDArray[np.floating], classes: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """The (M, K) cosines in blocks of rows, each with the number of its first."""
     rows = max(1, _CHUNK_BYTES // (4 * max(classes.shape)))
     for start in range(0, len(features), rows):

@@ -1,10 +1,9 @@
 """Tuned prompts in the store: `prompts/NAME.safetensors` (context, class and labelled features) and its recipe."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from ood_audit.errors import StoreError, UsageError
 from ood_audit.store.files import read_json, remove, replacing, write_json
 from ood_audit.store.store import Store
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Prompts:
     name: str
     class_features: NDArray[np.float32]
     labelled: Labelled
-    recipe: dict[str, Any]
+    recipe: JsonObject
 
 
 def save(
     store: Store,
     name: str,
     vocabulary: Vocabulary,
-    arrays: dict[str, NDArray[Any]],
+    arrays: Mapping[str, NDArray[np.float32]],
     labelled: Labelled,
-    recipe: dict[str, Any],
+    recipe: JsonObject,
 ) -> Path:
     """Write prompts; older ones of the name are replaced. The recipe is written last: without it they are not there.
 
@@ -127,11 +127,11 @@ def check_name(name: str) -> None:
         raise UsageError(f"prompts named {printable(name)!r}: use letters, digits, '-', '_', '.'; not auto, none")
 
 
-def _fits(recipe: dict[str, Any], store: Store, vocabulary: Vocabulary) -> bool:
+def _fits(recipe: JsonObject, store: Store, vocabulary: Vocabulary) -> bool:
     return recipe.get("vocabulary") == vocabulary.id and recipe.get("encoder") == store.encoder.weights_sha256
 
 
-def _load(store: Store, name: str, recipe: dict[str, Any]) -> Prompts:
+def _load(store: Store, name: str, recipe: JsonObject) -> Prompts:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

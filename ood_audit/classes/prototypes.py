@@ -12,17 +12,20 @@ References are never scored by prototypes that have seen them: where they are im
 sets of prototypes, each made without a part of them (`FOLDS`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.covariance import ledoit_wolf_shrinkage
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = NDArray[np.float32]
 FOLDS = 5
@@ -68,7 +71,7 @@ class Prototypes:
     slope: float
     intercept: float
 
-    def cosines(self, images: Any, to_text: Any) -> Any:
+    def cosines(self, images: "torch.Tensor", to_text: "torch.Tensor") -> "torch.Tensor":
         """(N, D) image features and their (N, K) cosines to the text features → (N, K); torch tensors on one device."""
         import torch
 
@@ -84,7 +87,7 @@ class Prototypes:
         found: Floats = _unit((images - self.center) @ self.whiten) @ self.means.T
         return np.where(self.missing, self.slope * to_text + self.intercept, found).astype(np.float32)
 
-    def _on(self, device: Any) -> tuple[Any, ...]:
+    def _on(self, device: "torch.device") -> tuple["torch.Tensor", ...]:
         """`center`, `whiten`, `means` and `missing` as tensors on a device, moved there once."""
         import torch
 
@@ -102,7 +105,9 @@ class Prototypes:
         return missing
 
 
-def unseen_cosines(made: "Sequence[Prototypes | None]", images: Any, folds: Any, to_text: Any) -> Any:
+def unseen_cosines(
+    made: "Sequence[Prototypes | None]", images: "torch.Tensor", folds: "torch.Tensor | None", to_text: "torch.Tensor"
+) -> "torch.Tensor":
     """(N, K) cosines of images to the prototypes that have not seen them; to the text where there are none.
 
     Args:
@@ -112,7 +117,7 @@ def unseen_cosines(made: "Sequence[Prototypes | None]", images: Any, folds: Any,
         to_text: (N, K) their cosines to the text features.
 
     """
-    if len(made) < 2:
+    if folds is None or len(made) < 2:
         return made[0].cosines(images, to_text) if made and made[0] is not None else to_text
     found = to_text.clone()
     for fold, those in enumerate(made):
@@ -162,19 +167,15 @@ def load(path: Path) -> "list[Prototypes | None]":
     """What `save` has kept; OSError, ValueError or SafetensorError where it cannot be read."""
     from safetensors import safe_open
 
-    names = [field.name for field in fields(Prototypes)]
     with safe_open(path, "numpy") as file:
         there = set(file.keys())
-        return [
-            Prototypes(*(_plain(file.get_tensor(f"{fold}.{name}")) for name in names))
-            if f"{fold}.center" in there
-            else None
-            for fold in range(int(file.metadata()["folds"]))
-        ]
+        folds = range(int(file.metadata()["folds"]))
+        return [_read(file.get_tensor, fold) if f"{fold}.center" in there else None for fold in folds]
 
 
-def _plain(array: Floats) -> Any:
-    return array if array.ndim else float(array)
+def _read(tensor: Callable[[str], NDArray[np.float32]], fold: int) -> Prototypes:
+    center, whiten, means, slope, intercept = (tensor(f"{fold}.{field.name}") for field in fields(Prototypes))
+    return Prototypes(center, whiten, means, float(slope), float(intercept))
 
 
 def fold_of(names: Sequence[str]) -> NDArray[np.int64]:
@@ -222,8 +223,8 @@ def fit(features: Floats, labels: NDArray[np.int64], text: Floats) -> Prototypes
     )
 
 
-def _unit(rows: NDArray[Any]) -> NDArray[Any]:
-    unit: NDArray[Any] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+    unit: NDArray[np.floating] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return unit
 
 

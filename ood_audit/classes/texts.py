@@ -1,7 +1,7 @@
 """Who turns texts into features for a store: its encoder, or the vectors that were imported for its names."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from ood_audit.store.store import Store
 from ood_audit.text import printable
 
 if TYPE_CHECKING:
+    import torch
+
+    from ood_audit.encoders.clip import ClipEncoder
     from ood_audit.encoders.identity import ScoreDefaults
 
 
@@ -23,23 +26,23 @@ class TextEncoder(Protocol):
     def score_defaults(self) -> "ScoreDefaults":
         """The ΔEnergy settings that suit it."""
 
-    def tokenize(self, texts: Sequence[str]) -> Any:
+    def tokenize(self, texts: Sequence[str]) -> "torch.Tensor":
         """(N, L) token ids, a tensor: what the text tower sees of each text, cut off at its context length."""
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D) features of length 1."""
 
 
-def encoder_of(store: Store, device: str = "auto", on_progress: Progress = silent) -> Callable[[], Any]:
+def encoder_of(store: Store, device: str = "auto", on_progress: Progress = silent) -> Callable[[], "ClipEncoder"]:
     """A function that gives the text encoder of a store. It is loaded when the function is first called, and once.
 
     Raises:
         EncoderError: when called: the model is not there any more, or the store was imported without one.
 
     """
-    loaded: list[Any] = []
+    loaded: list[ClipEncoder] = []
 
-    def encoder() -> Any:
+    def encoder() -> ClipEncoder:
         from ood_audit.encoders.clip import load_encoder, load_same_encoder
 
         if not loaded:

@@ -68,7 +68,7 @@ def stand_in(notes: Path) -> type:
             return done
 
     class StandIn(engine._Encoder):  # a local class, so that it travels by value
-        def _load(self, workers: Any) -> tuple[Pixels, Pixels]:
+        def _load(self, workers):
             return Pixels(), Pixels()
 
         def _embed(self, uris):

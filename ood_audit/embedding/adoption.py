@@ -8,7 +8,6 @@ leaves the view in the same part.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -21,6 +20,7 @@ from ood_audit.images.sources import ImageRef
 from ood_audit.images.uri import image_and_box
 from ood_audit.store.parts import INHERITED, PartWriter
 from ood_audit.store.sources import state_of
+from ood_audit.values import Row, RowValues
 
 _TOGETHER = 1024  # files that are looked at before the next ones are listed
 _ROWS = 1024  # rows with features in memory
@@ -153,7 +153,7 @@ def adopt(db: duckdb.DuckDBPyConnection, writer: PartWriter) -> Iterator[str]:
         yield outcome
 
 
-def _rows_with_features(reader: pa.RecordBatchReader) -> Iterator[tuple[dict[str, Any], NDArray[np.float16]]]:
+def _rows_with_features(reader: pa.RecordBatchReader) -> Iterator[tuple[Row, NDArray[np.float16]]]:
     """Each row without its embedding, and that as an array (D,)."""
     for batch in reader:
         values = batch.column("embedding").flatten().to_numpy(zero_copy_only=False).astype(np.float16)
@@ -212,7 +212,7 @@ def _content(uri: str) -> tuple[str, int, int] | None:
     return own if box is None else box_hash(own, box), content.size_bytes, content.mtime_ns
 
 
-def _insert(db: duckdb.DuckDBPyConnection, table: str, rows: list[tuple[Any, ...]]) -> None:
+def _insert(db: duckdb.DuckDBPyConnection, table: str, rows: list[RowValues]) -> None:
     if rows:
         names = [row[0] for row in db.execute(f"DESCRIBE {table}").fetchall()]
         db.register("found", pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))))

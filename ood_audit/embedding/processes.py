@@ -15,7 +15,7 @@ from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from ood_audit.encoders.device import worker_count
 from ood_audit.encoders.identity import EncoderIdentity
@@ -39,6 +39,10 @@ class _Note:
     text: str
 
 
+# A batch with its facts and features, a note, or why the process can do no more.
+_Message: TypeAlias = "tuple[int, list[Decoded], Features | None] | _Note | str"
+
+
 class _Worker:
     """A process, its end of the pipe, and the batches that it has not given back."""
 
@@ -56,10 +60,11 @@ class _Worker:
         with suppress(OSError):  # it has just died, which `receive` will find
             self.pipe.send((number, [item.image.uri for item in batch]))
 
-    def receive(self) -> Any:
+    def receive(self) -> "_Message":
         """A message; or, where the process is dead, why, as text."""
         try:
-            return self.pipe.recv()
+            message: _Message = self.pipe.recv()
+            return message
         except (EOFError, OSError):
             self.process.join()
             code = self.process.exitcode or 0
@@ -194,7 +199,7 @@ def _work(pipe: Connection, identity: EncoderIdentity, device: str, cores: int) 
         give_up(error)
 
 
-def call_apart(function: Callable[..., _Value], *arguments: Any) -> _Value:
+def call_apart(function: Callable[..., _Value], *arguments: object) -> _Value:
     """Call a function in a process that ends again. Its warnings and errors become those of this process.
 
     Raises:
@@ -222,9 +227,9 @@ def call_apart(function: Callable[..., _Value], *arguments: Any) -> _Value:
     return result
 
 
-def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _answer(pipe: Connection, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
     warned: list[str] = []
-    value: Any
+    value: object
     with warnings_to(warned.append):
         try:
             value = function(*arguments)

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,15 @@ from ood_audit.images.sources import ImageRef
 from ood_audit.store import schema
 from ood_audit.store.parts import PartWriter
 from ood_audit.text import printable
+from ood_audit.values import JsonObject, Row
+
+if TYPE_CHECKING:
+    import ray
+
+    from ood_audit.embedding.pipeline import Pipeline
+    from ood_audit.encoders.clip import ClipEncoder
+
+_Value = TypeVar("_Value")
 
 _BATCH = {"cpu": 8, "cuda": 256}  # as in ClipEncoder
 _PIECE_BATCHES = 8  # batches a piece: what a dying worker costs, and what a message to one carries
@@ -146,13 +155,14 @@ def _at_most(plan: Plan, room: int) -> Plan:
     return replace(plan, sharing=max(1, min(plan.sharing, room)))
 
 
-def _ask_a_worker(plan: Plan, function: Callable[..., Any], *arguments: Any) -> Any:
+def _ask_a_worker(plan: Plan, function: Callable[..., _Value], *arguments: object) -> _Value:
     """What a function gives on a worker that has a GPU to itself, if the workers have GPUs."""
     import ray
 
     ask = ray.remote(function).options(num_cpus=plan.cpus, num_gpus=int(plan.kind == "cuda"), max_retries=_TRIES)
     try:
-        return ray.get(ask.remote(*arguments))
+        answer: _Value = ray.get(ask.remote(*arguments))
+        return answer
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OodAuditError):
             raise error.cause from None
@@ -228,7 +238,7 @@ def _embed_pieces(
     import ray
 
     left = set(range(len(pieces)))
-    arrived: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    arrived: dict[int, list[Row]] = defaultdict(list)
     limit = batch_size
     try:
         tables = _dataset(path, pieces, encoder, batch_size).iter_batches if pieces else _nothing
@@ -260,7 +270,7 @@ def _embed_pieces(
         raise OodAuditError(f"Ray lost {len(left)} pieces of work; run the same command again to resume")
 
 
-def _dataset(path: Path, pieces: Sequence[_Piece], encoder: Workers, batch_size: int) -> Any:
+def _dataset(path: Path, pieces: Sequence[_Piece], encoder: Workers, batch_size: int) -> "ray.data.Dataset":
     """The pieces, as Ray Data sees them: read on this machine, embedded wherever there are workers."""
     import ray
     from ray.data.block import BlockMetadata
@@ -272,7 +282,7 @@ def _dataset(path: Path, pieces: Sequence[_Piece], encoder: Workers, batch_size:
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
-        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        def get_read_tasks(self, parallelism: int, *_: object, **__: object) -> list[ReadTask]:
             return [
                 ReadTask(partial(_read_piece, path, number, piece), BlockMetadata(piece.count, None, None, None))
                 for number, piece in enumerate(pieces)
@@ -313,7 +323,7 @@ class _Tries:
 class _Encoder:
     """A worker: holds the encoder, and embeds pieces."""
 
-    def __init__(self, workers: Workers, batch_size: int, tries: Any, version: str) -> None:
+    def __init__(self, workers: Workers, batch_size: int, tries: "ray.actor.ActorHandle", version: str) -> None:
         from ood_audit.images.noise import quiet_libraries
 
         self._quiet = quiet_libraries()
@@ -334,7 +344,7 @@ class _Encoder:
 
         numbers = work["piece"].to_pylist()
         pieces = list(dict.fromkeys(numbers))
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         if self._failure is None and not ray.get(self._tries.begin.remote(pieces)):
             rows = [{"lost": True}] * len(numbers)
         elif self._failure is None:
@@ -352,7 +362,7 @@ class _Encoder:
             [row | {"piece": number} for number, row in zip(numbers, rows, strict=True)], schema=_RESULT
         )
 
-    def _load(self, workers: Workers) -> tuple[Any, Any]:
+    def _load(self, workers: Workers) -> tuple["ClipEncoder", "Pipeline"]:
         """The encoder and its pipeline, with as many threads as the worker was given cores."""
         import torch
 
@@ -364,7 +374,7 @@ class _Encoder:
         encoder = load_same_encoder(workers.identity, device=workers.plan.kind)
         return encoder, Pipeline(encoder, cores=_cores(workers))
 
-    def _embed(self, uris: list[str]) -> Iterator[dict[str, Any]]:
+    def _embed(self, uris: list[str]) -> Iterator[Row]:
         starts = range(0, len(uris), self._batch_size)
         for future in [self._pipeline.submit(uris[start : start + self._batch_size]) for start in starts]:
             decoded, features = future.result()
@@ -374,7 +384,7 @@ class _Encoder:
                 yield row | {"embedding": next(rows).tobytes() if facts.error is None else None}
 
 
-def _identify(model: str, weights: str | None, device: str, precision: str) -> tuple[dict[str, Any], int]:
+def _identify(model: str, weights: str | None, device: str, precision: str) -> tuple[JsonObject, int]:
     """The identity of an encoder, and how many workers with it can share a GPU; 1 without a GPU."""
     from ood_audit.encoders.clip import load_encoder
     from ood_audit.encoders.memory import processes_that_fit
@@ -500,7 +510,7 @@ def _probe(address: str) -> None:
 
 
 @contextmanager
-def _quiet(context: Any) -> Iterator[None]:
+def _quiet(context: "ray.data.DataContext") -> Iterator[None]:
     """Ray Data as we want it, for the data set that is made within: no bars, and a worker may die early."""
     for handler in logging.getLogger("ray.data").handlers:
         # Its log file has it. Handlers that it shares with the root logger are not Ray's to silence.
@@ -536,5 +546,5 @@ def _dying(what: str) -> OodAuditError:
     )
 
 
-def _nothing(**_: Any) -> Iterator[Any]:
+def _nothing(**_: object) -> Iterator[pa.Table]:
     return iter(())

@@ -33,10 +33,11 @@ from ood_audit.store.files import shown, write_json
 from ood_audit.store.store import store_root
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
+from ood_audit.values import RowValues
 
 if TYPE_CHECKING:
     from ood_audit.embedding import local, ray
-    from ood_audit.embedding.work import Engine
+    from ood_audit.embedding.work import Engine, Work
     from ood_audit.encoders.clip import ClipEncoder
 
     Encoder = ClipEncoder | local.Workers | ray.Workers
@@ -445,7 +446,7 @@ class _Run:
         row = self.db.execute(sql).fetchone()
         return int(row[0]) if row else 0
 
-    def _work(self) -> Iterator[Any]:
+    def _work(self) -> Iterator["Work"]:
         from ood_audit.embedding.work import Work
 
         sql = (
@@ -479,7 +480,7 @@ def _boxes(batch: pa.RecordBatch) -> pa.Table:
     return pa.Table.from_batches([batch]).append_column("image_id", pa.array(images, pa.string()))
 
 
-def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[tuple[Any, ...]]:
+def _stream(db: duckdb.DuckDBPyConnection, sql: str) -> Iterator[RowValues]:
     cursor = db.cursor()  # of its own, so that other statements don't end it
     cursor.execute(sql)
     while rows := cursor.fetchmany(1024):
@@ -513,12 +514,13 @@ def _engine(name: str) -> "Engine":
     return local
 
 
-def _load(settings: EmbedSettings, name: str, *arguments: Any, images: int, **options: Any) -> Any:
+def _load(settings: EmbedSettings, name: str, *arguments: object, images: int, **options: object) -> "Encoder":
     """Load an encoder for so many images by an engine's `load_encoder` or `load_same_encoder`."""
     if settings.engine == "ray":
         from ood_audit.embedding import ray
 
-        return getattr(ray, name)(*arguments, device=settings.device, **options)
+        workers: ray.Workers = getattr(ray, name)(*arguments, device=settings.device, **options)
+        return workers
     from ood_audit.embedding import local
     from ood_audit.encoders import clip
 
@@ -546,21 +548,21 @@ def _check_encoder(store: Store, settings: EmbedSettings) -> EncoderIdentity | N
         return None
     if weights is None and model != "starter" and not model.startswith("local-dir:"):  # not worth a download
         raise StoreError(f"`model` {printable(model)} is another encoder; {remedy}")
-    options: dict[str, Any] = {"weights": weights, "precision": mine.precision}
+    options: dict[str, object] = {"weights": weights, "precision": mine.precision}
     if settings.engine == "local":  # a GPU is for those who embed
         settings, options["texts_only"] = replace(settings, device="cpu"), True
-    identity: EncoderIdentity = _load(settings, "load_encoder", model, images=1, **options).identity
+    identity = _load(settings, "load_encoder", model, images=1, **options).identity
     if differences := mine.differences(identity):
         raise StoreError(f"`model` {printable(model)} is another encoder ({differences[0]}); {remedy}")
     return identity
 
 
-def _try_bf16(encoder: "ClipEncoder | local.Workers", scans: Sequence[_Scan], root: Path) -> None:
+def _try_bf16(encoder: "Encoder", scans: Sequence[_Scan], root: Path) -> None:
     """Try it on some of the first images of each source; of those that can be read."""
-    from ood_audit.embedding.local import Workers
+    from ood_audit.embedding import local, ray
     from ood_audit.images.decode import decode
 
-    if isinstance(encoder, Workers) or not encoder.may_use_bf16:
+    if isinstance(encoder, (local.Workers, ray.Workers)) or not encoder.may_use_bf16:
         return
     pixels = []
     for one in scans:

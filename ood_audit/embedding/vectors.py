@@ -12,10 +12,10 @@ Nothing is unpickled, and memory holds one block of vectors at a time.
 
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -265,7 +265,7 @@ def _npy(wanted: _Wanted) -> VectorFile:
     return VectorFile(wanted.path, rows, dimension, False, lambda: _sliced(lambda a, b: array[a:b], rows))
 
 
-def _mapped(path: Path) -> NDArray[Any]:
+def _mapped(path: Path) -> NDArray[np.floating]:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim != 2 or array.dtype.kind != "f":
         raise UsageError(
@@ -285,7 +285,7 @@ def _safetensors(wanted: _Wanted) -> VectorFile:
         raise UsageError(f"{_shown(wanted.path)} is damaged or no safetensors file: {error}") from error
     vector = wanted.the_vectors([name for name in names if len(shapes[name]) == 2], names)
 
-    def part(start: int, stop: int) -> NDArray[Any]:
+    def part(start: int, stop: int) -> NDArray[np.floating]:
         with safe_open(wanted.path, "numpy") as file:
             return np.asarray(file.get_slice(vector)[start:stop])
 
@@ -315,7 +315,9 @@ def _npz(wanted: _Wanted) -> VectorFile:
     return VectorFile(wanted.path, rows, dimension, names is not None, blocks)
 
 
-def _names_in(wanted: _Wanted, array: str | None, headers: dict[str, Any], rows: int) -> pa.Array | None:
+def _names_in(
+    wanted: _Wanted, array: str | None, headers: Mapping[str, tuple[tuple[int, ...], np.dtype]], rows: int
+) -> pa.Array | None:
     """An array of strings; or of numbers, which point into the array `names` where there is one."""
     if array is None:
         return None
@@ -334,13 +336,13 @@ def _names_in(wanted: _Wanted, array: str | None, headers: dict[str, Any], rows:
     return pa.array([str(value) for value in values.tolist()], pa.string())
 
 
-def _header_of(path: Path, member: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _header_of(path: Path, member: str) -> tuple[tuple[int, ...], np.dtype]:
     with zipfile.ZipFile(path) as archive, archive.open(member) as file:
         shape, _, kind = _header(file)
         return shape, kind
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(file)
@@ -361,7 +363,7 @@ def _streamed(path: Path, member: str) -> Iterator[Floats]:
             yield np.frombuffer(data, kind).reshape(count, dimension).astype(np.float32)
 
 
-def _sliced(part: Callable[[int, int], NDArray[Any]], rows: int) -> Iterator[Block]:
+def _sliced(part: Callable[[int, int], NDArray[np.floating]], rows: int) -> Iterator[Block]:
     for start in range(0, rows, BLOCK_ROWS):
         yield Block(np.asarray(part(start, min(start + BLOCK_ROWS, rows)), np.float32), None, None)
 

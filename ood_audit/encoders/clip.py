@@ -5,10 +5,9 @@ import logging
 import pickle
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -44,6 +43,7 @@ from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import EncoderError, UsageError
 from ood_audit.images.decode import Pixels
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 Features = NDArray[np.float32]
 _TEXT_BATCH = 256
@@ -78,7 +78,7 @@ class ClipEncoder:
         self.batch_size = _BATCH_SIZES.get(device.type, 256)
         self.batch_limit: int | None = None
         self.text_limit = _TEXT_BATCH
-        config: dict[str, Any] = dict(model.visual.preprocess_cfg)
+        config: JsonObject = dict(model.visual.preprocess_cfg)
         self._moving = Lock()
         self._to_pil, mean, std = _split(image_transform_v2(PreprocessCfg(**config), is_train=False))
         self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
@@ -330,7 +330,7 @@ class ClipEncoder:
         return _unit(functional_call(self._model, shorter, (), {"text": tokens[:, :length]})[1])
 
     @property
-    def _text_tower(self) -> Any:
+    def _text_tower(self) -> "open_clip.CLIP | open_clip.transformer.TextTransformer":
         return getattr(self._model, "text", self._model)  # CustomTextCLIP has a tower, CLIP is its own
 
     def _images(self, batch: torch.Tensor) -> torch.Tensor:
@@ -347,7 +347,7 @@ def load_encoder(
     weights: str | None = None,
     device: str = "auto",
     precision: str = "auto",
-    recorded: dict[str, Any] | None = None,
+    recorded: JsonObject | None = None,
     texts_only: bool = False,
     fall_back: bool = True,
 ) -> ClipEncoder:
@@ -417,7 +417,7 @@ def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto", fall_b
     return encoder
 
 
-def _load(source: ModelSource) -> Any:
+def _load(source: ModelSource) -> open_clip.CLIP:
     logging.getLogger("open_clip").setLevel(logging.ERROR)
     logging.disable(logging.WARNING)  # open_clip talks through the root logger
     try:
@@ -458,9 +458,10 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def _tokenizer(source: ModelSource) -> Any:
+def _tokenizer(source: ModelSource) -> Callable[..., torch.Tensor]:
     try:
-        return open_clip.get_tokenizer(source.name)
+        tokenize: Callable[..., torch.Tensor] = open_clip.get_tokenizer(source.name)
+        return tokenize
     except Exception as error:  # as in _load; missing files, missing transformers
         hint = (
             "pip install 'ood-audit[hf]'"
@@ -514,7 +515,7 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(features.float(), dim=-1)
 
 
-def _architecture(model: Any) -> str:
+def _architecture(model: open_clip.CLIP) -> str:
     visual = model.visual
     trunk = getattr(visual, "trunk", visual)
     return f"{type(model).__name__} ({type(trunk).__name__})"

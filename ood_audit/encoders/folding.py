@@ -1,7 +1,6 @@
 """Batch norm folded into the convolution before it: same features, fewer passes over memory."""
 
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import nn
@@ -56,7 +55,7 @@ def _pairs(tower: nn.Module, example: torch.Tensor) -> list[tuple[str, nn.BatchN
             made_by[id(output)] = module
             kept.append(output)
 
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def before(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and id(inputs[0]) in made_by:
             pairs.append((names[module], module, made_by[id(inputs[0])]))
 

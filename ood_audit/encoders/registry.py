@@ -6,12 +6,12 @@ import os
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import EncoderError, UsageError
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 STARTER = Path(__file__).parent / "starter"
 CONFIG = "open_clip_config.json"
@@ -31,10 +31,10 @@ class ModelSource:
     weights: str | None
     weights_option: str | None = None
     quick_gelu: bool = False
-    preprocessing: dict[str, Any] = field(default_factory=dict)
+    preprocessing: JsonObject = field(default_factory=dict)
 
 
-def find_model(model: str, weights: str | None, *, cuda: bool, recorded: dict[str, Any] | None = None) -> ModelSource:
+def find_model(model: str, weights: str | None, *, cuda: bool, recorded: JsonObject | None = None) -> ModelSource:
     """Resolve what the user typed; downloads weights that open_clip names and that are not cached yet.
 
     Args:
@@ -96,7 +96,7 @@ def _hub(model: str, repository: str) -> ModelSource:
     return ModelSource(model, model, None)
 
 
-def _built_in(model: str, weights: str | None, recorded: dict[str, Any] | None) -> ModelSource:
+def _built_in(model: str, weights: str | None, recorded: JsonObject | None) -> ModelSource:
     import open_clip
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
 
@@ -123,7 +123,7 @@ def _built_in(model: str, weights: str | None, recorded: dict[str, Any] | None) 
     return ModelSource(model, architecture, path, None, bool(config.get("quick_gelu")), dict(config))
 
 
-def _own_file(architecture: str, weights: str, recorded: dict[str, Any] | None) -> ModelSource:
+def _own_file(architecture: str, weights: str, recorded: JsonObject | None) -> ModelSource:
     """A checkpoint on disk, which does not say how its pictures were prepared.
 
     That is told, in this order, by an open_clip_config.json beside it; by the name of the file, if open_clip publishes
@@ -146,7 +146,7 @@ def _own_file(architecture: str, weights: str, recorded: dict[str, Any] | None) 
     return ModelSource(architecture, architecture, str(path), str(path), quick_gelu, preprocessing)
 
 
-def _agreed(published: list[dict[str, Any]], recorded: dict[str, Any] | None) -> dict[str, Any] | None:
+def _agreed(published: list[JsonObject], recorded: JsonObject | None) -> JsonObject | None:
     """The preprocessing of all published weights, if it is one; else the one that is recorded, if there is any."""
     kinds = list(map(_preprocessing, published))
     if all(kind == kinds[0] for kind in kinds):
@@ -154,20 +154,20 @@ def _agreed(published: list[dict[str, Any]], recorded: dict[str, Any] | None) ->
     return None if recorded is None else _preprocessing(recorded)
 
 
-def _published(architecture: str) -> list[dict[str, Any]]:
+def _published(architecture: str) -> list[JsonObject]:
     """What open_clip knows of the weights that it publishes, or that are published with it."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
     return [get_pretrained_cfg(architecture, tag) for tag in list_pretrained_tags_by_model(architecture)]
 
 
-def _preprocessing(config: dict[str, Any]) -> dict[str, Any]:
+def _preprocessing(config: JsonObject) -> JsonObject:
     """What of a configuration is about preprocessing, but for the size, which is the architecture's."""
     names = ("mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
     return {name: config[name] for name in names if config.get(name) is not None}
 
 
-def _config_beside(architecture: str, path: Path) -> dict[str, Any]:
+def _config_beside(architecture: str, path: Path) -> JsonObject:
     """The configuration in the folder of a checkpoint; empty where there is none."""
     import open_clip
 
@@ -175,7 +175,7 @@ def _config_beside(architecture: str, path: Path) -> dict[str, Any]:
     if not beside.is_file():
         return {}
     try:
-        config: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        config: JsonObject = json.loads(beside.read_text(encoding="utf-8"))
         own, theirs = (_size(of) for of in (config.get("model_cfg", {}), open_clip.get_model_config(architecture)))
         config.get("preprocess_cfg", {}).items()
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -190,7 +190,7 @@ def _config_beside(architecture: str, path: Path) -> dict[str, Any]:
     return config
 
 
-def _size(model: dict[str, Any]) -> tuple[Any, Any]:
+def _size(model: JsonObject) -> tuple[object, object]:
     """The dimension of a model's features and the size of its pictures, where they are told."""
     size = model.get("vision_cfg", {}).get("image_size")
     return model.get("embed_dim"), [size, size] if isinstance(size, int) else size

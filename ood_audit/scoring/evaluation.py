@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.scoring import metrics, scores
 from ood_audit.scoring.context import Context
+from ood_audit.scoring.joining import Numbers
 from ood_audit.scoring.plan import Plan, prepare
 from ood_audit.scoring.recipe import name_of
 from ood_audit.scoring.settings import ScoreSettings, described
@@ -26,8 +26,9 @@ from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.locks import computing
 from ood_audit.store.views import count_readable
 from ood_audit.text import printable
+from ood_audit.values import Row
 
-_Scored = tuple[list[str], list[str], dict[str, NDArray[Any]], dict[str, NDArray[Any]]]
+_Scored = tuple[list[str], list[str], dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Evaluation:
 
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     images: int
     ood: int
     not_in_store: list[str]
@@ -105,7 +106,7 @@ def evaluate(
         if tuned is not None:
             plans[tuned.name] = prepare(context, settings, methods, tuned)
         scored = {name: _scored(context, plan) for name, plan in plans.items()}
-    table: list[dict[str, Any]] = []
+    table: list[Row] = []
     for name, plan in plans.items():
         table += _measured(name, plan, scored[name], known, context, rounds)
     table.sort(key=lambda row: -float(row["auroc"]))
@@ -129,7 +130,7 @@ def _check_settings(settings: ScoreSettings) -> None:
 
 def _measured(
     name: str, plan: Plan, scored: _Scored, known: dict[str, Truth], context: Context, rounds: int
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """The rows of some prompts, one a score."""
     ids, _, values, nearest = scored
     rows = [i for i, image_id in enumerate(ids) if image_id in known]
@@ -137,7 +138,7 @@ def _measured(
     is_ood = np.array([truth.is_ood for truth in truths], dtype=np.bool_)
     for done, method in enumerate(plan.runs):
         context.on_progress("measuring", done, len(plan.runs))
-        row: dict[str, Any] = {"score": method, "prompts": name}
+        row: Row = {"score": method, "prompts": name}
         for metric, function in metrics.METRICS.items():
             row[metric] = function(is_ood, values[method][rows])
             low, high = metrics.bootstrap(function, is_ood, values[method][rows], rounds=rounds)
@@ -170,7 +171,9 @@ def _scored(context: Context, plan: Plan) -> _Scored:
     store, on_progress = context.store, context.on_progress
     joint = (plan.joint is not None or plan.pictures is not None) and "auto" in plan.runs
 
-    def compute(chunk: Chunk) -> tuple[list[str], list[str], list[NDArray[Any]], list[NDArray[Any]], Any]:
+    def compute(
+        chunk: Chunk,
+    ) -> tuple[list[str], list[str], list[Numbers], list[NDArray[np.int64]], tuple[Numbers, ...]]:
         runs = plan.runs.values()
         # Apple's GPUs have no float64.
         values = [-chunk.raw(function, settings).cpu().double().numpy() for function, settings in runs]
@@ -200,7 +203,7 @@ def _shown(plan: Plan, method: str) -> str:
     return described(name_of(function) if method == "best" else method, settings)
 
 
-def _accuracy(known: list[Truth], nearest: NDArray[Any], vocabulary: Vocabulary) -> float | None:
+def _accuracy(known: list[Truth], nearest: NDArray[np.int64], vocabulary: Vocabulary) -> float | None:
     pairs = [
         (vocabulary.position(truth.label), int(guess))
         for truth, guess in zip(known, nearest, strict=True)

@@ -7,7 +7,7 @@ does not know also attract few images, or none.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,20 @@ _ATTRACTS = 0.2  # of the images that a name would attract if all attracted the 
 _SHOWN = 5
 
 
-def doubt(images: Floats, text: Floats, background: Floats | None, temperature: float) -> dict[str, Any] | None:
+class Doubt(TypedDict):
+    """Why the encoder seems not to know the classes.
+
+    Attributes:
+        auroc: How well images without their name are told from all images, 0.5 for not at all.
+        unknown: The numbers of the classes whose names attract next to no images.
+
+    """
+
+    auroc: float
+    unknown: list[int]
+
+
+def doubt(images: Floats, text: Floats, background: Floats | None, temperature: float) -> Doubt | None:
     """Why the encoder seems not to know the classes; None where it seems to, or where there is too little to tell.
 
     Args:
@@ -35,10 +48,6 @@ def doubt(images: Floats, text: Floats, background: Floats | None, temperature: 
         text: (K, D) text features of the classes.
         background: (M, D) text features of the background names, or None.
         temperature: τ of ΔEnergy.
-
-    Returns:
-        auroc: how well images without their name are told from all images, 0.5 for not at all; unknown: the numbers of
-        the classes whose names attract next to no images.
 
     """
     import torch
@@ -63,7 +72,7 @@ def doubt(images: Floats, text: Floats, background: Floats | None, temperature: 
     return {"auroc": told, "unknown": np.flatnonzero(share < _ATTRACTS / len(text)).tolist()}
 
 
-def sentence(found: dict[str, Any], names: Sequence[str]) -> str:
+def sentence(found: Doubt, names: Sequence[str]) -> str:
     """What a person should know and do about a `doubt`."""
     unknown = [printable(names[k]) for k in found["unknown"]]
     which = ""

@@ -4,14 +4,13 @@
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 Bools = NDArray[np.bool_]
-Floats = NDArray[np.floating[Any]]
+Floats = NDArray[np.floating]
 
 
 def auroc(is_ood: Bools, ood_score: Floats) -> float:

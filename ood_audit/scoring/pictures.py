@@ -18,13 +18,14 @@ Labelled images can be held against this score like any image: P looks their evi
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ood_audit.scoring import selection
 from ood_audit.scoring.joining import auroc, quantiles_within
+from ood_audit.scoring.scores import Options
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ class PictureEvidence:
 
 
 def forecasts(
-    sample: "Sample", text: Floats, settings: dict[str, Any], background: "Pool | None", duplicate: float, *, seed: int
+    sample: "Sample", text: Floats, settings: Options, background: "Pool | None", duplicate: float, *, seed: int
 ) -> tuple[float, float]:
     """How well classes that are left out are told from the others, as a mean AUROC: by −ΔE alone, and by all evidence.
 
@@ -86,7 +87,7 @@ def forecasts(
     return float(alone), float(joined)
 
 
-def _evidence_in(played: "Round", settings: dict[str, Any], duplicate: float) -> PictureEvidence:
+def _evidence_in(played: "Round", settings: Options, duplicate: float) -> PictureEvidence:
     """The evidence about the judged images of a round, by pictures of the kept classes that are of another part."""
     import torch
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +22,13 @@ from ood_audit.scoring.joining import Joint
 from ood_audit.scoring.kinship import between, kinship
 from ood_audit.scoring.pictures import Pictures
 from ood_audit.scoring.references import Calibration
+from ood_audit.scoring.scores import Options, Score
 from ood_audit.scoring.settings import ScoreSettings, settings_of
 from ood_audit.scoring.similarity import Target
 from ood_audit.store import Store
 from ood_audit.store.files import read_json, write_json
 
-Run = tuple[Callable[..., Any], dict[str, Any]]  # the function of a score, and its settings
+Run = tuple[Score, Options]  # the function of a score, and its settings
 _Encoder = Callable[[], texts.TextEncoder]
 _JOINED_FROM = (
     0.5  # the least kinship of the labelled images with the others that has these compared with them one by one
@@ -58,7 +58,7 @@ class Plan:
 
     target: Target
     runs: dict[str, Run]
-    delta: dict[str, Any]
+    delta: Options
     parts: list[Path]
     joint: Joint | None
     pictures: Pictures | None
@@ -175,7 +175,7 @@ class _Names:
         self,
         sample: selection.Sample,
         text: NDArray[np.float32],
-        defaults: dict[str, Any],
+        defaults: Options,
         grid: selection.Grid,
         seed: int,
     ) -> selection.Selection:
@@ -192,7 +192,7 @@ class _Names:
             on_progress=counting(self._context.on_progress, "choosing settings"),
         )
 
-    def complete(self, runs: dict[str, Run]) -> Any:
+    def complete(self, runs: dict[str, Run]) -> NDArray[np.float32] | None:
         """Load what the scores need; returns the background names' features where a score runs over them."""
         needed = set().union(*(scores.inputs(function) for function, _ in runs.values()))
         for name in ("neglabel", "csp"):
@@ -205,7 +205,7 @@ class _Names:
         return None
 
 
-def _own(method: str, given: dict[str, Any], defaults: dict[str, Any], *, with_background: bool) -> Run:
+def _own(method: str, given: Options, defaults: Options, *, with_background: bool) -> Run:
     """A score with the settings that were given, and else its own."""
     name = "delta-energy" if method in ("best", "auto") else method
     function = scores.load(name)
@@ -229,7 +229,7 @@ def _kinship(context: Context, labelled: Labelled | None, by_name: NDArray[np.fl
     return found
 
 
-def _weighed(settings: dict[str, Any], weight: float) -> dict[str, Any]:
+def _weighed(settings: Options, weight: float) -> Options:
     return {**settings, "prototypes": weight * settings["prototypes"]}
 
 
@@ -247,7 +247,7 @@ def _class_folders(store: Store, vocabulary: Vocabulary) -> NDArray[np.int64]:
     return np.array(sorted({k for (folder,) in folders if (k := vocabulary.class_of(folder)) is not None}), np.int64)
 
 
-def encoder_defaults(store: Store, encoder: _Encoder) -> dict[str, Any]:
+def encoder_defaults(store: Store, encoder: _Encoder) -> Options:
     """The encoder's card, see `ScoreDefaults`: read from its weights once, and kept in the store."""
     path = store.root / "score_defaults.json"
     if not path.exists() or "duplicate" not in read_json(path):  # older ones had other settings

@@ -1,21 +1,20 @@
 """What a score run keeps about itself beside its table: the settings in use, and how labelled images score."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 
 from ood_audit.classes.prototypes import sample
 from ood_audit.scoring import pictures, scores
 from ood_audit.scoring.joining import Joined
 from ood_audit.scoring.plan import Plan
+from ood_audit.scoring.scores import Score
 from ood_audit.scoring.similarity import chunk_of
 from ood_audit.scoring.table import leads
+from ood_audit.values import JsonObject
 
 _MOST_KNOWN = 1000
 
 
-def recipe_of(plan: Plan, method: str, joined: Joined | None) -> dict[str, Any]:
+def recipe_of(plan: Plan, method: str, joined: Joined | None) -> JsonObject:
     """What there is to tell about a plan, as JSON."""
     function, settings = plan.runs[method]
     used = plan.target.references
@@ -36,12 +35,12 @@ def recipe_of(plan: Plan, method: str, joined: Joined | None) -> dict[str, Any]:
     }
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Score) -> str:
     """The name of a score."""
     return next((name for name in scores.names() if scores.load(name) is function), function.__name__)
 
 
-def _calibration(plan: Plan, method: str, joined: Joined | None) -> dict[str, Any] | None:
+def _calibration(plan: Plan, method: str, joined: Joined | None) -> JsonObject | None:
     """How the calibration images score: ood_score, and distance beside the class they are of."""
     if plan.calibration is None:
         return None

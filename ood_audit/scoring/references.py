@@ -2,25 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from ood_audit.classes import prototypes
 from ood_audit.classes.prototypes import DEFAULT_WEIGHT, FOLDS, Prototypes, References
 from ood_audit.classes.vocabulary import Vocabulary
+from ood_audit.scoring.scores import Options
 from ood_audit.scoring.selection import FEWEST_CLASSES, FEWEST_IMAGES, MOST_IMAGES, Sample, presume
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 from ood_audit.store.views import count_readable
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from ood_audit.classes.labelled import Labelled
     from ood_audit.scoring.similarity import Target
 
-_Defaults = dict[str, Any]
 _COSINES = 1 << 26  # of all images to all classes, at most: 256 MiB
 _SHARPNESS = np.geomspace(0.003, 1.0, 40)
 
@@ -90,7 +91,7 @@ def collect(
     vocabulary: Vocabulary,
     text: "NDArray[np.float32]",
     labelled: "Labelled | None",
-    defaults: _Defaults,
+    defaults: Options,
     *,
     seed: int = 0,
 ) -> tuple[References, Sample]:
@@ -159,7 +160,7 @@ def _predicted(references: References, text: "NDArray[np.float32]") -> "NDArray[
 
 def _cosines(
     features: "NDArray[np.float32]", folds: "NDArray[np.int64]", references: References, text: "NDArray[np.float32]"
-) -> Any:
+) -> "torch.Tensor":
     import torch
 
     images = torch.from_numpy(features)

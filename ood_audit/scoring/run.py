@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ood_audit.classes import labelled, prompts, vocabulary
 from ood_audit.classes.vocabulary import Vocabulary
@@ -18,12 +18,14 @@ from ood_audit.errors import OodAuditError, StoreError
 from ood_audit.progress import Progress, silent
 from ood_audit.scoring import scores
 from ood_audit.scoring.context import Context
+from ood_audit.scoring.scores import Options
 from ood_audit.scoring.settings import CHOSEN, ScoreSettings, settings_of
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.files import read_json, replacing, write_json
 from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.store.views import count_readable
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 if TYPE_CHECKING:
     from ood_audit.classes.prompts import Prompts
@@ -51,11 +53,11 @@ class Scores:
     store: Store
     vocabulary: Vocabulary
     method: str
-    parameters: dict[str, Any]
+    parameters: Options
     prompts: str
     doubt: str
     forecast: float | None
-    references: dict[str, Any] | None
+    references: JsonObject | None
     images: int
     path: Path
     reused: bool
@@ -142,7 +144,7 @@ def _compute(
     settings: ScoreSettings,
     tuned: "Prompts | None",
     path: Path,
-    request: dict[str, Any],
+    request: JsonObject,
     total: int,
     lock: ExitStack,
 ) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ood_audit.classes import prototypes
 from ood_audit.classes.prototypes import DEFAULT_WEIGHT
 from ood_audit.scoring import scores
+from ood_audit.scoring.scores import Options
 
 if TYPE_CHECKING:
     import torch
@@ -32,14 +33,13 @@ MOST_IMAGES = 1000
 FEWEST_IMAGES, FEWEST_CLASSES = 60, 6
 _DROPPED = 0.3
 _PARTS = 3  # prototypes of a round are made from two thirds of the references, and score the others
-_OTHERS: list[tuple[str, dict[str, Any]]] = [
+_OTHERS: list[tuple[str, Options]] = [
     ("maxlogit", {}),
     ("logitgap", {"share": 0.2}),
     *(("energy", {"temperature": temperature}) for temperature in (0.01, 0.02, 0.05, 0.1)),
     *(("mcm", {"temperature": temperature}) for temperature in (0.01, 0.1, 1.0)),
 ]
-_Settings = dict[str, Any]
-Candidate = tuple[str, _Settings]
+Candidate = tuple[str, Options]
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,9 @@ class Grid:
     every_score: bool = False
 
     @classmethod
-    def around(cls, given: _Settings, encoder: _Settings, *, every_score: bool) -> "Grid":
+    def around(cls, given: Options, encoder: Options, *, every_score: bool) -> "Grid":
         """The grid with the encoder's own settings in it, less what is given."""
-        values: dict[str, Any] = {name: (value,) for name, value in given.items()}
+        values: Options = {name: (value,) for name, value in given.items()}
         if "temperature" in given:
             values["background_temperature"] = (given["temperature"],)
         for name, value in encoder.items():
@@ -96,9 +96,9 @@ class Grid:
         return cls(**values, every_score=every_score)
 
     @classmethod
-    def only(cls, settings: _Settings) -> "Grid":
+    def only(cls, settings: Options) -> "Grid":
         """The grid of one candidate of ΔEnergy."""
-        values: dict[str, Any] = {name: (value,) for name, value in settings.items()}
+        values: Options = {name: (value,) for name, value in settings.items()}
         return cls(**values, background_temperature=values["temperature"])
 
     def candidates(self) -> list[Candidate]:
@@ -133,7 +133,7 @@ class Selection:
     """
 
     method: str
-    settings: _Settings
+    settings: Options
     forecast: float
     spread: float
     candidates: list[Candidate]
@@ -178,7 +178,7 @@ class Round:
         found: torch.Tensor = prototypes.unseen_cosines(made, images, parts, self.to_text)
         return found
 
-    def delta_energy(self, settings: _Settings) -> "torch.Tensor":
+    def delta_energy(self, settings: Options) -> "torch.Tensor":
         """(J,) ΔE of the judged images by some settings of `Grid.candidates`, with these alone in the grid."""
         grid = Grid.only(settings)
         return next(_delta_energies(grid, self.to_text, self.to_prototypes, self.outside))
@@ -193,7 +193,7 @@ def usable(sample: Sample) -> bool:
 def select(
     sample: Sample,
     text: NDArray[np.float32],
-    defaults: _Settings,
+    defaults: Options,
     *,
     grid: Grid | None = None,
     background: "Pool | None" = None,
@@ -238,7 +238,7 @@ def select(
 def play(
     sample: Sample,
     text: NDArray[np.float32],
-    defaults: _Settings,
+    defaults: Options,
     grid: Grid,
     *,
     background: "Pool | None" = None,
@@ -312,7 +312,7 @@ def _kept_classes(sample: Sample, classes: int, rounds: int, rng: np.random.Gene
 
 
 def _references(
-    sample: Sample, keep: NDArray[np.bool_], to_text: "torch.Tensor", defaults: _Settings
+    sample: Sample, keep: NDArray[np.bool_], to_text: "torch.Tensor", defaults: Options
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the sample that show the kept classes, and the class of each, counted among the kept."""
     if sample.presumed:
@@ -321,7 +321,7 @@ def _references(
     return rows, (np.cumsum(keep) - 1)[sample.labels[rows]]
 
 
-def presume(to_text: "torch.Tensor", defaults: _Settings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def presume(to_text: "torch.Tensor", defaults: Options) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The more confident half of the images, by ΔEnergy, and their nearest classes: (rows, labels)."""
     from ood_audit.scoring.scores.delta_energy import delta_energy
 
@@ -351,7 +351,10 @@ def _outside(
 
 
 def _delta_energies(
-    grid: Grid, to_text: "torch.Tensor", to_prototypes: "torch.Tensor", outside: "dict[Any, torch.Tensor]"
+    grid: Grid,
+    to_text: "torch.Tensor",
+    to_prototypes: "torch.Tensor",
+    outside: "dict[tuple[float, float], torch.Tensor]",
 ) -> "Iterator[torch.Tensor]":
     """ΔE of each candidate of ΔEnergy, in the order of `Grid.candidates`."""
     from ood_audit.scoring.scores.delta_energy import energy_changes
@@ -387,7 +390,7 @@ def _knn(played: Round) -> "torch.Tensor":
     return near
 
 
-def _aurocs(raw: NDArray[Any], is_ood: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _aurocs(raw: NDArray[np.floating], is_ood: NDArray[np.bool_]) -> NDArray[np.float64]:
     """(N, C) raw values → (C,) AUROCs, by the ranks of the in-distribution images."""
     from scipy.stats import rankdata
 

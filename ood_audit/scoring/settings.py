@@ -1,12 +1,13 @@
 """What a caller asks of a score: its method, its settings, and how those that are left open are chosen."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ood_audit.errors import UsageError
 from ood_audit.scoring import scores
+from ood_audit.scoring.scores import Options, Score
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 if TYPE_CHECKING:
     from ood_audit.classes.prompts import Prompts
@@ -72,7 +73,7 @@ class ScoreSettings:
         if self.novelty is not None and self.method != "auto":
             raise UsageError(f"`method` {printable(self.method)} has no `novelty`; leave one of them out")
 
-    def given(self, prompts: "Prompts | None" = None) -> dict[str, Any]:
+    def given(self, prompts: "Prompts | None" = None) -> Options:
         """The settings that are not left to be chosen, by name; prototypes as their weight.
 
         Args:
@@ -92,7 +93,7 @@ class ScoreSettings:
             given.setdefault("prototypes", 0.0)
         return given
 
-    def request(self, prompts: "Prompts | None") -> dict[str, Any]:
+    def request(self, prompts: "Prompts | None") -> JsonObject:
         """The settings as JSON: scores of the same images with an equal request are the same scores."""
         return {
             "method": self.method,
@@ -109,9 +110,7 @@ def taken(kind: type[T], options: dict[str, Any]) -> T:
     return kind(**{name: options.pop(name) for name in names})
 
 
-def settings_of(
-    method: str, function: Callable[..., Any] | None, defaults: dict[str, Any], given: dict[str, Any] | None = None
-) -> dict[str, Any]:
+def settings_of(method: str, function: Score | None, defaults: Options, given: Options | None = None) -> Options:
     """The settings of a score: those `given`, else its own, which for ΔEnergy are the encoder's.
 
     Raises:
@@ -127,7 +126,7 @@ def settings_of(
     return {**own, **(given or {})}
 
 
-def described(method: str, parameters: dict[str, Any]) -> str:
+def described(method: str, parameters: Options) -> str:
     """A score and its settings, for people: `ΔEnergy, τ = 1, c = 2, v = 0, background`."""
     method = parameters.get("score", method)
     words = ["ΔEnergy" if method in ("auto", "delta-energy") else method]

@@ -1,7 +1,7 @@
 """What images are compared with, and the comparison: features → similarities to the classes and to other things."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -27,6 +27,7 @@ from ood_audit.encoders.device import (
 )
 from ood_audit.encoders.warn import warn_once
 from ood_audit.scoring import scores
+from ood_audit.scoring.scores import Options, Score
 from ood_audit.store import Store
 from ood_audit.store.parts import FeatureBatch, iter_features
 
@@ -69,7 +70,7 @@ class Chunk:
     images: torch.Tensor
     target: Target
     tensors: dict[str, torch.Tensor]
-    _known: "dict[Any, Any]" = field(default_factory=dict)
+    _known: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def image_ids(self) -> list[str]:
@@ -129,7 +130,7 @@ class Chunk:
         """(N,) log Σ exp(s/τ) of the similarities."""
         return self._once(("log_sum", weight, temperature), lambda: log_sum_exp(self.similarities(weight), temperature))
 
-    def energies(self, settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def energies(self, settings: Options) -> tuple[torch.Tensor, torch.Tensor]:
         """ΔE and E_0, (N,) each, by these settings of ΔEnergy."""
         return self._once(("energies", *sorted(settings.items())), lambda: self._energies(**settings))
 
@@ -147,13 +148,13 @@ class Chunk:
         changes, energy = changes_of(top, rest, temperature, reset_to)
         return changes.sum(dim=1), energy
 
-    def _once(self, key: Any, value: Callable[[], _Value]) -> _Value:
+    def _once(self, key: Hashable, value: Callable[[], _Value]) -> _Value:
         if key not in self._known:
             self._known[key] = value()
         found: _Value = self._known[key]
         return found
 
-    def raw(self, function: Callable[..., Any], settings: dict[str, Any]) -> torch.Tensor:
+    def raw(self, function: Score, settings: Options) -> torch.Tensor:
         """(N,) the raw values of a score.
 
         Args:
@@ -166,7 +167,7 @@ class Chunk:
         own = dict(settings)
         weight = own.pop("prototypes", 0.0)
         background = own.pop("background", False)
-        given: dict[str, Any] = {}
+        given: dict[str, torch.Tensor | None] = {}
         for name in scores.inputs(function):
             if name == "background":
                 given[name] = (1 - weight) * self.to_background if background else None

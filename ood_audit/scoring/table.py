@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from ood_audit.classes.prototypes import DEFAULT_WEIGHT, save
 from ood_audit.progress import counting
@@ -24,6 +25,7 @@ from ood_audit.store import Store, schema
 from ood_audit.store.files import replacing
 from ood_audit.store.parts import iter_features
 
+_Columns: TypeAlias = dict[str, pa.Array]
 _SCORES = schema.arrow(schema.SCORES, schema.NAMES)
 # A file that is not kept: what is joined with the other images is not known yet.
 _WITH_EVIDENCE = _SCORES.append(pa.field("evidence_1", pa.float64())).append(pa.field("evidence_2", pa.float64()))
@@ -65,7 +67,7 @@ def _stream(
     context: Context,
     path: Path,
     plan: Plan,
-    columns: Callable[[Chunk], dict[str, Any]],
+    columns: Callable[[Chunk], _Columns],
     kinds: pa.Schema,
     total: int,
 ) -> None:
@@ -173,14 +175,12 @@ def evidence_of(chunk: Chunk, plan: Plan, method: str) -> tuple[Numbers, Numbers
     return joining.evidence_of(chunk, plan.joint, settings["temperature"], settings["background"])
 
 
-def _raw(chunk: Chunk, plan: Plan, method: str) -> Any:
+def _raw(chunk: Chunk, plan: Plan, method: str) -> Numbers:
     """(N,) float64, the ood_score of a chunk by the score alone."""
     return -chunk.raw(*plan.runs[method]).cpu().double().numpy()
 
 
-def _columns_and_evidence(
-    chunk: Chunk, plan: Plan, method: str, columns: Callable[[Chunk], dict[str, Any]]
-) -> dict[str, Any]:
+def _columns_and_evidence(chunk: Chunk, plan: Plan, method: str, columns: Callable[[Chunk], _Columns]) -> _Columns:
     """The columns of a chunk's scores that do not depend on other images, and what the others are computed from."""
     evidence_1, evidence_2 = map(pa.array, evidence_of(chunk, plan, method))
     return columns(chunk) | {"evidence_1": evidence_1, "evidence_2": evidence_2}
@@ -194,8 +194,8 @@ def keep_prototypes(path: Path, plan: Plan, method: str) -> None:
 
 
 def _columns(
-    chunk: Chunk, plan: Plan, method: str, labels: Any, class_of: Callable[[str], int | None]
-) -> dict[str, Any]:
+    chunk: Chunk, plan: Plan, method: str, labels: pa.Array, class_of: Callable[[str], int | None]
+) -> _Columns:
     """The columns of a chunk's scores, as Arrow arrays; what is not known yet is left out, and null."""
     numbers, best, index = _numbers(chunk, plan, method)
     given, known = _beside(chunk, plan, plan.runs[method][1]["prototypes"], index[:, 0], class_of)
@@ -214,7 +214,9 @@ def _columns(
     return columns
 
 
-def _numbers(chunk: Chunk, plan: Plan, method: str) -> tuple[dict[str, torch.Tensor], Any, Any]:
+def _numbers(
+    chunk: Chunk, plan: Plan, method: str
+) -> tuple[dict[str, torch.Tensor], NDArray[np.float32], NDArray[np.int64]]:
     """The (N,) scores of a chunk by column; its two largest similarities and their classes."""
     function, settings = plan.runs[method]
     raw = chunk.raw(function, settings)
@@ -225,8 +227,8 @@ def _numbers(chunk: Chunk, plan: Plan, method: str) -> tuple[dict[str, torch.Ten
 
 
 def _beside(
-    chunk: Chunk, plan: Plan, weight: float, nearest: Any, class_of: Callable[[str], int | None]
-) -> tuple[Any, dict[str, Any]]:
+    chunk: Chunk, plan: Plan, weight: float, nearest: NDArray[np.int64], class_of: Callable[[str], int | None]
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.floating]]]:
     """What tells label issues and covariate shift, NaN where it is not known.
 
     Returns:
@@ -253,7 +255,7 @@ def _beside(
     }
 
 
-def _folder_ranks(chunk: Chunk, plan: Plan, given: Any) -> Any:
+def _folder_ranks(chunk: Chunk, plan: Plan, given: NDArray[np.int64]) -> NDArray[np.int64]:
     """(N,) int: how many of the classes that have a folder each image resembles more than the class it is labelled as.
 
     By prototypes at their usual weight whatever the score: they have not seen the image, and know the classes best.
@@ -269,11 +271,11 @@ def leads(target: Target) -> bool:
     return "background" in target.pools and len(target.text) > 1
 
 
-def _given(chunk: Chunk, plan: Plan, class_of: Callable[[str], int | None]) -> Any:
+def _given(chunk: Chunk, plan: Plan, class_of: Callable[[str], int | None]) -> NDArray[np.int64]:
     """(N,) int64: the class that each image is labelled with, −1 for none."""
     folders = chunk.batch.folders.dictionary_encode()
     classes = [-1 if (k := class_of(folder)) is None else k for folder in folders.dictionary.to_pylist()]
-    given = np.array(classes, np.int64)[folders.indices.to_numpy()]
+    given: NDArray[np.int64] = np.array(classes, np.int64)[folders.indices.to_numpy()]
     if plan.given:
         by_hand = [plan.given.get(image_id, -1) for image_id in chunk.image_ids]
         given = np.where(np.array(by_hand) < 0, given, by_hand)

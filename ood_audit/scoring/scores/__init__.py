@@ -10,10 +10,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
+
+if TYPE_CHECKING:
+    import torch
+
+Score: TypeAlias = Callable[..., "torch.Tensor"]
+Options: TypeAlias = dict[str, Any]  # by name; the scores of other packages may have any
 
 BUILT_IN = {
     "delta-energy": "delta_energy",
@@ -46,24 +52,24 @@ def names() -> list[str]:
     return [*BUILT_IN, *sorted(entry.name for entry in entry_points(group="ood_audit.scores"))]
 
 
-def load(name: str) -> Callable[..., Any]:
+def load(name: str) -> Score:
     """The function of a score; UsageError where there is none of that name."""
     if name in BUILT_IN:
         module = BUILT_IN[name]
-        function: Callable[..., Any] = getattr(import_module(f"ood_audit.scoring.scores.{module}"), module)
+        function: Score = getattr(import_module(f"ood_audit.scoring.scores.{module}"), module)
         return function
     for entry in entry_points(group="ood_audit.scores", name=name):
-        loaded: Callable[..., Any] = entry.load()
+        loaded: Score = entry.load()
         return loaded
     raise UsageError(f"`method` {printable(name)}: there is no such score; choose one of {', '.join(names())}")
 
 
-def inputs(function: Callable[..., Any]) -> set[str]:
+def inputs(function: Score) -> set[str]:
     """Which of `INPUTS` a score asks for."""
     return INPUTS.keys() & inspect.signature(function).parameters.keys()
 
 
-def options(function: Callable[..., Any]) -> dict[str, Any]:
+def options(function: Score) -> Options:
     """What can be set of a score, with its defaults."""
     parameters = inspect.signature(function).parameters.values()
     return {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from duckdb import DuckDBPyConnection
@@ -17,6 +17,7 @@ from ood_audit.findings import calibration, copies, folders, label_issues, leaks
 from ood_audit.findings.settings import FindingSettings
 from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.store.findings import Finding
+from ood_audit.values import JsonObject
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,7 +89,7 @@ class Judged:
 
 
 def judge(
-    scored: "pa.Table", recipe: dict[str, Any], *, fdr: float | None = None, false_alarms: float | None = None
+    scored: "pa.Table", recipe: JsonObject, *, fdr: float | None = None, false_alarms: float | None = None
 ) -> Judged:
     """Flag images: by labelled images where there are some, else by the images in class folders.
 
@@ -134,7 +135,7 @@ def judge(
 
 def decide(
     db: DuckDBPyConnection,
-    recipe: dict[str, Any],
+    recipe: JsonObject,
     duplicates: dict[str, int],
     settings: FindingSettings,
 ) -> tuple["pa.Table", Decisions]:
@@ -232,9 +233,9 @@ def _shortcuts(db: DuckDBPyConnection, found: Sequence[Shortcut], report: str) -
     return shortcuts.findings(found, {image_id: (uri, path) for image_id, uri, path in rows}, report)
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> JsonObject:
     """The recipe beside a file of scores."""
-    recipe: dict[str, Any] = json.loads(path.with_suffix(".json").read_bytes())
+    recipe: JsonObject = json.loads(path.with_suffix(".json").read_bytes())
     return recipe
 
 

@@ -8,8 +8,8 @@ the folds, which keeps every fold's sizes. The p-value is exact for images that 
 one recording are not: two recordings differ, whatever they show.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +97,7 @@ def change_of_share(count: int, of: int, count_other: int, of_other: int) -> tup
     return change, change - below, change + above, float(p)
 
 
-def adjusted(p: Any) -> NDArray[np.float64]:
+def adjusted(p: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
     """p-values adjusted by Benjamini and Hochberg's rule: those up to q have a false discovery rate of q."""
     from scipy.stats import false_discovery_control
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import duckdb
 import numpy as np
@@ -37,8 +37,10 @@ from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 from ood_audit.store.search import build
 from ood_audit.store.views import connect, limit_memory
+from ood_audit.values import Row
 
 if TYPE_CHECKING:
+    import faiss
     import torch
 
 # Chosen on one half of 707 pictures of Caltech-101 and of altered copies of them, and measured on the other half: 98%
@@ -57,6 +59,7 @@ _TURNED_MOST = 400_000  # images: all are compared with all
 
 _UNKNOWN, _COMPARABLE, _IS_FLAT, _UNREADABLE = range(4)  # states of a fingerprint
 
+_T = TypeVar("_T")
 Rows = NDArray[np.int64]
 
 # `first` stands for all images with its bytes.
@@ -177,6 +180,19 @@ def find(
         unreadable=len(search.missing),
         flat=int((search.state == _IS_FLAT).sum()),
     )
+
+
+class _Index(Protocol):
+    """Where neighbours are looked up: an index of FAISS on the CPU, or `nearest.OnGpu`."""
+
+    def search(self, features: NDArray[np.float32], k: int, /) -> tuple[NDArray[np.float32], Rows]:
+        """The (Q, k) cosines of the nearest vectors, nearest first, and their rows."""
+
+    def reconstruct_n(self, start: int, count: int, /) -> NDArray[np.float32]:
+        """The vectors of consecutive rows."""
+
+    def reconstruct_batch(self, rows: Rows, /) -> NDArray[np.float32]:
+        """The vectors of some rows."""
 
 
 class _Search:
@@ -335,21 +351,18 @@ class _Source:
         (images,) = db.execute("SELECT count(*) FROM pictures").fetchone() or (0,)
         self._total = images - len(self._copies)
         self._gpu = _gpu(device) if self._total else None
-        self._index: Any = None
-        self._try(lambda: None)
+        self._index: _Index | None = None
+        self._try(lambda index: None)
 
     def neighbours(self, start: int, count: int, k: int) -> tuple[NDArray[np.float32], Rows]:
         """The (N, k) cosines and rows of the nearest to each of some rows, nearest first."""
-        found: tuple[NDArray[np.float32], Rows]
-        found = self._try(lambda: self._index.search(self._index.reconstruct_n(start, count), k))
-        return found
+        return self._try(lambda index: index.search(index.reconstruct_n(start, count), k))
 
     def features(self, rows: Rows) -> NDArray[np.float32]:
         """The features of some rows, (N, D)."""
-        found: NDArray[np.float32] = self._try(lambda: self._index.reconstruct_batch(rows))
-        return found
+        return self._try(lambda index: index.reconstruct_batch(rows))
 
-    def hashes(self, db: duckdb.DuckDBPyConnection) -> "tuple[Rows, Fingerprints, Any] | None":
+    def hashes(self, db: duckdb.DuckDBPyConnection) -> "tuple[Rows, Fingerprints, faiss.IndexBinaryFlat] | None":
         """The rows with stored hashes, these, (N, 2, 32), and an index of them all; None where too many, or none."""
         if not 0 < len(self.image_ids) <= _TURNED_MOST:
             return None
@@ -369,7 +382,7 @@ class _Source:
         index.add(hashes.reshape(-1, HASH_BITS // 8))
         return np.array(rows), hashes, index
 
-    def _try(self, work: Callable[[], Any]) -> Any:
+    def _try(self, work: Callable[[_Index], _T]) -> _T:
         """Do some work with the index, which is built first where there is none; on the CPU where the GPU is full."""
         if self._gpu is not None:
             from ood_audit.encoders.device import is_out_of_memory, release_memory
@@ -377,7 +390,7 @@ class _Source:
             try:
                 if self._index is None:
                     self._index = self._on_gpu(self._gpu)
-                return work()
+                return work(self._index)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -387,19 +400,20 @@ class _Source:
             self._gpu = None
         if self._index is None:
             self._index = self._on_cpu()
-        return work()
+        return work(self._index)
 
-    def _on_gpu(self, device: "torch.device") -> Any:
+    def _on_gpu(self, device: "torch.device") -> _Index:
         from ood_audit.findings.nearest import OnGpu
 
         return OnGpu(self._batches(), self._total, self._store.encoder.dimension, device)
 
-    def _on_cpu(self) -> Any:
+    def _on_cpu(self) -> _Index:
         dimension = self._store.encoder.dimension
         index, kind = build(self._batches, self._total, dimension, bits=16, on_note=self._on_note)
         if kind.kind == "ivf":
             index.make_direct_map()  # so that its features can be read again
-        return index
+        found: _Index = index
+        return found
 
     def _batches(self) -> Iterator[NDArray[np.float32]]:
         self.image_ids.clear()
@@ -422,7 +436,7 @@ def _features(store: Store, parts: list[Path], leave_out: set[str]) -> Iterator[
         yield [image_id for image_id, kept in zip(image_ids, keep, strict=True) if kept], batch.features[keep]
 
 
-def _clusters(db: duckdb.DuckDBPyConnection, search: _Search, pairs: tuple[Rows, Rows]) -> list[list[dict[str, Any]]]:
+def _clusters(db: duckdb.DuckDBPyConnection, search: _Search, pairs: tuple[Rows, Rows]) -> list[list[Row]]:
     """Images that show the same picture, the one to keep first: the columns of `Duplicate` but `cluster`."""
     copied = {row[0] for row in db.execute("SELECT first FROM pictures WHERE first <> image_id").fetchall()}
     rows = np.unique(np.concatenate(pairs)).tolist()
@@ -457,7 +471,7 @@ def _components(one: Rows, other: Rows) -> list[Rows]:
     return np.split(ordered, np.cumsum(np.bincount(component, minlength=count))[:-1]) if count else []
 
 
-def _images(db: duckdb.DuckDBPyConnection, firsts: set[str]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+def _images(db: duckdb.DuckDBPyConnection, firsts: set[str]) -> tuple[dict[str, list[Row]], list[str]]:
     """The facts of all images with the same bytes as one of `firsts`, the oldest file first; and ids of those gone.
 
     What is listed may be deleted by its reader, so the file must be there, and of its old size.
@@ -468,7 +482,7 @@ def _images(db: duckdb.DuckDBPyConnection, firsts: set[str]) -> tuple[dict[str, 
         [list(firsts)],
     )
     names = [column[0] for column in answer.description or []][2:]
-    images: dict[str, list[dict[str, Any]]] = {}
+    images: dict[str, list[Row]] = {}
     gone = []
     rows = answer.fetchall()
     for (first, _, *row), now in zip(rows, sizes([row[1] for row in rows]), strict=True):
@@ -480,7 +494,7 @@ def _images(db: duckdb.DuckDBPyConnection, firsts: set[str]) -> tuple[dict[str, 
     return images, gone
 
 
-def _preference(image: dict[str, Any]) -> tuple[Any, ...]:
+def _preference(image: Row) -> tuple[int, int, str, str]:
     """Sorts the image to keep first."""
     return -image["width"] * image["height"], image["mtime_ns"], image["path"], image["image_id"]
 
@@ -489,7 +503,7 @@ _Likeness = tuple[float, int, bool]  # cosine, bits that differ, turned
 _SAME: _Likeness = (1.0, 0, False)
 
 
-def _cluster(same: list[list[dict[str, Any]]], likeness: list[_Likeness]) -> list[dict[str, Any]]:
+def _cluster(same: list[list[Row]], likeness: list[_Likeness]) -> list[Row]:
     """A cluster of lists of images with the same bytes, each as like the first as `likeness` says."""
     kept = same[0][0]
     only_exact = len(same) == 1

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -209,7 +208,7 @@ def _significant(sequences: _Sequences, p: Floats, kept: NDArray[np.bool_]) -> N
 
 def _joined(one: Rows, other: Rows, count: int, said: list[tuple[int, str]]) -> Recordings:
     number = connected(one, other, count)
-    ways: dict[int, dict[str, Any]] = {}
+    ways: dict[int, dict[str, None]] = {}
     for row, evidence in said:
         ways.setdefault(int(number[row]), {})[evidence] = None
     return Recordings(number, [" and ".join(ways[k]) for k in range(len(ways))])

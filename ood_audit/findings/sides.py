@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
 from ood_audit.classes.prototypes import sample
@@ -145,7 +146,7 @@ def _incomparable(a: Store, b: Store) -> str:
     )
 
 
-def _nothing(db: Any, name: str) -> str:
+def _nothing(db: DuckDBPyConnection, name: str) -> str:
     splits = [
         row[0]
         for row in db.execute("SELECT DISTINCT split FROM images WHERE split IS NOT NULL ORDER BY 1 LIMIT 5").fetchall()

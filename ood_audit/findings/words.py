@@ -16,7 +16,6 @@ left out.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from ood_audit.findings.drift import adjusted
 from ood_audit.store.store import Store
 
 Floats = NDArray[np.float32]
+Reals = NDArray[np.floating]
 LEVEL = 0.01  # the false discovery rate of names
 USUAL = 0.05  # of the reference that looks like a name; the threshold for the others is set by it
 _EXPLAINED = 0.5  # of a name's variance, by names that are chosen already: more, and it says nothing new
@@ -123,7 +123,7 @@ def contrast(reference: Floats, other: Floats, families: Sequence[Names], *, mos
     return words
 
 
-def _beyond(text: Floats, effect: Any, chosen: Any, effects: Any, spread: Any) -> Any:
+def _beyond(text: Floats, effect: Reals, chosen: Reals, effects: Reals, spread: Reals) -> Reals:
     """(M,): the effect of each name beyond that of the chosen ones."""
     if not len(chosen):
         return effect

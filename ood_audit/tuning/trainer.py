@@ -28,7 +28,6 @@ coop` is that loss, not a replica of the published recipe, from which this train
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -433,7 +432,7 @@ class _Data:
     def __init__(self, problem: Problem, rows: tuple[Ints, Ints], settings: TuneSettings) -> None:
         device = problem.words.device
 
-        def moved(array: NDArray[Any]) -> Tensor:
+        def moved(array: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
         self.images, self.targets = moved(problem.features), moved(np.asarray(problem.labels, dtype=np.int64))

@@ -13,7 +13,7 @@
 Everything is imported when it is first used, so that `import ood_audit` is instant.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ood_audit._version import __version__
 
@@ -106,7 +106,7 @@ def __dir__() -> list[str]:
     return __all__
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _API:
         raise AttributeError(f"module 'ood_audit' has no attribute {name!r}")
     from importlib import import_module

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import click
 
@@ -38,7 +37,7 @@ COMMANDS = {
 class _Group(click.Group):
     """Lists the commands without importing them."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run a command; errors that name parameters of the API name its options."""
         try:
             return super().invoke(ctx)
@@ -118,7 +117,7 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
         # Options work before and after the command's name alike.
         rest = [argument for argument in arguments if argument != "--debug"] if debug else list(arguments)
         with _showing_warnings():
-            code: Any = cli.main(rest, prog_name="ood-audit", standalone_mode=False, auto_envvar_prefix="OOD_AUDIT")
+            code: object = cli.main(rest, prog_name="ood-audit", standalone_mode=False, auto_envvar_prefix="OOD_AUDIT")
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:

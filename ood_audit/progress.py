@@ -3,7 +3,10 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 
 class Progress(Protocol):
@@ -67,22 +70,24 @@ class _Bars:
 
     def __init__(self) -> None:
         self._stage: str | None = None
-        self._bar: Any = None
+        self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, stage: str, done: int = 0, total: int | None = None, /) -> None:
-        if stage != self._stage or (self._bar.total is None) != (total is None):
-            self._begin(stage, total)
-        self._bar.total = total
-        self._bar.set_description_str(stage if total is not None or not done else f"{stage}: {done:,}", refresh=False)
-        self._bar.update(done - self._bar.n)
+        bar = self._bar
+        if bar is None or stage != self._stage or (bar.total is None) != (total is None):
+            bar = self._begin(stage, total)
+        bar.total = total
+        bar.set_description_str(stage if total is not None or not done else f"{stage}: {done:,}", refresh=False)
+        bar.update(done - bar.n)
 
-    def _begin(self, stage: str, total: int | None) -> None:
+    def _begin(self, stage: str, total: int | None) -> "tqdm[NoReturn]":
         from tqdm.auto import tqdm
 
         self.close()
         layout = self._OPEN if total is None else self._COUNTED
         self._stage = stage
         self._bar = tqdm(desc=stage, total=total, bar_format=layout, unit="", dynamic_ncols=True, leave=False)
+        return self._bar
 
     def close(self) -> None:
         if self._bar is not None:

@@ -4,7 +4,7 @@ import io
 import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from ood_audit.actions import splits
 from ood_audit.errors import OodAuditError, UsageError
@@ -12,6 +12,7 @@ from ood_audit.findings.records import in_evaluation, selecting
 from ood_audit.images.uri import location
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.text import printable, storable, write_csv
+from ood_audit.values import RowValues
 
 if TYPE_CHECKING:
     import duckdb
@@ -104,7 +105,7 @@ def export(
 def _write_table(db: "duckdb.DuckDBPyConnection", out: BinaryIO) -> int:
     lines = 0
 
-    def rows() -> Iterator[list[Any]]:
+    def rows() -> Iterator[list[object]]:
         nonlocal lines
         for uri, *rest in _stream(db, _SQL["csv"]):
             yield [storable(location(uri)), *rest, uri]
@@ -132,7 +133,7 @@ def _refuse_line_breaks(db: "duckdb.DuckDBPyConnection", sql: str) -> None:
         )
 
 
-def _stream(db: "duckdb.DuckDBPyConnection", sql: str) -> Iterator[tuple[Any, ...]]:
+def _stream(db: "duckdb.DuckDBPyConnection", sql: str) -> Iterator[RowValues]:
     answer = db.execute(sql)
     while rows := answer.fetchmany(4096):
         yield from rows

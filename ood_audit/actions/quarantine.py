@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from itertools import count
-from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ood_audit.actions.moving import content_hash, move, settle
@@ -30,6 +29,7 @@ from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.files import flush
 from ood_audit.store.sources import forgetting, state_of
 from ood_audit.text import printable, storable
+from ood_audit.values import Row
 
 JOURNAL = "quarantine.jsonl"
 _LOCK = "quarantine.lock"
@@ -278,7 +278,7 @@ class _Plan:
             top, _, path = os.fsdecode(unquote_to_bytes(entry.place)).partition(os.sep)
             self._owners[top] = local_path(entry.uri).removesuffix(path)
 
-    def step(self, image: dict[str, Any]) -> Entry | Outcome:
+    def step(self, image: Row) -> Entry | Outcome:
         """The move to make, or why there is none."""
         uri, digest = image["uri"], image["content_hash"]
         if not is_file(uri):
@@ -487,7 +487,7 @@ def _temporary(target: str, entry: Entry) -> str:
     return os.path.join(os.path.dirname(target), f".ood-audit-{entry.id}.tmp")  # a dot: `embed` passes it over
 
 
-def _outcome(outcome: str, image: dict[str, Any], place: str, reason: str = "") -> Outcome:
+def _outcome(outcome: str, image: Row, place: str, reason: str = "") -> Outcome:
     path = storable(location(image["uri"]))
     return Outcome(outcome, path, storable(place), ", ".join(image["kinds"]), reason, image["uri"])
 
@@ -500,7 +500,7 @@ def _gone(source: str) -> str:
     return f"no such file any more; run `ood-audit embed {name}`, with the place it moved to if that is elsewhere"
 
 
-def _left(image: dict[str, Any], reason: str, place: str = "") -> Outcome:
+def _left(image: Row, reason: str, place: str = "") -> Outcome:
     return _outcome("left", image, place, reason)
 
 

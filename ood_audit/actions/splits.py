@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -56,7 +56,7 @@ def write(store: Store, out: BinaryIO, report: str | None = None) -> tuple[int, 
     group = pictures["leak_group"].fill_null(-1).to_numpy().astype(np.int64)
     new = repaired(old, labels, group)
 
-    def rows() -> Iterator[list[Any]]:
+    def rows() -> Iterator[list[object]]:
         columns = (pictures["uri"].to_pylist(), pictures["label"].to_pylist(), new.tolist(), old.tolist())
         for uri, label, now, before in zip(*columns, strict=True):
             yield [storable(location(uri)), label, splits[now], splits[before], uri]

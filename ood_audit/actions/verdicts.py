@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from ood_audit.actions import quarantine
 from ood_audit.classes import annotations, vocabulary
@@ -25,6 +24,7 @@ from ood_audit.store.files import read_json, remove, replacing, write_json
 from ood_audit.store.findings import Finding
 from ood_audit.store.locks import COMMIT_SECONDS
 from ood_audit.text import printable, storable, write_csv
+from ood_audit.values import JsonObject
 
 DECISIONS = ("keep", "remove", "relabel", "new-class")
 _LABELLING = ("relabel", "new-class")
@@ -279,7 +279,7 @@ def _remember(
     before: Mapping[str, str | None],
 ) -> None:
     path = _path(store, decisions)
-    record: dict[str, Any] = {
+    record: JsonObject = {
         "applied": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "to": os.path.abspath(to) if to is not None else None,
         "labels": os.path.abspath(labels) if labels else None,

@@ -1,6 +1,6 @@
 """`ood-audit embed`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +9,9 @@ from ood_audit.commands.output import note
 from ood_audit.errors import UsageError
 from ood_audit.progress import bars
 from ood_audit.text import printable
+
+if TYPE_CHECKING:
+    from ood_audit.embedding.run import Encoder
 
 
 @click.command(
@@ -121,7 +124,7 @@ def _split(text: str) -> tuple[str, str]:
     return name, source
 
 
-def _announce(encoder: Any) -> None:
+def _announce(encoder: "Encoder") -> None:
     identity = encoder.identity
     note(
         f"model: {identity.model} ({identity.architecture}, {identity.activation}, {identity.dimension} dimensions), "

@@ -7,6 +7,7 @@ import click
 from ood_audit.commands.options import comparison_options, device_option, format_option, labels_option, store_option
 from ood_audit.commands.output import note, print_rows
 from ood_audit.progress import bars
+from ood_audit.values import Row
 
 SHOWN = ("score", "prompts", "auroc", "aupr_ood", "aupr_id", "fpr95", "fpr95_ood", "accuracy")
 
@@ -65,5 +66,5 @@ def command(format: str, **options: Any) -> None:
             note(f"left out: {len(paths)} paths {what} ({some})")
 
 
-def _with_interval(row: dict[str, Any], name: str) -> str:
+def _with_interval(row: Row, name: str) -> str:
     return f"{row[name]:.3f} ({row[f'{name}_low']:.3f}–{row[f'{name}_high']:.3f})"

@@ -1,8 +1,8 @@
 """The options that commands share, and their types."""
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypedDict, TypeVar
 
 import click
 
@@ -10,7 +10,7 @@ from ood_audit.errors import UsageError
 from ood_audit.store.findings import KINDS
 from ood_audit.store.store import DEFAULT_STORE, Store
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 SEED = click.IntRange(0, 2**32 - 1)
 _SELECTIONS = {
     "flagged": ("ood",),
@@ -82,7 +82,7 @@ def _options(command: click.Command) -> dict[str, str]:
     return options
 
 
-class AutoNumber(click.ParamType[Any]):
+class AutoNumber(click.ParamType[float | bool | None]):
     """A number, or `auto`, which is None: the option's default."""
 
     name = "auto|number"
@@ -91,14 +91,17 @@ class AutoNumber(click.ParamType[Any]):
         self._kind = kind
         self._words = {"on": True, "off": False} if on_off else {}
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float | bool | None:
         """None for `auto`."""
-        if value is None or isinstance(value, self._kind) or str(value).strip().lower() == "auto":
-            return None if isinstance(value, str) else value
-        if str(value).strip().lower() in self._words:
-            return self._words[str(value).strip().lower()]
+        if value is None or isinstance(value, self._kind):
+            return value
+        word = str(value).strip().lower()
+        if word == "auto":
+            return None
+        if word in self._words:
+            return self._words[word]
         try:
-            return self._kind(value)
+            return self._kind(word)
         except ValueError:
             kind = "a whole number" if self._kind is int else "a number"
             self.fail(f"{value!r} is neither {kind} nor 'auto'", param, ctx)
@@ -109,7 +112,7 @@ class Share(click.ParamType[float]):
 
     name = "share"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """As a number from 0 to 1."""
         try:
             text = str(value).strip()
@@ -171,7 +174,14 @@ def selection_options(command: F) -> F:
     return command
 
 
-def selection(store: Store, paths: str | None, kind: Sequence[str], **flags: bool) -> dict[str, Any]:
+class Selection(TypedDict, total=False):
+    """What `export` and `quarantine` are about: kinds of findings, or images by their ids."""
+
+    kinds: Collection[str]
+    images: Mapping[str, str | None]
+
+
+def selection(store: Store, paths: str | None, kind: Sequence[str], **flags: bool) -> Selection:
     """What the options select: `kinds` of findings, or `images` by their ids."""
     chosen = [name for flag, names in _SELECTIONS.items() if flags[flag.replace("-", "_")] for name in names]
     if paths is None:

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
 
 import click
 
@@ -50,7 +49,7 @@ def note_missing(store: Store) -> None:
         note(f"warning: {text}")
 
 
-def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], format: str) -> None:
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[object]], format: str) -> None:
     """Rows to stdout. Tables show control characters as escapes; the other formats hold the exact values.
 
     `csv` and `jsonl` are printed row by row, so that there may be any number of them.
@@ -80,7 +79,7 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]], format: st
         _print_json(columns, rows, one_a_line=format == "jsonl")
 
 
-def _print_json(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, one_a_line: bool) -> None:
+def _print_json(columns: Sequence[str], rows: Iterable[Sequence[object]], *, one_a_line: bool) -> None:
     escape = "utf" not in (sys.stdout.encoding or "").lower()
     names = [json.dumps(name, ensure_ascii=escape) for name in columns]
     records = (
@@ -99,7 +98,7 @@ def _print_json(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, one_a_
     click.echo(f"[\n{text}\n]" if text else "[]")
 
 
-def _json_text(value: Any, escape: bool) -> str:
+def _json_text(value: object, escape: bool) -> str:
     """A value as JSON, which has no NaN and no infinity; `JsonText` is that already, but for these."""
     if isinstance(value, Decimal):
         return f"{value:f}" if value.is_finite() else "null"
@@ -110,7 +109,7 @@ def _json_text(value: Any, escape: bool) -> str:
     return json.dumps(_json(value), ensure_ascii=escape, default=str)
 
 
-def _json(value: Any) -> Any:
+def _json(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
@@ -120,14 +119,14 @@ def _json(value: Any) -> Any:
     return value
 
 
-def _text(value: Any) -> Any:
+def _text(value: object) -> object:
     """A value for CSV and tables, as DuckDB writes it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return f"{value:f}" if isinstance(value, Decimal) else value
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else printable(str(_text(value)))

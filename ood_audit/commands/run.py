@@ -1,7 +1,6 @@
 """`ood-audit run`."""
 
 import shlex
-from typing import Any
 
 import click
 
@@ -51,13 +50,12 @@ def command(
     from ood_audit.reports.summary import lines
 
     with quiet_libraries(), bars() as on_progress:
-        given: dict[str, Any] = {"store": store, "device": device, "on_progress": on_progress}
-        embedded = embed(sources, model=model, on_note=_warn, **given)
+        embedded = embed(sources, store=store, model=model, device=device, on_note=_warn, on_progress=on_progress)
         if labelled is not None:
             labelled_images.add(embedded.store, labelled, device=device, note=_warn, on_progress=on_progress)
         images = sum(embedded.counts[outcome] for outcome in ("added", "unchanged", "changed", "moved", "relabelled"))
         top = max(_FEWEST, min(_MOST, images // _PART))
-        result = report(labels=labels, top=top, **given)
+        result = report(store, labels=labels, top=top, device=device, on_progress=on_progress)
     for line in lines(result):
         click.echo(printable(line))
     click.echo(_next(result.unreadable + sum(section.count for section in result.sections), store))

@@ -13,6 +13,7 @@ from ood_audit.reports.charts import number
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Scored, Section
 from ood_audit.reports.paging import file_name
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 # How a record refers to another image: by the number of its record, else by its path and the place of its picture.
 Reference = int | tuple[str, int]
@@ -211,7 +212,7 @@ class Contents:
     """
 
     parts: list[Part]
-    records: list[dict[str, Any]]
+    records: list[JsonObject]
     filters: list[tuple[str, str, list[tuple[int, str]]]]
     orders: dict[str, list[int]]
     first: dict[str, int]
@@ -241,7 +242,7 @@ class _Maker:
     def __init__(self, page: Page, pictures: Pictures) -> None:
         self.page = page
         self.pictures = pictures
-        self.records: list[dict[str, Any]] = []
+        self.records: list[JsonObject] = []
         self.choices = {name: Choices() for name in FILTERS}
         self.first: dict[str, int] = {}
         self._findings: list[Finding] = []
@@ -328,7 +329,7 @@ class _Maker:
             file=file,
         )
 
-    def _record(self, finding: Finding) -> dict[str, Any]:
+    def _record(self, finding: Finding) -> JsonObject:
         """What the dialog shows besides the picture and the sentence, and what a decision is kept by."""
         scored, image = finding.scored, finding.image
         number_of = {name: k for k, name in enumerate(self.page.classes)}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from ood_audit.reports.model import Page
 
@@ -22,6 +22,27 @@ MAP_LEVELS = {  # of these shares of the images
 Point = tuple[float, float, int, int, int, int, int]
 
 
+class Histogram(TypedDict):
+    """What the template draws: x in percent, y in pixels, both as text."""
+
+    bars: list[tuple[str, str, str, str, str]]
+    x_ticks: list[tuple[str, str]]
+    y_ticks: list[tuple[str, str]]
+    top: int
+    bottom: int
+    cuts: list[dict[str, str | int]]
+    range: str
+
+
+class Scatter(TypedDict):
+    """The map as the template draws it: its size, how many images it has, and a path for each kind of them."""
+
+    width: int
+    height: int
+    count: int
+    kinds: list[dict[str, str | int]]
+
+
 def number(value: float) -> str:
     """Four significant digits, with a minus sign that is as wide as a digit: `−0.01235`, `1.235e−07`."""
     if not math.isfinite(value) or value == 0:
@@ -32,7 +53,7 @@ def number(value: float) -> str:
     return text.replace("-", "−")
 
 
-def histogram(bins: Sequence[tuple[float, float, int]], cut_at: float | None, what: str) -> dict[str, Any]:
+def histogram(bins: Sequence[tuple[float, float, int]], cut_at: float | None, what: str) -> Histogram:
     """The histogram of (low, high, count): x in percent, so that only the bars grow with the page; y in pixels.
 
     What is at `cut_at` and above it is `what`: flagged, or listed.
@@ -119,7 +140,7 @@ def _level(share: float) -> int:
     return next((i for i, most in enumerate(MAP_LEVELS.values()) if share < most), len(MAP_LEVELS) - 1)
 
 
-def scatter(points: Sequence[Point]) -> dict[str, Any]:
+def scatter(points: Sequence[Point]) -> Scatter:
     """The map: one path a kind. Dots and squares are strokes of no length, with round and square ends."""
     marks: list[Callable[[float, float], str]] = [
         lambda x, y: f"M{x:g} {y:g}h0",

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from duckdb import DuckDBPyConnection
 
@@ -16,8 +16,8 @@ from ood_audit.reports.neighbours import Compared, Listed, Surroundings, look_ar
 from ood_audit.reports.thumbnails import sprites
 from ood_audit.scoring.settings import described
 from ood_audit.store import Store
+from ood_audit.values import Row
 
-Row = dict[str, Any]
 LIMIT = 10_000  # of each kind on the pages; `export` lists all
 TYPICAL = 6  # images of a class
 _CLASSES = 300  # of which there are typical images: those that most findings are about

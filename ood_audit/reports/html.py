@@ -9,7 +9,6 @@ import hashlib
 import json
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup, escape
@@ -19,6 +18,7 @@ from ood_audit.reports import cards, charts
 from ood_audit.reports.model import Page, Sprites
 from ood_audit.reports.paging import file_name
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 
 def render(page: Page) -> str:
@@ -63,7 +63,7 @@ def render(page: Page) -> str:
     )
 
 
-def _sprites(sprites: Sprites | None) -> dict[str, Any] | None:
+def _sprites(sprites: Sprites | None) -> JsonObject | None:
     if sprites is None:
         return None
     return {"picture": cards.data_url(sprites.picture), "size": sprites.size, "columns": sprites.columns}
@@ -94,7 +94,7 @@ def _exact(text: str) -> Markup:
     return Markup(str(escape(text)).replace("\r", "&#13;").replace("\n", "&#10;"))  # noqa: S704
 
 
-def _json(value: Any) -> Markup:
+def _json(value: object) -> Markup:
     """JSON for inside of a script element: ASCII, without the characters that could end it or begin a comment."""
     text = json.dumps(value, separators=(",", ":"))
     return Markup(text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"}))  # noqa: S704

@@ -1,7 +1,6 @@
 """A map of the images: features in two dimensions, for people to look at."""
 
 import importlib.util
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,16 +52,16 @@ def _pca(features: Features) -> NDArray[np.float64]:
     return places
 
 
-def _umap(features: Features) -> NDArray[Any]:
+def _umap(features: Features) -> Features:
     import umap
 
     # With a seed it runs in one thread and is deterministic.
     model = umap.UMAP(n_neighbors=_NEIGHBOURS, metric="cosine", random_state=0, n_jobs=1)
-    places: NDArray[Any] = model.fit_transform(features)
+    places: Features = model.fit_transform(features)
     return places
 
 
-def _to_unit_square(places: NDArray[Any]) -> Features:
+def _to_unit_square(places: NDArray[np.floating]) -> Features:
     """Each axis from the bulk of its values; what lies far outside of that is put at the edge."""
     if not len(places):
         return np.empty((0, 2), np.float32)

@@ -1,11 +1,12 @@
 """The ranking and its figures: SQL over the views, so that DuckDB does the sorting, on disk where need be."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from duckdb import DuckDBPyConnection
 
 from ood_audit.store.views import ranking, registered
+from ood_audit.values import Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 _BINS = 40
 
 
-def top(db: DuckDBPyConnection, limit: int) -> list[dict[str, Any]]:
+def top(db: DuckDBPyConnection, limit: int) -> list[Row]:
     """The most OOD images, with the columns of the view `report`."""
     answer = db.execute("FROM report WHERE rank <= ? ORDER BY rank", [limit])
     names = [column[0] for column in answer.description or []]

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from duckdb import DuckDBPyConnection
 
@@ -36,6 +36,7 @@ from ood_audit.store.files import replacing
 from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.store.views import connect, limit_memory
 from ood_audit.text import printable
+from ood_audit.values import JsonObject, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +61,7 @@ class Report(Tabular):
     """
 
     folder: Path
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     scores: Scores
     decisions: Decisions
     sections: list[Section]
@@ -294,7 +295,7 @@ def _compared(scores: Scores, device: str) -> Compared:
     return Compared(text, prototypes_of(scores), scores.parameters["prototypes"])
 
 
-def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: dict[str, int]) -> dict[str, Any]:
+def _meta(store: Store, scores: Scores, decided: Decisions, top: int, counts: dict[str, int]) -> JsonObject:
     return {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,

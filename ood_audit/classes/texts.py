@@ -42,7 +42,7 @@ def encoder_of(store: Store, device: str = "auto", on_progress: Progress = silen
     """
     loaded: list[ClipEncoder] = []
 
-    def encoder() -> ClipEncoder:
+    def encoder() -> "ClipEncoder":
         from ood_audit.encoders.clip import load_encoder, load_same_encoder
 
         if not loaded:

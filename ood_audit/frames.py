@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from html import escape
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ood_audit.errors import UsageError
@@ -29,10 +30,7 @@ class Tabular(ABC):
             UsageError: pandas is not installed.
 
         """
-        try:
-            import pandas  # noqa: F401
-        except ImportError as error:
-            raise UsageError(_missing("pandas")) from error
+        _require("pandas")
         return self.to_arrow().to_pandas()
 
     def to_polars(self) -> "pl.DataFrame":
@@ -42,10 +40,9 @@ class Tabular(ABC):
             UsageError: Polars is not installed.
 
         """
-        try:
-            import polars as pl
-        except ImportError as error:
-            raise UsageError(_missing("polars")) from error
+        _require("polars")
+        import polars as pl
+
         frame = pl.from_arrow(self.to_arrow())
         assert isinstance(frame, pl.DataFrame)  # noqa: S101  a table is one
         return frame
@@ -74,5 +71,8 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
-def _missing(name: str) -> str:
-    return f"{name} is not installed; install it with `pip install {name}`, or use to_arrow()"
+def _require(name: str) -> None:
+    try:
+        import_module(name)
+    except ImportError as error:
+        raise UsageError(f"{name} is not installed; install it with `pip install {name}`, or use to_arrow()") from error

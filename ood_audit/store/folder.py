@@ -15,7 +15,7 @@ from ood_audit.values import JsonObject
 
 @dataclass(frozen=True)
 class StoreFolder:
-    """Where things lie in a store. See CONTRIBUTING.md for its layout."""
+    """Where things lie in a store. See docs/store.md for its layout."""
 
     root: Path
 

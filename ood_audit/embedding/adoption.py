@@ -6,20 +6,23 @@ without decoding or embedding it. If an image whose file is gone had these bytes
 leaves the view in the same part.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ood_audit.embedding.difference import Difference
 from ood_audit.images.access import is_gone, read
 from ood_audit.images.content import box_hash, content_hash
 from ood_audit.images.sources import ImageRef
 from ood_audit.images.uri import image_and_box
 from ood_audit.store.parts import INHERITED, PartWriter
 from ood_audit.store.sources import state_of
+from ood_audit.store.views import registered
 from ood_audit.values import Row, RowValues
 
 _TOGETHER = 1024  # files that are looked at before the next ones are listed
@@ -76,18 +79,33 @@ JOIN donors AS o ON o.image_id = p.image_id AND o.state = 'not found'
 """
 
 
-def find(db: duckdb.DuckDBPyConnection, on_progress: Callable[[int, int], None]) -> tuple[int, list[ImageRef]]:
-    """Find the files whose features can be adopted, as the table `adopted`, and take them out of `difference`.
+@dataclass(frozen=True)
+class Adoption:
+    """What `find` found.
 
-    Args:
-        db: has the views of the store, and the tables `difference`, `sources` and `kept`.
-        on_progress: called with the number of files that were hashed and that will be.
-
-    Returns:
-        The number of files that were hashed, and the unreadable images that have moved: each is to be removed, and its
-        file is still in `difference`.
+    Attributes:
+        replaced: The unreadable images that have moved: each is to be removed, and its file is still to be embedded.
+        db: A connection with the views of the store and the table `adopted`, of the files whose features the store has.
+            None where there are no such files.
 
     """
+
+    replaced: Sequence[ImageRef]
+    db: duckdb.DuckDBPyConnection | None
+
+
+NOTHING = Adoption((), None)
+
+
+def find(difference: Difference, on_progress: Callable[[int, int], None]) -> Adoption:
+    """Find the files whose features can be adopted, and take them out of the difference.
+
+    Args:
+        difference: what to go through.
+        on_progress: called with the number of files that were hashed and that will be.
+
+    """
+    db = difference.db
     db.execute("CREATE TABLE pairs (uri VARCHAR, image_id VARCHAR)")
     db.execute(
         "CREATE TABLE wanted AS SELECT uri, path, size_bytes, state FROM difference "
@@ -106,14 +124,14 @@ def find(db: duckdb.DuckDBPyConnection, on_progress: Callable[[int, int], None])
         "DELETE FROM difference WHERE state = 'not found' "
         "AND uri IN (SELECT o.uri FROM donors AS o JOIN pairs USING (image_id))"
     )
-    return count, replaced
+    return Adoption(replaced, db if count else None)
 
 
-def relabel(db: duckdb.DuckDBPyConnection, writer: PartWriter) -> Iterator[None]:
+def relabel(difference: Difference, writer: PartWriter) -> Iterator[None]:
     """Write anew, with their features, the rows of images of which only the label or the split is another."""
     facts = ", ".join(f"r.{name}" for name in INHERITED)
     reader = (
-        db.cursor()
+        difference.db.cursor()
         .sql(
             "SELECT d.uri, i.source, i.path, i.size_bytes, i.mtime_ns, coalesce(d.label, i.folder), d.split, "
             f"{facts}, r.embedding FROM difference AS d JOIN images AS i USING (uri) "
@@ -128,11 +146,13 @@ def relabel(db: duckdb.DuckDBPyConnection, writer: PartWriter) -> Iterator[None]
         yield
 
 
-def adopt(db: duckdb.DuckDBPyConnection, writer: PartWriter) -> Iterator[str]:
-    """Write the rows of the table `adopted`, and yield the outcome of each: `moved`, `added` or `changed`."""
+def adopt(found: Adoption, writer: PartWriter) -> Iterator[str]:
+    """Write the rows of what was found, and yield the outcome of each: `moved`, `added` or `changed`."""
+    if found.db is None:
+        return
     facts = ", ".join(f"r.{name}" for name in INHERITED)
     reader = (
-        db.cursor()
+        found.db.cursor()
         .sql(  # `execute` would hold all rows in memory
             "SELECT outcome, a.uri, a.source, a.path, a.size_bytes, a.mtime_ns, a.label, a.split, old_uri, old_source, "
             f"old_path, old_size, old_mtime, {facts}, r.embedding FROM adopted AS a "
@@ -215,6 +235,5 @@ def _content(uri: str) -> tuple[str, int, int] | None:
 def _insert(db: duckdb.DuckDBPyConnection, table: str, rows: list[RowValues]) -> None:
     if rows:
         names = [row[0] for row in db.execute(f"DESCRIBE {table}").fetchall()]
-        db.register("found", pa.table(dict(zip(names, zip(*rows, strict=True), strict=True))))
-        db.execute(f"INSERT INTO {table} FROM found")
-        db.unregister("found")
+        with registered(db, found=pa.table(dict(zip(names, zip(*rows, strict=True), strict=True)))):
+            db.execute(f"INSERT INTO {table} FROM found")

@@ -25,6 +25,7 @@ from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writ
 from ood_audit.store.files import replacing, write_json
 from ood_audit.store.parts import PartWriter
 from ood_audit.store.store import store_root
+from ood_audit.store.views import connect, registered
 from ood_audit.text import printable, storable
 
 _UNIT = 1e-2  # float16 and bfloat16 round lengths by less
@@ -123,11 +124,11 @@ def import_features(
     with writing(root, "images"), duckdb.connect() as db:
         db.execute(f"SET memory_limit = '{_MEMORY}'")
         db.execute("SET temp_directory = ?", [str(root / ".import.tmp")])
-        _list_images(db, vectors, source, images, paths)
+        listing = _list_images(db, vectors, source, images, paths)
         own = _open(root, EncoderIdentity.imported(model, weights, vectors.dimension))
-        before = _rows_of(own, db)
+        before = listing.mark_known(own)
         run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
-        counts = _write(own, run, vectors, db, source, on_progress)
+        counts = _write(own, run, vectors, listing, source, on_progress)
         if known["classes"] is not None:
             _keep_texts(own.imported_texts("classes"), *known["classes"])
         if known["background"] is not None:
@@ -169,24 +170,43 @@ def _open(root: Path, identity: EncoderIdentity) -> Store:
     return create_store(root, identity) if identity.model != "imported" else store
 
 
+@dataclass(frozen=True)
+class _Listing:
+    """The images that vectors belong to, row by row, in the table `listing` of a DuckDB that keeps it on disk."""
+
+    db: duckdb.DuckDBPyConnection
+
+    def mark_known(self, store: Store) -> int:
+        """Mark which images the store has, and count them."""
+        with connect(store) as views:
+            known = views.sql("SELECT uri FROM images").to_arrow_table()
+        with registered(self.db, known_rows=known):
+            self.db.execute("UPDATE listing SET is_known = true WHERE uri IN (SELECT uri FROM known_rows)")
+        ((count,),) = self.db.execute("SELECT count(*) FROM listing WHERE is_known").fetchall()
+        return int(count)
+
+    def places(self) -> duckdb.DuckDBPyConnection:
+        """The URI and path of each image, and whether the store has it, to be fetched in the order of the rows."""
+        return self.db.execute("SELECT uri, path, is_known FROM listing ORDER BY row")
+
+
 def _list_images(
     db: duckdb.DuckDBPyConnection,
     vectors: VectorFile,
     source: Path,
     images: str | os.PathLike[str] | None,
     paths: str | os.PathLike[str] | None,
-) -> None:
-    """Write the table `listing` (row, uri, path), having checked that each image has one vector."""
+) -> _Listing:
+    """List the images, having checked that each has one vector."""
     base = Path(images).absolute() if images is not None else (source if source.is_dir() else source.parent)
-    db.execute("CREATE TABLE listing (row BIGINT, uri VARCHAR, path VARCHAR)")
+    db.execute("CREATE TABLE listing (row BIGINT, uri VARCHAR, path VARCHAR, is_known BOOLEAN DEFAULT false)")
     row = 0
     spelling = Spelling()
     for names in _all_names(vectors, source, paths):
         rows = [(row + i, *_place(name, base, spelling)) for i, name in enumerate(names)]
         listed = pa.table({key: [r[k] for r in rows] for k, key in enumerate(("row", "uri", "path"))})
-        db.register("listed", listed)
-        db.execute("INSERT INTO listing FROM listed")
-        db.unregister("listed")
+        with registered(db, listed=listed):
+            db.execute("INSERT INTO listing BY NAME FROM listed")
         row += len(names)
     if row != vectors.rows:
         raise UsageError(f"{printable(str(source))} has {vectors.rows} vectors, but there are {row} paths for them")
@@ -199,6 +219,7 @@ def _list_images(
             f"{printable(str(source))}: {twice[3]} paths occur more than once, such as {printable(twice[0])} in "
             f"rows {twice[1]} and {twice[2]}; each image can have one vector"
         )
+    return _Listing(db)
 
 
 def _all_names(vectors: VectorFile, source: Path, paths: str | os.PathLike[str] | None) -> Iterator[list[str]]:
@@ -242,30 +263,16 @@ def _place(name: str, base: Path, spelling: Spelling) -> tuple[str, str]:
     return file_uri(whole), storable(whole.lstrip("/") if inside.startswith("..") else inside)
 
 
-def _rows_of(store: Store, db: duckdb.DuckDBPyConnection) -> int:
-    """Mark in `listing` which images the store has, and count them."""
-    from ood_audit.store.views import connect
-
-    with connect(store) as views:
-        known = views.sql("SELECT uri FROM images").to_arrow_table()
-    db.register("known_rows", known)
-    db.execute("ALTER TABLE listing ADD COLUMN is_known BOOLEAN DEFAULT false")
-    db.execute("UPDATE listing SET is_known = true WHERE uri IN (SELECT uri FROM known_rows)")
-    ((count,),) = db.execute("SELECT count(*) FROM listing WHERE is_known").fetchall()
-    db.unregister("known_rows")
-    return int(count)
-
-
 def _write(
     store: Store,
     run: str,
     vectors: VectorFile,
-    db: duckdb.DuckDBPyConnection,
+    listing: _Listing,
     source: Path,
     on_progress: Progress,
 ) -> dict[str, int]:
     counts = dict.fromkeys(("invalid", "normalised", "on_disk"), 0)
-    places = db.execute("SELECT uri, path, is_known FROM listing ORDER BY row")
+    places = listing.places()
     done = 0
     with PartWriter(store, run) as writer:
         for block in vectors.blocks():

@@ -175,7 +175,7 @@ def load(path: Path) -> "list[Prototypes | None]":
 
 def _read(tensor: Callable[[str], NDArray[np.float32]], fold: int) -> Prototypes:
     center, whiten, means, slope, intercept = (tensor(f"{fold}.{field.name}") for field in fields(Prototypes))
-    return Prototypes(center, whiten, means, float(slope), float(intercept))
+    return Prototypes(center, whiten, means, slope.item(), intercept.item())
 
 
 def fold_of(names: Sequence[str]) -> NDArray[np.int64]:

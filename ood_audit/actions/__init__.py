@@ -1,1 +1,1 @@
-"""What is done about findings: export and quarantine."""
+"""What is done about findings: exports, quarantine, and verdicts."""

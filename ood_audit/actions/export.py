@@ -58,10 +58,10 @@ def export(
 ) -> Exported:
     """Write the findings of some kinds, or the images without them.
 
-    `paths` and `keep-list` are absolute paths, byte for byte as the file system has them, one a line (TAR#MEMBER for a
-    member of a tar file, the URI of what is remote): the images with a finding, the worst first and of
-    equally bad ones the most OOD; and all readable images of the store without one. `csv` has a row a finding; a name
-    that is not UTF-8 shows its bytes as `\\xNN` there, and its `uri` is exact.
+    `paths` lists the images with a finding, the worst first and of equally bad ones the most OOD; `keep-list` lists all
+    readable images of the store without one. Each line is an absolute path, byte for byte as the file system has it, or
+    TAR#MEMBER for a member of a tar file, or the URI of a remote image. `csv` has a row for each finding, in which a
+    name that is not UTF-8 shows its bytes as `\\xNN`, and `uri` is exact.
 
     Args:
         store: a store or its folder.

@@ -201,7 +201,7 @@ def fit(features: Floats, labels: NDArray[np.int64], text: Floats) -> Prototypes
     means = one_hot @ features / np.maximum(counts, 1)[:, None].astype(np.float32)
     center = features.mean(axis=0)
     within = features - means[labels]
-    if np.abs(within).max() < 1e-6:  # one picture a class
+    if np.abs(within).max() < 1e-6:  # there is one picture of each class
         within = features - center
     if np.abs(within).max() < 1e-6:
         return None

@@ -1,1 +1,1 @@
-"""One file a command: parse options, call the library, print."""
+"""One file for each command: parse options, call the library, print."""

@@ -98,7 +98,8 @@ def import_features(
         model: the open_clip model that made the vectors, to encode the names of the classes with.
         weights: a checkpoint file for `model`.
         texts: a file of the same forms with the names of the classes and their vectors, in place of a model.
-        background: the same for background names: things that the images are not meant to show.
+        background: a file of the same forms with the names of things that the images are not meant to show, and their
+            vectors.
         on_progress: called with the stages of the work.
 
     Raises:

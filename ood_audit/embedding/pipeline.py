@@ -17,8 +17,8 @@ from ood_audit.images.uri import Box, image_and_box, is_remote
 class Pipeline:
     """Takes batches of URIs and gives their features, several batches at once; a context manager.
 
-    One thread a core reads, decodes and resizes; more where images come over the network. Of the forward passes, see
-    `device.forward_threads`. Everything waits for something most of the time, so that the cores, and the GPU, never do.
+    One thread for each core reads, decodes and resizes; more where images come over the network. For the forward passes
+    see `device.forward_threads`. Threads wait for something most of the time, so that the cores and the GPU never do.
 
     Attributes:
         depth: how many batches to keep submitted, for nothing to run dry.

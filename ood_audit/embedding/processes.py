@@ -1,4 +1,4 @@
-"""One process a device: each decodes and embeds its share of the batches, and this one hands out and collects.
+"""One process for each device: it decodes and embeds its share of the batches, and this process hands out and collects.
 
 Every process has a pipe of its own, so that one that is killed holds no lock that another waits for. What it had not
 finished is given to the others.

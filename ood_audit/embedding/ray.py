@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 
 _BATCH = {"cpu": 8, "cuda": 256}  # as in ClipEncoder
-_PIECE_BATCHES = 8  # batches a piece: what a dying worker costs, and what a message to one carries
+_PIECE_BATCHES = 8  # batches in a piece: what a dying worker costs, and what a message to one carries
 _PIECES = 20_000  # at a time: Ray Data holds a task for each
 _TRIES = 3  # of a piece whose worker dies; Ray's own are without end
 _LOST = 16  # pieces that may be given up; with more, it is not the images
@@ -444,7 +444,7 @@ def _cores(workers: Workers) -> int:
 
 
 def _plan(device: str) -> Plan:
-    """The workers that suit a cluster: a few a GPU, as its cores allow, with their share of these; else one a core."""
+    """The workers that suit a cluster: some for each GPU, by the cores of its node; or one for each core."""
     _connect()
     import ray
 

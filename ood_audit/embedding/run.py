@@ -1,4 +1,4 @@
-"""`embed`: bring a store into step with folders of images."""
+"""`embed`: embed images and sync the store with their sources."""
 
 import os
 import secrets

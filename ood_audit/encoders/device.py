@@ -179,7 +179,7 @@ def release_memory(device: torch.device) -> None:
 
 
 def worker_count() -> int:
-    """How many threads decode images: one a core that this process may use, by its affinity and its container."""
+    """How many threads decode images: one for each core that this process's affinity and container allow."""
     import joblib
 
     return int(joblib.cpu_count())
@@ -188,10 +188,11 @@ def worker_count() -> int:
 def forward_threads(device: torch.device, cores: int) -> tuple[int, int]:
     """How many forward passes run side by side, and how many threads each of them has.
 
-    On a CPU one a core, as far as `cores` and torch's own setting (OMP_NUM_THREADS) allow. Threads that share a
-    pass wait for each other at every layer, for as long as a decoding thread has taken a core from one of them, and
-    wait actively. Passes side by side never wait. With CUDA there are two, so that one batch is copied while the
-    model runs on the other. On an Apple GPU there is one, because two threads crash in Metal (pytorch#197805).
+    On a CPU there is one pass for each core, as far as `cores` and torch's own setting (OMP_NUM_THREADS) allow. Threads
+    that share a pass wait for each other at every layer, and keep their cores busy meanwhile, whenever a decoding
+    thread has taken a core from one of them. Passes side by side never wait. With CUDA there are two, so that one batch
+    is copied while the model runs on the other. On an Apple GPU there is one, because two threads crash in Metal
+    (pytorch#197805).
     """
     if device.type != "cpu":
         return 2 if device.type == "cuda" else 1, torch.get_num_threads()

@@ -126,9 +126,9 @@ def _built_in(model: str, weights: str | None, recorded: JsonObject | None) -> M
 def _own_file(architecture: str, weights: str, recorded: JsonObject | None) -> ModelSource:
     """A checkpoint on disk, which does not say how its pictures were prepared.
 
-    That is told, in this order, by an open_clip_config.json beside it; by the name of the file, if open_clip publishes
-    weights under it; by all published weights of the architecture, if they agree; and by the store that it is for. An
-    architecture of which nothing is published is prepared for as open_clip trains by default.
+    The first of these that is there says it: an open_clip_config.json beside the file; the weights that open_clip
+    publishes under the file's name; all published weights of the architecture, if they agree; and the store that the
+    encoder is for. Where nothing is published for an architecture, it is open_clip's default.
     """
     path = Path(os.path.abspath(Path(weights).expanduser()))  # not resolved: a cache links to files without neighbours
     if not path.is_file():
@@ -191,7 +191,7 @@ def _config_beside(architecture: str, path: Path) -> JsonObject:
 
 
 def _size(model: JsonObject) -> tuple[object, object]:
-    """The dimension of a model's features and the size of its pictures, where they are told."""
+    """The dimension of a model's features and the size of its pictures, where it says so."""
     size = model.get("vision_cfg", {}).get("image_size")
     return model.get("embed_dim"), [size, size] if isinstance(size, int) else size
 

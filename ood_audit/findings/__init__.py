@@ -1,1 +1,1 @@
-"""From a ranking to decisions: findings of each kind, and acting on them."""
+"""What a report concludes from the scores: flags, shifts, wrong labels, duplicates, leaks, quality and shortcuts."""

@@ -111,7 +111,7 @@ def in_evaluation(db: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def listed(store: Store, path: str) -> list[str]:
-    """The ids of the images that a file names, a path a line, as `export` writes them; `-` is stdin.
+    """The ids of the images that a file names, a path on each line, as `export` writes them; `-` is stdin.
 
     Raises:
         UsageError: the file can't be read, or names what is not in the store, or several images by one name.

@@ -1,4 +1,4 @@
-"""Lists of images: .txt, one a line, or .csv and .parquet with a column `path`, and perhaps `label` and `split`.
+"""Lists of images: .txt with one on each line, or .csv and .parquet with a column `path`, perhaps `label` and `split`.
 
 Entries are paths, members of tar and zip files (ARCHIVE#MEMBER), or URIs; relative ones start from the list's own
 folder.

@@ -1,6 +1,6 @@
 """What C libraries below Pillow write to stderr by themselves.
 
-libtiff prints a line or more for each damaged file that it reads, which `decode` reports as the error of that file.
+libtiff prints a line or more for each damaged file that it reads, which `decode` reports as the file's error.
 Pillow has no way to silence it, but libtiff itself has one, wherever it is a shared library.
 """
 

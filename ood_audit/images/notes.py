@@ -1,3 +1,3 @@
-"""How notes on images begin that others look for."""
+"""Beginnings of the notes on images, by which other modules know them."""
 
 TOO_SMALL = "box too small to tell"

@@ -1,4 +1,4 @@
-"""The report's formats. To add one: a function of rows and a path here, and its call in `reports.report`."""
+"""The report's formats. To add one: a function of rows and a path here, and its call in `reports.run`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where scores are computed, and how the caller is told."""
+"""What is scored, on which device, and how the caller hears of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ood_audit.store import Store
 
 @dataclass(frozen=True)
 class Context:
-    """What is scored, where, and how the caller is told.
+    """What is scored, where, and how the caller hears of it.
 
     Attributes:
         store: The store.

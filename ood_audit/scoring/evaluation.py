@@ -36,10 +36,10 @@ class Evaluation:
     """The figures of each score, and what could not be compared.
 
     Attributes:
-        rows: one a score and prompts, best AUROC first: `score`, `prompts`, the figures of `scoring.metrics`, each
-            with the ends of its bootstrap interval (`auroc_low`, `auroc_high`, …), `accuracy`: the share of ID images
-            with a known label whose nearest class it is, None without such images; `forecast`: the AUROC that was
-            expected, where settings were chosen on the data; and `settings`, in words.
+        rows: one for each score and prompts, best AUROC first. Each has `score`, `prompts`, the figures of
+            `scoring.metrics` with the ends of their bootstrap intervals (`auroc_low`, `auroc_high`, …), `accuracy` (the
+            share of labelled ID images whose nearest class is their own; None without such images), `forecast` (the
+            AUROC that was expected, where settings were chosen on the data) and `settings`, in words.
         images: how many images were compared, and how many of them are OOD.
         not_in_store: paths of the truth that the store has no feature of.
         not_in_truth: paths of the store that the truth says nothing of.
@@ -131,7 +131,7 @@ def _check_settings(settings: ScoreSettings) -> None:
 def _measured(
     name: str, plan: Plan, scored: _Scored, known: dict[str, Truth], context: Context, rounds: int
 ) -> Iterator[Row]:
-    """The rows of some prompts, one a score."""
+    """The rows of some prompts, one for each score."""
     ids, _, values, nearest = scored
     rows = [i for i, image_id in enumerate(ids) if image_id in known]
     truths = [known[ids[i]] for i in rows]

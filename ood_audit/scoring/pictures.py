@@ -1,4 +1,4 @@
-"""What ranks a folder where pictures show what the classes look like: three kinds of evidence, joined by ranks.
+"""The ranking of a folder where pictures show what the classes look like: three kinds of evidence, joined by ranks.
 
 The pictures are labelled images, or those in class folders whose nearest class is that of their folder. Each piece of
 evidence is higher for more out-of-distribution images. With the similarities s(β) of an image to the classes, where β

@@ -198,7 +198,7 @@ def map_chunks(
     function: Callable[[Chunk], _Value],
     parts: list[Path] | None = None,
 ) -> Iterator[_Value]:
-    """`function` of each chunk, in order; on a CPU of several at once, one a core, so that no step leaves one idle.
+    """`function` of each chunk, in order. A CPU works on several at once, one for each core, so that none is idle.
 
     `parts` are those of the store to read; None for those that are in force now.
 

@@ -21,7 +21,7 @@ class StoreFolder:
 
     @property
     def images(self) -> Path:
-        """Parquet parts, one row an image."""
+        """Parquet parts, with a row for each image."""
         return self.root / "images"
 
     @property
@@ -31,7 +31,7 @@ class StoreFolder:
 
     @property
     def runs(self) -> Path:
-        """One JSON a run of `embed`."""
+        """A JSON file for each run of `embed`."""
         return self.root / "runs"
 
     @property
@@ -55,12 +55,12 @@ class StoreFolder:
 
     @property
     def scores(self) -> Path:
-        """One Parquet file a score run."""
+        """A Parquet file for each run of a score."""
         return self.root / "scores"
 
     @property
     def reports(self) -> Path:
-        """One folder a report."""
+        """A folder for each report."""
         return self.root / "reports"
 
     @property

@@ -1,4 +1,4 @@
-"""The Parquet parts: one row an image, append-only, each part written whole or not at all."""
+"""The Parquet parts: a row for each image, append-only, each part written whole or not at all."""
 
 import time
 from collections import deque
@@ -26,8 +26,9 @@ from ood_audit.values import Row
 
 Codes = NDArray[np.floating]  # features as they are stored
 
-PART_ROWS = 8192  # and
-PART_SECONDS = 15.0  # whichever is reached first: what a kill can cost
+# A part is written when one of these is reached, so that a kill costs no more.
+PART_ROWS = 8192
+PART_SECONDS = 15.0
 _READERS = 2  # threads that read features
 _FACTS = schema.arrow(schema.PARTS)
 
@@ -150,7 +151,7 @@ class PartWriter:
         if self._rows:
             number = self._number + 1
             path = self._store.images / f"part-{number:08d}.parquet"
-            if not path.exists():  # it does where Ctrl-C came just after it was written
+            if not path.exists():  # after a Ctrl-C that came just when it had been written, it does
                 try:
                     self._write(path, number)
                 except OSError as error:

@@ -33,10 +33,10 @@ class Kind:
 
     Attributes:
         kind: `flat` (exact, float16) or `ivf` (inverted lists).
-        lists: how many lists there are, and
-        probes: how many of them a search looks through; None for a flat index, as is
-        recall: the share of the ten nearest that it finds, measured against exact search over images of the index that
-            were not searched for while `probes` was chosen.
+        lists: how many lists there are; None for a flat index.
+        probes: how many of the lists a search looks through; None for a flat index.
+        recall: the share of the ten nearest that a search finds, measured against exact search over images of the index
+            that `probes` was not chosen by; None for a flat index.
 
     """
 

@@ -55,7 +55,7 @@ class Rows:
     rows: list[tuple[Any, ...]]
 
     def dicts(self) -> list[Row]:
-        """One dictionary a row."""
+        """A dictionary for each row."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 

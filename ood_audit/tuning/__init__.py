@@ -1,1 +1,1 @@
-"""Prompts learned from labelled images: context vectors (CoOp), by cross-entropy or by the paper's EBM loss."""
+"""What is learned from labelled images: context vectors of prompts, or a residual on the class features."""

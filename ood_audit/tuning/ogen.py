@@ -95,7 +95,7 @@ class Regulariser:
 
 
 def statistics(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """(K, D) mean and standard deviation of each class; of one image, the spread is the mean of that of the others."""
+    """(K, D) mean and standard deviation of each class; a class of one image has the mean spread of the others."""
     counts = torch.bincount(labels, minlength=classes)[:, None]
     zeros = images.new_zeros(classes, images.shape[1])
     mean = zeros.index_add(0, labels, images) / counts.clamp(min=1)

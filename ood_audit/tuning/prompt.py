@@ -19,7 +19,7 @@ from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
-_CHUNK = 256  # prompts a pass
+_CHUNK = 256  # prompts in a forward pass
 _STAND_INS = ("a", "x", "the", "of")  # words that tokenizers know as one token
 
 
@@ -28,7 +28,7 @@ class Prompts:
     """Tokenized class names behind places for the context.
 
     Attributes:
-        tokens: (P, L) int64, one row a name, on the encoder's device.
+        tokens: (P, L) int64, a row for each name, on the encoder's device.
         start: where the context begins: behind the start-of-text token, where the model has one.
         owners: (P,) int64, the class that a row names; rows of synonyms have the same.
 

@@ -15,13 +15,13 @@ class TuneSettings:
         method: `prompt` learns context vectors in front of the names, `residual` a vector to add to each class feature.
         loss: `ebm` or `coop`.
         ebm: which reading of EBM, see `losses`: `literal`, or `renormalised`, which pays.
-        shots: labelled images a class to train on; None for all that are not held out.
+        shots: labelled images of each class to train on; None for all that are not held out.
         context_vectors: n; None for as many as the words of `init` have tokens, or 16 without words.
         init: words to start from; None for N(0, 0.02).
         epochs: at most so many passes over the labelled images; 0 learns nothing. None: 40 for prompts; for a residual
             30, or as many as make 60 steps where these are fewer, 5 at least.
         lr: the learning rate, which falls to 0 as a cosine over `epochs`.
-        batch_size: images a step.
+        batch_size: images in a step.
         lambda_: λ, the weight of the EBM term.
         ebm_temperature: τ of its energies.
         mask_proportion: p; with `mask="adaptive"` a share of the similarity. None: 0.5; with `adaptive` the one of

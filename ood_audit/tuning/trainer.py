@@ -110,7 +110,7 @@ class Tuned:
     Attributes:
         learned: float32: the (n, W) context vectors, or the (K, D) residual.
         class_features: (K, D) float32 of length 1, to score with in place of text features.
-        history: an entry an epoch, from epoch 0 (before training) on.
+        history: an entry for each epoch, from epoch 0 (before training) on.
         before: the figures of the hand-written prompt.
         after: the figures of what was kept.
         held_out: (H,) rows of the features given that were not trained on: for calibration.

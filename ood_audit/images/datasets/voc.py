@@ -1,4 +1,4 @@
-"""Pascal VOC: a folder with JPEGImages, Annotations (an XML file an image), and ImageSets (the splits)."""
+"""Pascal VOC: a folder with JPEGImages, Annotations (an XML file for each image), and ImageSets (the splits)."""
 
 import os
 from collections.abc import Iterator

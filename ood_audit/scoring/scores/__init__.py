@@ -1,4 +1,4 @@
-"""The scores: one a file, each a function of cosines; every `ood_score` is higher for more OOD.
+"""The scores: one in each file, as functions of cosines; every `ood_score` is higher for more OOD.
 
 A score is a function `(cosines: Tensor (N, K), *, inputs…, options…) -> Tensor (N,)` whose value is higher for more
 in-distribution; `ood_score` is its negative. What it is given beside the cosines it asks for by the names of its

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 import ood_audit
 from benchmarks import clip
-from ood_audit.embedding.imported import Columns, import_features
+from ood_audit.embedding.imported import FeatureColumns, import_features
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.findings import decide
 from ood_audit.store.files import write_json
@@ -78,7 +78,7 @@ def measure(of: clip.Set, drawn: Draw, root: Path, background: Path | None) -> l
     store = import_features(
         root / "images.npz",
         store=place,
-        columns=Columns(path="paths", label="folders"),
+        columns=FeatureColumns(path="paths", label="folders"),
         texts=texts,
         background=background,
     ).store

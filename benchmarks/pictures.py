@@ -27,7 +27,7 @@ from benchmarks import clip
 from benchmarks.flags import Draw, draw
 from ood_audit import ScoreSettings
 from ood_audit.classes import labelled
-from ood_audit.embedding.imported import Columns, import_features
+from ood_audit.embedding.imported import FeatureColumns, import_features
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.scoring import metrics
 from ood_audit.store.files import write_json
@@ -61,7 +61,7 @@ def measure(
     store = import_features(
         root / "images.npz",
         store=root / "store",
-        columns=Columns(path="paths", label="folders" if given is None else None),
+        columns=FeatureColumns(path="paths", label="folders" if given is None else None),
         texts=root / "texts.npz",
         background=background,
     ).store

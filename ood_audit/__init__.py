@@ -1,6 +1,7 @@
 """Find the images of a dataset that do not belong, with CLIP and ΔEnergy.
 
-`open` gives one object for one audit. The functions beside it are the commands, with the same names:
+`open` gives one object for one audit. The functions beside it are the commands, with the same names, but for
+`import_features`:
 
     import ood_audit
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from ood_audit.audit import Status as Status
     from ood_audit.audit import open as open
     from ood_audit.classes.labelled import LabelledSource as LabelledSource
+    from ood_audit.embedding.imported import FeatureColumns as FeatureColumns
+    from ood_audit.embedding.imported import ImportResult as ImportResult
+    from ood_audit.embedding.imported import import_features as import_features
     from ood_audit.embedding.run import EmbedResult as EmbedResult
     from ood_audit.embedding.run import embed as embed
     from ood_audit.embedding.settings import EmbedSettings as EmbedSettings
@@ -68,8 +72,10 @@ _API = {
     "EncoderError": "ood_audit.errors",
     "Evaluation": "ood_audit.scoring.evaluation",
     "Exported": "ood_audit.actions.export",
+    "FeatureColumns": "ood_audit.embedding.imported",
     "FindingSettings": "ood_audit.findings.settings",
     "Findings": "ood_audit.audit",
+    "ImportResult": "ood_audit.embedding.imported",
     "LabelledSource": "ood_audit.classes.labelled",
     "OodAuditError": "ood_audit.errors",
     "Outcome": "ood_audit.actions.quarantine",
@@ -89,6 +95,7 @@ _API = {
     "evaluate": "ood_audit.scoring.evaluation",
     "export": "ood_audit.actions.export",
     "forget": "ood_audit.store.sources",
+    "import_features": "ood_audit.embedding.imported",
     "open": "ood_audit.audit",
     "open_store": "ood_audit.store",
     "quarantine": "ood_audit.actions.quarantine",

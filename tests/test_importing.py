@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import ood_audit
 from ood_audit import ScoreSettings
-from ood_audit.embedding.imported import Columns, import_features, normalised
+from ood_audit.embedding.imported import FeatureColumns, import_features, normalised
 from ood_audit.embedding.vectors import open_vectors
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store import open_store
@@ -60,11 +60,13 @@ def stored(store):
 
 
 def as_parquet(folder, features, names):
-    return write_parquet(folder / "f.parquet", features, {"label": names}), {"columns": Columns(label="label")}
+    return write_parquet(folder / "f.parquet", features, {"label": names}), {"columns": FeatureColumns(label="label")}
 
 
 def as_ragged_parquet(folder, features, names):
-    return write_parquet(folder / "f.parquet", features, {"y": names}, fixed=False), {"columns": Columns(label="y")}
+    return write_parquet(folder / "f.parquet", features, {"y": names}, fixed=False), {
+        "columns": FeatureColumns(label="y")
+    }
 
 
 def as_parquet_folder(folder, features, names):
@@ -218,7 +220,7 @@ def test_a_wrong_parquet_file_is_one_clear_line(spoil, message, data, tmp_path):
     else:
         write_parquet(source, features)
         if spoil == "no such column":
-            options["columns"] = Columns(label="nosuch")
+            options["columns"] = FeatureColumns(label="nosuch")
     if spoil == "truncated":
         source.write_bytes(source.read_bytes()[:-30])
     with pytest.raises(UsageError, match=message):
@@ -263,7 +265,7 @@ def test_labels_that_are_numbers_point_into_the_names(data, tmp_path):
     features, names, _ = data
     numbers = np.array([CLASSES.index(name) for name in names], np.int16)
     np.savez(tmp_path / "f.npz", images=features, labels=numbers, names=np.array(CLASSES))
-    import_features(tmp_path / "f.npz", store=tmp_path / "s", columns=Columns(label="labels"))
+    import_features(tmp_path / "f.npz", store=tmp_path / "s", columns=FeatureColumns(label="labels"))
     rows = open_store(tmp_path / "s").query("SELECT DISTINCT folder FROM images ORDER BY 1").rows
     assert [folder for (folder,) in rows] == sorted(CLASSES)
 

@@ -36,10 +36,12 @@ def command(features: str, vector: str | None, path: str | None, label: str | No
     FEATURES is a Parquet file or a folder of them, the output folder of clip-retrieval, or a .npz, .npy or .safetensors
     file. Vectors are normalised to length 1. The image files are not needed; reports show those that are there.
     """
-    from ood_audit.embedding.imported import Columns, import_features
+    from ood_audit.embedding.imported import FeatureColumns, import_features
 
     with bars() as on_progress:
-        result = import_features(features, columns=Columns(vector, path, label), on_progress=on_progress, **options)
+        result = import_features(
+            features, columns=FeatureColumns(vector, path, label), on_progress=on_progress, **options
+        )
     click.echo(f"{result.added} added, {result.changed} changed, {result.invalid} invalid")
     if result.normalised:
         note("the vectors were normalised to length 1")

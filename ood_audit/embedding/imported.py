@@ -59,7 +59,7 @@ class ImportResult:
 
 
 @dataclass(frozen=True)
-class Columns:
+class FeatureColumns:
     """The columns or arrays of a file of vectors, by name.
 
     Attributes:
@@ -78,7 +78,7 @@ def import_features(
     features: str | os.PathLike[str],
     *,
     store: str | os.PathLike[str] = DEFAULT_STORE,
-    columns: Columns = Columns(),
+    columns: FeatureColumns = FeatureColumns(),
     paths: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
     model: str | None = None,
@@ -93,7 +93,7 @@ def import_features(
         features: a Parquet file or folder, the output folder of clip-retrieval, .npz, .npy or .safetensors.
         store: the store's folder; made where there is none.
         columns: the columns or arrays of the vectors, paths and labels.
-        paths: a text file with one path a line, for files that have no paths themselves.
+        paths: a text file with a path on each line, for files that have no paths themselves.
         images: the folder that relative paths start from; None for the folder of `features`.
         model: the open_clip model that made the vectors, to encode the names of the classes with.
         weights: a checkpoint file for `model`.

@@ -17,10 +17,11 @@ from ood_audit.findings import calibration, copies, folders, label_issues, leaks
 from ood_audit.findings.settings import FindingSettings
 from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.store.findings import Finding
-from ood_audit.values import JsonObject
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from ood_audit.scoring.recipe import Recipe
 
 FILE = "decisions.parquet"
 
@@ -89,7 +90,7 @@ class Judged:
 
 
 def judge(
-    scored: "pa.Table", recipe: JsonObject, *, fdr: float | None = None, false_alarms: float | None = None
+    scored: "pa.Table", recipe: "Recipe", *, fdr: float | None = None, false_alarms: float | None = None
 ) -> Judged:
     """Flag images: by labelled images where there are some, else by the images in class folders.
 
@@ -135,7 +136,7 @@ def judge(
 
 def decide(
     db: DuckDBPyConnection,
-    recipe: JsonObject,
+    recipe: "Recipe",
     duplicates: dict[str, int],
     settings: FindingSettings,
 ) -> tuple["pa.Table", Decisions]:
@@ -233,9 +234,9 @@ def _shortcuts(db: DuckDBPyConnection, found: Sequence[Shortcut], report: str) -
     return shortcuts.findings(found, {image_id: (uri, path) for image_id, uri, path in rows}, report)
 
 
-def read_recipe(path: Path) -> JsonObject:
+def read_recipe(path: Path) -> "Recipe":
     """The recipe beside a file of scores."""
-    recipe: JsonObject = json.loads(path.with_suffix(".json").read_bytes())
+    recipe: Recipe = json.loads(path.with_suffix(".json").read_bytes())
     return recipe
 
 

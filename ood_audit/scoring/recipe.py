@@ -1,20 +1,60 @@
 """What a score run keeps about itself beside its table: the settings in use, and how labelled images score."""
 
+from typing import TypedDict
+
 import torch
 
 from ood_audit.classes.prototypes import sample
 from ood_audit.scoring import pictures, scores
 from ood_audit.scoring.joining import Joined
 from ood_audit.scoring.plan import Plan
-from ood_audit.scoring.scores import Score
+from ood_audit.scoring.scores import Options, Score
 from ood_audit.scoring.similarity import chunk_of
 from ood_audit.scoring.table import leads
-from ood_audit.values import JsonObject
 
 _MOST_KNOWN = 1000
 
 
-def recipe_of(plan: Plan, method: str, joined: Joined | None) -> JsonObject:
+class Recipe(TypedDict):
+    """What is known of a table of scores.
+
+    Attributes:
+        parameters: The settings in use; for `best` also the `score` that was chosen.
+        neighbours: How many neighbours novelty is measured by; None where it does not count.
+        doubt: A sentence where the encoder seems not to know the classes, else "".
+        forecast: The AUROC to expect; None where no settings were chosen on images of known classes.
+        references: Where the pictures of the classes are from and how many they are; None where none were used.
+        calibration: How the calibration images score; None without labelled images.
+        lead_of_unknown: The lead of known images were their class unknown; None where it can't be told.
+
+    """
+
+    parameters: Options
+    neighbours: int | None
+    doubt: str
+    forecast: float | None
+    references: "UsedReferences | None"
+    calibration: "CalibrationScores | None"
+    lead_of_unknown: list[float] | None
+
+
+class UsedReferences(TypedDict):
+    """Where the pictures of the classes are from, and how many they are."""
+
+    source: str
+    images: int
+
+
+class CalibrationScores(TypedDict):
+    """How the calibration images score: lists with an entry for each of them, and classes by their numbers."""
+
+    ood_score: list[float]
+    distance: list[float]
+    label: list[int]
+    predicted: list[int]
+
+
+def recipe_of(plan: Plan, method: str, joined: Joined | None) -> Recipe:
     """What there is to tell about a plan, as JSON."""
     function, settings = plan.runs[method]
     used = plan.target.references
@@ -40,7 +80,7 @@ def name_of(function: Score) -> str:
     return next((name for name in scores.names() if scores.load(name) is function), function.__name__)
 
 
-def _calibration(plan: Plan, method: str, joined: Joined | None) -> JsonObject | None:
+def _calibration(plan: Plan, method: str, joined: Joined | None) -> CalibrationScores | None:
     """How the calibration images score: ood_score, and distance beside the class they are of."""
     if plan.calibration is None:
         return None

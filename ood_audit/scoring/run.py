@@ -30,6 +30,7 @@ from ood_audit.values import JsonObject
 if TYPE_CHECKING:
     from ood_audit.classes.prompts import Prompts
     from ood_audit.classes.prototypes import Prototypes
+    from ood_audit.scoring.recipe import UsedReferences
 
 _FORMAT = 10  # of the files: scores with other columns, or without their prototypes, are not taken up
 _PROTOTYPES = ".safetensors"  # beside the scores that they are part of
@@ -57,7 +58,7 @@ class Scores:
     prompts: str
     doubt: str
     forecast: float | None
-    references: JsonObject | None
+    references: "UsedReferences | None"
     images: int
     path: Path
     reused: bool

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 IMAGE_COLUMNS = ("image_id", "uri", "path")  # the first of these that a row has names its image
 _YES, _NO = {"1", "1.0", "true", "yes", "ood"}, {"0", "0.0", "false", "no", "id"}
-_SHOWN = 3  # of many names in a message
+_SHOWN = 3  # names in a message
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")  # how `text.storable` writes bytes that are not UTF-8
 
 

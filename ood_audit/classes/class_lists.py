@@ -26,8 +26,8 @@ from ood_audit.names import key
 from ood_audit.text import printable
 
 _MOST_BYTES = 64 << 20
-_MOST_LETTERS = 1000  # of a name
-_MOST_VALUES = 1_000_000  # of a YAML file, whose anchors can stand for any number of values
+_MOST_LETTERS = 1000  # a longer name is none
+_MOST_VALUES = 1_000_000  # in a YAML file, whose anchors can stand for any number of them
 _DEEPEST = 8
 _NUMBER = re.compile(r"\d+")
 _KNOWLEDGE_GRAPH = re.compile(r"/[mg]/\w+")  # the ids of Open Images

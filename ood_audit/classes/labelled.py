@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Note = Callable[[str], None]
 _SAME = 0.9999  # the cosine from which on two features are of the same picture: float16 loses less than a tenth of it
-_ROWS = 1024  # compared with the pictures that prompts were trained on at a time
+_ROWS = 1024  # labelled images at a time that are compared with those that prompts were trained on
 
 
 @dataclass(frozen=True)

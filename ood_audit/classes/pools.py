@@ -28,9 +28,9 @@ from ood_audit.store.store import Store
 
 NAMES = ("background", "neglabel", "csp")
 
-_SAME = 0.95  # text cosines above mean one thing
+_SAME = 0.95  # names with a larger text cosine mean one thing
 _SHARE, _QUANTILE = 0.15, 0.95
-_CHUNK_BYTES = 32 << 20  # of float32 cosines at a time
+_CHUNK_BYTES = 32 << 20  # float32 cosines at a time
 
 Progress = Callable[[int, int], None]
 

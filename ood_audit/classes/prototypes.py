@@ -31,7 +31,7 @@ Floats = NDArray[np.float32]
 FOLDS = 5
 DEFAULT_WEIGHT = 0.2
 MOST = 20_000  # references: more do not help a mean and a covariance
-_LINE_PAIRS = 1 << 20  # of references and classes: more do not help a line
+_LINE_PAIRS = 1 << 20  # pairs of a reference and a class: more do not help a line
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 _SHOWN = 8  # names in a note
-_MOST_FOLDERS = 50_000  # that are compared with the names
+_MOST_FOLDERS = 50_000  # folders whose names are compared with those of the classes
 
 
 @dataclass(frozen=True)

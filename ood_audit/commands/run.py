@@ -10,7 +10,8 @@ from ood_audit.progress import bars
 from ood_audit.store.store import DEFAULT_STORE
 from ood_audit.text import printable
 
-_FEWEST, _MOST, _PART = 10, 100, 5  # images that are listed for their rank alone: a fifth of them, within limits
+_FEWEST, _MOST = 10, 100  # images that are listed for their rank alone
+_PART = 5  # within these limits one image in five is
 
 
 @click.command("run", epilog="Example: ood-audit run ./images --labels classes.txt --labelled labelled/ --open")

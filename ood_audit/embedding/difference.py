@@ -26,8 +26,8 @@ from ood_audit.text import printable, storable
 from ood_audit.values import RowValues
 
 _MEMORY = "1GB"  # beyond it, DuckDB keeps the listing on disk
-_BOXES = 8192  # rows at a time
-_FOLDER = "left(f.path, -(length(split_part(f.path, '/', -1)) + 1))"  # of an image in the listing
+_BOXES = 8192  # boxes read at a time
+_FOLDER = "left(f.path, -(length(split_part(f.path, '/', -1)) + 1))"  # the folder of an image in the listing
 
 
 @dataclass(frozen=True)

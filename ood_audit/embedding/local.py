@@ -19,7 +19,7 @@ from ood_audit.images.sources import ImageRef
 from ood_audit.store.parts import PartWriter
 
 _WORTH_PROCESSES = 4096  # images: with fewer, starting processes for several GPUs takes longer than it saves
-_WORTH_SHARING = 32_768  # the same, where several processes would share a single GPU
+_WORTH_SHARING = 32_768  # images: as above, where several processes would share a single GPU
 
 
 @dataclass(frozen=True)

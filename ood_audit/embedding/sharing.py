@@ -4,8 +4,8 @@ Decoding and the launches of a forward pass need Python's lock, and a process ha
 one process therefore prepares only a few thousand images a second, and a fast GPU waits. `benchmarks.feed` measures it.
 """
 
-_CORES = 4  # of a process: with more, its threads wait for the lock, and so do the launches of the forward pass
-_MOST = 8  # processes of a GPU: each takes some gigabytes of its memory
+_CORES = 4  # with more cores, a process's threads and the launches of its forward pass wait for the lock
+_MOST = 8  # processes on a GPU: each takes some gigabytes of its memory
 
 
 def by_cores(cores: int) -> int:

@@ -22,7 +22,7 @@ FEWEST = 10  # images on each side
 _FOLDS = 5
 _BLOCK = 64  # permutations at a time
 _NEIGHBOURS = 5
-_Z = 1.959964  # of a 95% interval
+_Z = 1.959964  # the normal quantile of a 95% interval
 
 
 @dataclass(frozen=True)

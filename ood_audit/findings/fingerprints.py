@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 HASH_BITS = 256
-_HASH = 16  # a side
+_HASH = 16  # bits on each side of the square
 _HASH_BYTES = HASH_BITS // 8
-_TRIMS = (0.0, 0.02, 0.04, 0.06)  # of each side
-_THUMBNAIL = 8  # pixels a side
+_TRIMS = (0.0, 0.02, 0.04, 0.06)  # the shares of each side that are cut off
+_THUMBNAIL = 8  # pixels on each side
 SHAPE = (len(_TRIMS), _HASH_BYTES + 3 * _THUMBNAIL**2)
-_LARGEST = 256  # pixels a side; larger pictures are scaled down first
+_LARGEST = 256  # pixels on each side; larger pictures are scaled down first
 _FLAT = 2.0  # grey levels: the hash of a fainter picture is of its noise
 _ODD = np.arange(_HASH, dtype=np.uint8) % 2
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)

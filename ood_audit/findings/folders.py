@@ -35,8 +35,8 @@ from scipy.stats import rankdata
 from ood_audit.findings.calibration import DEFAULT_FALSE_ALARMS, Flags, Floats, as_written
 
 FEWEST_CLASSES = 4
-ASSUMPTION = "assuming that fewer than 20% of them are wrong"  # what benchmarks/flags.py measures goes up to 19%
-_FEWEST_FITTING = 0.5  # of the images in folders
+ASSUMPTION = "assuming that fewer than 20% of them are wrong"  # benchmarks/flags.py measures up to 19%
+_FEWEST_FITTING = 0.5  # the least share of the images that fit their folders
 
 
 def flag(

@@ -32,7 +32,7 @@ TIMES = 3
 FEWEST = 5
 # Where so many images of a class seem to be of another, it is the model that does not tell them apart, or the folder
 # that is named after another thing than it holds; either is said once, not once an image.
-_PART = 3  # a third
+_PART = 3  # one image in three
 _BATCH = 4096
 
 # Boxes that are too small for the model are judged by nothing.

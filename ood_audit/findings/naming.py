@@ -53,16 +53,16 @@ FEW = 6  # with fewer images there is one cluster, which is the mean that it wou
 # Chosen on the 707 pictures of Caltech-101 that `benchmarks/suggest.py` measures, beside photographs of PACS.
 _SHARPNESS, _SIZE = 2.0, 0.7  # a and δ
 _RARE, _WORDS = 0.2, 0.9  # β and γ
-_MARGIN = 0.1  # of S, within which one noun explains a cluster as well as another
-_LIKE = 2.2  # the least z of the best noun: a cluster below is a mixture, and gets no name
+_MARGIN = 0.1  # two nouns whose S differs by less explain a cluster equally well
+_LIKE = 2.2  # the least z of the best noun; a cluster below it is a mixture, and gets no name
 # For the names of a report's groups. Of 40 flagged images among 707 of Caltech-101, the starter's names are right for
 # 19 without this rule; with it 22 keep a name, which is right for the same 19 (the others are saxophones: saxhorn).
 _SURE_IMAGES, _SURE_LIKE, _SURE_LEAD = 3, 4.4, 0.2
-_COMMON = 6.0  # log ranks below are all common
+_COMMON = 6.0  # words with a smaller log rank are all common
 _UNKNOWN = 2 * 49_152  # the rank of a word that CLIP's tokenizer takes apart
-_CLUSTERS = 2.5  # √N times this
+_CLUSTERS = 2.5  # the number of clusters is √N times this
 _CHUNK = 64  # clusters at a time
-_SAID = 5  # of the clusters in a report's notes
+_SAID = 5  # clusters named in a report's notes
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from duckdb import DuckDBPyConnection
 
 from ood_audit.store.findings import Finding
 
-ODD = 4.0  # robust deviations
+ODD = 4.0  # robust standard deviations from the median
 FEWEST = 20  # images to compare with
 _WHOLE = "coalesce(NOT contains(uri, '#box='), true)"  # boxes are of any size, and as sharp as their picture
 _SIGMA = 0.6745  # the upper quartile of a normal distribution
 _GREY = 2 / 255  # the saturation of a grey picture is below this, whatever JPEG does to it
-_MOST_GREY = 0.2  # of the images: with more, grey pictures belong to the dataset
+_MOST_GREY = 0.2  # where more of the images are grey, grey pictures belong to the dataset
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ BY_COUNTER, BY_NAME, BY_TIME = "counters in the names", "the order of the names"
 _LINKED = 0.1  # the largest p-value within a run
 _BURST = 30  # seconds between two pictures of a camera
 _REFERENCES = 1000  # pictures of a class that others are compared with
-_FEWEST = 50  # of them, else those of the same sequence stand in
+_FEWEST = 50  # with fewer references, pictures of the same sequence stand in
 _LONG = 30  # pictures: a longer sequence is compared with itself, as its name may be that of a class
-_APART = 8  # places in a sequence
+_APART = 8  # places in a sequence from which on two pictures are not of one moment
 _BLOCK = 4096
 
 _COUNTER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)

@@ -50,11 +50,11 @@ LOOKS = (  # how pictures look that have much of a measure, or little; see `imag
 MEASURES = tuple(dict.fromkeys(column for _, column, _ in LOOKS))
 # Photographs of 30, of 12 and of 7 classes differ in many ways that are no fault of the data: with the starter, names
 # reach a d of 3.0, 4.5 and 4.5, and measures 1.9, but for the grey cars among the 12, which are indeed grey.
-_STRONG, _SHARE = 5.0, 0.75  # d, and the share of a group, of names
-_STRONG_LOOK, _SHARE_LOOK = 2.0, 0.6  # of measures
+_STRONG, _SHARE = 5.0, 0.75  # the least effect d of a name, and the least share of the group that shows it
+_STRONG_LOOK, _SHARE_LOOK = 2.0, 0.6  # the same two for a measure of how pictures look
 _GREY = 2 / 255  # the saturation below which a picture is grey
-_MEANT = 2.0  # standard deviations over the classes from which on a name is near the text of a class
-_FEW_CLASSES = 8  # with fewer of them there is no telling what is near
+_MEANT = 2.0  # a condition so many standard deviations nearer to a class than to the average one belongs to it
+_FEW_CLASSES = 8  # with fewer classes that can't be told
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from ood_audit.store.store import Store, open_store
 from ood_audit.store.views import connect
 from ood_audit.text import printable, storable
 
-MOST = 10_000  # images of a side; of more, a random sample is compared
+MOST = 10_000  # images of a side; a random sample stands for more
 SIZES = {  # numeric columns of `images` as words: more of it, less of it
     "width": ("wider", "narrower"),
     "height": ("taller", "less tall"),

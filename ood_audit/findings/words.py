@@ -29,10 +29,10 @@ from ood_audit.store.store import Store
 Floats = NDArray[np.float32]
 Reals = NDArray[np.floating]
 LEVEL = 0.01  # the false discovery rate of names
-USUAL = 0.05  # of the reference that looks like a name; the threshold for the others is set by it
-_EXPLAINED = 0.5  # of a name's variance, by names that are chosen already: more, and it says nothing new
-_LEAST = 0.3  # effect
-_LEAST_THING = 0.5  # for background names, of which there are many
+USUAL = 0.05  # the share of the reference that counts as looking like a name, which sets the threshold
+_EXPLAINED = 0.5  # a name says nothing new if the names chosen before explain more of its variance
+_LEAST = 0.3  # the least effect of a condition name
+_LEAST_THING = 0.5  # the least effect of a background name, of which there are many
 EXAMPLES = 6
 _COMMON = 8_000  # rank of a word in CLIP's tokenizer: rarer ones are seldom what a person would say
 

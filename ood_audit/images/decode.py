@@ -24,8 +24,8 @@ from ood_audit.values import Row
 
 Pixels = NDArray[np.uint8]
 PIXEL_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # Pillow's own; half a gigabyte as RGB
-_LEAST = 1 / 7  # of a side that the model sees: a box that is smaller shows it nothing but blur (32 of 224 pixels)
-_MARGIN = 0.1  # of the width and the height of a box, seen around it
+_LEAST = 1 / 7  # the model sees nothing but blur in a box with a smaller share of its input's side (32 of 224 pixels)
+_MARGIN = 0.1  # how much of a box's width and height is shown around it
 _FEW_LEVELS = 8
 _ON_ITS_SIDE = (
     Image.Transpose.TRANSPOSE,

@@ -30,7 +30,7 @@ _SWAPPED = {
 }  # by the last letter of Pillow's raw modes
 _MIN_SAMPLE, _MAX_SAMPLE = (340, 280), (341, 281)  # SMinSampleValue, MinSampleValue, and so on
 _GREY_AND_ALPHA = "LA;16B"
-_NO_DATA = 42113  # of GDAL, as text
+_NO_DATA = 42113  # GDAL's tag, a text
 _PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339
 
 Values = NDArray[Any]  # samples of any type

@@ -7,10 +7,10 @@ from PIL import Image
 from ood_audit.text import storable
 from ood_audit.values import Row
 
-_EXIF, _GPS = 0x8769, 0x8825  # the directories that the first one points to
+_EXIF, _GPS = 0x8769, 0x8825  # the tags of the directories of EXIF and GPS
 _MAKE, _MODEL = 0x010F, 0x0110
-_TAKEN = (0x9003, 0x9004)  # originally, and digitized; that of the first directory is of the last change
-_LONGEST = 100  # characters
+_TAKEN = (0x9003, 0x9004)  # taken, digitized; the time in the first directory is that of the last change
+_LONGEST = 100  # characters of a text that are kept
 
 
 def facts(image: Image.Image) -> Row:

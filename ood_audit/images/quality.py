@@ -14,7 +14,7 @@ from PIL import Image
 HASH_BITS = 256
 _ENOUGH = 224  # pixels of the shorter side; larger pictures are reduced first, by a whole number
 _SMALL = 32  # pixels of the shorter side of the picture that colour is measured on: JPEG's noise averages out
-_SIDE, _TRIM = 70, 3  # pixels a side of the picture that is hashed, and how many of them are trimmed
+_SIDE, _TRIM = 70, 3  # the picture that is hashed is a square of so many pixels, so many of them trimmed
 _HASH_SIDE = 16
 _LEVELS = np.arange(256)
 

@@ -17,7 +17,7 @@ NAMES = {
     "test": "test",
     "testing": "test",
 }
-EVALUATION = ("val", "test")  # those that a model is judged on
+EVALUATION = ("val", "test")  # the splits that a model is judged on
 _NAMED = re.compile(rf"({'|'.join(NAMES)})( set| ?\d+)?")
 _OTHER = re.compile(r"(trainval|eval|holdout)( set| ?\d+)?|(fold|split|part) ?\d+")
 _WHOLE = ("images", "image", "imgs", "img", "jpeg", "jpegs", "jpg", "png", "jpegimages", "data", "dataset", "all")

@@ -10,7 +10,7 @@ from ood_audit.text import storable
 
 _SUFFIXES = (".cls", ".json")
 _FIELDS = ("class_name", "label_name", "class", "label", "cls", "category")
-_MOST_BYTES = 1 << 20  # of a member with a label
+_MOST_BYTES = 1 << 20  # a larger member is no label
 
 
 def labels(index: Index, file: BinaryIO, path: str, notes: ScanNotes) -> dict[str, str] | None:

@@ -9,8 +9,8 @@ from ood_audit.images.content import UnreadableError
 from ood_audit.text import printable
 
 SUFFIX = ".zip"
-_BOMB_BYTES, _BOMB_RATIO = 1 << 28, 20  # a member of more bytes that is packed tighter is no picture
-_STEP = 4096  # packed bytes at a time, of methods that can't be told to stop
+_BOMB_BYTES, _BOMB_RATIO = 1 << 28, 20  # a larger member that is packed tighter is no picture
+_STEP = 4096  # packed bytes read at a time, where the method of packing can't be told to stop
 _ENCRYPTED = 0x1
 
 

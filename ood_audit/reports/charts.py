@@ -7,10 +7,10 @@ from typing import TypedDict
 from ood_audit.reports.model import Page
 
 _PLOT_TOP, _PLOT_BOTTOM = 24, 164  # pixels; the label of the cut stands above
-_MAP_WIDTH, _MAP_HEIGHT = 600, 400  # of the map's own units
+_MAP_WIDTH, _MAP_HEIGHT = 600, 400  # in units of the map's own
 _MAP_MARGIN = 14
 MAP_KINDS = ("not flagged", "other finding", "flagged")  # drawn in this order
-MAP_LEVELS = {  # of these shares of the images
+MAP_LEVELS = {  # up to these shares of the images
     "the most unusual 1%": 0.01,
     "the next 4%": 0.05,
     "the next 15%": 0.2,

@@ -18,10 +18,10 @@ from ood_audit.scoring.settings import described
 from ood_audit.store import Store
 from ood_audit.values import Row
 
-LIMIT = 10_000  # of each kind on the pages; `export` lists all
-TYPICAL = 6  # images of a class
-_CLASSES = 300  # of which there are typical images: those that most findings are about
-_FEWEST = 3  # images in a group with a name
+LIMIT = 10_000  # findings of each kind on the pages; `export` lists all
+TYPICAL = 6  # typical images of a class
+_CLASSES = 300  # classes with typical images: those that most findings are about
+_FEWEST = 3  # a smaller group has no name
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 # Every finding with its image's row of the ranking, and what its group has in common. A flagged image that may be a

@@ -5,9 +5,9 @@ import importlib.util
 import numpy as np
 from numpy.typing import NDArray
 
-_NEIGHBOURS = 15  # of UMAP; with fewer images than twice that, its picture says little
-_TAIL = 0.02  # on each side; these images do not set the scale
-_MARGIN = 0.5  # of the spread between the tails, beyond which images are drawn at the edge
+_NEIGHBOURS = 15  # UMAP's; with fewer than twice as many images its picture says little
+_TAIL = 0.02  # the share of the images on each side that does not set the scale
+_MARGIN = 0.5  # images farther out than this share of the spread are drawn at the edge
 
 Features = NDArray[np.float32]
 

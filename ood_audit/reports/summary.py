@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ood_audit.reports.model import Kind, Section
 from ood_audit.reports.run import Report
 
-_GROUPS = 4  # named of each kind
+_GROUPS = 4  # groups named for each kind
 _SENTENCES: dict[Kind, tuple[str, str]] = {  # one, many
     "ood": ("belongs to no class", "belong to no class"),
     "label": ("looks mislabelled", "look mislabelled"),

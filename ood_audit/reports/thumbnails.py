@@ -9,13 +9,13 @@ from PIL import Image
 
 from ood_audit.reports.model import Sprites
 
-BUDGET = 10_000_000  # bytes of all pictures of a page; a third more as base64
+BUDGET = 10_000_000  # bytes for all pictures of a page, which as base64 take a third more
 
 # Pixels of the longer side, WebP quality, and the bytes that a photograph takes: the mean over 150 of Caltech-101 and
 # PACS (which are themselves about 300 pixels wide: the first is an estimate).
 _STEPS = ((480, 75, 24_000), (320, 70, 8_000), (224, 65, 5_000), (160, 60, 2_850), (128, 50, 1_900), (96, 45, 1_200))
 _SPRITE = 64  # pixels of each square of a sprite sheet: 3,000 of them take 2 MB
-MOST = BUDGET // _STEPS[-1][2]  # pictures; of more, the budget has no room for the last ones
+MOST = BUDGET // _STEPS[-1][2]  # pictures; the budget has no room for more
 
 
 def thumbnails(uris: Sequence[str], *, budget: int = BUDGET) -> list[bytes | None]:

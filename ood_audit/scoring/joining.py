@@ -45,12 +45,12 @@ Floats = NDArray[np.float32]
 WHOLE = 20_000  # images up to which all are compared with all
 SAMPLE = 8192  # images that are neighbours in a larger folder
 _BLOCK = 1024
-_CONFIDENT = 0.7  # of the images, which play images of an unknown class
+_CONFIDENT = 0.7  # the share of the images that play images of an unknown class
 _AROUND = 0.8  # how high strange neighbours alone can put an image
 _GAIN = (3.0, 6.0)  # points of AUROC that novelty has to bring, to count at all and to count fully
 _MOST_WEIGHT = 0.5  # more would gain more on aerial pictures, and cost up to a point of AUROC on CIFAR-10
 _IMAGES_A_CLASS = (8.0, 16.0)
-_HIGH = 0.9  # rank above which a piece of evidence speaks by itself
+_HIGH = 0.9  # the rank above which a piece of evidence speaks by itself
 UNLIKE = ("every class", "the rest of the folder", "both")
 
 

@@ -14,8 +14,8 @@ Ints = NDArray[np.int64]
 
 _FEWEST = 20  # images on either side
 _MOST = 2000
-_QUANTILE = 0.1  # of the labelled images are farther from their class than this
-_ALIKE, _STRANGE = 0.2, 0.35  # shares of the images under audit that are as far
+_QUANTILE = 0.1  # the share of the labelled images that count as far from their class
+_ALIKE, _STRANGE = 0.2, 0.35  # the shares of the images under audit that are as far, where these are alike and strange
 
 
 def kinship(labelled: Floats, labels: Ints, audited: Floats, text: Floats) -> float:

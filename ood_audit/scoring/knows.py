@@ -22,8 +22,8 @@ _MOST_IMAGES = 500
 _CONFIDENT = 0.7
 # Chosen on photos, paintings, cartoons and sketches of seven classes, everyday and aerial pictures.
 _LEAST_AUROC, _LEAST_AUROC_ALONE = 0.70, 0.65  # with background names, and without
-_LEAST_SHARE = 0.08  # of the images, nearest to each name: few classes that are all found are known, if alike
-_ATTRACTS = 0.2  # of the images that a name would attract if all attracted the same
+_LEAST_SHARE = 0.08  # the classes are known, however alike, if each name is nearest to more of the images
+_ATTRACTS = 0.2  # a name is unknown that attracts a smaller part of its even share of the images
 _SHOWN = 5
 
 

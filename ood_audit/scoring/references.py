@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ood_audit.classes.labelled import Labelled
     from ood_audit.scoring.similarity import Target
 
-_COSINES = 1 << 26  # of all images to all classes, at most: 256 MiB
+_COSINES = 1 << 26  # the largest number of cosines of images to classes: 256 MiB
 _SHARPNESS = np.geomspace(0.003, 1.0, 40)
 
 

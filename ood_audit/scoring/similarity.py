@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from ood_audit.classes.pools import Pool
 
 _Value = TypeVar("_Value")
-_CHUNK_BYTES = 4 << 20  # of float32 cosines at a time: what the caches of a processor hold
-_GPU_CHUNK_BYTES = 256 << 20  # what is derived from the cosines takes several times as much
+_CHUNK_BYTES = 4 << 20  # float32 cosines at a time, as the caches of a processor hold
+_GPU_CHUNK_BYTES = 256 << 20  # cosines at a time; what is derived from them takes several times as much
 _GPU_MOST_IMAGES = 65_536
-_WIDEST = 4096  # of more classes, a product of few images would be slow on a CPU
+_WIDEST = 4096  # classes; with more, the product of a few images would be slow on a CPU
 
 
 @dataclass(frozen=True)

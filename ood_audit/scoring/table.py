@@ -30,7 +30,7 @@ _SCORES = schema.arrow(schema.SCORES, schema.NAMES)
 # A file that is not kept: what is joined with the other images is not known yet.
 _WITH_EVIDENCE = _SCORES.append(pa.field("evidence_1", pa.float64())).append(pa.field("evidence_2", pa.float64()))
 _PARQUET = {"compression": "zstd", "use_dictionary": list(schema.NAMES)}
-_NEIGHBOURS = 512  # compared with all names at a time
+_NEIGHBOURS = 512  # neighbours compared with all names at a time
 _GROUP_ROWS = 131_072  # smaller row groups make queries slow
 
 

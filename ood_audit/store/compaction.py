@@ -24,9 +24,9 @@ from ood_audit.store.schema import completed
 from ood_audit.store.store import Store, raise_version
 from ood_audit.store.views import connect, damaged, outdated_rows
 
-PART_ROWS = 262_144  # of a merged part, at most
-_GROUP_ROWS = 32_768  # read and written at a time
-_WORTH = 0.1  # of a part's rows: if no more than these no longer count, it is not written anew for their sake
+PART_ROWS = 262_144  # a merged part has no more
+_GROUP_ROWS = 32_768  # rows read and written at a time
+_WORTH = 0.1  # a part is written anew if more of its rows than this share no longer count
 
 
 @dataclass(frozen=True)

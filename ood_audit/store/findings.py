@@ -34,4 +34,4 @@ class Finding:
     report: str
 
 
-COLUMNS = {field.name: "FLOAT" if field.type is float else "VARCHAR" for field in fields(Finding)}  # of DuckDB
+COLUMNS = {field.name: "FLOAT" if field.type is float else "VARCHAR" for field in fields(Finding)}  # DuckDB's types

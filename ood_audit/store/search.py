@@ -17,9 +17,9 @@ _T = TypeVar("_T")
 
 Floats = NDArray[np.float32]
 EXACT = 100_000  # images; beyond, comparing each with each takes hours
-RECALL = 0.95  # of the ten nearest, at least, over `_QUERIES` images
+RECALL = 0.95  # the least share of the ten nearest that is found, over `_QUERIES` images
 _NEAREST = 10
-_MARGIN = 0.01  # above it, where the number of lists to look through is chosen: others are asked for later
+_MARGIN = 0.01  # `probes` is chosen for a recall that is higher by this, as other images are asked for later
 _QUERIES = 256
 _PER_LIST = 40  # vectors to train each list with: FAISS asks for 39
 _PROBES = (8, 16, 32, 64, 128, 256, 512, 1024)

@@ -17,7 +17,7 @@ from ood_audit.tuning.settings import DEFAULTS, TuneSettings
 from ood_audit.tuning.trainer import NOTHING, Beside, Figures, Floats, Ints, Learner, Problem, Tuned, train
 
 _EPOCHS, _FEWEST_EPOCHS = 30, 5
-_STEPS = 60  # are enough: a large set makes them in fewer epochs
+_STEPS = 60  # so many are enough, which a large set makes in fewer epochs
 _ALPHA = 0.5
 _SCALE = 100.0  # CLIP's; imported vectors come without one
 

@@ -49,17 +49,17 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None, torch.Generator], Tensor]
 
-_HELD_OUT = 0.25  # of a class's labelled images, at least one
-_LEFT_OUT = 0.3  # of the class names
-_FOLD_CLASSES = 200  # of more a fold takes a random part: the epochs are judged as well, in far less time
-_MOST_NAMES = 2048  # background names in a softmax; they are evenly from all of them, and stand for these
+_HELD_OUT = 0.25  # the share of each class's labelled images, at least one of them
+_LEFT_OUT = 0.3  # the share of the class names
+_FOLD_CLASSES = 200  # a fold takes a random part of more classes: it judges the epochs as well, in far less time
+_MOST_NAMES = 2048  # background names in a softmax, picked evenly from all to stand for them
 _MOST_JUDGED = 1024  # held-out images by which an epoch is judged, and images of left-out classes
-_MASKED = 0.5  # of an image's elements
-_CONFIDENT = 0.7  # the probability from which on the teacher's word is taken
-_SHARES = (0.25, 0.5, 0.75)  # of the similarity, for adaptive masks
+_MASKED = 0.5  # the share of an image's elements
+_CONFIDENT = 0.7  # the least probability at which the teacher is believed
+_SHARES = (0.25, 0.5, 0.75)  # shares of the similarity that adaptive masks may take
 _EPOCHS = 40
 _MOMENTUM = 0.9
-_SMALL = 128  # a tower no wider takes so short a step that threads cost more in waiting for each other than they save
+_SMALL = 128  # in a tower no wider, threads lose more by waiting for each other than they save
 
 
 @dataclass(frozen=True)

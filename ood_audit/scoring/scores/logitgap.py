@@ -9,7 +9,7 @@ class there is nothing to stand out from: the value is s_(1).
 
 from torch import Tensor
 
-_FEWEST = 5  # runners-up, where there are so many
+_FEWEST = 5  # the least number of runners-up, where there are so many
 
 
 def logitgap(cosines: Tensor, *, share: float = 0.2) -> Tensor:

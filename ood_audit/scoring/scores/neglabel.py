@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ood_audit.errors import UsageError
 
-_SLICE_BYTES = 32 << 20  # of cosines to the negatives; their exponentials take as much again
+_SLICE_BYTES = 32 << 20  # cosines to the negatives at a time; their exponentials take as much again
 
 
 def neglabel(

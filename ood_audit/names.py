@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 _SEPARATORS = re.compile(r"[\s_\-\u2010\u2011]+")  # blanks, underscores and the three hyphens
-_ENDINGS = (("ies", "y"), ("es", ""), ("s", ""))  # of English plurals
+_ENDINGS = (("ies", "y"), ("es", ""), ("s", ""))  # English plurals and what replaces their endings
 _CLOSE = 0.82  # the least ratio of difflib: "airplan" is close to "airplane", "house" is not to "horse"
 _FEWEST_LETTERS = 4  # shorter names are a letter apart from too many others
 _MOST_PAIRS = 50_000  # names compared letter by letter, at most

@@ -252,7 +252,7 @@ class _Journal:
             origin, place = local_path(entry.uri), self.place(entry)
             ends = (origin, place) if state == "moving" else (place, origin)
             reached = settle(*ends, _temporary(ends[1], entry), dry_run=self.file is None)
-            kept = "left" if state == "moving" else "moved"  # also for a file that somebody has taken away
+            kept = "left" if state == "moving" else "moved"  # the same where somebody has taken the file away
             arrived = "moved" if state == "moving" else "restored"
             self.note(entry, arrived if reached == "target" else kept)
             if reached == "target":

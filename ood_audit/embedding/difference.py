@@ -211,7 +211,7 @@ def _boxes(batch: pa.RecordBatch) -> pa.Table:
 
 def _merge_labels(db: duckdb.DuckDBPyConnection, on_note: Callable[[str], None]) -> None:
     """Leave images without a label that a source labels in several ways, and say so."""
-    several = "FROM listing WHERE label <> '' GROUP BY source, uri HAVING count(DISTINCT label) > 1"  # of one source
+    several = "FROM listing WHERE label <> '' GROUP BY source, uri HAVING count(DISTINCT label) > 1"
     rows = db.execute(f"SELECT count(*), min(path) FROM (SELECT uri, min(path) AS path {several})").fetchall()
     count, first = rows[0]
     if count:

@@ -72,7 +72,7 @@ _RESULT = pa.schema(
         ("embedding", pa.binary()),  # (D,) float32
         ("batch_limit", pa.int32()),  # what memory allows, where a batch was halved
         ("lost", pa.bool_()),  # the piece was given up
-        ("failure", pa.string()),  # of the worker, not of the image
+        ("failure", pa.string()),  # why the worker can't go on, whatever the image
     ]
 )
 
@@ -350,7 +350,7 @@ class _Encoder:
         elif self._failure is None:
             try:
                 rows = list(self._embed(work["uri"].to_pylist()))
-            except Exception as error:  # of the model or the device: `decode` raises nothing
+            except Exception as error:  # from the model or the device, as `decode` raises nothing
                 self._failure = (
                     f"a Ray worker on {socket.gethostname()} failed ({type(error).__name__}: "
                     f"{printable(str(error))[:300]}); finished work is kept, run the same command again to resume"
@@ -465,7 +465,7 @@ def _plan(device: str) -> Plan:
 def _connect() -> None:
     """Connect to the cluster of RAY_ADDRESS or of this machine; else start one here, that ends with this process."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of its C++, which writes to the terminal
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its C++ code writes to the terminal
     try:
         import ray.data
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Looking into sources: each is scanned as far as its first image before anything else begins."""
+"""Scans of the sources: each goes as far as its first image before anything is embedded, and is read to its end later."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,8 +25,8 @@ class Scan:
     """A source that has been looked into as far as its first image, and goes on from there."""
 
     source: str
-    split: str | None  # of all its images, as the user says
-    images: str | None  # the folder of its images, as the user says
+    split: str | None  # the split that the user gives all its images
+    images: str | None  # the folder that the user gives for the images of a dataset
     tables: Iterator[pa.Table]
     notes: ScanNotes
 

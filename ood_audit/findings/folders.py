@@ -119,7 +119,7 @@ def _inside_above(ood_score: Floats, weights: Floats) -> tuple[Floats, Floats]:
     rate = np.zeros(len(scores))
     rate[there] = isotonic_regression(mean, sample_weight=counts[there], y_min=0, y_max=1)
     above = (rate * counts).cumsum()
-    more = np.concatenate([[0.0], above[:-1]])  # with a higher score
+    more = np.concatenate([[0.0], above[:-1]])  # what images with a higher score count
     return (more + rate * np.maximum(0, counts - 1))[place], above[place]
 
 

@@ -27,7 +27,7 @@ _SWAPPED = {
     "L": "B",
     "B": "L",
     "N": "B" if sys.byteorder == "little" else "L",
-}  # by the last letter of Pillow's raw modes
+}  # the opposite byte order, by the last letter of Pillow's raw modes
 _MIN_SAMPLE, _MAX_SAMPLE = (340, 280), (341, 281)  # SMinSampleValue, MinSampleValue, and so on
 _GREY_AND_ALPHA = "LA;16B"
 _NO_DATA = 42113  # GDAL's tag, a text

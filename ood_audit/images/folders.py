@@ -81,9 +81,9 @@ class _Rows:
             columns = [uris, paths, pa.array(self._sizes, pa.int64()), pa.array(self._times, pa.int64())]
             table = with_nulls(columns)
         self.count = 0
-        self._uri_of: list[str] = []  # of the folders,
+        self._uri_of: list[str] = []  # by folder
         self._path_of: list[str] = []
-        self._counts: list[int] = []  # and how many images of each there are
+        self._counts: list[int] = []  # images in each folder
         self._uris: list[str] = []
         self._paths: list[str] = []
         self._sizes: list[int] = []

@@ -256,7 +256,7 @@ def _map_on_cpu(parts: Iterator[FeatureBatch], target: Target, function: Callabl
     tensors = _tensors(target, CPU)
 
     def work(part: FeatureBatch) -> _Value:
-        with torch.inference_mode():  # of a thread
+        with torch.inference_mode():  # each thread has a mode of its own
             return function(_chunk(part, CPU, target, tensors))
 
     threads_before = torch.get_num_threads()

@@ -263,7 +263,7 @@ def _features_of(
 
 def _sampled(image_ids: pa.Array, start: float, share: float) -> pa.Array:
     """Which ids are in the part of the circle from `start`, of the length `share`."""
-    low, high = (f"{int(at % 1 * 16**8):08x}" for at in (start, start + share))  # of their first digits
+    low, high = (f"{int(at % 1 * 16**8):08x}" for at in (start, start + share))  # as the first digits of ids
     above, below = pc.greater_equal(image_ids, low), pc.less(image_ids, high)
     return pc.and_(above, below) if low <= high else pc.or_(above, below)
 

@@ -25,16 +25,16 @@ IMAGES: Columns = {
     "status": "VARCHAR",  # ok, error or removed
     "error": "VARCHAR",
     "note": "VARCHAR",  # what is odd about a readable image
-    "brightness": "FLOAT",  # from here on as in `images.quality.Quality`; null in parts of older versions
+    "brightness": "FLOAT",  # the first of seven by `images.quality`; null in parts of older versions
     "shadows": "FLOAT",
     "highlights": "FLOAT",
     "sharpness": "FLOAT",
     "entropy": "FLOAT",
     "saturation": "FLOAT",
     "picture_hash": "VARCHAR",
-    "taken_at": "VARCHAR",  # by the EXIF
+    "taken_at": "VARCHAR",  # the time in the EXIF data
     "camera": "VARCHAR",
-    "latitude": "DOUBLE",  # where `embed` was asked for places
+    "latitude": "DOUBLE",  # null unless `embed` was asked to keep places
     "longitude": "DOUBLE",
     "uri": "VARCHAR",
     "mtime_ns": "BIGINT",
@@ -45,11 +45,11 @@ PARTS: Columns = IMAGES | {
     "supersedes": "BOOLEAN",  # whether an older part has a row of this image, which no longer counts
 }
 ANNOTATIONS: Columns = {  # a row for each box of a dataset
-    "image_id": "VARCHAR",  # of the whole image
+    "image_id": "VARCHAR",  # the whole image
     "box_id": "VARCHAR",  # its number in the dataset, or in the annotation of the image
     "label": "VARCHAR",
-    "x": "DOUBLE",  # the left edge in pixels,
-    "y": "DOUBLE",  # and the upper one
+    "x": "DOUBLE",  # the left edge in pixels
+    "y": "DOUBLE",  # the upper edge
     "width": "DOUBLE",
     "height": "DOUBLE",
     "split": "VARCHAR",

@@ -47,8 +47,8 @@ class _Nouns:
     names: list[list[str]]
     hypernyms: list[list[int]]
     hyponyms: list[list[int]]
-    synsets: dict[str, list[int]]  # of a name
-    singulars: dict[str, list[str]]  # of irregular plurals
+    synsets: dict[str, list[int]]  # the rows that have a name
+    singulars: dict[str, list[str]]  # the singulars of an irregular plural
 
 
 @lru_cache(maxsize=1)

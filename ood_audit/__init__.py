@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from ood_audit.scoring.run import score as score
     from ood_audit.scoring.settings import ScoreSettings as ScoreSettings
     from ood_audit.store import open_store as open_store
+    from ood_audit.store.findings import Finding as Finding
     from ood_audit.store.sources import Source as Source
     from ood_audit.store.sources import forget as forget
     from ood_audit.store.sources import sources as sources
@@ -73,6 +74,7 @@ _API = {
     "Evaluation": "ood_audit.scoring.evaluation",
     "Exported": "ood_audit.actions.export",
     "FeatureColumns": "ood_audit.embedding.imported",
+    "Finding": "ood_audit.store.findings",
     "FindingSettings": "ood_audit.findings.settings",
     "Findings": "ood_audit.audit",
     "ImportResult": "ood_audit.embedding.imported",

@@ -1,4 +1,4 @@
-"""Scans of the sources: each goes as far as its first image before anything is embedded, and is read to its end later."""
+"""Scans of the sources: each goes as far as its first image at once, and to its end when the listing is compared."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping

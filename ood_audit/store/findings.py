@@ -20,8 +20,17 @@ FILE = "issues.parquet"
 class Finding:
     """One finding about one image; these fields are the columns of the table.
 
-    `kind` is one of KINDS and `severity` from 0 to 1. `evidence` is a sentence, `suggestion` what to do: a label, or
-    the path of the duplicate to keep, about which there is no finding.
+    Attributes:
+        image_id: The image.
+        uri: Where the image lies.
+        path: Its path within its source.
+        kind: What is wrong, one of `KINDS`.
+        severity: How bad it is, from 0 to 1.
+        evidence: Why, in a sentence.
+        suggestion: What to do. For a wrong label it is the right one, and for a duplicate the path of the one to keep,
+            about which there is no finding.
+        report: The name of the report.
+
     """
 
     image_id: str

@@ -27,8 +27,7 @@ class Finding:
         kind: What is wrong, one of `KINDS`.
         severity: How bad it is, from 0 to 1.
         evidence: Why, in a sentence.
-        suggestion: What to do. For a wrong label it is the right one, and for a duplicate the path of the one to keep,
-            about which there is no finding.
+        suggestion: What to do; for a wrong label, the class that the image looks like.
         report: The name of the report.
 
     """

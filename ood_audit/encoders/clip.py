@@ -356,7 +356,8 @@ def load_encoder(
     Args:
         model: `auto`, `starter`, `ARCH/TAG`, `hf-hub:ORG/NAME`, `local-dir:DIR`, or `ARCH` with `weights`.
         weights: a checkpoint file: safetensors, or a state dict that loads without unpickling code.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Encoding uses one GPU; `engines/` shares work among all.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Encoding uses one GPU; `embedding.processes` shares
+            work among all.
         precision: `auto`, `fp32`, `bf16` or `fp16`: that of the image tower. fp16 needs a GPU.
         recorded: see `registry.find_model`.
         texts_only: accept fp16 on a CPU, which can encode texts and refuses images.

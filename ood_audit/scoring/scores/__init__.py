@@ -2,7 +2,7 @@
 
 A score is a function `(cosines: Tensor (N, K), *, inputs…, options…) -> Tensor (N,)` whose value is higher for more
 in-distribution; `ood_score` is its negative. What it is given beside the cosines it asks for by the names of its
-parameters, see `INPUTS`. Others can be added by a package with an entry point of the group `ood_audit.scoring.scores`.
+parameters, see `INPUTS`. Others can be added by a package with an entry point of the group `ood_audit.scores`.
 """
 
 import inspect

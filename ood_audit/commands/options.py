@@ -174,14 +174,14 @@ def selection_options(command: F) -> F:
     return command
 
 
-class Selection(TypedDict, total=False):
+class Chosen(TypedDict, total=False):
     """What `export` and `quarantine` are about: kinds of findings, or images by their ids."""
 
     kinds: Collection[str]
     images: Mapping[str, str | None]
 
 
-def selection(store: Store, paths: str | None, kind: Sequence[str], **flags: bool) -> Selection:
+def selection(store: Store, paths: str | None, kind: Sequence[str], **flags: bool) -> Chosen:
     """What the options select: `kinds` of findings, or `images` by their ids."""
     chosen = [name for flag, names in _SELECTIONS.items() if flags[flag.replace("-", "_")] for name in names]
     if paths is None:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ood_audit.embedding.difference import Difference
+from ood_audit.embedding.changes import Changes
 from ood_audit.images.access import is_gone, read
 from ood_audit.images.content import box_hash, content_hash
 from ood_audit.images.sources import ImageRef
@@ -28,13 +28,13 @@ from ood_audit.values import Row, RowValues
 _TOGETHER = 1024  # files that are looked at before the next ones are listed
 _ROWS = 1024  # rows with features in memory
 
-# The rows whose features can be adopted, with the state of their image in the table `difference`. A row that is out of
+# The rows whose features can be adopted, with the state of their image in the table `changes`. A row that is out of
 # the view counts too: `embed` removed it while its file was away, or the file had these bytes before it changed.
 _DONORS = """
 CREATE TABLE donors AS
 SELECT r.image_id, r.part, r.uri, r.source, r.path, r.size_bytes, r.mtime_ns, r.content_hash, r.status,
        CASE WHEN s.part > r.part THEN 'superseded' ELSE d.state END AS state
-FROM _rows AS r LEFT JOIN _superseded AS s USING (image_id) LEFT JOIN difference AS d ON d.uri = r.uri
+FROM _rows AS r LEFT JOIN _superseded AS s USING (image_id) LEFT JOIN changes AS d ON d.uri = r.uri
 WHERE r.status <> 'removed' AND r.content_hash IS NOT NULL AND r.size_bytes IN (SELECT size_bytes FROM wanted)
 """
 _IRRELEVANT = """
@@ -66,7 +66,7 @@ SELECT h.uri, s.source, h.path, h.size_bytes, h.mtime_ns, d.label, d.split, f.im
 FROM hashed AS h
 JOIN (SELECT content_hash, arg_max(image_id, part) AS image_id, max(part) AS part
       FROM donors WHERE status = 'ok' GROUP BY content_hash) AS f USING (content_hash)
-JOIN difference AS d ON d.uri = h.uri AND d.state = h.state
+JOIN changes AS d ON d.uri = h.uri AND d.state = h.state
 JOIN sources AS s ON s.id = d.source
 LEFT JOIN pairs AS p ON p.uri = h.uri
 LEFT JOIN donors AS o ON o.image_id = p.image_id AND o.state = 'not found'
@@ -97,18 +97,18 @@ class Adoption:
 NOTHING = Adoption((), None)
 
 
-def find(difference: Difference, on_progress: Callable[[int, int], None]) -> Adoption:
-    """Find the files whose features can be adopted, and take them out of the difference.
+def find(changes: Changes, on_progress: Callable[[int, int], None]) -> Adoption:
+    """Find the files whose features can be adopted, and take them out of the changes.
 
     Args:
-        difference: what to go through.
+        changes: what has changed in the sources.
         on_progress: called with the number of files that were hashed and that will be.
 
     """
-    db = difference.db
+    db = changes.db
     db.execute("CREATE TABLE pairs (uri VARCHAR, image_id VARCHAR)")
     db.execute(
-        "CREATE TABLE wanted AS SELECT uri, path, size_bytes, state FROM difference "
+        "CREATE TABLE wanted AS SELECT uri, path, size_bytes, state FROM changes "
         "WHERE state IN ('new', 'changed') AND size_bytes > 0 AND starts_with(uri, 'file:')"
     )
     db.execute(_DONORS)
@@ -119,22 +119,22 @@ def find(difference: Difference, on_progress: Callable[[int, int], None]) -> Ado
         db.execute(_PAIRS.format(key=key))
     db.execute(_ADOPTED)
     replaced = [ImageRef(*row) for row in db.execute(_REPLACED).fetchall()]
-    db.execute("DELETE FROM difference WHERE uri IN (SELECT uri FROM adopted)")
+    db.execute("DELETE FROM changes WHERE uri IN (SELECT uri FROM adopted)")
     db.execute(
-        "DELETE FROM difference WHERE state = 'not found' "
+        "DELETE FROM changes WHERE state = 'not found' "
         "AND uri IN (SELECT o.uri FROM donors AS o JOIN pairs USING (image_id))"
     )
     return Adoption(replaced, db if count else None)
 
 
-def relabel(difference: Difference, writer: PartWriter) -> Iterator[None]:
+def relabel(changes: Changes, writer: PartWriter) -> Iterator[None]:
     """Write anew, with their features, the rows of images of which only the label or the split is another."""
     facts = ", ".join(f"r.{name}" for name in INHERITED)
     reader = (
-        difference.db.cursor()
+        changes.db.cursor()
         .sql(
             "SELECT d.uri, i.source, i.path, i.size_bytes, i.mtime_ns, coalesce(d.label, i.folder), d.split, "
-            f"{facts}, r.embedding FROM difference AS d JOIN images AS i USING (uri) "
+            f"{facts}, r.embedding FROM changes AS d JOIN images AS i USING (uri) "
             "JOIN _rows AS r ON r.image_id = i.image_id AND r.run_id = i.run_id AND r.status <> 'removed' "
             "ANTI JOIN _superseded AS s ON s.image_id = r.image_id AND s.part > r.part WHERE d.state = 'relabelled'"
         )

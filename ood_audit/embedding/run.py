@@ -16,7 +16,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from ood_audit._version import __version__
-from ood_audit.embedding.difference import Difference, compare
+from ood_audit.embedding.changes import Changes, compare
 from ood_audit.embedding.scan import Scan, begin, resolved, store_in, with_splits
 from ood_audit.embedding.settings import EmbedSettings
 from ood_audit.encoders.identity import EncoderIdentity
@@ -187,19 +187,19 @@ class _Run:
         from ood_audit.store.parts import PartWriter
 
         counts, settings = self.result.counts, self.settings
-        difference = self._compare(db)
-        to_do, relabelled = difference.count("new", "changed", "retry"), difference.count("relabelled")
-        counts["unchanged"] += difference.listed - to_do - relabelled
+        changes = self._compare(db)
+        to_do, relabelled = changes.count("new", "changed", "retry"), changes.count("relabelled")
+        counts["unchanged"] += changes.listed - to_do - relabelled
         found = adoption.NOTHING
         if to_do and self.store.parts:
-            found = adoption.find(difference, counting(self.on_progress, "comparing files with the store"))
+            found = adoption.find(changes, counting(self.on_progress, "comparing files with the store"))
         with PartWriter(self.store, self.id, gps=settings.gps) as writer:
             for image in found.replaced:
                 writer.remove(image)
-            for image in difference.removed():
+            for image in changes.removed():
                 writer.remove(image)
                 counts["removed"] += 1
-            for done, _ in enumerate(adoption.relabel(difference, writer) if relabelled else (), start=1):
+            for done, _ in enumerate(adoption.relabel(changes, writer) if relabelled else (), start=1):
                 counts["relabelled"] += 1
                 self.on_progress("writing labels and splits", done, relabelled)
             adopted = 0
@@ -215,7 +215,7 @@ class _Run:
                     on_start(encoder)
                 self.on_progress("embedding", 0, to_do - adopted)
                 done_images = _engine(settings.engine).embed_images(
-                    difference.work(), encoder, writer, batch_size=settings.batch_size, on_note=self.on_note
+                    changes.work(), encoder, writer, batch_size=settings.batch_size, on_note=self.on_note
                 )
                 for done, (outcome, image, error) in enumerate(done_images, start=1):
                     counts[outcome] += 1
@@ -227,7 +227,7 @@ class _Run:
         if 2 * self.store.encoder.dimension * images <= BUILD_NOW_BYTES:  # else it would read so much, and give up
             build_index(self.store, limit_bytes=BUILD_NOW_BYTES)
 
-    def _compare(self, db: duckdb.DuckDBPyConnection) -> Difference:
+    def _compare(self, db: duckdb.DuckDBPyConnection) -> Changes:
         self.on_progress("looking for images")
         found = compare(
             db,

@@ -24,7 +24,7 @@ _STAND_INS = ("a", "x", "the", "of")  # words that tokenizers know as one token
 
 
 @dataclass(frozen=True)
-class Prompts:
+class Tokenized:
     """Tokenized class names behind places for the context.
 
     Attributes:
@@ -38,16 +38,16 @@ class Prompts:
     start: int
     owners: Tensor
 
-    def of(self, classes: Sequence[int]) -> "Prompts":
+    def of(self, classes: Sequence[int]) -> "Tokenized":
         """The prompts of some of the classes, renumbered in this order."""
         rows = [torch.nonzero(self.owners == k).flatten() for k in classes]
         owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(r) for r in rows]))
-        return Prompts(self.tokens[torch.cat(rows)], self.start, owners.to(self.owners.device))
+        return Tokenized(self.tokens[torch.cat(rows)], self.start, owners.to(self.owners.device))
 
 
 def prepare(
     encoder: ClipEncoder, classes: Sequence[Sequence[str]], *, init: str | None, vectors: int | None, seed: int
-) -> tuple[Prompts, NDArray[np.float32]]:
+) -> tuple[Tokenized, NDArray[np.float32]]:
     """Tokenize the class names and make the context to start from.
 
     Args:
@@ -91,10 +91,10 @@ def prepare(
         embedded = encoder.token_embedding(tokens[:1].to(encoder.device))[0, start : start + count].float().cpu()
     drawn = torch.randn(count - given, embedded.shape[1], generator=torch.Generator().manual_seed(seed)) * 0.02
     context = torch.cat([drawn, embedded[count - given :]]).numpy()
-    return Prompts(tokens.to(encoder.device), start, owners.to(encoder.device)), context
+    return Tokenized(tokens.to(encoder.device), start, owners.to(encoder.device)), context
 
 
-def class_features(encoder: ClipEncoder, prompts: Prompts, context: Tensor) -> Tensor:
+def class_features(encoder: ClipEncoder, prompts: Tokenized, context: Tensor) -> Tensor:
     """(K, D) float32 of length 1, differentiable in the (n, W) context: the re-normalised mean over synonyms.
 
     If there are more prompts than a pass takes, the backward pass computes each chunk's activations again.

@@ -1,7 +1,7 @@
 """What the sources hold and the store does not, or the other way round.
 
 There may be more images than memory has room for, so a listing lies in tables of DuckDB, which keeps them on disk.
-`compare` makes these tables, and `Difference` is the handle by which other steps get at them.
+`compare` makes these tables, and `Changes` is the handle by which other steps get at them.
 """
 
 import os
@@ -31,11 +31,11 @@ _FOLDER = "left(f.path, -(length(split_part(f.path, '/', -1)) + 1))"  # the fold
 
 
 @dataclass(frozen=True)
-class Difference:
+class Changes:
     """The images that are not in the store as they are in the sources.
 
     Attributes:
-        db: A connection with the views of the store and three tables. `difference` has a row for each of these images,
+        db: A connection with the views of the store and three tables. `changes` has a row for each of these images,
             with its `state`: `new`, `changed`, `retry` (it could not be read so far), `relabelled` (nothing but its
             label or split is new) or `not found`. `sources` has the `id`, the name and the URI `prefix` of each source,
             and `kept` the prefixes of the URIs in folders that can't be read now.
@@ -48,14 +48,14 @@ class Difference:
 
     def count(self, *states: str) -> int:
         """How many images are in one of these states."""
-        sql = "SELECT count(*) FROM difference WHERE state IN (SELECT unnest(?::VARCHAR[]))"
+        sql = "SELECT count(*) FROM changes WHERE state IN (SELECT unnest(?::VARCHAR[]))"
         return _number(self.db, sql, [list(states)])
 
     def work(self) -> Iterator[Work]:
         """The images to embed, source by source."""
         sql = (
             "SELECT d.uri, s.source, d.path, d.size_bytes, d.mtime_ns, d.label, d.split, d.state, d.known_error "
-            "FROM difference AS d JOIN sources AS s ON d.source = s.id WHERE d.state <> 'relabelled' "
+            "FROM changes AS d JOIN sources AS s ON d.source = s.id WHERE d.state <> 'relabelled' "
             "ORDER BY s.source, d.path, d.uri"
         )
         for *image, state, known_error in _stream(self.db, sql):
@@ -65,7 +65,7 @@ class Difference:
         """Images of the sources that are no longer there. Those in folders that can't be read now are kept."""
         sql = """
             SELECT d.uri, d.old_source, d.path, d.size_bytes, d.mtime_ns, d.old_source IN (SELECT source FROM sources)
-            FROM difference AS d
+            FROM changes AS d
             WHERE d.state = 'not found'
               AND EXISTS (FROM sources AS s WHERE s.source = d.old_source OR starts_with(d.uri, s.prefix))
               AND NOT EXISTS (FROM kept AS k WHERE starts_with(d.uri, k.prefix))
@@ -86,7 +86,7 @@ def compare(
     crops: str,
     on_progress: Progress,
     on_note: Callable[[str], None],
-) -> Difference:
+) -> Changes:
     """List the sources, write what datasets say of their images to the store, and compare the listing with it.
 
     Args:
@@ -119,7 +119,7 @@ def compare(
     # What folders say never overrules the split that a store has. A label or a split that is given does.
     db.execute(
         f"""
-        CREATE TABLE difference AS
+        CREATE TABLE changes AS
         SELECT coalesce(f.uri, i.uri) AS uri, f.source, i.source AS old_source,
                coalesce(f.path, i.path) AS path, coalesce(f.size_bytes, i.size_bytes) AS size_bytes,
                coalesce(f.mtime_ns, i.mtime_ns) AS mtime_ns, i.error AS known_error,
@@ -137,7 +137,7 @@ def compare(
         WHERE state <> 'unchanged'
         """
     )
-    return Difference(db, _number(db, "SELECT count(*) FROM listing"))
+    return Changes(db, _number(db, "SELECT count(*) FROM listing"))
 
 
 def _list(db: duckdb.DuckDBPyConnection, scans: Sequence[Scan], on_progress: Progress) -> None:

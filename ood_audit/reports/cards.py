@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from markupsafe import Markup
 
@@ -13,7 +13,6 @@ from ood_audit.reports.charts import number
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Scored, Section
 from ood_audit.reports.paging import file_name
 from ood_audit.text import printable
-from ood_audit.values import JsonObject
 
 # How a record refers to another image: by the number of its record, else by its path and the place of its picture.
 Reference = int | tuple[str, int]
@@ -197,6 +196,31 @@ _UNFLAGGED: _Titles = (  # where nothing can be flagged
 )
 
 
+class _Described(TypedDict):
+    kind: Kind
+    hash: str
+    uri: str
+    suggestion: str
+    guess: str
+    facts: list[tuple[str, str]]
+    bars: list[tuple[str, str, float]]
+    given: int
+    compare: list[int]
+    values: dict[str, int | None]
+
+
+class Record(_Described, total=False):
+    """What the dialog shows of a finding besides the picture and the sentence, and what a decision is kept by.
+
+    Classes are numbers, -1 for none, and so are the options of the filters in `values`, None for none. `near` (the
+    neighbours) and `twin` (the picture that is kept of duplicates) follow when all cards are made.
+    """
+
+    near: list[Reference]
+    twin: Reference
+    twinIs: str
+
+
 @dataclass(frozen=True)
 class Contents:
     """All cards of a page.
@@ -212,7 +236,7 @@ class Contents:
     """
 
     parts: list[Part]
-    records: list[JsonObject]
+    records: list[Record]
     filters: list[tuple[str, str, list[tuple[int, str]]]]
     orders: dict[str, list[int]]
     first: dict[str, int]
@@ -242,7 +266,7 @@ class _Maker:
     def __init__(self, page: Page, pictures: Pictures) -> None:
         self.page = page
         self.pictures = pictures
-        self.records: list[JsonObject] = []
+        self.records: list[Record] = []
         self.choices = {name: Choices() for name in FILTERS}
         self.first: dict[str, int] = {}
         self._findings: list[Finding] = []
@@ -315,9 +339,8 @@ class _Maker:
             "folder": folder or None,
         }
         self._findings.append(finding)
-        self.records.append(
-            self._record(finding) | {"values": {name: self.choices[name].add(value) for name, value in values.items()}}
-        )
+        chosen = {name: self.choices[name].add(value) for name, value in values.items()}
+        self.records.append(self._record(finding, chosen))
         return Card(
             image=self._images.setdefault(image.image_id, len(self._images)),
             finding=finding,
@@ -329,8 +352,7 @@ class _Maker:
             file=file,
         )
 
-    def _record(self, finding: Finding) -> JsonObject:
-        """What the dialog shows besides the picture and the sentence, and what a decision is kept by."""
+    def _record(self, finding: Finding, chosen: dict[str, int | None]) -> Record:
         scored, image = finding.scored, finding.image
         number_of = {name: k for k, name in enumerate(self.page.classes)}
         bars = [(label, value) for label, value in scored.classes if math.isfinite(value)]
@@ -351,6 +373,7 @@ class _Maker:
             ],
             "given": number_of.get(scored.given or "", -1),
             "compare": [number_of[label] for label in compared],
+            "values": chosen,
         }
 
     def _reference(self, image: Image) -> Reference:

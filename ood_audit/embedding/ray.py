@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 
 _BATCH = {"cpu": 8, "cuda": 256}  # as in ClipEncoder
-_PIECE_BATCHES = 8  # batches in a piece: what a dying worker costs, and what a message to one carries
-_PIECES = 20_000  # pieces at a time, as Ray Data holds a task for each
-_TRIES = 3  # how often a piece is tried whose worker dies; Ray itself would try without end
+_PIECE_BATCHES = 8  # batches a piece: what a dying worker costs, and what a message to one carries
+_PIECES = 20_000  # at a time: Ray Data holds a task for each
+_TRIES = 3  # of a piece whose worker dies; Ray's own are without end
 _LOST = 16  # pieces that may be given up; with more, it is not the images
 _FATAL = "ends the process that reads it"
 _WORK = pa.schema(

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-WEIGHT = 0.5  # how much each piece of evidence counts beside the energy
-_DISTANCE_WEIGHT = 0.5  # how much the prototypes count in `distance`
+WEIGHT = 0.5  # of each piece of evidence beside the energy
+_DISTANCE_WEIGHT = 0.5  # of the prototypes in `distance`
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NEAR = 3  # classes and background names for each class
-_WARM_UP = 0.2  # the share of the epochs in which the generator alone learns
+_WARM_UP = 0.2  # of the epochs, in which the generator alone learns
 _LR = 1e-3
 _DROPOUT = 0.1
 

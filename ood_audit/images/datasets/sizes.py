@@ -4,7 +4,7 @@ from PIL import Image
 
 from ood_audit.images.formats import formats
 
-_ON_ITS_SIDE = (5, 6, 7, 8)  # the EXIF orientations that swap width and height
+_ON_ITS_SIDE = (5, 6, 7, 8)  # orientations of EXIF
 
 
 def upright_size(path: str) -> tuple[int, int] | None:

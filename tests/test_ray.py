@@ -4,8 +4,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from PIL import Image
 
 import ood_audit
 from ood_audit.embedding import ray as engine
+from ood_audit.embedding.work import Work
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import EncoderError, OodAuditError, UsageError
-from ood_audit.images.decode import decode
-from ood_audit.images.sources import file_uri
+from ood_audit.images.decode import Decoded, decode
+from ood_audit.images.sources import ImageRef, file_uri
 from ood_audit.store import create_store
 from ood_audit.store.parts import iter_features
 from tests import test_crash
@@ -173,10 +175,47 @@ def test_a_worker_of_another_version(cluster, many, store, monkeypatch):  # noqa
     assert check_whole(store) == 0
 
 
+@pytest.mark.parametrize(("images", "rows"), [(3, 8), (80, 10), (2_000, 250), (2_100, 256), (150_000, 256)])
+def test_a_few_images_are_shared_out_among_all_workers(images, rows):
+    """Each worker gets four pieces or more, of at least a batch and at most 32; and no image is lost on the way."""
+    items = [Work(ImageRef(f"file:///{i}.jpg", "/", f"{i}.jpg", 1, 1), True) for i in range(images)]
+    work, found = engine._piece_rows(iter(items), engine.Plan("cpu", {"a": (1, 1), "b": (1, 1)}), 8)
+    assert found == rows
+    assert list(work) == items
+
+
+def test_the_next_piece_is_decoded_while_the_last_is_embedded():
+    """A worker is called by a thread for each of two pieces: neither waits until the other is done."""
+    both = threading.Barrier(2, timeout=20)
+
+    class Waiting(engine._Encoder):
+        batch_limit = None
+
+        def __init__(self) -> None:
+            self._encoder = self._pipeline = self
+            self._batch_size = 8
+            self._submitting = threading.Lock()
+
+        def submit(self, uris: list[str]) -> Future[Any]:
+            done: Future[Any] = Future()
+
+            def finish() -> None:
+                both.wait()
+                done.set_result(([Decoded(error="none")], None))
+
+            threading.Thread(target=finish).start()
+            return done
+
+    worker = Waiting()
+    with ThreadPoolExecutor(2) as threads:
+        pieces = list(threads.map(lambda uri: list(worker._embed([uri])), ["a", "b"]))
+    assert [len(rows) for rows in pieces] == [1, 1]
+
+
 def on_cluster(address: str, notes: str, arguments: list[str], out: str) -> None:
     """The command line in a child, on the test's cluster."""
     os.environ["RAY_ADDRESS"] = address
-    engine._PIECE_BATCHES = 1
+    engine._PIECE_BATCHES["cpu"] = 1
     setattr(engine, "_Encoder", stand_in(Path(notes)))  # noqa: B010
     test_crash.command(arguments, out, None)
 

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -46,8 +47,11 @@ if TYPE_CHECKING:
 _Value = TypeVar("_Value")
 
 _BATCH = {"cpu": 8, "cuda": 256}  # as in ClipEncoder
-_PIECE_BATCHES = 8  # batches a piece: what a dying worker costs, and what a message to one carries
+_PIECE_BATCHES = {"cpu": 32, "cuda": 8}  # a piece: what a dying worker costs, and what a message to one carries
+_EACH = 4  # pieces that each worker should get at least, so that all end at about the same time
+_PEEK = 100_000  # images: with more, there are enough whole pieces for all
 _PIECES = 20_000  # at a time: Ray Data holds a task for each
+_AT_ONCE = 2  # pieces that a worker has at hand: while the last batches of one pass, the next one is decoded
 _TRIES = 3  # of a piece whose worker dies; Ray's own are without end
 _LOST = 16  # pieces that may be given up; with more, it is not the images
 _FATAL = "ends the process that reads it"
@@ -116,10 +120,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Workers:
-    """The encoder of `identity` on every worker of the cluster."""
+    """The encoder of `identity` on every worker of the cluster, each with so many pieces of work at once."""
 
     identity: EncoderIdentity
     plan: Plan
+    at_once: int = _AT_ONCE
 
     @property
     def device(self) -> str:
@@ -198,8 +203,7 @@ def embed_images(
     """
     batch_size = batch_size or _BATCH[encoder.plan.kind]
     path = writer.store.images / ".work.arrow.tmp"
-    rows = batch_size * _PIECE_BATCHES
-    work = iter(work)
+    work, rows = _piece_rows(iter(work), encoder.plan, batch_size)
     try:
         while counts := _write_work(path, islice(work, rows * _PIECES), rows):
             pieces = [_Piece(number, 0, count) for number, count in enumerate(counts)]
@@ -207,13 +211,22 @@ def embed_images(
             yield from _embed_pieces(path, pieces, encoder, writer, batch_size, on_note, lost)
             pieces = [_Piece(piece.batch, row, 1) for piece in lost for row in range(piece.count)]
             lost = []
-            yield from _embed_pieces(path, pieces, encoder, writer, 1, on_note, lost)
+            # One at a time: an image beside one that ends its worker must not be blamed for it.
+            yield from _embed_pieces(path, pieces, replace(encoder, at_once=1), writer, 1, on_note, lost)
             for piece in lost:
                 for item in _read_work(path, piece):
                     facts = Decoded(size_bytes=item.image.size_bytes, mtime_ns=item.image.mtime_ns, error=_FATAL)
                     yield from write_batch(writer, [item], [facts], None)
     finally:
         path.unlink(missing_ok=True)
+
+
+def _piece_rows(work: Iterator[Work], plan: Plan, batch_size: int) -> tuple[Iterator[Work], int]:
+    """The work, and how many images to put into a piece of it: fewer where there are few for so many workers."""
+    first = list(islice(work, _PEEK))
+    most = batch_size * _PIECE_BATCHES[plan.kind]
+    rows = most if len(first) == _PEEK else min(most, max(batch_size, -(-len(first) // (_EACH * plan.count))))
+    return chain(first, work), rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +309,11 @@ def _dataset(path: Path, pieces: Sequence[_Piece], encoder: Workers, batch_size:
             fn_constructor_args=(encoder, batch_size, tries, __version__),
             batch_size=max(piece.count for piece in pieces),
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(encoder.plan.count, len(pieces))),
+            compute=ray.data.ActorPoolStrategy(
+                size=min(encoder.plan.count, len(pieces)),
+                max_concurrent_calls_per_actor=encoder.at_once,
+                enable_true_multi_threading=encoder.at_once > 1,
+            ),
             num_cpus=encoder.plan.cpus,
             num_gpus=encoder.plan.gpus,
         )
@@ -321,7 +338,7 @@ class _Tries:
 
 
 class _Encoder:
-    """A worker: holds the encoder, and embeds pieces."""
+    """A worker: holds the encoder, and embeds pieces, each in a thread of its own."""
 
     def __init__(self, workers: Workers, batch_size: int, tries: "ray.actor.ActorHandle", version: str) -> None:
         from ood_audit.images.noise import quiet_libraries
@@ -330,6 +347,7 @@ class _Encoder:
         self._quiet.__enter__()  # this process is ours, and decodes until it ends
         self._batch_size = batch_size
         self._tries = tries
+        self._submitting = Lock()
         self._failure = None
         try:
             if version != __version__:
@@ -376,7 +394,9 @@ class _Encoder:
 
     def _embed(self, uris: list[str]) -> Iterator[Row]:
         starts = range(0, len(uris), self._batch_size)
-        for future in [self._pipeline.submit(uris[start : start + self._batch_size]) for start in starts]:
+        with self._submitting:  # so that the piece that came first is decoded first
+            futures = [self._pipeline.submit(uris[start : start + self._batch_size]) for start in starts]
+        for future in futures:
             decoded, features = future.result()
             rows = iter(() if features is None else features)
             for facts in decoded:

@@ -192,7 +192,8 @@ def test_the_next_piece_is_decoded_while_the_last_is_embedded():
         batch_limit = None
 
         def __init__(self) -> None:
-            self._encoder = self._pipeline = self
+            itself: Any = self
+            self._encoder = self._pipeline = itself
             self._batch_size = 8
             self._submitting = threading.Lock()
 

@@ -27,8 +27,7 @@ COLUMNS = (
     "FROM information_schema.columns WHERE table_name NOT LIKE '\\_%' ESCAPE '\\' GROUP BY 1 ORDER BY 1"
 )
 SHOWN = {  # run in this order, in one folder with the examples in it
-    "embed": ["embed", "examples/images"],
-    "report": ["report", "--labels", "examples/classes.txt", "--top", "8"],
+    "run": ["run", "examples/images", "--labels", "examples/classes.txt"],
     "query": ["query", QUERY],
     "unreadable": ["query", "SELECT path, error FROM images WHERE status = 'error'"],
     "labels-add": ["labels", "add", "examples/labelled.csv"],
@@ -43,7 +42,7 @@ def audit(picture: Path | None = None) -> dict[str, str]:
         shown = {}
         for name, command in SHOWN.items():
             shown[name] = _shown(command, Path(folder))
-            if name == "report" and picture is not None:
+            if name == "run" and picture is not None:
                 draw(Path(folder) / ".ood-audit" / "reports" / "latest" / "report.html", picture)
         columns = run_cli("query", COLUMNS, "--format", "csv", cwd=Path(folder)).stdout.splitlines()[1:]
         rows = [re.match(r'(\w+),"?(.*?)"?$', line) for line in columns]

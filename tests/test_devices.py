@@ -129,6 +129,32 @@ def bf16_machine(monkeypatch, encoder, *, seconds=0.5, error=0.0):
 
 
 @pytest.mark.parametrize(
+    ("cosines", "expected"),
+    [
+        ([1.0] * 31 + [0.996], True),  # the mean is 0.99988
+        ([1.0] * 31 + [0.994], False),
+        ([0.9994] * 32, False),
+        ([0.9996] * 32, True),
+    ],
+)
+def test_features_agree_on_the_mean_and_at_the_least(cosines, expected):
+    plain = np.tile(np.array([1, 0], np.float32), (len(cosines), 1))
+    half = np.stack([cosines, np.sqrt(1 - np.square(cosines))], axis=1).astype(np.float32)
+    assert clip.agree(plain, half) is expected
+
+
+@pytest.mark.parametrize(("machine", "chosen"), [("x86_64", "bf16"), ("aarch64", "fp32")])
+def test_the_starter_needs_no_trial_where_it_was_measured(pictures, tmp_path, monkeypatch, machine, chosen):
+    monkeypatch.setattr(clip, "bf16_in_hardware", lambda: True)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    tried = []
+    monkeypatch.setattr(clip.ClipEncoder, "try_bf16", lambda self, pixels: tried.append(len(pixels)))
+    store = ood_audit.embed(pictures, store=tmp_path / "store", model="starter", device="cpu").store
+    assert store.encoder.precision == chosen
+    assert tried == ([] if chosen == "bf16" else [6])
+
+
+@pytest.mark.parametrize(
     ("machine", "chosen"),
     [({}, "bf16"), ({"seconds": 1.5}, "fp32"), ({"error": 0.05}, "fp32")],
     ids=["pays", "slower", "other features"],
@@ -226,7 +252,7 @@ def test_other_failures_are_no_lack_of_memory(small, pixels, monkeypatch):
 @pytest.mark.parametrize("trial", [False, True], ids=["in force", "while bf16 is tried"])
 def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, tmp_path, monkeypatch, trial):
     monkeypatch.setattr(clip, "bf16_in_hardware", lambda: trial)
-    monkeypatch.setattr(clip, "AGREEMENT", 2.0)  # so that bf16 is tried and turned down, however fast it is
+    monkeypatch.setattr(clip, "MEAN_AGREEMENT", 2.0)  # so that bf16 is tried and turned down, however fast it is
     monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: small)
     monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: small)
     plenty = ood_audit.embed(pictures, store=tmp_path / "plenty", device="cpu", precision="fp32").store

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.func import functional_call
 
-from ood_audit.encoders.cpu import bf16_in_hardware, prepare_for_one_thread, reuse_freed_memory
+from ood_audit.encoders.cpu import bf16_in_hardware, reuse_freed_memory
 from ood_audit.encoders.device import (
     CPU,
     FP16_NEEDS_GPU,
@@ -27,15 +27,14 @@ from ood_audit.encoders.device import (
     choose_device,
     choose_precision,
     forward_pool,
-    forward_threads,
     is_out_of_memory,
     one_thread,
     release_memory,
     stack,
     to_device,
-    worker_count,
 )
 from ood_audit.encoders.folding import fold_batch_norm
+from ood_audit.encoders.fusing import fuse
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
 from ood_audit.encoders.openclip import (
     Compose,
@@ -82,8 +81,6 @@ class ClipEncoder:
     """
 
     def __init__(self, source: ModelSource, device: torch.device, precision: str) -> None:
-        if device.type == "cpu":
-            reuse_freed_memory()
         model = _load(source)
         self.device = device
         self.precision = precision
@@ -106,15 +103,18 @@ class ClipEncoder:
         if sum(isinstance(m, nn.Conv2d) for m in model.visual.modules()) > 3:  # a ViT has one, its patches
             self._layout = torch.channels_last
             with one_thread():
-                model.visual = fold_batch_norm(model.visual, torch.rand(1, 3, height, width))
-            if device.type == "cpu" and forward_threads(device, worker_count())[1] == 1:
-                prepare_for_one_thread(model.visual)
+                example = torch.rand(1, 3, height, width)
+                model.visual = fold_batch_norm(model.visual, example)
+                if device.type == "cpu":
+                    model.visual = fuse(model.visual, example)
             if device.type == "cuda":
                 torch.backends.cudnn.benchmark = True
         model.visual = cast_for(model.visual, device, precision)
         self._model = model.to(device=device, memory_format=self._layout)
         with torch.inference_mode(), one_thread():
             probe = self._images(to_device(torch.zeros(1, height, width, 3, dtype=torch.uint8), device))
+        if device.type == "cpu":
+            reuse_freed_memory()
         self.logit_scale = float(model.logit_scale.exp().max())
         self.score_defaults: ScoreDefaults = score_defaults(source.model, self.logit_scale)
         self.identity = EncoderIdentity(
@@ -224,6 +224,7 @@ class ClipEncoder:
         """Go over from float32 to bfloat16; the identity changes with it."""
         self._model.visual = cast_for(self._model.visual, self.device, "bf16")
         self.precision, self.identity = "bf16", replace(self.identity, precision="bf16")
+        reuse_freed_memory()  # what the tower in float32 took is returned, unless a trial keeps it
 
     def try_bf16(self, pixels: Sequence[Pixels]) -> bool:
         """Go over from float32 to bfloat16, if on these pictures it gives features alike (`agree`), sooner.

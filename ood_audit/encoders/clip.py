@@ -55,7 +55,7 @@ from ood_audit.values import JsonObject
 
 Features = NDArray[np.float32]
 _TEXT_BATCH = 256
-_BATCH_SIZES = {"cpu": 8, "mps": 64}  # 256 on an Apple GPU would take 5 GB of the memory that it shares with the CPU
+_BATCH_SIZES = {"cpu": 6, "mps": 64}  # 256 on an Apple GPU would take 5 GB of the memory that it shares with the CPU
 _BATCH_MULTIPLE = 32  # cuDNN tries its algorithms anew for each batch size, so there should be few
 AGREEMENT = 0.999  # the least cosine between features that count as the same
 # Between features in bf16 and in float32, over some pictures: what these cosines do to decisions is measured by

@@ -7,7 +7,6 @@ are those that torch's compiler would choose, but need no compiler.
 
 from collections import Counter
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import nn
@@ -70,7 +69,7 @@ class _Convolution(nn.Module):
         self._packed: torch.Tensor | None = None
         self._has_kernel = True
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """For copies: packed weights can't be copied."""
         return {**self.__dict__, "_packed": None}
 
@@ -113,14 +112,14 @@ def _watch(tower: nn.Module, example: torch.Tensor) -> tuple[dict[str, _Pads], d
     acts: dict[str, str] = {}
     calls: Counter[nn.Module] = Counter()
 
-    def after(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+    def after(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
         found = _pads(module, inputs[0].shape)  # type: ignore[arg-type]
         if found is not None:
             pads[names[module]] = found
             made_by[id(output)] = names[module]
             kept.append(output)
 
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def before(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         calls[module] += 1
         if (convolution := made_by.get(id(inputs[0]))) is not None:
             acts[convolution] = names[module]

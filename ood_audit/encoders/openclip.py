@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 _UTILITIES = "torch._dynamo.utils"
+_Function: TypeAlias = Callable[..., Any]  # of a library, whatever it takes and gives
 
 
 @contextmanager
@@ -39,9 +40,9 @@ def _compiler_later() -> Iterator[None]:
     if "torch._dynamo" in sys.modules:
         yield
         return
-    disable: Callable[..., Any] = torch.compiler.disable
+    disable: _Function = torch.compiler.disable
 
-    def disable_later(fn: Any = None, recursive: bool = True, **options: Any) -> Any:
+    def disable_later(fn: _Function | None = None, recursive: bool = True, **options: object) -> _Function:
         if fn is None:
             return lambda function: disable_later(function, recursive, **options)
         return wraps(fn)(_later(lambda: disable(fn, recursive, **options)))
@@ -58,11 +59,11 @@ def _compiler_later() -> Iterator[None]:
             del sys.modules[_UTILITIES]
 
 
-def _later(make: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+def _later(make: Callable[[], _Function]) -> _Function:
     """A function that calls what `make` gives, which is made at the first call."""
-    made: list[Callable[..., Any]] = []
+    made: list[_Function] = []
 
-    def call(*arguments: Any, **options: Any) -> Any:
+    def call(*arguments: object, **options: object) -> object:
         if not made:
             made.append(make())
         return made[0](*arguments, **options)
@@ -97,7 +98,7 @@ def _with_transformers(owner: type, method: str, module: ModuleType) -> None:
     plain = getattr(owner, method)
 
     @wraps(plain)
-    def called(*arguments: Any, **options: Any) -> Any:
+    def called(*arguments: object, **options: object) -> object:
         if getattr(owner, method) is called:
             setattr(owner, method, plain)
             importlib.reload(module)  # into the same names, which is where the methods of the class look

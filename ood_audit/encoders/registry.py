@@ -75,8 +75,8 @@ def bf16_is_measured(model: str) -> bool:
     return model == "starter" and bool(_card().get("bf16"))
 
 
-def _card() -> dict[str, Any]:
-    card: dict[str, Any] = json.loads((STARTER / "card.json").read_text(encoding="utf-8"))
+def _card() -> JsonObject:
+    card: JsonObject = json.loads((STARTER / "card.json").read_text(encoding="utf-8"))
     return card
 
 

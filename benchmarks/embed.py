@@ -14,8 +14,9 @@ that the neighbours of a shared machine slow both sides alike; medians are shown
 image, which neighbours hardly touch: what `embed` takes above the sum of the two is its own work.
 
 A model that is slow gets fewer of the pictures for its rates, so that a round takes about `--seconds`. Peak memory is
-of the first model, at each of the counts. The last table is of large JPEGs, FOLDER's pictures enlarged to 2000 × 1500
-with grain: decoded in full, and at the reduced scale that `embed` uses.
+of the first model, at each of the counts; beside it is what importing torch, DuckDB and PyArrow alone takes, of which
+CUDA's libraries, which torch loads without a GPU as well, are most. The last table is of large JPEGs, FOLDER's pictures
+enlarged to 2000 × 1500 with grain: decoded in full, and at the reduced scale that `embed` uses.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 0.9
+MEMORY = 900  # MB
 LARGE = (2000, 1500)
 
 
@@ -168,11 +170,20 @@ def peak(pictures: Path, model: str, weights: str | None) -> None:
     print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
+def imports(_: Path) -> None:
+    """Runs in a process of its own: prints the memory of what can't be done without, in MB."""
+    import duckdb  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import torch  # noqa: F401
+
+    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
 def child(what: str, pictures: Path, *rest: object) -> Any:
     command = [sys.executable, "-m", "benchmarks.embed", "--child", json.dumps([what, str(pictures), *rest])]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(f"benchmarks.embed: measuring {rest[0]} failed")
+        sys.exit(f"benchmarks.embed: measuring {[what, *rest][:2]} failed")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -189,8 +200,8 @@ def show(title: str, result: dict[str, Any]) -> None:
 def main() -> None:
     if "--child" in sys.argv:
         what, pictures, *rest = json.loads(sys.argv[-1])
-        work: Callable[..., None] = limits if what == "limits" else peak
-        work(Path(pictures), *rest)
+        works: dict[str, Callable[..., None]] = {"limits": limits, "peak": peak, "imports": imports}
+        works[what](Path(pictures), *rest)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -216,8 +227,12 @@ def main() -> None:
             title = f"{model} (random weights)" if weights else model
             show(title, child("limits", few, model, weights, options.precision, options.rounds, options.seconds, True))
         print()
+        alone = child("imports", few)
         for count, megabytes in memory.items():
-            print(f"peak memory of {models[0][0]} at {count:6} images: {megabytes:6.0f} MB")
+            print(
+                f"peak memory of {models[0][0]} at {count:6} images: {megabytes:6.0f} MB (limit {MEMORY}), of which "
+                f"imports alone {alone:6.0f} MB"
+            )
         if options.large:
             pictures = Path(folder) / "large"
             pictures.mkdir()

@@ -29,10 +29,8 @@ RUNS = {"local, one core": 1, "local": 0, "ray, 1 worker": 1, "ray, 2 workers": 
 
 
 def run(pictures: Path, model: str, name: str) -> None:
-    """Runs in a process of its own: prints the rate, the seconds of starting, and the memory."""
+    """Runs in a process of its own: prints the rate and the seconds of starting."""
     workers = RUNS[name]
-    watch = Watch(os.getpid())
-    watch.start()
     begun = time.perf_counter()
     figures = {"ray": 0.0}
     if workers:  # the processes of the cluster inherit it
@@ -58,6 +56,7 @@ def run(pictures: Path, model: str, name: str) -> None:
             pictures,
             store=store,
             model=model,
+            precision="fp32",  # the cluster's, whatever its processors have
             engine="ray" if name.startswith("ray") else "local",
             on_progress=note,
         )
@@ -65,17 +64,22 @@ def run(pictures: Path, model: str, name: str) -> None:
     count = result.counts["added"]
     low, high = count // 5, count * 9 // 10
     figures |= {"rate": (high - low) / (at[high] - at[low]), "first": at[1] - begun, "images": count}
-    watch.done.set()
-    watch.join()
-    print(json.dumps(figures | {"memory": watch.peak / 1e6}))
+    print(json.dumps(figures))
 
 
 def child(pictures: Path, model: str, name: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.scale", "--child", str(pictures), model, name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} if RUNS[name] else dict(os.environ)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        watch = Watch(process.pid)  # from here: where it is watched, it would take a tenth of the one core
+        watch.start()
+        output, _ = process.communicate()
+        watch.done.set()
+        watch.join()
+    if process.returncode:
+        sys.exit(f"benchmarks.scale: {name} failed")
+    figures: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return figures | {"memory": watch.peak / 1e6}
 
 
 def main() -> None:

@@ -1,5 +1,8 @@
 """Devices, threads and precision: what is chosen, with the hardware made up, and what happens when memory runs out."""
 
+from copy import deepcopy
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,9 @@ from PIL import Image
 from scipy.special import logsumexp
 
 import ood_audit
-from ood_audit.encoders import clip, cpu, device
+from ood_audit.encoders import clip, cpu, device, fusing
 from ood_audit.encoders.clip import load_encoder
+from ood_audit.encoders.fusing import fuse
 from ood_audit.errors import EncoderError
 from ood_audit.store.parts import iter_features
 from tests.conftest import EXAMPLES
@@ -129,6 +133,32 @@ def bf16_machine(monkeypatch, encoder, *, seconds=0.5, error=0.0):
 
 
 @pytest.mark.parametrize(
+    ("cosines", "expected"),
+    [
+        ([1.0] * 31 + [0.996], True),  # the mean is 0.99988
+        ([1.0] * 31 + [0.994], False),
+        ([0.9994] * 32, False),
+        ([0.9996] * 32, True),
+    ],
+)
+def test_features_agree_on_the_mean_and_at_the_least(cosines, expected):
+    plain = np.tile(np.array([1, 0], np.float32), (len(cosines), 1))
+    half = np.stack([cosines, np.sqrt(1 - np.square(cosines))], axis=1).astype(np.float32)
+    assert clip.agree(plain, half) is expected
+
+
+@pytest.mark.parametrize(("machine", "chosen"), [("x86_64", "bf16"), ("aarch64", "fp32")])
+def test_the_starter_needs_no_trial_where_it_was_measured(pictures, tmp_path, monkeypatch, machine, chosen):
+    monkeypatch.setattr(clip, "bf16_in_hardware", lambda: True)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    tried = []
+    monkeypatch.setattr(clip.ClipEncoder, "try_bf16", lambda self, pixels: tried.append(len(pixels)))
+    store = ood_audit.embed(pictures, store=tmp_path / "store", model="starter", device="cpu").store
+    assert store.encoder.precision == chosen
+    assert tried == ([] if chosen == "bf16" else [6])
+
+
+@pytest.mark.parametrize(
     ("machine", "chosen"),
     [({}, "bf16"), ({"seconds": 1.5}, "fp32"), ({"error": 0.05}, "fp32")],
     ids=["pays", "slower", "other features"],
@@ -226,7 +256,7 @@ def test_other_failures_are_no_lack_of_memory(small, pixels, monkeypatch):
 @pytest.mark.parametrize("trial", [False, True], ids=["in force", "while bf16 is tried"])
 def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, tmp_path, monkeypatch, trial):
     monkeypatch.setattr(clip, "bf16_in_hardware", lambda: trial)
-    monkeypatch.setattr(clip, "AGREEMENT", 2.0)  # so that bf16 is tried and turned down, however fast it is
+    monkeypatch.setattr(clip, "MEAN_AGREEMENT", 2.0)  # so that bf16 is tried and turned down, however fast it is
     monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: small)
     monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: small)
     plenty = ood_audit.embed(pictures, store=tmp_path / "plenty", device="cpu", precision="fp32").store
@@ -264,13 +294,63 @@ def test_log_sum_exp(values, temperature, data):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_convolutions_for_one_thread_are_the_same():
-    tower = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 1, stride=2, padding=1), torch.nn.Conv2d(8, 4, 1)
-    )
-    images = torch.rand(2, 3, 9, 9)
+def convolutions() -> torch.nn.Sequential:
+    from timm.layers import create_conv2d
+
+    torch.manual_seed(0)
+    shared = torch.nn.ReLU(inplace=True)
+    layers = [
+        create_conv2d(3, 8, 3, stride=2, padding="same"),  # timm's, which pads odd sizes by one more
+        torch.nn.ReLU6(inplace=True),
+        create_conv2d(8, 8, 5, stride=(2, 1), padding="same", depthwise=True),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(8, 8, 1, bias=False),
+        shared,
+        torch.nn.Conv2d(8, 8, (3, 1), padding=(1, 0), dilation=(2, 1)),
+        shared,
+        torch.nn.Conv2d(8, 4, 3, padding=1, padding_mode="reflect"),
+        torch.nn.Flatten(),
+    ]
+    for layer in layers:
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.normal_(layer.weight, 0, 2.0)  # so that clamps matter
+    return torch.nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+def no_kernel() -> torch.Tensor:
+    raise RuntimeError("mkldnn_convolution_pointwise: bf16 path needs the cpu support avx512bw")
+
+
+@pytest.mark.parametrize("size", [(19, 18), (18, 19), (32, 32)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("has_kernel", [True, False])
+def test_fused_convolutions_are_the_same(monkeypatch, size, precision, has_kernel):
+    tower = convolutions()
+    if not has_kernel:  # as for bf16 on processors without AVX-512
+        monkeypatch.setattr(fusing._Convolution, "_in_one", lambda self, images: no_kernel())
     with torch.inference_mode():
-        before = tower(images)
-        cpu.prepare_for_one_thread(tower)
-        torch.testing.assert_close(tower(images), before)
-    assert [module.dilation for module in tower] == [(1, 1), (2, 2), (2, 2)]
+        fused: Any = fuse(tower, torch.rand(1, 3, *size))
+        kinds = [type(layer).__name__ for layer in fused]
+        assert kinds.count("_Convolution") == 4
+        assert [kinds[place] for place in (1, 3, 5, 7)] == ["Identity", "Identity", "ReLU", "ReLU"]
+        images = torch.rand(5, 3, *size).to(precision).contiguous(memory_format=torch.channels_last)
+        fused = deepcopy(fused).to(precision)  # it has been used by now
+        expected = deepcopy(tower).to(precision)(images)
+        least = 0.999999 if precision == torch.float32 else 0.999
+        assert torch.cosine_similarity(fused(images).float(), expected.float()).min() > least
+        assert torch.cosine_similarity(fused(images[:2]).float(), expected[:2].float()).min() > least
+
+
+def test_convolutions_are_left_alone_where_fusing_would_change_them(monkeypatch):
+    tower, example = convolutions(), torch.rand(1, 3, 19, 19)
+    monkeypatch.setattr(fusing, "_pads", lambda module, shape: ((0, 0), (0, 0)))
+    assert fuse(tower, example) is tower
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert fuse(tower, example) is tower
+
+
+def test_the_starter_s_convolutions_are_fused():
+    kinds = [type(module).__name__ for module in load_encoder("starter", device="cpu")._model.visual.modules()]
+    assert kinds.count("_Convolution") == 49
+    assert not {"Conv2d", "Conv2dSame", "ReLU6"} & set(kinds)

@@ -2,22 +2,23 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from open_clip.model import CLIP, CustomTextCLIP
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 import ood_audit
-from ood_audit.encoders import clip, registry
+from ood_audit.encoders import clip, openclip, registry
 from ood_audit.encoders.clip import ClipEncoder, load_encoder
 from ood_audit.encoders.folding import fold_batch_norm
+from ood_audit.encoders.openclip import open_clip
 from ood_audit.errors import EncoderError, UsageError
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
@@ -32,7 +33,8 @@ PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": 
 def save(folder: Path, model_cfg: dict[str, Any], **preprocess: object) -> str:
     """A small random model in open_clip's own folder format."""
     torch.manual_seed(0)
-    kind = CustomTextCLIP if model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"] else CLIP
+    custom = model_cfg.get("custom_text") or "hf_model_name" in model_cfg["text_cfg"]
+    kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
     arguments = {name: value for name, value in model_cfg.items() if name != "custom_text"}
     model = kind(**json.loads(json.dumps(arguments)))
     for module in model.modules():
@@ -161,6 +163,46 @@ def test_an_interrupted_encoding_leaves_the_model_whole(encoder, monkeypatch):
         encoder.encode_texts(["a photo"])
     assert encoder._model.positional_embedding is positions
     assert encoder._model.attn_mask is mask
+
+
+QUICK = """
+import sys
+from importlib import import_module
+
+from ood_audit.encoders import clip, openclip
+
+slow = {"torch._dynamo", "transformers"}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+with openclip._compiler_later():
+    import torch
+    from torch._dynamo.utils import is_compile_supported
+
+    @torch.compiler.disable(reason="none")
+    def double(x):
+        '''Twice.'''
+        return 2 * x
+
+assert double.__name__ == "double"
+assert not slow & set(sys.modules)
+assert double(4) == 8
+assert is_compile_supported("cpu") is import_module("torch._dynamo.utils").is_compile_supported("cpu")
+assert torch.compiler.disable.__module__ == "torch.compiler"
+"""
+
+
+def test_importing_the_encoder_leaves_out_what_it_does_not_use():
+    done = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_can_not_be_imported_without_is_imported_whole(monkeypatch, tmp_path):
+    (tmp_path / "needs_transformers.py").write_text(
+        "import sys\nassert sys.modules.get('transformers', 1) is not None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    openclip._import("needs_transformers")
+    assert sys.modules.pop("needs_transformers")
 
 
 def test_hugging_face_text_tower(tmp_path):

@@ -172,9 +172,10 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
 def template_set(name: str) -> tuple[str, ...]:
     """open_clip's prompt sets: `openai-imagenet` (80) and `simple` (7)."""
-    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+    from ood_audit.encoders.openclip import open_clip
 
-    templates = {"openai-imagenet": OPENAI_IMAGENET_TEMPLATES, "simple": SIMPLE_IMAGENET_TEMPLATES}[name]
+    sets = {"openai-imagenet": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
+    templates = sets[name]
     return tuple(template("{}") for template in templates)
 
 

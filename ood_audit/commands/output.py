@@ -6,12 +6,16 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import click
 
 from ood_audit.commands.options import as_options
 from ood_audit.store.store import Store
 from ood_audit.text import JsonText, printable, write_csv
+
+if TYPE_CHECKING:
+    from ood_audit.store.sources import Source
 
 _NOT_FINITE = re.compile("NaN|Infinity")
 
@@ -41,11 +45,11 @@ def note_evaluation(images: Mapping[str, int]) -> None:
         )
 
 
-def note_missing(store: Store) -> None:
-    """Warn of sources that are no longer where the store has them, if some are."""
+def note_missing(store: Store, known: "Sequence[Source] | None" = None) -> None:
+    """Warn of sources that are no longer where the store has them, if some are; `known` ones need no query."""
     from ood_audit.store.sources import warning
 
-    if (text := warning(store)) is not None:
+    if (text := warning(store, known)) is not None:
         note(f"warning: {text}")
 
 

@@ -13,14 +13,17 @@ from ood_audit.store.store import Store, open_store
 @format_option
 def command(store: str, format: str) -> None:
     """Show what the store holds: images, encoder, classes, labelled images, scores and reports."""
-    from ood_audit.store.sources import sources
+    from ood_audit.store.sources import listed
+    from ood_audit.store.views import connect
 
     opened = open_store(store)
-    ok, unreadable, source_count, size, classes, scored = opened.query(
-        "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error'), "
-        "count(DISTINCT source), coalesce(sum(size_bytes), 0)::BIGINT, "
-        "(SELECT count(*) FROM labels), (SELECT count(*) FROM scores) FROM images"
-    ).rows[0]
+    with connect(opened, reports=False) as db:
+        counts = db.execute(
+            "SELECT coalesce(sum(size_bytes), 0)::BIGINT, (SELECT count(*) FROM labels), (SELECT count(*) FROM scores) "
+            "FROM images"
+        ).fetchall()
+        found = listed(db)
+    size, classes, scored = counts[0]
     encoder = opened.encoder
     runs = sorted(opened.runs.glob("*.json"))
     last = read_json(runs[-1]) if runs else None
@@ -32,10 +35,10 @@ def command(store: str, format: str) -> None:
         ),
         ("precision", encoder.precision),
         ("dimension", encoder.dimension),
-        ("images", ok),
-        ("unreadable", unreadable),
-        ("sources", source_count),
-        ("missing_sources", sum(source.is_missing for source in sources(opened))),
+        ("images", sum(source.images for source in found)),
+        ("unreadable", sum(source.unreadable for source in found)),
+        ("sources", len(found)),
+        ("missing_sources", sum(source.is_missing for source in found)),
         ("image_bytes", size),
         ("parts", len(opened.parts)),
         ("classes", classes),
@@ -50,7 +53,7 @@ def command(store: str, format: str) -> None:
         print_rows(["what", "value"], rows, format)
     else:
         print_rows([name for name, _ in rows], [[value for _, value in rows]], format)
-    note_missing(opened)
+    note_missing(opened, found)
 
 
 def _in_step(store: Store) -> bool:

@@ -330,11 +330,14 @@ def _check_encoder(store: Store, settings: EmbedSettings) -> EncoderIdentity | N
 
 
 def _try_bf16(encoder: "Encoder", scans: Sequence[Scan], root: Path) -> None:
-    """Try it on some of the first images of each source; of those that can be read."""
+    """Try it on some of the first images of each source; of those that can be read. What is known needs no trial."""
     from ood_audit.embedding import local, ray
     from ood_audit.images.decode import decode
 
     if isinstance(encoder, (local.Workers, ray.Workers)) or not encoder.may_use_bf16:
+        return
+    if encoder.bf16_is_known:
+        encoder.use_bf16()
         return
     pixels = []
     for one in scans:

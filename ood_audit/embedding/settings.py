@@ -19,8 +19,9 @@ class EmbedSettings:
             store's own encoder where there is a store.
         weights: A checkpoint file for `model`.
         device: `auto`, `cpu`, `cuda` (all GPUs, with a process for each), `cuda:N` or `mps`.
-        precision: `fp32`, `bf16`, `fp16` or `auto`, which is the store's own. For a new store it is bf16 with CUDA, and
-            on a CPU that has it in hardware where some of the images have the same features sooner; else fp32.
+        precision: `fp32`, `bf16`, `fp16` or `auto`, which is the store's own. For a new store it is bf16 with CUDA. On
+            a CPU of this machine that has it in hardware it is bf16 for the starter, and for other models where some of
+            the images have features alike, sooner. Else it is fp32.
         batch_size: Images in a forward pass; None for what suits the device.
         engine: `local`, or `ray`: the workers of a Ray cluster read and embed. Each must see the images at the same
             paths and be able to load the model; `device` is then `auto`, `cpu` or `cuda`. Ray is left running.

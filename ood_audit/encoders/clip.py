@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import pickle
+import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,18 +11,14 @@ from dataclasses import replace
 from threading import Lock
 
 import numpy as np
-import open_clip
 import torch
 from numpy.typing import NDArray
-from open_clip.transform import PreprocessCfg, image_transform_v2
-from open_clip.transformer import QuickGELU
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from torch.func import functional_call
-from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
-from ood_audit.encoders.cpu import bf16_in_hardware, prepare_for_one_thread, reuse_freed_memory
+from ood_audit.encoders.cpu import bf16_in_hardware, reuse_freed_memory
 from ood_audit.encoders.device import (
     CPU,
     FP16_NEEDS_GPU,
@@ -29,16 +26,27 @@ from ood_audit.encoders.device import (
     cast_for,
     choose_device,
     choose_precision,
-    forward_threads,
+    forward_pool,
     is_out_of_memory,
+    one_thread,
     release_memory,
     stack,
     to_device,
-    worker_count,
 )
 from ood_audit.encoders.folding import fold_batch_norm
+from ood_audit.encoders.fusing import fuse
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
-from ood_audit.encoders.registry import ModelSource, find_model, score_defaults
+from ood_audit.encoders.openclip import (
+    Compose,
+    Normalize,
+    PreprocessCfg,
+    QuickGELU,
+    Resize,
+    ToTensor,
+    image_transform_v2,
+    open_clip,
+)
+from ood_audit.encoders.registry import ModelSource, bf16_is_measured, find_model, score_defaults
 from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import EncoderError, UsageError
 from ood_audit.images.decode import Pixels
@@ -47,9 +55,12 @@ from ood_audit.values import JsonObject
 
 Features = NDArray[np.float32]
 _TEXT_BATCH = 256
-_BATCH_SIZES = {"cpu": 8, "mps": 64}  # 256 on an Apple GPU would take 5 GB of the memory that it shares with the CPU
+_BATCH_SIZES = {"cpu": 6, "mps": 64}  # 256 on an Apple GPU would take 5 GB of the memory that it shares with the CPU
 _BATCH_MULTIPLE = 32  # cuDNN tries its algorithms anew for each batch size, so there should be few
 AGREEMENT = 0.999  # the least cosine between features that count as the same
+# Between features in bf16 and in float32, over some pictures: what these cosines do to decisions is measured by
+# `benchmarks.bf16`.
+MEAN_AGREEMENT, LEAST_AGREEMENT = 0.9995, 0.995
 _REDUCED = 3  # how many times the model's input size a JPEG keeps at least, for that agreement
 
 
@@ -70,8 +81,6 @@ class ClipEncoder:
     """
 
     def __init__(self, source: ModelSource, device: torch.device, precision: str) -> None:
-        if device.type == "cpu":
-            reuse_freed_memory()
         model = _load(source)
         self.device = device
         self.precision = precision
@@ -93,15 +102,19 @@ class ClipEncoder:
         self._layout = torch.contiguous_format
         if sum(isinstance(m, nn.Conv2d) for m in model.visual.modules()) > 3:  # a ViT has one, its patches
             self._layout = torch.channels_last
-            model.visual = fold_batch_norm(model.visual, torch.rand(1, 3, height, width))
-            if device.type == "cpu" and forward_threads(device, worker_count())[1] == 1:
-                prepare_for_one_thread(model.visual)
+            with one_thread():
+                example = torch.rand(1, 3, height, width)
+                model.visual = fold_batch_norm(model.visual, example)
+                if device.type == "cpu":
+                    model.visual = fuse(model.visual, example)
             if device.type == "cuda":
                 torch.backends.cudnn.benchmark = True
         model.visual = cast_for(model.visual, device, precision)
         self._model = model.to(device=device, memory_format=self._layout)
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread():
             probe = self._images(to_device(torch.zeros(1, height, width, 3, dtype=torch.uint8), device))
+        if device.type == "cpu":
+            reuse_freed_memory()
         self.logit_scale = float(model.logit_scale.exp().max())
         self.score_defaults: ScoreDefaults = score_defaults(source.model, self.logit_scale)
         self.identity = EncoderIdentity(
@@ -198,8 +211,23 @@ class ClipEncoder:
         """Whether `try_bf16` has anything to try."""
         return self.device.type == "cpu" and self.precision == "fp32" and bf16_in_hardware()
 
+    @property
+    def bf16_is_known(self) -> bool:
+        """Whether these weights were measured to give the same decisions in bf16, sooner: it needs no trial.
+
+        Measured were processors with x86's instructions; others are tried.
+        """
+        known = bf16_is_measured(self.identity.model) and platform.machine() in ("x86_64", "AMD64")
+        return known and self.may_use_bf16
+
+    def use_bf16(self) -> None:
+        """Go over from float32 to bfloat16; the identity changes with it."""
+        self._model.visual = cast_for(self._model.visual, self.device, "bf16")
+        self.precision, self.identity = "bf16", replace(self.identity, precision="bf16")
+        reuse_freed_memory()  # what the tower in float32 took is returned, unless a trial keeps it
+
     def try_bf16(self, pixels: Sequence[Pixels]) -> bool:
-        """Go over from float32 to bfloat16, if on these pictures it gives the same features, sooner.
+        """Go over from float32 to bfloat16, if on these pictures it gives features alike (`agree`), sooner.
 
         For a new store on a CPU that has it in hardware; others are left as they are.
 
@@ -213,27 +241,26 @@ class ClipEncoder:
         if not pixels or not self.may_use_bf16:
             return False
         plain, seconds = self._timed(pixels)
-        tower = self._model.visual
-        self.precision, self._model.visual = "bf16", cast_for(tower, self.device, "bf16")
+        tower, identity = self._model.visual, self.identity
+        self.use_bf16()
         half, half_seconds = self._timed(pixels)
-        agree = float((plain * half).sum(axis=1).min()) >= AGREEMENT
-        if not agree or half_seconds >= seconds:
-            self.precision, self._model.visual = "fp32", tower
-            return False
-        self.identity = replace(self.identity, precision="bf16")
-        return True
+        if agree(plain, half) and half_seconds < seconds:
+            return True
+        self._model.visual, self.identity, self.precision = tower, identity, "fp32"
+        return False
 
     def _timed(self, pixels: Sequence[Pixels]) -> tuple[Features, float]:
-        """Features, and the seconds of the fastest of three passes over the first batch, after one to warm up."""
-        features = np.concatenate(
-            [self.encode_images(pixels[i : i + self.batch_size]) for i in range(0, len(pixels), self.batch_size)]
-        )
-        seconds = []
-        for _ in range(3):
+        """Features, and the seconds of the fastest of three passes over the first batch, as `embed` runs them."""
+
+        def seconds() -> float:
             started = time.perf_counter()
             self.encode_images(pixels[: self.batch_size])
-            seconds.append(time.perf_counter() - started)
-        return features, min(seconds)
+            return time.perf_counter() - started
+
+        with forward_pool(self.device) as pool:
+            batches = [pixels[i : i + self.batch_size] for i in range(0, len(pixels), self.batch_size)]
+            features = np.concatenate(list(pool.map(self.encode_images, batches)))
+            return features, min(pool.submit(seconds).result() for _ in range(3))
 
     def encode_texts(self, texts: Sequence[str]) -> Features:
         """Texts → (N, D) float32 features of length 1. Texts beyond the context length are cut, as in training.
@@ -510,6 +537,12 @@ def _resize_reduced(image: Image.Image, whole: tuple[int, int], resize: Resize) 
     left, top = (image.width - width / scale) / 2, (image.height - height / scale) / 2
     box = (left, top, image.width - left, image.height - top)
     return image.resize(size, Image.Resampling[resize.interpolation.name], box=box)
+
+
+def agree(plain: Features, half: Features) -> bool:
+    """Whether features in bf16 agree with those in float32 so far that decisions are the same, see MEAN_AGREEMENT."""
+    cosines = (plain * half).sum(axis=1)
+    return float(cosines.mean()) >= MEAN_AGREEMENT and float(cosines.min()) >= LEAST_AGREEMENT
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

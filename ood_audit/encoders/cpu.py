@@ -34,30 +34,20 @@ def bf16_in_hardware() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.partition(":")[2].split())
 
 
-def prepare_for_one_thread(tower: torch.nn.Module) -> None:
-    """Have oneDNN do the 1 × 1 convolutions of a tower whose passes have one thread each, on a CPU.
-
-    With one thread and fewer than 16 images torch makes matrix products of them (`use_mkldnn` in ATen's
-    Convolution.cpp), and a pass in float32 takes half as long again. Dilated ones it leaves to oneDNN, and dilation
-    changes nothing where the kernel is one pixel. With more threads oneDNN has better ones, not dilated.
-    """
-    for module in tower.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.kernel_size == (1, 1):
-            module.dilation = (2, 2)
-
-
 def reuse_freed_memory() -> None:
     """Let glibc keep the memory that a forward pass frees, instead of returning and faulting it in at every layer.
 
     On a CPU this is worth a third of the time, more where decoding threads compete. What is kept is bounded by the
-    largest batch. Other C libraries are left as they are.
+    largest batch; what is free now is returned first. Other C libraries are left as they are.
     """
     if sys.platform != "linux":
         return
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
     except (OSError, AttributeError):
         return
+    trim(0)
     for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         mallopt(option, 1 << 30)
 

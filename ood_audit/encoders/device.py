@@ -1,8 +1,9 @@
 """Everything that depends on the device: choosing it, its precision, and moving data to it."""
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -95,9 +96,9 @@ def _named_device(name: str) -> torch.device:
 def choose_precision(name: str, device: torch.device) -> str:
     """The precision in which images are encoded. Texts are always encoded in float32.
 
-    `auto` is fp32 on CPUs (but see `ClipEncoder.try_bf16`) and Apple GPUs. On CUDA it is bf16 if every GPU that shares
-    the work has it in hardware, from compute capability 8.0 on, and fp16 otherwise. `torch.cuda.is_bf16_supported` does
-    not tell: it counts emulation.
+    `auto` is fp32 on CPUs (but see `ClipEncoder.use_bf16` and `try_bf16`) and Apple GPUs. On CUDA it is bf16 if every
+    GPU that shares the work has it in hardware, from compute capability 8.0 on, and fp16 otherwise.
+    `torch.cuda.is_bf16_supported` does not tell: it counts emulation.
 
     Raises:
         UsageError: fp16 on a CPU.
@@ -212,3 +213,26 @@ def enter_forward_thread(device: torch.device, threads: int) -> None:
     elif device.type == "cuda":
         torch.cuda.synchronize(device)  # the stream does not wait for the one that the weights were copied on
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def forward_pool(device: torch.device, cores: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """The threads of `forward_threads`. torch's own setting is afterwards what it was before."""
+    before = torch.get_num_threads()
+    passes, threads = forward_threads(device, cores or worker_count())
+    try:
+        with ThreadPoolExecutor(passes, "forward", enter_forward_thread, (device, threads)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)  # what a thread sets is also the default of new ones
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on the calling thread alone: for work so small that several would rather wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

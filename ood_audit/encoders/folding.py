@@ -26,7 +26,8 @@ def fold_batch_norm(tower: nn.Module, example: torch.Tensor) -> nn.Module:
         return tower
     folded = deepcopy(tower)
     with torch.no_grad():
-        for name, norm, convolution in _pairs(folded, example):
+        pairs, expected = _pairs(folded, example)
+        for name, norm, convolution in pairs:
             assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101 (for mypy)
             convolution.weight, convolution.bias = fuse_conv_bn_weights(
                 convolution.weight,
@@ -39,12 +40,13 @@ def fold_batch_norm(tower: nn.Module, example: torch.Tensor) -> nn.Module:
             )
             parent, _, leaf = name.rpartition(".")
             setattr(folded.get_submodule(parent), leaf, getattr(norm, "act", nn.Identity()))
-        agreement = torch.cosine_similarity(tower(example), folded(example), dim=-1)
+        agreement = torch.cosine_similarity(expected, folded(example), dim=-1)
     folded.requires_grad_(False)
     return folded if bool((agreement > 0.99999).all()) else tower
 
 
-def _pairs(tower: nn.Module, example: torch.Tensor) -> list[tuple[str, nn.BatchNorm2d, nn.Conv2d]]:
+def _pairs(tower: nn.Module, example: torch.Tensor) -> tuple[list[tuple[str, nn.BatchNorm2d, nn.Conv2d]], torch.Tensor]:
+    """The norms with their names and the convolutions before them, and what the tower gives for the example."""
     made_by: dict[int, nn.Conv2d] = {}
     kept: list[object] = []  # the outputs stay alive, so that no id is given twice
     pairs: list[tuple[str, nn.BatchNorm2d, nn.Conv2d]] = []
@@ -61,7 +63,7 @@ def _pairs(tower: nn.Module, example: torch.Tensor) -> list[tuple[str, nn.BatchN
 
     hooks = [m.register_forward_hook(after) for m in names if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(before) for m in names if isinstance(m, nn.BatchNorm2d)]
-    tower(example)
+    features: torch.Tensor = tower(example)
     for hook in hooks:
         hook.remove()
-    return pairs
+    return pairs, features

@@ -65,9 +65,19 @@ def find_model(model: str, weights: str | None, *, cuda: bool, recorded: JsonObj
 def score_defaults(model: str, logit_scale: float) -> ScoreDefaults:
     """The ΔEnergy settings on the model's card; for models without one, the temperature they were trained at."""
     if model == "starter":
-        card = json.loads((STARTER / "card.json").read_text(encoding="utf-8"))
+        card = _card()
         return ScoreDefaults(**card["delta_energy"], duplicate=card["duplicate"])
     return ScoreDefaults(temperature=round(1.0 / logit_scale, 6), top_c=1, reset_to=0.0)
+
+
+def bf16_is_measured(model: str) -> bool:
+    """Whether the model's card says that its features in bf16 give the decisions of those in float32, sooner."""
+    return model == "starter" and bool(_card().get("bf16"))
+
+
+def _card() -> JsonObject:
+    card: JsonObject = json.loads((STARTER / "card.json").read_text(encoding="utf-8"))
+    return card
 
 
 def _local_dir(directory: str) -> ModelSource:
@@ -97,8 +107,9 @@ def _hub(model: str, repository: str) -> ModelSource:
 
 
 def _built_in(model: str, weights: str | None, recorded: JsonObject | None) -> ModelSource:
-    import open_clip
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg, list_pretrained_tags_by_model
+
+    from ood_audit.encoders.openclip import open_clip
 
     architecture, _, tag = model.partition("/")
     if architecture not in open_clip.list_models():
@@ -169,7 +180,7 @@ def _preprocessing(config: JsonObject) -> JsonObject:
 
 def _config_beside(architecture: str, path: Path) -> JsonObject:
     """The configuration in the folder of a checkpoint; empty where there is none."""
-    import open_clip
+    from ood_audit.encoders.openclip import open_clip
 
     beside = path.with_name(CONFIG)
     if not beside.is_file():

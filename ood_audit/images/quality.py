@@ -96,8 +96,13 @@ def _sharpness(grey: NDArray[np.uint8], deviation: float) -> float | None:
     if min(grey.shape) < 3 or not deviation:
         return None
     up, middle, down = (grey[start : grey.shape[0] - 2 + start : 3].astype(np.int16) for start in range(3))
-    laplacian = 4 * middle[:, 1:-1] - middle[:, :-2] - middle[:, 2:] - up[:, 1:-1] - down[:, 1:-1]
-    return float(laplacian.std(dtype=np.float32)) / deviation
+    laplacian = 4 * middle[:, 1:-1]
+    for neighbour in (middle[:, :-2], middle[:, 2:], up[:, 1:-1], down[:, 1:-1]):
+        laplacian -= neighbour
+    flat = laplacian.ravel().astype(np.float32)
+    mean = float(flat.sum()) / flat.size
+    variance = float(flat @ flat) / flat.size - mean**2  # in half the time of `std`
+    return float(max(0.0, variance) ** 0.5) / deviation
 
 
 def _saturation(pixels: NDArray[np.uint8]) -> float:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal
 
+import duckdb
+
 from ood_audit._version import __version__
 from ood_audit.errors import UsageError
 from ood_audit.images.access import canonical
@@ -63,11 +65,16 @@ def sources(store: str | os.PathLike[str] | Store = DEFAULT_STORE) -> list[Sourc
 
     """
     opened = store if isinstance(store, Store) else open_store(store)
-    with connect(opened) as db:
-        rows = db.execute(
-            "SELECT source, count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error') "
-            "FROM images GROUP BY source ORDER BY source"
-        ).fetchall()
+    with connect(opened, reports=False) as db:
+        return listed(db)
+
+
+def listed(db: duckdb.DuckDBPyConnection) -> list[Source]:
+    """`sources` of a store that is open in DuckDB, see `views.connect`."""
+    rows = db.execute(
+        "SELECT source, count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error') "
+        "FROM images GROUP BY source ORDER BY source"
+    ).fetchall()
     return [Source(source, images, unreadable, state_of(source)) for source, images, unreadable in rows]
 
 
@@ -124,13 +131,22 @@ def forget(
     return chosen
 
 
-def warning(store: Store) -> str | None:
-    """What to say of a store with sources that are missing, and what to do; None where there is none."""
-    with connect(store) as db:  # one column, and quickly read: this is asked often, and the answer is mostly none
-        names = [name for (name,) in db.execute("SELECT DISTINCT source FROM _rows").fetchall()]
-    if not any(state_of(name) in ("missing", "empty") for name in names):
-        return None
-    missing = [source for source in sources(store) if source.is_missing]
+def warning(store: Store, known: Sequence[Source] | None = None) -> str | None:
+    """What to say of a store with sources that are missing, and what to do; None where there is none.
+
+    Args:
+        store: the store.
+        known: its `sources`, where they have just been listed.
+
+    """
+    if known is None:
+        with connect(
+            store, reports=False
+        ) as db:  # one column, and quickly read: this is asked often, and the answer is mostly none
+            names = [name for (name,) in db.execute("SELECT DISTINCT source FROM _rows").fetchall()]
+        if not any(state_of(name) in ("missing", "empty") for name in names):
+            return None
+    missing = [source for source in (sources(store) if known is None else known) if source.is_missing]
     if not missing:  # all of them were removed or forgotten
         return None
     count = sum(source.images + source.unreadable for source in missing)

@@ -33,11 +33,11 @@ from ood_audit.findings.fingerprints import (
     turned,
     turned_hashes,
 )
+from ood_audit.findings.listed import Listed
 from ood_audit.images.access import sizes
 from ood_audit.images.decode import decode
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
-from ood_audit.store.search import build
 from ood_audit.store.views import connect, limit_memory
 from ood_audit.values import Row
 
@@ -147,8 +147,8 @@ def find(
     The one to keep of a cluster has the most pixels; of these it is the oldest file, then the first by name. All others
     match it and not only each other, so that no chain of small steps joins different pictures.
 
-    On a GPU of CUDA's all images are compared with all others. On a CPU this is so up to `search.EXACT` images, and an
-    index finds nearly all neighbours of more.
+    On a GPU of CUDA's all images are compared with all others. On a CPU this is so up to `listed.EXACT` images, and
+    95% of the neighbours of more are found.
 
     Memory: the features in float16 (on the GPU, where there is one), a kilobyte an image with candidates, and one block
     of the search.
@@ -175,7 +175,7 @@ def find(
     with connect(store, parts) as db:
         limit_memory(db, store)
         db.execute(_PICTURES)
-        search = _Search(_Source(store, parts if near else None, db, device, on_note), db, cosine, bits)
+        search = _Search(_Source(store, parts if near else None, db, cosine, device, on_note), db, cosine, bits)
         pairs = search.pairs(on_progress)
         clusters = _clusters(db, search, pairs)
     rows = [Duplicate(cluster=number, **row) for number, cluster in enumerate(clusters, start=1) for row in cluster]
@@ -348,7 +348,7 @@ def _pictures(db: duckdb.DuckDBPyConnection, image_ids: list[str]) -> Rows:
 
 
 class _Source:
-    """The features of the different images, on a GPU where there is one, else in a FAISS index.
+    """The features of the different images, on a GPU where there is one, else on the CPU.
 
     Images with the same bytes are one here: a hundred copies would take each other's place among the neighbours.
 
@@ -356,6 +356,7 @@ class _Source:
         store: the store.
         parts: its parts; None where no features are asked for, and there are no rows.
         db: a connection with the table `pictures`.
+        cosine: see `find`.
         device: see `find`.
         on_note: see `find`.
 
@@ -369,10 +370,12 @@ class _Source:
         store: Store,
         parts: list[Path] | None,
         db: duckdb.DuckDBPyConnection,
+        cosine: float,
         device: str,
         on_note: Callable[[str], None],
     ) -> None:
         self.image_ids: list[str] = []
+        self._least = cosine
         if parts is None:
             return
         self._store, self._parts, self._on_note = store, parts, on_note
@@ -437,12 +440,11 @@ class _Source:
         return OnGpu(self._batches(), self._total, self._store.encoder.dimension, device)
 
     def _on_cpu(self) -> _Index:
+        numbered = bool(self.image_ids)  # by the GPU, which failed
         dimension = self._store.encoder.dimension
-        index, kind = build(self._batches, self._total, dimension, bits=16, on_note=self._on_note)
-        if kind.kind == "ivf":
-            index.make_direct_map()  # so that its features can be read again
-        found: _Index = index
-        return found
+        index = Listed(self._batches, self._total, dimension, self._least, keep_order=numbered)
+        self.image_ids[:] = [self.image_ids[row] for row in index.order.tolist()]
+        return index
 
     def _batches(self) -> Iterator[NDArray[np.float32]]:
         self.image_ids.clear()

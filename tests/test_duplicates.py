@@ -24,6 +24,7 @@ from ood_audit.findings.fingerprints import (
     fingerprint,
     hash_distances,
     is_flat,
+    still_codes,
     turned,
     turned_hashes,
 )
@@ -398,6 +399,8 @@ def test_turned_fingerprints_are_those_of_turned_pictures(turn):
     assert np.unpackbits(found[:, :32] ^ expected[:, :32], axis=1).sum(axis=1).max() <= 32
     np.testing.assert_allclose(found[:, 32:].astype(int), expected[:, 32:].astype(int), atol=8)
     np.testing.assert_array_equal(turned_hashes(turned_hashes(found[:, :32], 1), 1), found[:, :32])
+    codes, still = still_codes(found[:, :32]), still_codes(fingerprint(picture)[:, :32])
+    np.testing.assert_array_equal(codes, still[:, ::-1] if turn & 4 else still)
 
 
 def test_turned_and_mirrored_copies_are_found_whatever_their_features(folder):

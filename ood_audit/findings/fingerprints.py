@@ -69,6 +69,17 @@ def turned_hashes(hashes: Fingerprints, turn: int) -> Fingerprints:
     return np.packbits(bits.reshape(*hashes.shape[:-1], HASH_BITS), axis=-1)
 
 
+def still_codes(hashes: Fingerprints) -> Fingerprints:
+    """The part of hashes, (..., 32), that is the same in all orientations but for rows taken as columns: (..., 2, 8).
+
+    These are the even frequencies in both directions, which a mirror leaves alone: as they are, and with rows taken as
+    columns.
+    """
+    bits = np.unpackbits(hashes, axis=-1).reshape(*hashes.shape[:-1], _HASH, _HASH)[..., ::2, ::2]
+    both = np.stack([bits, bits.swapaxes(-1, -2)], axis=-3)
+    return np.packbits(both.reshape(*both.shape[:-2], -1), axis=-1)
+
+
 def is_flat(prints: Fingerprints) -> NDArray[np.bool_]:
     """Which pictures, (N, *SHAPE), are of one colour, or nearly: these look alike to any comparison. (N,)."""
     thumbnails = prints[:, 0, HASH_BYTES:].reshape(len(prints), _THUMBNAIL**2, 3).astype(np.float32)

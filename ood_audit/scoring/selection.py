@@ -340,9 +340,8 @@ def _outside(
 
     names_class = ~pool.outside()
     returned = torch.from_numpy(np.stack([pool.outside(keep)[names_class] for keep in kept], axis=1)).float()
-    others, naming = (
-        torch.from_numpy(pool.features[rows].astype(np.float32)).T for rows in (~names_class, names_class)
-    )
+    others = torch.from_numpy(pool.negatives).T
+    naming = torch.from_numpy(pool.features[names_class].astype(np.float32)).T
     scales = {(w, t): (1 - w) / t for w, t in product(grid.prototypes, grid.background_temperature)}
     found = {key: torch.empty(len(images), len(kept)) for key in scales}
     for start in range(0, len(images), _ROWS):

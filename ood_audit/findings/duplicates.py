@@ -333,7 +333,7 @@ class _Search:
         return None
 
 
-def _index_of(hashes: Fingerprints, known: NDArray[np.bool_]) -> tuple[Rows, Any] | None:
+def _index_of(hashes: Fingerprints, known: NDArray[np.bool_]) -> "tuple[Rows, faiss.IndexBinaryFlat] | None":
     """The rows with stored hashes, and an index of their still codes, two a row; None where too many, or none."""
     rows = np.flatnonzero(known)
     if not len(rows) or len(hashes) > _TURNED_MOST:

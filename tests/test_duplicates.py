@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 import ood_audit
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import UsageError
-from ood_audit.findings import copies, duplicates, nearest
+from ood_audit.findings import copies, duplicates, listed, nearest
 from ood_audit.findings.duplicates import Duplicates, find
 from ood_audit.findings.fingerprints import (
     SHAPE,
@@ -24,13 +24,14 @@ from ood_audit.findings.fingerprints import (
     fingerprint,
     hash_distances,
     is_flat,
+    still_codes,
     turned,
     turned_hashes,
 )
 from ood_audit.findings.nearest import OnGpu
 from ood_audit.images.decode import decode
 from ood_audit.images.sources import ScanNotes, scan
-from ood_audit.store import Store, create_store, search
+from ood_audit.store import Store, create_store
 from ood_audit.store.parts import PartWriter
 from ood_audit.text import storable
 from tests.conftest import EXAMPLES
@@ -120,9 +121,9 @@ def test_the_way_of_searching_does_not_change_the_answer(altered, monkeypatch):
     seen: list[tuple[int, int]] = []
     assert find(store, on_progress=lambda done, total: seen.append((done, total))) == expected
     assert seen == [(min(done, 59), 59) for done in range(7, 66, 7)]
-    monkeypatch.setattr(search, "EXACT", 10)  # inverted lists
-    listed = find(store)
-    assert [(row.path, row.cluster, row.kind) for row in listed.rows] == [
+    monkeypatch.setattr(listed, "EXACT", 10)
+    by_lists = find(store)
+    assert [(row.path, row.cluster, row.kind) for row in by_lists.rows] == [
         (row.path, row.cluster, row.kind) for row in expected.rows
     ]
 
@@ -159,7 +160,7 @@ def test_a_gpu_compares_all_with_all_and_answers_alike(altered, gpu, monkeypatch
     expected = find(store, device="cpu")
     assert gpu.made == []
     monkeypatch.setattr(nearest, "_CHUNK", 16)
-    monkeypatch.setattr(duplicates, "build", pytest.fail)  # no index is built
+    monkeypatch.setattr(duplicates, "Listed", pytest.fail)  # nothing is looked for on the CPU
     told: list[str] = []
     found = find(store, on_note=told.append)
     assert [(row.path, row.cluster, row.kind, row.hash_distance) for row in found.rows] == [
@@ -182,6 +183,59 @@ def test_a_gpu_that_is_full_compares_fewer_at_a_time_then_the_cpu_goes_on(altere
     assert [(row.path, row.cluster) for row in found.rows] == [(row.path, row.cluster) for row in expected.rows]
     assert gpu.made[0].chunks == chunks
     assert told == ([] if room == 4 else ["no memory left on cuda: looking for near duplicates on the CPU"])
+
+
+def test_when_a_gpu_is_full_the_rows_keep_their_numbers(altered, gpu, monkeypatch):
+    store, _ = altered
+    expected = find(store, device="cpu")
+    monkeypatch.setattr(listed, "EXACT", 10)
+    monkeypatch.setattr(nearest, "_SMALLEST_CHUNK", 10**6)
+    monkeypatch.setattr(gpu, "room", 1)
+    found = find(store)
+    assert [(row.path, row.cluster) for row in found.rows] == [(row.path, row.cluster) for row in expected.rows]
+
+
+def test_lists_find_what_is_near_and_know_how_much_of_it(monkeypatch):
+    monkeypatch.setattr(listed, "EXACT", 100)
+    rng = np.random.default_rng(0)
+    vectors = unit(np.repeat(rng.normal(size=(30, 16)), 40, axis=0) + 0.3 * rng.normal(size=(1200, 16)))
+    vectors = vectors.astype(np.float16).astype(np.float32)
+    all_near = vectors @ vectors.T >= 0.9
+    for keep_order in (False, True):
+        index = listed.Listed(lambda: np.array_split(vectors, 7), 1200, 16, 0.9, keep_order=keep_order)
+        assert index.lists == 35 and 1 <= index.probes < 35 and index.recall >= 0.9
+        np.testing.assert_array_equal(index.reconstruct_n(0, 1200), vectors[index.order])
+        cosines, rows = index.search(index.reconstruct_n(100, 900), 60)
+        found = np.zeros((900, 1200), bool)
+        one, column = np.nonzero(rows >= 0)
+        found[one, rows[one, column]] = True
+        assert (found.sum(axis=1) == (rows >= 0).sum(axis=1)).all()  # none twice
+        own = index.order[100:1000]
+        expected = all_near[own][:, index.order]
+        assert not (found & ~expected).any()
+        assert found.sum() >= 0.9 * expected.sum()
+        slow = (vectors[own] @ vectors[index.order].T)[one, rows[one, column]]
+        np.testing.assert_allclose(cosines[one, column], slow, atol=1e-5)
+        assert (np.diff(cosines, axis=1) <= 0).all()
+    assert index.order.tolist() == list(range(1200))
+
+
+def test_files_that_cannot_be_duplicates_are_not_read(altered, monkeypatch):
+    store, _ = altered
+    expected = find(store, cosine=0.0)
+    read: list[str] = []
+
+    def counted(uri, prepare):
+        read.append(uri)
+        return decode(uri, prepare)
+
+    monkeypatch.setattr(duplicates, "decode", counted)
+    assert find(store, cosine=0.0) == expected
+    few = len(read)
+    read.clear()
+    monkeypatch.setattr(duplicates, "_STORED_MORE", 256)
+    assert find(store, cosine=0.0) == expected
+    assert few < len(read)
 
 
 def test_a_gpu_without_room_for_the_features_is_not_used(altered, monkeypatch):
@@ -345,6 +399,8 @@ def test_turned_fingerprints_are_those_of_turned_pictures(turn):
     assert np.unpackbits(found[:, :32] ^ expected[:, :32], axis=1).sum(axis=1).max() <= 32
     np.testing.assert_allclose(found[:, 32:].astype(int), expected[:, 32:].astype(int), atol=8)
     np.testing.assert_array_equal(turned_hashes(turned_hashes(found[:, :32], 1), 1), found[:, :32])
+    codes, still = still_codes(found[:, :32]), still_codes(fingerprint(picture)[:, :32])
+    np.testing.assert_array_equal(codes, still[:, ::-1] if turn & 4 else still)
 
 
 def test_turned_and_mirrored_copies_are_found_whatever_their_features(folder):

@@ -296,8 +296,11 @@ def _bundled() -> NDArray[np.float16]:
     from safetensors.numpy import load_file
 
     found = load_file(BUNDLED)
-    rows = (found["codes"].astype(np.float32) * found["scales"]) @ found["directions"]
-    unit: NDArray[np.float16] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+    unit = np.empty((len(found["codes"]), found["directions"].shape[1]), np.float16)
+    for start in range(0, len(unit), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        rows = (found["codes"][some].astype(np.float32) * found["scales"]) @ found["directions"]
+        unit[some] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
 
 

@@ -18,6 +18,7 @@ Where the features of the names are from: `ood_audit.classes.background`.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,9 +60,9 @@ class Pool:
         mask[of_these[:, 0]] = False
         return mask
 
-    @property
+    @cached_property
     def negatives(self) -> NDArray[np.float32]:
-        """(M', D): the features of the names that name no class."""
+        """(M', D): the features of the names that name no class; made once, as they are large."""
         return self.features[self.outside()].astype(np.float32)
 
     def thinned(self, most: int) -> "Pool":

@@ -209,7 +209,7 @@ def fit(features: Floats, labels: NDArray[np.int64], text: Floats) -> Prototypes
     covariance = (within.T @ within / len(within)).astype(np.float64)
     covariance *= 1 - shrinkage
     covariance.flat[:: dimension + 1] += max(float(shrinkage), 1e-3) * float((within**2).sum()) / within.size
-    whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    whiten = _whitening(covariance)
     apart = np.where(np.abs(means - center).max(axis=1, keepdims=True) < 1e-6, 0, means - center)
     unit = np.where(there[:, None], _unit(apart @ whiten), 0)
     slope, intercept = 0.0, 0.0
@@ -221,6 +221,18 @@ def fit(features: Floats, labels: NDArray[np.int64], text: Floats) -> Prototypes
     return Prototypes(
         center, whiten.astype(np.float32), unit.astype(np.float32), slope=float(slope), intercept=float(intercept)
     )
+
+
+def _whitening(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(D, D) W with W Wᵀ = Σ⁻¹."""
+    from scipy.linalg import LinAlgError
+    from scipy.linalg.lapack import dpotrf, dtrtri
+
+    lower, failed = dpotrf(covariance, lower=1, clean=1)
+    if failed:
+        raise LinAlgError(f"the covariance is not positive definite (minor {failed})")
+    whiten: NDArray[np.float64] = dtrtri(lower, lower=1)[0].T
+    return whiten
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.floating]:

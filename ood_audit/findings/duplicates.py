@@ -7,7 +7,7 @@ Features are blind to orientation: those of a picture that was turned may be far
 looked for by the perceptual hashes that `embed` keeps, and confirmed by their fingerprints.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,20 +22,23 @@ from scipy.sparse.csgraph import connected_components
 from ood_audit.errors import UsageError
 from ood_audit.findings.fingerprints import (
     HASH_BITS,
+    HASH_BYTES,
     SHAPE,
     Fingerprints,
     correlations,
     fingerprint,
     hash_distances,
     is_flat,
+    still_codes,
+    stored_distances,
     turned,
     turned_hashes,
 )
+from ood_audit.findings.listed import Listed
 from ood_audit.images.access import sizes
 from ood_audit.images.decode import decode
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
-from ood_audit.store.search import build
 from ood_audit.store.views import connect, limit_memory
 from ood_audit.values import Row
 
@@ -50,11 +53,19 @@ BITS = 32
 _CORRELATION = 0.9
 _NEIGHBOURS = 64
 _BLOCK = 1024  # images at a time
+_FETCHED = 65_536  # rows of an answer at a time
 # Of turned copies, which no cosine confirms. No two of 1,500 pictures, compared in the seven other orientations,
 # are within 60 bits; of copies that were turned, half of them cropped by up to 6% of each side, 98% are within 48.
 _TURNED_BITS = 48
 _TURNED_CANDIDATES = 64  # bits between the stored hashes, which are taken at two trims where fingerprints are at four
-_TURNED_NEIGHBOURS = 16
+# What does not change when a picture is turned, see `still_codes`: 99% of copies that were turned, and cropped by up
+# to 5% of each side, are within 20 of the 64 bits, and half of them have no other of 5,000 pictures as near.
+_STILL = 20
+_TURNED_NEIGHBOURS = 64
+# Bits by which the stored hashes of two pictures differ more, in any orientation, than those of their fingerprints may:
+# then no file is read to compare them. Of 616 altered copies that match, the farthest are 62 bits apart, which leaves
+# 28 to spare; of 209,000 pairs of like pictures that are none, a fifth of a percent is as near as that.
+_STORED_MORE = 42
 _TURNED_MOST = 400_000  # images: all are compared with all
 
 _UNKNOWN, _COMPARABLE, _IS_FLAT, _UNREADABLE = range(4)  # states of a fingerprint
@@ -140,8 +151,8 @@ def find(
     The one to keep of a cluster has the most pixels; of these it is the oldest file, then the first by name. All others
     match it and not only each other, so that no chain of small steps joins different pictures.
 
-    On a GPU of CUDA's all images are compared with all others. On a CPU this is so up to `search.EXACT` images, and an
-    index finds nearly all neighbours of more.
+    On a GPU of CUDA's all images are compared with all others. On a CPU this is so up to `listed.EXACT` images, and
+    95% of the neighbours of more are found.
 
     Memory: the features in float16 (on the GPU, where there is one), a kilobyte an image with candidates, and one block
     of the search.
@@ -168,7 +179,7 @@ def find(
     with connect(store, parts) as db:
         limit_memory(db, store)
         db.execute(_PICTURES)
-        search = _Search(_Source(store, parts if near else None, db, device, on_note), db, cosine, bits)
+        search = _Search(_Source(store, parts if near else None, db, cosine, device, on_note), db, cosine, bits)
         pairs = search.pairs(on_progress)
         clusters = _clusters(db, search, pairs)
     rows = [Duplicate(cluster=number, **row) for number, cluster in enumerate(clusters, start=1) for row in cluster]
@@ -207,7 +218,8 @@ class _Search:
         self.state = np.full(len(self.image_ids), _UNKNOWN, np.uint8)
         self._pictures = _pictures(db, self.image_ids)
         self.missing: set[str] = set()  # ids of images whose file is not what was embedded
-        self._hashes = source.hashes(db)
+        self._hashes, self._hashed = source.hashes(db)
+        self._turned_index = _index_of(self._hashes, self._hashed)
         # The system gives memory for what is written to.
         self._fingerprints = np.empty((len(self.image_ids), *SHAPE), np.uint8)
 
@@ -222,6 +234,7 @@ class _Search:
             others = neighbours.ravel()
             close = (near.ravel() >= self.cosine) & (others >= 0) & (self._pictures[others] != self._pictures[rows])
             pairs = np.stack([rows, others])[:, close]
+            pairs = pairs[:, self._may_match(*pairs)]
             pairs = np.concatenate([pairs, self._turned(start, count)], axis=1)
             pairs = np.unique(np.sort(pairs, axis=0), axis=1)
             match, *_ = self.match(*pairs)
@@ -233,17 +246,34 @@ class _Search:
     def _turned(self, start: int, count: int) -> Rows:
         """Pairs of rows, of which the first are some, whose stored hashes are near in another orientation. (2, P)."""
         found = [np.empty((2, 0), np.int64)]
-        if self._hashes is None:
+        if self._turned_index is None:
             return found[0]
-        rows, hashes, index = self._hashes
-        some = np.flatnonzero((rows >= start) & (rows < start + count))
-        for turn in range(1, 8) if len(some) else ():
-            distances, entries = index.search(turned_hashes(hashes[some, 0], turn), _TURNED_NEIGHBOURS)
-            others = rows[np.maximum(entries, 0) // 2]  # an image has two entries
-            one = np.repeat(rows[some], entries.shape[1])
-            close = (distances.ravel() <= _TURNED_CANDIDATES) & (entries.ravel() >= 0) & (others.ravel() != one)
-            found.append(np.stack([one, others.ravel()])[:, close])
-        return np.concatenate(found, axis=1)
+        rows, index = self._turned_index
+        some = rows[(rows >= start) & (rows < start + count)]
+        for codes in still_codes(self._hashes[some, 0]).swapaxes(0, 1) if len(some) else ():
+            distances, entries = index.search(np.ascontiguousarray(codes), _TURNED_NEIGHBOURS)
+            close = (distances <= _STILL) & (entries >= 0)
+            one, other = np.repeat(some, close.sum(axis=1)), rows[entries[close] // 2]  # an image has two entries
+            found.append(np.stack([one, other])[:, one != other])
+        one, other = np.concatenate(found, axis=1)
+        return np.stack([one, other])[:, self._stored_within(one, other, _TURNED_CANDIDATES, range(1, 8))]
+
+    def _may_match(self, one: Rows, other: Rows) -> NDArray[np.bool_]:
+        """Whether the stored hashes of rows and others, (N,) each, allow that they look alike; also where none are."""
+        may: NDArray[np.bool_] = ~(self._hashed[one] & self._hashed[other])
+        known = np.flatnonzero(~may)
+        may[known] = self._stored_within(one[known], other[known], self.bits + _STORED_MORE, range(8))
+        return may
+
+    def _stored_within(self, one: Rows, other: Rows, bits: int, turns: Iterable[int]) -> NDArray[np.bool_]:
+        """Whether the stored hashes of rows and others, (N,) each, are as near in one of some orientations."""
+        rows, places = np.unique(one, return_inverse=True)
+        near = np.zeros(len(one), np.bool_)
+        for turn in turns:
+            left = np.flatnonzero(~near)
+            hashes = turned_hashes(self._hashes[rows], turn)[places[left]]
+            near[left] = stored_distances(hashes, self._hashes[other[left]]) <= bits
+        return near
 
     def match(self, one: Rows, other: Rows) -> tuple[NDArray[np.bool_], Rows, NDArray[np.bool_]]:
         """Whether rows and others, (N,) each, look alike; in how many bits they differ; whether one is turned."""
@@ -303,6 +333,19 @@ class _Search:
         return None
 
 
+def _index_of(hashes: Fingerprints, known: NDArray[np.bool_]) -> "tuple[Rows, faiss.IndexBinaryFlat] | None":
+    """The rows with stored hashes, and an index of their still codes, two a row; None where too many, or none."""
+    rows = np.flatnonzero(known)
+    if not len(rows) or len(hashes) > _TURNED_MOST:
+        return None
+    import faiss
+
+    codes = still_codes(hashes[rows])[..., 0, :].reshape(2 * len(rows), -1)
+    index = faiss.IndexBinaryFlat(8 * codes.shape[1])
+    index.add(codes)
+    return rows, index
+
+
 def _pictures(db: duckdb.DuckDBPyConnection, image_ids: list[str]) -> Rows:
     """The number of the picture of each row: that of a box is the picture that it is in. (N,)."""
     numbers = np.arange(len(image_ids))
@@ -317,7 +360,7 @@ def _pictures(db: duckdb.DuckDBPyConnection, image_ids: list[str]) -> Rows:
 
 
 class _Source:
-    """The features of the different images, on a GPU where there is one, else in a FAISS index.
+    """The features of the different images, on a GPU where there is one, else on the CPU.
 
     Images with the same bytes are one here: a hundred copies would take each other's place among the neighbours.
 
@@ -325,6 +368,7 @@ class _Source:
         store: the store.
         parts: its parts; None where no features are asked for, and there are no rows.
         db: a connection with the table `pictures`.
+        cosine: see `find`.
         device: see `find`.
         on_note: see `find`.
 
@@ -338,10 +382,12 @@ class _Source:
         store: Store,
         parts: list[Path] | None,
         db: duckdb.DuckDBPyConnection,
+        cosine: float,
         device: str,
         on_note: Callable[[str], None],
     ) -> None:
         self.image_ids: list[str] = []
+        self._least = cosine
         if parts is None:
             return
         self._store, self._parts, self._on_note = store, parts, on_note
@@ -362,25 +408,23 @@ class _Source:
         """The features of some rows, (N, D)."""
         return self._try(lambda index: index.reconstruct_batch(rows))
 
-    def hashes(self, db: duckdb.DuckDBPyConnection) -> "tuple[Rows, Fingerprints, faiss.IndexBinaryFlat] | None":
-        """The rows with stored hashes, these, (N, 2, 32), and an index of them all; None where too many, or none."""
-        if not 0 < len(self.image_ids) <= _TURNED_MOST:
-            return None
-        import faiss
-
-        stored = dict(
-            db.execute(
-                "SELECT first, any_value(picture_hash) FROM pictures WHERE picture_hash <> '' GROUP BY 1"
-            ).fetchall()
+    def hashes(self, db: duckdb.DuckDBPyConnection) -> tuple[Fingerprints, NDArray[np.bool_]]:
+        """The stored hashes of the rows, (N, 2, 32), and which rows have any, (N,)."""
+        hashes = np.zeros((len(self.image_ids), 2, HASH_BYTES), np.uint8)
+        known = np.zeros(len(hashes), np.bool_)
+        if not len(hashes):
+            return hashes, known
+        row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
+        answer = db.execute(
+            "SELECT first, any_value(picture_hash) FROM pictures WHERE picture_hash <> '' GROUP BY first"
         )
-        rows = [row for row, image_id in enumerate(self.image_ids) if image_id in stored]
-        if not rows:
-            return None
-        content = bytes.fromhex("".join(stored[self.image_ids[row]] for row in rows))
-        hashes = np.frombuffer(content, np.uint8).reshape(len(rows), 2, HASH_BITS // 8)
-        index = faiss.IndexBinaryFlat(HASH_BITS)
-        index.add(hashes.reshape(-1, HASH_BITS // 8))
-        return np.array(rows), hashes, index
+        while some := answer.fetchmany(_FETCHED):
+            there = [(row_of[image_id], stored) for image_id, stored in some if image_id in row_of]
+            rows = [row for row, _ in there]
+            content = bytes.fromhex("".join(stored for _, stored in there))
+            hashes[rows] = np.frombuffer(content, np.uint8).reshape(-1, *hashes.shape[1:])
+            known[rows] = True
+        return hashes, known
 
     def _try(self, work: Callable[[_Index], _T]) -> _T:
         """Do some work with the index, which is built first where there is none; on the CPU where the GPU is full."""
@@ -408,12 +452,11 @@ class _Source:
         return OnGpu(self._batches(), self._total, self._store.encoder.dimension, device)
 
     def _on_cpu(self) -> _Index:
+        numbered = bool(self.image_ids)  # by the GPU, which failed
         dimension = self._store.encoder.dimension
-        index, kind = build(self._batches, self._total, dimension, bits=16, on_note=self._on_note)
-        if kind.kind == "ivf":
-            index.make_direct_map()  # so that its features can be read again
-        found: _Index = index
-        return found
+        index = Listed(self._batches, self._total, dimension, self._least, keep_order=numbered)
+        self.image_ids[:] = [self.image_ids[row] for row in index.order.tolist()]
+        return index
 
     def _batches(self) -> Iterator[NDArray[np.float32]]:
         self.image_ids.clear()

@@ -15,10 +15,10 @@ from PIL import Image
 
 HASH_BITS = 256
 _HASH = 16  # bits on each side of the square
-_HASH_BYTES = HASH_BITS // 8
+HASH_BYTES = HASH_BITS // 8
 _TRIMS = (0.0, 0.02, 0.04, 0.06)  # the shares of each side that are cut off
 _THUMBNAIL = 8  # pixels on each side
-SHAPE = (len(_TRIMS), _HASH_BYTES + 3 * _THUMBNAIL**2)
+SHAPE = (len(_TRIMS), HASH_BYTES + 3 * _THUMBNAIL**2)
 _LARGEST = 256  # pixels on each side; larger pictures are scaled down first
 _FLAT = 2.0  # grey levels: the hash of a fainter picture is of its noise
 _ODD = np.arange(_HASH, dtype=np.uint8) % 2
@@ -36,19 +36,19 @@ def fingerprint(image: Image.Image) -> Fingerprints:
     for row, trim in zip(prints, _TRIMS, strict=True):
         x, y = round(trim * image.width), round(trim * image.height)
         picture = image.crop((x, y, image.width - x, image.height - y))
-        row[:_HASH_BYTES] = np.packbits(imagehash.phash(picture, hash_size=_HASH).hash)
-        row[_HASH_BYTES:] = np.asarray(picture.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)).ravel()
+        row[:HASH_BYTES] = np.packbits(imagehash.phash(picture, hash_size=_HASH).hash)
+        row[HASH_BYTES:] = np.asarray(picture.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)).ravel()
     return prints
 
 
 def turned(prints: Fingerprints, turn: int) -> Fingerprints:
     """Fingerprints, (N, *SHAPE), of the pictures in one of the eight orientations, see `turned_hashes`."""
-    colours = prints[..., _HASH_BYTES:].reshape(*prints.shape[:-1], _THUMBNAIL, _THUMBNAIL, 3)
+    colours = prints[..., HASH_BYTES:].reshape(*prints.shape[:-1], _THUMBNAIL, _THUMBNAIL, 3)
     colours = colours[..., ::-1, :] if turn & 1 else colours
     colours = colours[..., ::-1, :, :] if turn & 2 else colours
     colours = colours.swapaxes(-2, -3) if turn & 4 else colours
     flat = colours.reshape(*prints.shape[:-1], 3 * _THUMBNAIL**2)
-    return np.concatenate([turned_hashes(prints[..., :_HASH_BYTES], turn), flat], axis=-1)
+    return np.concatenate([turned_hashes(prints[..., :HASH_BYTES], turn), flat], axis=-1)
 
 
 def turned_hashes(hashes: Fingerprints, turn: int) -> Fingerprints:
@@ -69,20 +69,43 @@ def turned_hashes(hashes: Fingerprints, turn: int) -> Fingerprints:
     return np.packbits(bits.reshape(*hashes.shape[:-1], HASH_BITS), axis=-1)
 
 
+def still_codes(hashes: Fingerprints) -> Fingerprints:
+    """The part of hashes, (..., 32), that is the same in all orientations but for rows taken as columns: (..., 2, 8).
+
+    These are the even frequencies in both directions, which a mirror leaves alone: as they are, and with rows taken as
+    columns.
+    """
+    bits = np.unpackbits(hashes, axis=-1).reshape(*hashes.shape[:-1], _HASH, _HASH)[..., ::2, ::2]
+    both = np.stack([bits, bits.swapaxes(-1, -2)], axis=-3)
+    return np.packbits(both.reshape(*both.shape[:-2], -1), axis=-1)
+
+
 def is_flat(prints: Fingerprints) -> NDArray[np.bool_]:
     """Which pictures, (N, *SHAPE), are of one colour, or nearly: these look alike to any comparison. (N,)."""
-    thumbnails = prints[:, 0, _HASH_BYTES:].reshape(len(prints), _THUMBNAIL**2, 3).astype(np.float32)
+    thumbnails = prints[:, 0, HASH_BYTES:].reshape(len(prints), _THUMBNAIL**2, 3).astype(np.float32)
     flat: NDArray[np.bool_] = thumbnails.std(axis=1).max(axis=1) < _FLAT
     return flat
 
 
 def hash_distances(a: Fingerprints, b: Fingerprints) -> NDArray[np.int64]:
     """Bits in which the hashes of pictures and others differ, (N, *SHAPE) each, at the best trim of either. (N,)."""
-    x, y = a[..., :_HASH_BYTES], b[..., :_HASH_BYTES]
-    one = _ONES[x[:, :1] ^ y].sum(axis=2, dtype=np.int64)
-    other = _ONES[x ^ y[:, :1]].sum(axis=2, dtype=np.int64)
-    distances: NDArray[np.int64] = np.minimum(one, other).min(axis=1)
+    x, y = a[..., :HASH_BYTES], b[..., :HASH_BYTES]
+    distances: NDArray[np.int64] = np.minimum(_ones(x[:, :1] ^ y), _ones(x ^ y[:, :1])).min(axis=1)
     return distances
+
+
+def stored_distances(a: Fingerprints, b: Fingerprints) -> NDArray[np.int64]:
+    """Bits in which the hashes of pictures and others differ, (N, H, 32) each, at the best pair of hashes. (N,)."""
+    distances: NDArray[np.int64] = _ones(a[:, :, None] ^ b[:, None]).min(axis=(1, 2))
+    return distances
+
+
+def _ones(hashes: Fingerprints) -> NDArray[np.int64]:
+    """How many bits are set: (..., 32) → (...)."""
+    by_byte = not hasattr(np, "bitwise_count")  # before NumPy 2
+    counts = _ONES[hashes] if by_byte else np.bitwise_count(hashes.view(np.uint64))
+    found: NDArray[np.int64] = counts.sum(axis=-1, dtype=np.int64)
+    return found
 
 
 def correlations(a: Fingerprints, b: Fingerprints) -> NDArray[np.float32]:
@@ -93,7 +116,7 @@ def correlations(a: Fingerprints, b: Fingerprints) -> NDArray[np.float32]:
 
 
 def _standardised(prints: Fingerprints) -> NDArray[np.float32]:
-    values = prints[..., _HASH_BYTES:].astype(np.float32)
+    values = prints[..., HASH_BYTES:].astype(np.float32)
     values -= values.mean(axis=-1, keepdims=True)
     values /= np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-6)
     return values

@@ -46,7 +46,7 @@ def sprites(uris: Sequence[str]) -> Sprites | None:
         uris: `file:///…` of at most some thousand images; None is returned where there are none.
 
     """
-    from ood_audit.images.decode import thumbnail
+    from ood_audit.images.decode import reduced, to_webp
 
     if not uris:
         return None
@@ -54,19 +54,16 @@ def sprites(uris: Sequence[str]) -> Sprites | None:
     rows = math.ceil(len(uris) / columns)
     sheet = Image.new("RGB", (columns * _SPRITE, rows * _SPRITE), "grey")
     with ThreadPoolExecutor() as pool:
-        for i, picture in enumerate(pool.map(lambda uri: thumbnail(uri, _SPRITE), uris)):
-            if picture:
-                with Image.open(io.BytesIO(picture), formats=["WEBP"]) as image:
-                    left, top = i % columns * _SPRITE, i // columns * _SPRITE
-                    sheet.paste(image, (left + (_SPRITE - image.width) // 2, top + (_SPRITE - image.height) // 2))
-    out = io.BytesIO()
-    sheet.save(out, "WEBP", quality=50)
-    return Sprites(out.getvalue(), _SPRITE, columns, list(uris))
+        for i, picture in enumerate(pool.map(lambda uri: reduced(uri, _SPRITE), uris)):
+            if picture is not None:
+                left, top = i % columns * _SPRITE, i // columns * _SPRITE
+                sheet.paste(picture, (left + (_SPRITE - picture.width) // 2, top + (_SPRITE - picture.height) // 2))
+    return Sprites(to_webp(sheet, 50), _SPRITE, columns, list(uris))
 
 
 def _smaller(picture: bytes, size: int, quality: int) -> bytes:
+    from ood_audit.images.decode import to_webp
+
     with Image.open(io.BytesIO(picture), formats=["WEBP"]) as image:
         image.thumbnail((size, size), Image.Resampling.BICUBIC)
-        out = io.BytesIO()
-        image.save(out, "WEBP", quality=quality)
-    return out.getvalue()
+        return to_webp(image, quality)

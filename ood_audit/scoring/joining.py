@@ -173,12 +173,10 @@ def standing(joint: Joint, cosines: Floats) -> Numbers:
 
 def evidence_of(chunk: "Chunk", joint: Joint, temperature: float, background: bool) -> tuple[Numbers, Numbers]:
     """`standing` and `outside` of the images of a chunk, (N,) each; `energy` is what the score gives."""
-    from ood_audit.encoders.cpu import log_sum_exp
-
     cosines = chunk.to_text.float().cpu().numpy()
     if not background:
         return standing(joint, cosines), np.full(len(cosines), -np.inf)
-    return standing(joint, cosines), log_sum_exp(chunk.to_background, temperature).cpu().double().numpy()
+    return standing(joint, cosines), chunk.outside(temperature).cpu().double().numpy()
 
 
 def join(

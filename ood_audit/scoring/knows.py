@@ -52,19 +52,20 @@ def doubt(images: Floats, text: Floats, background: Floats | None, temperature: 
     """
     import torch
 
+    from ood_audit.scoring import outside
+
     if len(images) < FEWEST_IMAGES or len(text) < FEWEST_CLASSES:
         return None
     images = images[prototypes.sample(len(images), most=_MOST_IMAGES)]
     cosines = (images @ text.T).astype(np.float64)
-    outside = np.full(len(images), -np.inf)
+    others = np.full(len(images), -np.inf)
     if background is not None:
-        to_background = torch.from_numpy(images) @ torch.from_numpy(background).T
-        outside = (to_background / temperature).logsumexp(dim=1).double().numpy()
+        others = outside.sums(torch.from_numpy(images), torch.from_numpy(background), temperature)[0].double().numpy()
     nearest = cosines.argmax(axis=1)
-    energy = energy_of(cosines, outside, temperature)
+    energy = energy_of(cosines, others, temperature)
     confident = ranks(energy) < _CONFIDENT
     cosines[np.arange(len(cosines)), nearest] = -np.inf
-    told = auroc(energy, energy_of(cosines[confident], outside[confident], temperature))
+    told = auroc(energy, energy_of(cosines[confident], others[confident], temperature))
     share = np.bincount(nearest, minlength=len(text)) / len(images)
     least = _LEAST_AUROC_ALONE if background is None else _LEAST_AUROC
     if told >= least or share.min() >= _LEAST_SHARE:

@@ -110,5 +110,5 @@ def _lead_of_unknown(plan: Plan) -> list[float] | None:
     chunk, labels = chunk_of([""] * len(rows), known.features[rows], plan.target), known.labels[rows]
     own = torch.from_numpy(labels)[:, None].to(chunk.images.device)
     others = chunk.to_text.scatter(1, own, -torch.inf).amax(dim=1)
-    lead = others - torch.maximum(chunk.to_background.amax(dim=1), chunk.to_text.gather(1, own)[:, 0])
+    lead = others - torch.maximum(chunk.nearest_thing, chunk.to_text.gather(1, own)[:, 0])
     return [float(number) for number in lead]

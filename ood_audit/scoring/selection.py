@@ -9,7 +9,7 @@ Nothing that a dropped class has taught takes part: prototypes are made from the
 the images that they score, and names of dropped classes are back in the background, as those of unknown classes are.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, product
@@ -32,6 +32,8 @@ ROUNDS = 12
 MOST_IMAGES = 1000
 FEWEST_IMAGES, FEWEST_CLASSES = 60, 6
 _DROPPED = 0.3
+_ROWS = 24  # images compared with the background at a time: what the caches of a processor hold
+_UNDERFLOW = -80.0  # exp(−80) × 45,000 is nothing beside the largest, which is 1
 _PARTS = 3  # prototypes of a round are made from two thirds of the references, and score the others
 _OTHERS: list[tuple[str, Options]] = [
     ("maxlogit", {}),
@@ -338,15 +340,39 @@ def _outside(
 
     names_class = ~pool.outside()
     returned = torch.from_numpy(np.stack([pool.outside(keep)[names_class] for keep in kept], axis=1)).float()
-    others = images @ torch.from_numpy(pool.features[~names_class].astype(np.float32)).T
-    naming = images @ torch.from_numpy(pool.features[names_class].astype(np.float32)).T
+    others = torch.from_numpy(pool.negatives).T
+    naming = torch.from_numpy(pool.features[names_class].astype(np.float32)).T
+    scales = {(w, t): (1 - w) / t for w, t in product(grid.prototypes, grid.background_temperature)}
+    found = {key: torch.empty(len(images), len(kept)) for key in scales}
+    for start in range(0, len(images), _ROWS):
+        rows = slice(start, start + _ROWS)
+        always = _log_sums(images[rows] @ others, set(scales.values()))
+        to_naming = images[rows] @ naming
+        for key, scale in scales.items():
+            top = to_naming.amax(dim=1, keepdim=True) if len(naming.T) else torch.zeros(len(to_naming), 1)
+            back = (((to_naming - top) * scale).exp() @ returned).log() + top * scale  # log 0 = -inf where none returns
+            found[key][rows] = torch.logaddexp(always[scale][:, None], back)
+    return found
+
+
+def _log_sums(values: "torch.Tensor", scales: Collection[float]) -> "dict[float, torch.Tensor]":
+    """(N, M) → (N,) log Σ exp(scale × values) by scale; `values` is changed in place.
+
+    One buffer serves all scales, which is why a few rows at a time take half as long as torch's logsumexp of all.
+    """
+    import torch
+
+    if not values.shape[1]:
+        return {scale: torch.full((len(values),), -torch.inf) for scale in scales}
+    top = values.amax(dim=1, keepdim=True)
+    values -= top
+    least, buffer = float(values.min()), torch.empty_like(values)
     found = {}
-    for weight, temperature in product(grid.prototypes, grid.background_temperature):
-        scale = (1 - weight) / temperature
-        always = (others * scale).logsumexp(dim=1)[:, None]
-        top = naming.amax(dim=1, keepdim=True) if naming.shape[1] else torch.zeros_like(always)
-        back = (((naming - top) * scale).exp() @ returned).log() + top * scale  # log 0 = -inf where none returns
-        found[weight, temperature] = torch.logaddexp(always, back)
+    for scale in scales:
+        torch.mul(values, scale, out=buffer)
+        if least * scale < _UNDERFLOW:  # denormal numbers are slow
+            buffer.clamp_(min=_UNDERFLOW)
+        found[scale] = buffer.exp_().sum(dim=1).log() + top[:, 0] * scale
     return found
 
 
@@ -357,17 +383,28 @@ def _delta_energies(
     outside: "dict[tuple[float, float], torch.Tensor]",
 ) -> "Iterator[torch.Tensor]":
     """ΔE of each candidate of ΔEnergy, in the order of `Grid.candidates`."""
-    from ood_audit.scoring.scores.delta_energy import energy_changes
+    import torch
+
+    from ood_audit.encoders.cpu import log_sum_exp
+    from ood_audit.scoring.scores.delta_energy import changes_of
 
     settings = [settings for method, settings in grid.candidates() if method == "delta-energy"]
-    for _, alike in groupby(settings, key=lambda one: {**one, "top_c": None}):  # all c at once
+    for (weight, background), alike in groupby(settings, key=lambda one: (one["prototypes"], one["background"])):
         those = list(alike)
-        weight, temperature, reset_to = (those[0][name] for name in ("prototypes", "temperature", "reset_to"))
+        kinds = list(dict.fromkeys((one["temperature"], one["reset_to"]) for one in those))
         similarities = (1 - weight) * to_text + weight * to_prototypes
-        beside = outside[weight, temperature] if those[0]["background"] else None
-        changes = energy_changes(similarities, temperature, max(grid.top_c), reset_to, beside).cumsum(dim=1)
+        top, where = similarities.topk(min(max(grid.top_c), similarities.shape[1]), dim=1)
+        left = similarities.scatter(1, where, -torch.inf)
+        rests = {temperature: log_sum_exp(left, temperature) for temperature in {kind[0] for kind in kinds}}
+        if background:
+            rests = {t: torch.logaddexp(rest, outside[weight, t]) for t, rest in rests.items()}
+        # All temperatures at once, as rows below each other: each call of torch costs more than what it computes.
+        temperature, reset_to = torch.tensor(kinds).repeat_interleave(len(top), dim=0).T
+        rest = torch.cat([rests[kind[0]] for kind in kinds])
+        changes, _ = changes_of(top.repeat(len(kinds), 1), rest, temperature, reset_to)
+        of_kind = dict(zip(kinds, torch.split(changes.cumsum(dim=1), len(top)), strict=True))
         for one in those:
-            yield changes[:, min(one["top_c"], changes.shape[1]) - 1]
+            yield of_kind[one["temperature"], one["reset_to"]][:, min(one["top_c"], changes.shape[1]) - 1]
 
 
 def _other_scores(grid: Grid, to_text: "torch.Tensor", to_prototypes: "torch.Tensor") -> "list[torch.Tensor]":
@@ -397,6 +434,6 @@ def _aurocs(raw: NDArray[np.floating], is_ood: NDArray[np.bool_]) -> NDArray[np.
     inside = int((~is_ood).sum())
     if inside in (0, len(is_ood)):
         return np.full(raw.shape[1], 0.5)
-    ranks = rankdata(raw, axis=0)[~is_ood].sum(axis=0)
+    ranks = rankdata(np.ascontiguousarray(raw.T), axis=1)[:, ~is_ood].sum(axis=1)
     result: NDArray[np.float64] = (ranks - inside * (inside + 1) / 2) / (inside * (len(is_ood) - inside))
     return result

@@ -26,7 +26,7 @@ from ood_audit.encoders.device import (
     worker_count,
 )
 from ood_audit.encoders.warn import warn_once
-from ood_audit.scoring import scores
+from ood_audit.scoring import outside, scores
 from ood_audit.scoring.scores import Options, Score
 from ood_audit.store import Store
 from ood_audit.store.parts import FeatureBatch, iter_features
@@ -112,7 +112,7 @@ class Chunk:
     @property
     def lead(self) -> torch.Tensor:
         """(N,) cosine to the nearest name of a class, less that to the nearest name of another thing (background)."""
-        return self._once("lead", lambda: self.to_text.amax(dim=1) - self.to_background.amax(dim=1))
+        return self._once("lead", lambda: self.to_text.amax(dim=1) - self.nearest_thing)
 
     def similarities(self, weight: float) -> torch.Tensor:
         """(N, K): text and prototypes joined, with this weight of the prototypes."""
@@ -130,6 +130,20 @@ class Chunk:
         """(N,) log Σ exp(s/τ) of the similarities."""
         return self._once(("log_sum", weight, temperature), lambda: log_sum_exp(self.similarities(weight), temperature))
 
+    def outside(self, temperature: float) -> torch.Tensor:
+        """(N,) log Σ exp(s/τ) of the cosines to the background vocabulary."""
+        return self._once(("outside", temperature), lambda: self._outside(temperature))
+
+    def _outside(self, temperature: float) -> torch.Tensor:
+        found, largest = outside.sums(self.images, self.tensors["background"], temperature)
+        self._once("nearest thing", lambda: largest)
+        return found
+
+    @property
+    def nearest_thing(self) -> torch.Tensor:
+        """(N,) the cosine to the nearest name of the background vocabulary."""
+        return self._once("nearest thing", lambda: outside.nearest(self.images, self.tensors["background"]))
+
     def energies(self, settings: Options) -> tuple[torch.Tensor, torch.Tensor]:
         """ΔE and E_0, (N,) each, by these settings of ΔEnergy."""
         return self._once(("energies", *sorted(settings.items())), lambda: self._energies(**settings))
@@ -144,7 +158,7 @@ class Chunk:
         with without(similarities, where, top):
             rest = log_sum_exp(similarities, temperature)
         if background:
-            rest = torch.logaddexp(rest, log_sum_exp(self.to_background, temperature / (1 - prototypes)))
+            rest = torch.logaddexp(rest, self.outside(temperature / (1 - prototypes)))
         changes, energy = changes_of(top, rest, temperature, reset_to)
         return changes.sum(dim=1), energy
 

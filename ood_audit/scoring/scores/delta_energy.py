@@ -68,25 +68,28 @@ def energy_changes(
     return changes_of(top, rest, temperature, reset_to)[0]
 
 
-def changes_of(top: Tensor, rest: Tensor, temperature: float, reset_to: float) -> tuple[Tensor, Tensor]:
+def changes_of(
+    top: Tensor, rest: Tensor, temperature: float | Tensor, reset_to: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """E_k − E_0 for the k-th largest, and E_0.
 
     Args:
         top: (N, c) float, the largest cosines.
         rest: (N,) float, the log-sum-exp at this temperature of all else that the energies run over.
-        temperature: τ > 0.
-        reset_to: v.
+        temperature: τ > 0, one for all rows or (N,).
+        reset_to: v, one for all rows or (N,).
 
     Returns:
         (N, c) and (N,), in the dtype of `top`.
 
     """
-    top, low = top / temperature, reset_to / temperature
+    low = torch.as_tensor(reset_to / temperature, dtype=top.dtype, device=top.device).expand_as(rest)
+    top = (top.T / temperature).T
     energy = -torch.cat([rest[:, None], top], dim=1).logsumexp(dim=1)
     changes = []
     for k in range(top.shape[1]):
         kept = [top[:, j] for j in range(top.shape[1]) if j != k]
-        reset = torch.stack([rest, torch.full_like(rest, low), *kept], dim=1).logsumexp(dim=1)
+        reset = torch.stack([rest, low, *kept], dim=1).logsumexp(dim=1)
         gap = top[:, k] - low
         # p_(k) (1 − exp(−gap)); for gap < 0 as −exp(v/τ + E_0) (1 − exp(gap)), so that no exponential overflows.
         share = torch.where(

@@ -1,6 +1,7 @@
 """Sources on a local S3 server and a local HTTP server: outcomes, requests, faults."""
 
 import io
+import json
 import os
 import tarfile
 import threading
@@ -54,7 +55,7 @@ def test_every_edit_has_its_outcome(bucket, store):
     assert rows(store, "uri, source, path, folder")[0] == (f"{SOURCE}/cat/0.jpg", SOURCE, "cat/0.jpg", "cat")
     bucket.requests.clear()
     assert run(SOURCE + "/", store) == {"unchanged": 6}
-    assert bucket.requests["GET"] <= 5  # listings
+    assert bucket.requests["GET"] <= 6  # listings
     assert bucket.requests["HEAD"] <= 2
     bucket.put("in/cat/0.jpg", PHOTOS[0] + b"x")
     bucket.put("in/cat/1.jpg", b"no picture")
@@ -142,7 +143,7 @@ def test_a_listing_that_breaks_off_removes_nothing(bucket, store):
     def fail(method, path):
         if method == "GET" and path == f"/{BUCKET}":
             listings.append(path)
-            return 403 if len(listings) >= 4 else None  # the kind of the source, its top, one folder, the other one
+            return 403 if len(listings) >= 5 else None  # its kind, its top twice, a folder, the other one
         return None
 
     bucket.fail = fail
@@ -323,3 +324,68 @@ def test_scan_names_what_it_can_not_ask_for(host):
     (image,) = scan(resolve(f"{host}/p/0.jpg"), ScanNotes())
     assert image.size_bytes < 0
     assert os.path.basename(image.path) == "0.jpg"
+
+
+# Datasets elsewhere
+
+
+@pytest.fixture
+def dataset(s3):  # noqa: F811
+    """COCO, YOLO and Parquet datasets on the server."""
+    for number in (0, 1):
+        s3.put(f"coco/val2017/{number}.jpg", PHOTOS[number])
+        s3.put(f"yolo/images/train/{number}.jpg", PHOTOS[number])
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 300, "height": 200} for n in (0, 1, 2)]
+    boxes = [{"id": 5, "image_id": 0, "category_id": 1, "bbox": [10, 20, 150, 100]}]
+    values = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cup"}]}
+    s3.put("coco/annotations/instances_val2017.json", json.dumps(values).encode())
+    s3.put("yolo/labels/train/1.txt", b"0 0.5 0.5 0.25 0.5\n")
+    s3.put("yolo/data.yaml", b"train: images/train\nval: images/val\nnames: [cup]\n")
+    image = pa.array(
+        [{"bytes": PHOTOS[0], "path": "a.jpg"}], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    out = io.BytesIO()
+    pq.write_table(pa.table({"image": image, "label": ["cup"]}), out)
+    s3.put("hub/data/test-00000-of-00001.parquet", out.getvalue())
+    return s3
+
+
+def test_datasets_in_an_object_store(dataset, store):
+    columns = "path, folder, split"
+    assert run(f"s3://{BUCKET}/coco/annotations/instances_val2017.json", store) == {"added": 3}
+    assert sorted(rows(store, columns)) == [
+        ("val2017/0.jpg", "cup", "val"),
+        ("val2017/0.jpg#box=5", "cup", "val"),
+        ("val2017/1.jpg", "", "val"),
+    ]
+    assert rows(store, "uri")[0] == (f"s3://{BUCKET}/coco/val2017/0.jpg",)
+    assert run(f"s3://{BUCKET}/coco/annotations/instances_val2017.json", store) == {"unchanged": 3}
+    other = store.with_name("yolo")
+    assert run(f"s3://{BUCKET}/yolo/data.yaml", other) == {"added": 3}
+    assert rows(other, "path, split", "folder = 'cup' AND contains(uri, '#box=')") == [
+        ("images/train/1.jpg#box=0", "train")
+    ]
+    third = store.with_name("hub")
+    for source in ("hub", "hub/data/test-00000-of-00001.parquet"):
+        expected = {"added": 1} if source == "hub" else {"unchanged": 1}
+        assert run(f"s3://{BUCKET}/{source}", third) == expected
+    assert rows(third, "folder, split") == [("cup", "test")]
+
+
+def test_coco_over_http(host, store):
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 300, "height": 200} for n in (0, 1, 77)]
+    boxes = [{"id": 5, "image_id": 0, "category_id": 1, "bbox": [10, 20, 150, 100]}]
+    values = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cup"}]}
+    Handler.files["/p/test.json"] = (json.dumps(values).encode(), {})
+    assert run(f"{host}/p/test.json", store) == {"added": 3, "unreadable": 1}
+    assert rows(store, "path, folder, split", "contains(uri, '#box=')") == [("0.jpg#box=5", "cup", "test")]
+    assert run(f"{host}/p/test.json", store) == {"unchanged": 3, "unreadable": 1}
+
+
+def test_a_listing_of_a_dataset_that_fails_changes_nothing(dataset, store):
+    run(f"s3://{BUCKET}/yolo/data.yaml", store)
+    dataset.fail = lambda method, path: 403 if method == "GET" and path == f"/{BUCKET}" else None
+    with pytest.raises(OodAuditError, match="cannot list"):
+        run(f"s3://{BUCKET}/yolo/data.yaml", store)
+    dataset.fail = lambda method, path: None
+    assert run(f"s3://{BUCKET}/yolo/data.yaml", store) == {"unchanged": 3}

@@ -320,6 +320,11 @@ def test_splits_alone_are_refused(tmp_path):
         told(stored(tmp_path, "train", "test"), None)
 
 
+def test_splits_of_one_class_are_refused_by_its_name(tmp_path):
+    with pytest.raises(UsageError, match="the folders name fewer than two classes: only cat; give a list"):
+        told(stored(tmp_path, "train/cat", "test/cat"), None)
+
+
 def test_bare_numbers_are_doubted(tmp_path):
     _, notes = told(stored(tmp_path, "0", "1"), None)
     assert "warning: 2 of the class names are bare numbers (0, 1), which say nothing" in notes[1]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Generic, TypeVar
-from urllib.parse import quote_from_bytes, unquote_to_bytes
+from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
@@ -34,6 +34,7 @@ T = TypeVar("T")
 IMAGE_COLUMNS = ("image_id", "uri", "path")  # the first of these that a row has names its image
 _YES, _NO = {"1", "1.0", "true", "yes", "ood"}, {"0", "0.0", "false", "no", "id"}
 _SHOWN = 3  # names in a message
+_BOX = re.compile(r"(.*)#box=([^#&]*)(&xywh=[^#&]*)?", re.DOTALL)
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")  # how `text.storable` writes bytes that are not UTF-8
 
 
@@ -352,12 +353,17 @@ def _forms(image_id: str, uri: str, inside: str, source: str) -> Iterator[tuple[
     yield "uri", uri
     yield "path", inside
     yield "in source", f"{source.rstrip('/').rpartition('/')[2]}/{inside}"
+    if "#box=" in uri:
+        yield "box", uri.partition("&xywh=")[0]
     if not inside.isascii():
         yield "composed", unicodedata.normalize("NFC", inside)
 
 
 def _usual(name: str, folders: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The most certain of `_spellings`, by which nearly all names are found."""
+    if found := _BOX.fullmatch(name):
+        yield from _boxed(_usual(found[1], folders), found)
+        return
     yield "id", name
     yield "uri", name
     if os.path.isabs(name):
@@ -368,6 +374,9 @@ def _usual(name: str, folders: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _spellings(name: str, folders: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What a name in a file may mean, the most certain first."""
+    if found := _BOX.fullmatch(name.strip()):
+        yield from _boxed(_spellings(found[1], folders), found)
+        return
     for written in dict.fromkeys((name, name.strip())):
         yield "id", written
         yield "uri", written
@@ -381,6 +390,18 @@ def _spellings(name: str, folders: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield from _absolute(written)
         else:
             yield from _relative(written, folders)
+
+
+def _boxed(images: Iterator[tuple[str, str]], found: re.Match[str]) -> Iterator[tuple[str, str]]:
+    """The spellings of a box in an image, by those of the image: its id tells it, and its place where that is given."""
+    box, place = unquote(found[2]), found[3] or ""
+    for kind, image in images:
+        if kind == "uri":
+            if place:
+                yield "uri", f"{image}#box={quote(box, safe='')}{place}"
+            yield "box", f"{image}#box={quote(box, safe='')}"
+        elif kind in ("path", "in source"):
+            yield kind, f"{image}#box={box}"
 
 
 def _absolute(name: str) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from ood_audit.text import printable
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 
+_FOLDERS = "SELECT DISTINCT folder FROM images WHERE status = 'ok'"
 _SHOWN = 8  # names in a note
 _MOST_FOLDERS = 50_000  # folders whose names are compared with those of the classes
 
@@ -187,12 +188,14 @@ class Folders:
         vocabulary: the classes, or None where they name fewer than two, or an image lies in no folder.
         splits: the folders that divide the data set and name no class, such as `train`.
         without: how many folders are below these alone, so that their images have no class.
+        only: the name of the one class, where there is no other; else "".
 
     """
 
     vocabulary: Vocabulary | None
     splits: list[str]
     without: int
+    only: str = ""
 
 
 def from_folders(store: Store) -> Folders:
@@ -200,11 +203,36 @@ def from_folders(store: Store) -> Folders:
 
     Splits such as `train` and `val` are looked below or above of: `train/cat` and `cat/train` are both class cat.
     """
-    folders = sorted(folder for (folder,) in store.query("SELECT DISTINCT folder FROM images WHERE status = 'ok'").rows)
+    own, splits = classes_of(folder for (folder,) in store.query(_FOLDERS).rows)
+    classes = {key(name): name for name in own.values() if name is not None}
+    without = sum(name is None for name in own.values())
+    if len(classes) < 2 or "" in classes:
+        only = next(iter(classes.values()), "") if len(classes) == 1 else ""
+        return Folders(None, splits, without, only)
+    entries = []
+    for name in sorted(classes.values()):
+        found = wordnet.named(name)
+        spoken = " ".join(name.replace("_", " ").split()) or name
+        entries.append(Entry((found[0] if found else spoken,), name, name if wordnet.ID.fullmatch(name) else ""))
+    found_names = _assembled(ClassList(entries, ""), "the folder names", (DEFAULT_TEMPLATE,))
+    return Folders(found_names, splits, without)
+
+
+def classes_of(folders: Iterable[str]) -> tuple[dict[str, str | None], list[str]]:
+    """The class that each folder is named after, None below splits alone; and the names of these splits.
+
+    Args:
+        folders: All that hold images of a store.
+
+    Example:
+        >>> classes_of(["train/cat", "val/cat", "test"])
+        ({'test': None, 'train/cat': 'cat', 'val/cat': 'cat'}, ['test', 'train', 'val'])
+
+    """
+    folders = sorted(folders)
     below = children(folders)
     splits: dict[str, None] = {}
-    classes: dict[str, str] = {}
-    without = 0
+    classes: dict[str, str | None] = {}
     for folder in folders:
         parts, left = folder.split("/"), []
         for depth, part in enumerate(parts):
@@ -212,18 +240,8 @@ def from_folders(store: Store) -> Folders:
                 splits[part] = None
             else:
                 left.append(part)
-        if left:
-            classes[key(left[-1])] = left[-1]
-        without += not left
-    if len(classes) < 2 or "" in classes:
-        return Folders(None, list(splits), without)
-    entries = []
-    for name in sorted(classes.values()):
-        found = wordnet.named(name)
-        spoken = " ".join(name.replace("_", " ").split()) or name
-        entries.append(Entry((found[0] if found else spoken,), name, name if wordnet.ID.fullmatch(name) else ""))
-    own = _assembled(ClassList(entries, ""), "the folder names", (DEFAULT_TEMPLATE,))
-    return Folders(own, list(splits), without)
+        classes[folder] = left[-1] if left else None
+    return classes, list(splits)
 
 
 def load(store: Store, vocabulary_id: str) -> Vocabulary:
@@ -308,6 +326,8 @@ def _some(names: Sequence[str], most: int = _SHOWN) -> str:
 
 def _no_classes(found: Folders) -> str:
     give = "give a list, one a line, with `labels=FILE`"
+    if found.only:
+        return f"the folders name fewer than two classes: only {printable(found.only)}; {give}"
     if found.splits:
         return f"the folders {_some(found.splits)} name no classes; {give}"
     return f"which classes should be there? {give}"

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from ood_audit.images import deep, exif
 from ood_audit.images.access import read
@@ -18,7 +18,7 @@ from ood_audit.images.content import box_hash, content_hash
 from ood_audit.images.formats import formats, unreadable_compression, why_unknown
 from ood_audit.images.notes import TOO_SMALL
 from ood_audit.images.quality import measure
-from ood_audit.images.uri import Box, image_and_box
+from ood_audit.images.uri import Box, image_and_box, shown_in_picture
 from ood_audit.text import printable
 from ood_audit.values import Row
 
@@ -204,7 +204,7 @@ def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:
     """A WebP picture of at most `size` × `size` pixels; None where the file can't be read any more.
 
     Args:
-        uri: of an image, or of a box in one.
+        uri: of an image, or of a box in one; by `uri.in_picture` that of a whole picture with a box drawn in it.
         size: pixels of the longer side.
         quality: of the WebP.
 
@@ -215,16 +215,21 @@ def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:
 
 def reduced(uri: str, size: int) -> Image.Image | None:
     """A picture of at most `size` × `size` pixels; None where the file can't be read any more."""
+    uri, is_whole = shown_in_picture(uri)
     image, box = image_and_box(uri)
     try:
         with Image.open(io.BytesIO(read(image).data), formats=formats()) as opened:
             if box is None:
                 opened.draft("RGB", (2 * size, 2 * size))
             picture: Image.Image | None = to_rgb(opened)
-        if picture is not None and box is not None:
+        if picture is not None and box is not None and not is_whole:
             picture = _crop(picture, box)
-        if picture is not None:
-            picture.thumbnail((size, size), Image.Resampling.BICUBIC)
+        if picture is None:
+            return None
+        whole = picture.size
+        picture.thumbnail((size, size), Image.Resampling.BICUBIC)
+        if box is not None and is_whole:
+            _draw(picture, box, picture.width / whole[0])
         return picture
     except Exception:  # as in `decode`: a picture that is gone or broken must not stop a report
         return None
@@ -235,6 +240,33 @@ def to_webp(picture: Image.Image, quality: int) -> bytes:
     out = io.BytesIO()
     picture.save(out, "WEBP", quality=quality, method=2)
     return out.getvalue()
+
+
+def grey_square(uri: str, side: int) -> NDArray[np.float32] | None:
+    """A picture in grey, scaled to so many pixels a side whatever its shape; None where it can't be read any more.
+
+    Args:
+        uri: of an image, not of a box.
+        side: pixels.
+
+    """
+    try:
+        with Image.open(io.BytesIO(read(uri).data), formats=formats()) as opened:
+            opened.draft("L", (2 * side, 2 * side))
+            upright = to_rgb(opened).convert("L")
+        return np.asarray(upright.resize((side, side), Image.Resampling.BOX), np.float32)
+    except Exception:  # as in `decode`
+        return None
+
+
+def _draw(picture: Image.Image, box: Box, scale: float) -> None:
+    """Draw a box in a picture of another scale: a light line in a dark one, to be seen on any ground."""
+    left, upper = scale * box.x, scale * box.y
+    right, lower = scale * (box.x + box.width), scale * (box.y + box.height)
+    draw = ImageDraw.Draw(picture)
+    for more, colour in ((2, "black"), (1, "yellow"), (0, "yellow"), (-1, "black")):
+        if right - left + 2 * more > 0 and lower - upper + 2 * more > 0:
+            draw.rectangle((left - more, upper - more, right + more, lower + more), outline=colour)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

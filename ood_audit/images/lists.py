@@ -1,7 +1,7 @@
 """Lists of images: .txt with one on each line, or .csv and .parquet with a column `path`, perhaps `label` and `split`.
 
-Entries are paths, members of tar and zip files (ARCHIVE#MEMBER), or URIs; relative ones start from the list's own
-folder.
+Entries are paths, members of tar and zip files (ARCHIVE#MEMBER), boxes (IMAGE#box=ID&xywh=X,Y,WIDTH,HEIGHT), or URIs;
+relative ones start from the list's own folder. A column `uri` with `file:///…` is exact where a path is not.
 """
 
 import csv
@@ -11,24 +11,25 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import BinaryIO
-from urllib.parse import quote, quote_from_bytes, urlsplit
+from urllib.parse import quote, quote_from_bytes, unquote_to_bytes, urlsplit
 
 from ood_audit.errors import UsageError
 from ood_audit.images import access
 from ood_audit.images.found import UNKNOWN, ScanNotes
 from ood_audit.images.spelling import Spelling
 from ood_audit.images.splits import canonical
-from ood_audit.images.uri import archive_and_member, file_uri, is_remote
+from ood_audit.images.uri import archive_and_member, box_uri, file_uri, image_and_box, is_remote, local_path
 from ood_audit.text import printable, storable
 from ood_audit.values import Row
 
 _LABELS = ("label", "class")
+ListRow = tuple[str, str, int, int, str | None, str | None, dict[str, str | float] | None]
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")
 _TOGETHER = 1000  # entries that are looked at side by side
 _TRIES = 5  # how often a host may fail before it is left alone
 
 
-def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int, str | None, str | None]]:
+def listed(source: str, notes: ScanNotes) -> Iterator[ListRow]:
     """What a list names, as rows of `found.COLUMNS`: whatever is wrong with an image, it gets a row.
 
     Args:
@@ -37,7 +38,8 @@ def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int, 
 
     """
     spelling = Spelling()
-    rows = ((_entry(spelling, source, path), label, split) for path, label, split in _entries(source))
+    rows = ((image_and_box(path), label, split) for path, label, split in _entries(source))
+    found = ((_entry(spelling, source, path), box, label, split) for (path, box), label, split in rows)
     failures: Counter[str] = Counter()
 
     def facts(uri: str) -> tuple[int, int]:
@@ -54,14 +56,19 @@ def listed(source: str, notes: ScanNotes) -> Iterator[tuple[str, str, int, int, 
             return UNKNOWN
 
     many = 1
-    while some := list(islice(rows, many)):
-        for ((uri, path), label, split), known in zip(
+    while some := list(islice(found, many)):
+        for ((uri, path), box, label, split), known in zip(
             some, access.each(facts, [uri for (uri, _), *_ in some]), strict=True
         ):
             if label:
                 notes.format = "list with labels"
                 notes.add_label(label, os.path.basename(source))
-            yield uri, path, *known, label, split
+            if box is None:
+                yield uri, path, *known, label, split, None
+            else:
+                notes.format = notes.format or "list with boxes"
+                named = f"{path}#box={storable(box.id)}"
+                yield box_uri(uri, box), named, *known, label, split, box.values()
         many = _TOGETHER
 
 
@@ -74,6 +81,10 @@ def _entry(spelling: Spelling, source: str, entry: str) -> tuple[str, str]:
 
 def local_entry(base: str, entry: str, spelling: Spelling) -> tuple[str, str]:
     """URI and path of what an entry names that starts from a folder."""
+    if entry.startswith("file:///"):
+        archive, mark, member = entry.partition("#")
+        _, path = local_entry(base, local_path(archive), spelling)
+        return entry, f"{path}/{storable(os.fsdecode(unquote_to_bytes(member)))}" if mark else path
     if is_remote(entry):
         return _named(entry), entry.partition("?")[0]
     location = spelling(os.path.normpath(os.path.join(base, entry)))
@@ -147,7 +158,9 @@ def _parquet_entries(file: BinaryIO, source: str) -> Iterator[tuple[str, str | N
             raise UsageError(f"the list {printable(source)}: its column '{column}' holds {kind}, not text")
         names = table.schema_arrow.names
         label, split = _of(names, _LABELS), _of(names, ("split",))
-        for batch in table.iter_batches(columns=[name for name in (column, label, split) if name is not None]):
+        for batch in table.iter_batches(
+            columns=[name for name in (column, label, split, _of(names, ("uri",))) if name is not None]
+        ):
             yield from (_cells(row, column, label, split) for row in batch.to_pylist() if row[column])
     except pa.ArrowException as error:
         raise UsageError(f"cannot read the list {printable(source)}: {error}") from error
@@ -158,10 +171,12 @@ def _of(names: Sequence[str], wanted: Sequence[str]) -> str | None:
 
 
 def _cells(row: Row, path: str, label: str | None, split: str | None) -> tuple[str, str | None, str | None]:
-    """The path, label and split of a row."""
+    """The path, label and split of a row; its `uri` in place of the path where that is one of a file."""
+    exact = row.get("uri")
+    entry = exact if isinstance(exact, str) and exact.startswith("file:///") else row[path]
     text = "" if label is None or row[label] is None else storable(str(row[label])).strip()
     part = "" if split is None or row[split] is None else storable(str(row[split])).strip()
-    return row[path], None if label is None else text, canonical(part) if part else None
+    return entry, None if label is None else text, canonical(part) if part else None
 
 
 def _column(names: Sequence[str], source: str) -> str:

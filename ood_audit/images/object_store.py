@@ -132,6 +132,26 @@ def open_file(uri: str) -> Iterator[tuple[BinaryIO, int, int]]:
         yield file, info.size, _seconds(info.mtime_ns)
 
 
+def files(source: str) -> list[tuple[str, int, int]]:
+    """All files below a canonical URI: the path from there, the size and the time of each; OSError if that can't be."""
+    filesystem, base = open_place(source)
+    found = _told(filesystem.get_file_info, fs.FileSelector(base, recursive=True, allow_not_found=True))
+    return [
+        (entry.path[len(base) :].strip("/"), entry.size, _seconds(entry.mtime_ns))
+        for entry in found
+        if entry.type == fs.FileType.File
+    ]
+
+
+def names(source: str) -> tuple[list[str], list[str]]:
+    """The names of the folders and of the files right below a canonical URI; OSError if they can't be listed."""
+    filesystem, base = open_place(source)
+    found = _told(filesystem.get_file_info, fs.FileSelector(base, allow_not_found=True))
+    kinds = (fs.FileType.Directory, fs.FileType.File)
+    folders, own = (sorted(entry.base_name for entry in found if entry.type == kind) for kind in kinds)
+    return folders, own
+
+
 def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[tuple[str, str, int, int]]:
     """The images and archives below a canonical URI, as rows of `found.COLUMNS`.
 

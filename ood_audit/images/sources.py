@@ -54,7 +54,7 @@ def listing(
 
     Args:
         source: a folder (searched recursively), a tar or zip file, an image, or a list of these (.txt, .csv, .parquet);
-            on this machine or elsewhere. On this machine also a dataset with labels, see `datasets.registry`.
+            on this machine or elsewhere. Also a dataset with labels, see `datasets.registry`.
         notes: filled in along the way.
         exclude: a folder that is never entered (the store).
         images: the folder of the images of a dataset, where it is not beside the annotations.
@@ -65,11 +65,12 @@ def listing(
 
     """
     remote = is_remote(source)
-    if not remote and registry.is_dataset(source):
+    kind = _kind(source) if remote and not source.startswith("http") else ""
+    if _is_dataset(source, kind == "folder"):
         return tables(registry.listed(source, notes, images))
     if os.path.isdir(source):
         return walk(source, notes, exclude)
-    if remote and not source.startswith("http") and _kind(source) == "folder":
+    if kind == "folder":
         return tables(_remote_folder(source, notes, exclude))
     plain = source.partition("?")[0] if remote else source
     uri = source if remote else file_uri(source)
@@ -103,6 +104,15 @@ def _remote_folder(
             yield from members(uri, path, notes)
         else:
             yield uri, path, size_bytes, mtime_ns, None
+
+
+def _is_dataset(source: str, is_remote_folder: bool) -> bool:
+    try:
+        return registry.is_dataset(source, is_remote_folder=is_remote_folder)
+    except OSError as error:
+        raise OodAuditError(
+            f"cannot list {printable(source)}: {error.strerror}; the images in the store are unchanged"
+        ) from error
 
 
 def _kind(uri: str) -> str:

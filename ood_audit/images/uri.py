@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 
 ARCHIVES = (".tar", ".zip")
-_MEMBER = re.compile(r"(.*?\.(?:tar|zip))#(.*)", re.IGNORECASE | re.DOTALL)
+_MEMBER = re.compile(r"(.*?\.(?:tar|zip|parquet))#(.*)", re.IGNORECASE | re.DOTALL)
 _BOX = re.compile(r"(.*)#box=([^#&]*)&xywh=([-+.e\d]+),([-+.e\d]+),([-+.e\d]+),([-+.e\d]+)", re.DOTALL)
+_IN_PICTURE = "&in=picture"
 _WINDOWS = os.name == "nt"
 
 
@@ -104,6 +105,16 @@ def image_and_box(uri: str) -> tuple[str, Box | None]:
         return uri, None
 
 
+def in_picture(uri: str) -> str | None:
+    """What `decode.thumbnail` calls the picture that a box is in, with the box drawn; None where a URI means no box."""
+    return uri + _IN_PICTURE if image_and_box(uri)[1] is not None else None
+
+
+def shown_in_picture(uri: str) -> tuple[str, bool]:
+    """A URI, and whether `in_picture` made it."""
+    return uri.removesuffix(_IN_PICTURE), uri.endswith(_IN_PICTURE)
+
+
 def is_remote(name: str) -> bool:
     """Whether a source, an entry of a list, or a URI is somewhere else: `s3://…`, `https://…`."""
     scheme, separator, _ = name.partition("://")
@@ -125,8 +136,14 @@ def location(uri: str) -> str:
     return local_path(base) + separator + os.fsdecode(unquote_to_bytes(member)) + end
 
 
+def exact_location(uri: str) -> str:
+    """The same with the place of a box, by which it is found again: IMAGE#box=ID&xywh=X,Y,WIDTH,HEIGHT."""
+    image, box = image_and_box(uri)
+    return location(uri) if box is None else box_uri(location(image), box)
+
+
 def archive_and_member(name: str) -> tuple[str, str] | None:
-    """The two parts of ARCHIVE#MEMBER; None for another name."""
+    """The two parts of ARCHIVE#MEMBER, or of FILE.parquet#ROW; None for another name."""
     found = _MEMBER.fullmatch(name)
     return (found[1], found[2]) if found else None
 

@@ -4,32 +4,49 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from ood_audit.errors import UsageError
 from ood_audit.images.datasets.pictures import Picture, location
+from ood_audit.images.datasets.places import Place
 from ood_audit.images.found import ScanNotes
-from ood_audit.images.splits import of_file
+from ood_audit.images.splits import canonical, named, of_file
 from ood_audit.images.uri import Box
 from ood_audit.text import printable
 from ood_audit.values import JsonObject
 
 NAME = "COCO"
 _FIELDS = {  # what is kept of each; segmentations would fill the memory
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "images": ("id", "file_name", "width", "height", "split"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "iscrowd"),
     "categories": ("id", "name"),
 }
 _SPACE = re.compile(r"[\s,:]*")
-_LOOKED_AT = 50  # images that are looked for, to find the folder that they are in
+
+_MOST_FILES = 100  # of JSON in a zip file that are looked into
 
 _Id = str | int
 Lists = dict[str, list[JsonObject]]
 
 
-def reads(source: str) -> bool:
+def reads(place: Place, source: str) -> bool:
     """Whether a source is such a file, by its name."""
-    return source.lower().endswith(".json") and os.path.isfile(source)
+    return source.lower().endswith(".json") and place.is_file(source)
+
+
+def inside(place: Place) -> list[str]:
+    """The files of this format among all files of a place: those with lists of images and of annotations."""
+    files = place.files("/")
+    stems = {os.path.splitext(path)[0] for path in files if not path.lower().endswith(".json")}
+    own = [path for path in files if path.lower().endswith(".json") and os.path.splitext(path)[0] not in stems]
+    found = []
+    for path in own if len(own) <= _MOST_FILES else ():  # more are files of one image each
+        with suppress(OSError):
+            data = place.read(path)
+            if all(re.search(rb'"%s"\s*:\s*\[' % name, data) for name in (b"images", b"annotations")):
+                found.append(path)
+    return found
 
 
 def base(source: str) -> str:
@@ -38,14 +55,14 @@ def base(source: str) -> str:
     return os.path.dirname(own) if os.path.basename(own).lower() == "annotations" else own
 
 
-def pictures(source: str, notes: ScanNotes, images: str | None) -> Iterator[Picture]:
+def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) -> Iterator[Picture]:
     """The images of the file; see `pictures.Picture`.
 
     Raises:
         UsageError: The file can't be read, or has no images.
 
     """
-    lists, whole = _lists(source)
+    lists, whole = _lists(place, source)
     if not whole:
         notes.add_problem("damaged annotation files, read as far as they go", os.path.basename(source))
     if not lists["images"]:
@@ -60,17 +77,79 @@ def pictures(source: str, notes: ScanNotes, images: str | None) -> Iterator[Pict
     entries = [entry for entry in lists["images"] if _has(entry, "id", "file_name")]
     if len(entries) < len(lists["images"]):
         notes.add_problem("images without an id or a file name, left out", os.path.basename(source))
-    folder = _folder(source, [str(entry["file_name"]) for entry in entries[:_LOOKED_AT]], images)
-    split = of_file(source)
+    folder = _folder(place, source, [str(entry["file_name"]) for entry in entries[: place.looked_at]], images)
+    split = of_file(source) or named(os.path.basename(os.path.dirname(source)))
     known = set()
     for entry in entries:
         known.add(entry["id"])
         size = (entry["width"], entry["height"]) if _are_numbers(entry.get("width"), entry.get("height")) else None
         own = boxes.get(entry["id"], [])
-        place = location(folder, str(entry["file_name"]))
-        yield Picture(place, labels.get(entry["id"], []), split, own, size)
+        where = location(folder, str(entry["file_name"]))
+        part = entry.get("split")
+        part = canonical(part) if isinstance(part, str) and part else split
+        yield Picture(where, labels.get(entry["id"], []), part, own, size)
     for image_id in (boxes.keys() | labels.keys()) - known:
         notes.add_problem("images that are annotated and not listed", f"image id {image_id}")
+
+
+class Original:
+    """A COCO file whose entries are found again, each read when it is asked for: segmentations would fill the memory.
+
+    Args:
+        place: Where it lies.
+        source: The file. Where it can't be read any more, nothing is found in it.
+
+    Attributes:
+        categories: The numbers of its classes by name.
+
+    """
+
+    def __init__(self, place: Place, source: str) -> None:
+        self._text = ""
+        self._images: dict[str, tuple[int, int]] = {}
+        self._annotations: dict[tuple[_Id, str], tuple[int, int]] = {}
+        self._crowds: dict[_Id, list[tuple[int, int]]] = defaultdict(list)
+        self.categories: dict[str, int] = {}
+        with suppress(OSError, ValueError, IndexError, RecursionError):
+            self._text = _text(place, source)
+            _read(self._text, self._note)
+
+    def _note(self, name: str, number: int, entry: JsonObject, start: int, end: int) -> None:
+        if name == "images" and _has(entry, "id", "file_name"):
+            self._images[_parts(str(entry["file_name"]))] = start, end
+        elif name == "annotations" and _has(entry, "image_id"):
+            if entry.get("iscrowd") == 1:
+                self._crowds[entry["image_id"]].append((start, end))
+            self._annotations[entry["image_id"], str(entry.get("id", number))] = start, end
+        elif name == "categories" and _has(entry, "id", "name") and isinstance(entry["id"], int):
+            self.categories.setdefault(str(entry["name"]), entry["id"])
+
+    def image(self, path: str) -> JsonObject:
+        """The entry of the image with a path, of which its file name is the end; empty where there is none."""
+        parts = _parts(path).split("/")
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        return self._entry(next((self._images[end] for end in ends if end in self._images), None))
+
+    def annotation(self, image_id: _Id, box_id: str) -> JsonObject:
+        """The entry of a box of an image; empty where there is none."""
+        return self._entry(self._annotations.get((image_id, box_id)))
+
+    def crowds(self, image_id: _Id) -> list[JsonObject]:
+        """The entries of the boxes around a crowd in an image, which are no image of their own."""
+        return [self._entry(span) for span in self._crowds.get(image_id, [])]
+
+    def label(self, annotation: JsonObject) -> str:
+        """The name of an entry's class, or ""."""
+        number = annotation.get("category_id")
+        return next((name for name, own in self.categories.items() if own == number), "")
+
+    def _entry(self, span: tuple[int, int] | None) -> JsonObject:
+        entry: JsonObject = {} if span is None else json.loads(self._text[slice(*span)])
+        return entry
+
+
+def _parts(name: str) -> str:
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
 
 
 def _annotations(
@@ -88,7 +167,13 @@ def _annotations(
         if not label:
             notes.add_problem("annotations whose class has no name", f"category id {category}")
         place = entry.get("bbox")
-        if place is None:
+        if entry.get("iscrowd") == 1 and place is not None:
+            notes.add_problem(
+                "boxes around a crowd, which are no single object, left out", f"annotation {entry.get('id', number)}"
+            )
+            if label:
+                labels[entry["image_id"]].append(label)
+        elif place is None:
             if label:
                 labels[entry["image_id"]].append(label)
         elif isinstance(place, list) and len(place) == 4 and _are_numbers(*place):
@@ -99,7 +184,7 @@ def _annotations(
     return boxes, labels
 
 
-def _folder(source: str, names: list[str], images: str | None) -> str:
+def _folder(place: Place, source: str, names: list[str], images: str | None) -> str:
     """The folder of the images: the one given, or that of the usual ones in which most of them are."""
     if images is not None:
         return os.path.realpath(images)
@@ -108,26 +193,39 @@ def _folder(source: str, names: list[str], images: str | None) -> str:
     above = os.path.dirname(own)
     below = ("", "images", *stem.split("_"), stem, *(f"images/{part}" for part in (*stem.split("_"), stem)))
     folders = dict.fromkeys(os.path.normpath(os.path.join(top, part)) for top in (own, above) for part in below)
-    return max(folders, key=lambda folder: sum(os.path.exists(location(folder, name)) for name in names))
+    return max(folders, key=lambda folder: sum(place.is_file(location(folder, name)) for name in names))
 
 
-def _lists(source: str) -> tuple[Lists, bool]:
+def _lists(place: Place, source: str) -> tuple[Lists, bool]:
     """The lists of a file, without what is not needed, and whether the file is whole."""
     try:
-        with open(source, encoding="utf-8-sig", errors="surrogateescape") as file:
-            text = file.read()
+        text = _text(place, source)
     except OSError as error:
         raise UsageError(f"cannot read {printable(source)}: {error.strerror}") from error
     found: Lists = {name: [] for name in _FIELDS}
+
+    def keep(name: str, number: int, entry: JsonObject, start: int, end: int) -> None:
+        found[name].append({key: entry[key] for key in _FIELDS[name] if key in entry})
+
     try:
-        _read(text, found)
+        _read(text, keep)
     except (ValueError, IndexError, RecursionError):
         return found, False
     return found, True
 
 
-def _read(text: str, found: Lists) -> None:
-    """Read the lists of an object entry by entry, so that all entries before the damage are there when this fails."""
+def _text(place: Place, source: str) -> str:
+    return place.read(source).decode("utf-8-sig", "surrogateescape")
+
+
+def _read(text: str, keep: Callable[[str, int, JsonObject, int, int], None]) -> None:
+    """Read the lists of an object entry by entry, so that all entries before the damage are there when this fails.
+
+    Args:
+        text: The file.
+        keep: Called with the name of a list, and of each entry that is an object its number, itself, its start and end.
+
+    """
     scan = json.JSONDecoder().raw_decode
     at = _SPACE.match(text).end()  # type: ignore[union-attr]  # it matches anything
     if text[at] != "{":
@@ -136,15 +234,16 @@ def _read(text: str, found: Lists) -> None:
     while text[at] != "}":
         name, at = scan(text, at)
         at = _next(text, at)
-        if name not in found or text[at] != "[":
+        if name not in _FIELDS or text[at] != "[":
             _, at = scan(text, at)
         else:
-            at = _next(text, at + 1)
+            at, number = _next(text, at + 1), 0
             while text[at] != "]":
-                entry, at = scan(text, at)
+                entry, end = scan(text, at)
                 if isinstance(entry, dict):
-                    found[name].append({key: entry[key] for key in _FIELDS[name] if key in entry})
-                at = _next(text, at)
+                    keep(name, number, entry, at, end)
+                    number += 1
+                at = _next(text, end)
             at += 1
         at = _next(text, at)
 

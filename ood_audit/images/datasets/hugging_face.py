@@ -3,14 +3,17 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from glob import escape, glob
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
+from ood_audit.images.access import open_file
 from ood_audit.images.datasets.pictures import ImageRow, Picture, picture_rows
 from ood_audit.images.found import ScanNotes
 from ood_audit.images.parquets import SUFFIX, image_column, row_name
-from ood_audit.images.splits import NAMES, of_file
-from ood_audit.images.uri import Box, file_uri
+from ood_audit.images.splits import NAMES, canonical, of_file
+from ood_audit.images.uri import Box, file_uri, is_remote, local_path
 from ood_audit.text import printable, storable
 from ood_audit.values import JsonObject, Row
 
@@ -24,43 +27,74 @@ _FOLDERS = ("", "data", *NAMES, *(f"{above}/{name}" for above in ("data", "defau
 
 
 def reads(source: str) -> bool:
-    """Whether a source is such a file, or a folder with one."""
-    return any(_holds_images(path) for path in _shards(source)[:_LOOKED_AT])
+    """Whether a source, a path or the URI of an object store, is such a file, or a folder with one.
+
+    Raises:
+        OSError: It is remote, and that can't be told now.
+
+    """
+    return any(_holds_images(uri) for _, uri in _shards(source)[:_LOOKED_AT])
 
 
 def rows(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
     """The images of all shards as rows of `found.COLUMNS`, read a row group at a time, without their bytes."""
-    base = source if os.path.isdir(source) else os.path.dirname(source)
-    for shard in _shards(source):
-        yield from _shard_rows(shard, storable(os.path.relpath(shard, base).replace(os.sep, "/")), notes)
+    for path, uri in _shards(source):
+        yield from _shard_rows(uri, storable(path), notes)
 
 
-def _shards(source: str) -> list[str]:
+def _shards(source: str) -> list[tuple[str, str]]:
+    """The shards by their paths from the folder of the source, with their URIs."""
+    if is_remote(source):
+        return _remote_shards(source)
     if not os.path.isdir(source):
-        return [source] if source.lower().endswith(SUFFIX) and os.path.isfile(source) else []
-    return [path for folder in _FOLDERS for path in sorted(glob(os.path.join(escape(source), folder, f"*{SUFFIX}")))]
+        is_one = source.lower().endswith(SUFFIX) and os.path.isfile(source)
+        return [(os.path.basename(source), file_uri(source))] if is_one else []
+    paths = (path for folder in _FOLDERS for path in sorted(glob(os.path.join(escape(source), folder, f"*{SUFFIX}"))))
+    return [(os.path.relpath(path, source).replace(os.sep, "/"), file_uri(path)) for path in paths]
 
 
-def _holds_images(path: str) -> bool:
+def _remote_shards(source: str) -> list[tuple[str, str]]:
+    from ood_audit.images import object_store
+
+    prefix, mark, query = source.partition("?")
+    if prefix.lower().endswith(SUFFIX):
+        return [(unquote(prefix.rpartition("/")[2]), source)]
+    found, pending = [], [""]
+    while pending:
+        folder = pending.pop(0)
+        folders, files = object_store.names(f"{prefix}/{quote(folder)}".rstrip("/") + mark + query)
+        paths = [f"{folder}/{name}".strip("/") for name in files if name.lower().endswith(SUFFIX)]
+        found += [(path, f"{prefix}/{quote(path)}{mark}{query}") for path in paths]
+        pending += [below for name in folders if (below := f"{folder}/{name}".strip("/")) in _FOLDERS]
+    return found
+
+
+def _holds_images(uri: str) -> bool:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return image_column(pq.read_schema(path)) is not None
-    except (pa.ArrowException, OSError):
+        with open_file(uri) as (file, _, _):
+            return image_column(pq.read_schema(file)) is not None
+    except pa.ArrowException:
+        return False
+    except OSError:
+        if is_remote(uri):
+            raise
         return False
 
 
-def _shard_rows(shard: str, path: str, notes: ScanNotes) -> Iterator[ImageRow]:
+def _shard_rows(uri: str, path: str, notes: ScanNotes) -> Iterator[ImageRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(shard)
-    except (pa.ArrowException, OSError) as error:  # its images in the store are left as they are
-        notes.unreadable[shard] = printable(str(error).splitlines()[0])
-        return
-    with file:
+    with ExitStack() as stack:
+        try:
+            opened, _, mtime_ns = stack.enter_context(open_file(uri))
+            file = stack.enter_context(pq.ParquetFile(opened))
+        except (pa.ArrowException, OSError) as error:  # its images in the store are left as they are
+            notes.unreadable[uri if is_remote(uri) else local_path(uri)] = printable(str(error).splitlines()[0])
+            return
         schema = file.schema_arrow
         if image_column(schema) is None:
             notes.skipped[SUFFIX] += 1
@@ -68,8 +102,8 @@ def _shard_rows(shard: str, path: str, notes: ScanNotes) -> Iterator[ImageRow]:
         labels = _Labels(schema)
         for name in labels.names:
             notes.add_class(name)
-        facts = -1, os.stat(shard).st_mtime_ns
-        uri, split, row = file_uri(shard), of_file(shard), 0
+        facts = -1, mtime_ns
+        split, row = of_file(uri.partition("?")[0]), 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             try:
@@ -79,7 +113,7 @@ def _shard_rows(shard: str, path: str, notes: ScanNotes) -> Iterator[ImageRow]:
                 values = []
             for n in range(count):
                 own = labels.of(values[n] if values else {}, f"{path}, row {row}", notes)
-                own.split = split
+                own.split = own.split or split
                 yield from picture_rows(f"{uri}#{row_name(row)}", f"{path}/{row_name(row)}", facts, own, notes)
                 row += 1
 
@@ -101,7 +135,8 @@ class _Labels:
             self._label = next((name for name in _LABELS if name in schema.names and name != image), None)
         self._objects = "objects" if "objects" in schema.names else None
         sizes = [name for name in ("width", "height") if name in schema.names]
-        self.columns = [name for name in (self._label, self._objects) if name is not None] + sizes
+        self._split = "split" if "split" in schema.names else None
+        self.columns = [name for name in (self._label, self._objects, self._split) if name is not None] + sizes
         self._label_names = _class_names(features.get(self._label or "")) or []
         objects = _inner(features.get("objects"))
         self._category = next((name for name in ("category", "categories", "label") if name in objects), "category")
@@ -113,6 +148,8 @@ class _Labels:
         value = row.get(self._label or "")
         labels = [_named(v, self._label_names, where, notes) for v in (value if isinstance(value, list) else [value])]
         picture = Picture("", [label for label in labels if label])
+        if isinstance(part := row.get(self._split or ""), str) and part:
+            picture.split = canonical(part)
         if isinstance(row.get("width"), int) and isinstance(row.get("height"), int):
             picture.size = row["width"], row["height"]
         objects = row.get(self._objects or "") or {}

@@ -1,15 +1,16 @@
 """ImageFolder: a folder of images with `metadata.csv` or `metadata.jsonl`, at its top or in each split."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator
 
 from ood_audit.images.datasets.pictures import Picture, location
-from ood_audit.images.folders import walk
+from ood_audit.images.datasets.places import Place
 from ood_audit.images.found import ScanNotes
 from ood_audit.images.splits import NAMES, named
-from ood_audit.images.uri import Box, local_path
+from ood_audit.images.uri import Box
 from ood_audit.values import JsonObject
 
 NAME = "ImageFolder"
@@ -18,9 +19,16 @@ _IMAGES = ("file_name", "image", "path")
 _LABELS = ("label", "class", "category", "labels")
 
 
-def reads(source: str) -> bool:
+def reads(place: Place, source: str) -> bool:
     """Whether a source is such a folder."""
-    return bool(_files(source))
+    return bool(_files(place, source))
+
+
+def inside(place: Place) -> list[str]:
+    """The folders of this format among those of a place: the top, or the one folder in it."""
+    tops = {path.split("/")[1] for path in place.files("/") if path.count("/") > 1}
+    folders = ["/", *(f"/{top}" for top in tops if len(tops) == 1)]
+    return [folder for folder in folders if reads(place, folder)][:1]
 
 
 def base(source: str) -> str:
@@ -28,37 +36,36 @@ def base(source: str) -> str:
     return source
 
 
-def pictures(source: str, notes: ScanNotes, images: str | None) -> Iterator[Picture]:
+def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) -> Iterator[Picture]:
     """The images of the folder, annotated or not; see `pictures.Picture`."""
     described: dict[str, Picture] = {}
     classes: dict[str, None] = {}
-    for path in _files(source):
-        for picture in _described(path, images or os.path.dirname(path), notes):
+    for path in _files(place, source):
+        for picture in _described(place, path, images or os.path.dirname(path), notes):
             known = described.setdefault(picture.location, picture)
             if known is not picture:
                 known.labels += picture.labels
             classes.update(dict.fromkeys([*picture.labels, *(label for _, label in picture.boxes if label)]))
     for name in sorted(classes):
         notes.add_label(name, os.path.basename(source))
-    for table in walk(source, notes):
-        for path in sorted(map(local_path, table["uri"].to_pylist())):
-            yield described.pop(path) if path in described else Picture(path)
+    for path in place.images(source, notes):
+        yield described.pop(path) if path in described else Picture(path)
     yield from described.values()
 
 
-def _files(source: str) -> list[str]:
+def _files(place: Place, source: str) -> list[str]:
     """The files of metadata at the top, or in the folders of the splits."""
-    if not os.path.isdir(source):
+    if not place.is_folder(source):
         return []
     paths = (os.path.join(source, folder, name) for folder in ("", *NAMES) for name in _FILES)
-    return [path for path in paths if os.path.isfile(path)]
+    return [path for path in paths if place.is_file(path)]
 
 
-def _described(path: str, folder: str, notes: ScanNotes) -> Iterator[Picture]:
+def _described(place: Place, path: str, folder: str, notes: ScanNotes) -> Iterator[Picture]:
     """The images that a file names."""
     where = os.path.basename(path)
     split = named(os.path.basename(os.path.dirname(path)))
-    for number, row in _rows(path, notes):
+    for number, row in _rows(place, path, notes):
         name = next((row[column] for column in _IMAGES if isinstance(row.get(column), str) and row[column]), None)
         if name is None:
             notes.add_problem("rows without a file name, left out", f"{where}, row {number}")
@@ -68,11 +75,12 @@ def _described(path: str, folder: str, notes: ScanNotes) -> Iterator[Picture]:
         yield Picture(location(folder, name), labels, split, _boxes(row, f"{where}, row {number}", notes))
 
 
-def _rows(path: str, notes: ScanNotes) -> Iterator[tuple[int, JsonObject]]:
+def _rows(place: Place, path: str, notes: ScanNotes) -> Iterator[tuple[int, JsonObject]]:
     """The rows of a file, as far as it can be read, each with its number."""
     where = os.path.basename(path)
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        data = io.BytesIO(place.read(path))
+        with io.TextIOWrapper(data, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             if path.endswith(".csv"):
                 yield from enumerate(csv.DictReader(file), start=1)
                 return

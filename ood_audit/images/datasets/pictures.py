@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
+from ood_audit.images.datasets.places import Place
 from ood_audit.images.found import ScanNotes
-from ood_audit.images.lists import local_entry
-from ood_audit.images.spelling import Spelling
-from ood_audit.images.uri import Box, box_uri
+from ood_audit.images.uri import Box, box_uri, is_remote
 from ood_audit.text import storable
 
+_TOGETHER = 1000  # pictures that are looked at side by side, where they are remote
 ImageRow = tuple[str, str, int, int, str, str | None, dict[str, str | float] | None]
 
 
@@ -33,25 +34,28 @@ class Picture:
     size: tuple[float, float] | None = None
 
 
-def rows(base: str, pictures: Iterator[Picture], notes: ScanNotes) -> Iterator[ImageRow]:
+def rows(place: Place, base: str, pictures: Iterator[Picture], notes: ScanNotes) -> Iterator[ImageRow]:
     """Each picture as a row of `found.COLUMNS`, followed by a row for each of its boxes.
 
     Args:
+        place: Where the dataset lies.
         base: The folder that paths start from.
         pictures: As a reader gives them.
         notes: Problems are counted here. None is an error: a missing picture is a row that says so.
 
     """
-    spelling = Spelling()
-    for picture in pictures:
-        uri, path = local_entry(base, picture.location, spelling)
-        try:
-            info = os.stat(picture.location)
-            facts = info.st_size, info.st_mtime_ns
-        except (OSError, ValueError):
-            notes.add_problem("missing pictures", path)
-            facts = 0, 0
-        yield from picture_rows(uri, path, facts, picture, notes)
+    many = 1
+    while some := list(islice(pictures, many)):
+        for picture, found in zip(some, place.each(place.facts, [one.location for one in some]), strict=True):
+            try:
+                uri, path = place.entry(base, picture.location)
+            except OSError:  # in an archive or a listing there is no URI of what is not there
+                notes.add_problem("missing pictures", storable(picture.location.lstrip("/")))
+                continue
+            if found is None:
+                notes.add_problem("missing pictures", path)
+            yield from picture_rows(uri, path, found or (0, 0), picture, notes)
+        many = _TOGETHER
 
 
 def picture_rows(uri: str, path: str, facts: tuple[int, int], picture: Picture, notes: ScanNotes) -> Iterator[ImageRow]:
@@ -69,7 +73,9 @@ def picture_rows(uri: str, path: str, facts: tuple[int, int], picture: Picture, 
 
 
 def location(folder: str, name: str) -> str:
-    """The absolute path of a picture that a file in a folder names, with either kind of slash."""
+    """The absolute path of a picture that a file in a folder names, with either kind of slash; a URI as it is."""
+    if is_remote(name):
+        return name
     return os.path.normpath(os.path.join(folder, name.replace("\\", "/") if os.sep == "/" else name))
 
 

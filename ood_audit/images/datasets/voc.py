@@ -1,21 +1,28 @@
 """Pascal VOC: a folder with JPEGImages, Annotations (an XML file for each image), and ImageSets (the splits)."""
 
+import io
 import os
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
 from ood_audit.images.datasets.pictures import Picture
-from ood_audit.images.folders import walk
+from ood_audit.images.datasets.places import Place
 from ood_audit.images.found import ScanNotes
 from ood_audit.images.splits import named
-from ood_audit.images.uri import Box, local_path
+from ood_audit.images.uri import Box
 
 NAME = "Pascal VOC"
 
 
-def reads(source: str) -> bool:
+def reads(place: Place, source: str) -> bool:
     """Whether a source is such a folder."""
-    return all(os.path.isdir(os.path.join(source, name)) for name in ("JPEGImages", "Annotations"))
+    return all(place.is_folder(os.path.join(source, name)) for name in ("JPEGImages", "Annotations"))
+
+
+def inside(place: Place) -> list[str]:
+    """The folders of this format among those of a place."""
+    folders = {os.path.dirname(os.path.dirname(path)) for path in place.files("/") if "/JPEGImages/" in path}
+    return sorted(folder for folder in folders if reads(place, folder))
 
 
 def base(source: str) -> str:
@@ -23,56 +30,53 @@ def base(source: str) -> str:
     return source
 
 
-def pictures(source: str, notes: ScanNotes, images: str | None) -> Iterator[Picture]:
+def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) -> Iterator[Picture]:
     """The images of the folder, annotated or not; see `pictures.Picture`."""
     folder = os.path.realpath(images) if images is not None else os.path.join(source, "JPEGImages")
-    annotated = _annotations(os.path.join(source, "Annotations"))
-    splits = _splits(os.path.join(source, "ImageSets"), notes)
+    annotated = _annotations(place, os.path.join(source, "Annotations"))
+    splits = _splits(place, os.path.join(source, "ImageSets"), notes)
     classes: set[str] = set()
-    for table in walk(folder, notes):
-        for path in sorted(map(local_path, table["uri"].to_pylist())):
-            stem = os.path.splitext(os.path.basename(path))[0]
-            picture = Picture(path, split=splits.get(stem))
-            if stem in annotated:
-                _annotate(picture, annotated.pop(stem), notes)
-            classes.update(label for _, label in picture.boxes if label)
-            yield picture
+    for path in place.images(folder, notes):
+        stem = os.path.splitext(os.path.basename(path))[0]
+        picture = Picture(path, split=splits.get(stem))
+        if stem in annotated:
+            _annotate(place, picture, annotated.pop(stem), notes)
+        classes.update(label for _, label in picture.boxes if label)
+        yield picture
     for stem, path in annotated.items():
         picture = Picture(os.path.join(folder, f"{stem}.jpg"), split=splits.get(stem))
-        _annotate(picture, path, notes)
+        _annotate(place, picture, path, notes)
         yield picture
     for name in sorted(classes):
         notes.add_class(name)
 
 
-def _annotations(folder: str) -> dict[str, str]:
+def _annotations(place: Place, folder: str) -> dict[str, str]:
     """The XML files by the names of their images, without the endings."""
-    with os.scandir(folder) as entries:
-        return {os.path.splitext(entry.name)[0]: entry.path for entry in entries if entry.name.lower().endswith(".xml")}
+    paths = (path for path in place.files(folder) if path.lower().endswith(".xml"))
+    return {os.path.splitext(os.path.basename(path))[0]: path for path in paths}
 
 
-def _splits(folder: str, notes: ScanNotes) -> dict[str, str]:
+def _splits(place: Place, folder: str, notes: ScanNotes) -> dict[str, str]:
     """The split of each image, by the files `train.txt`, `val.txt` and `test.txt` that list them."""
     found: dict[str, str] = {}
-    for above, _, names in sorted(os.walk(folder)):
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix != ".txt" or (split := named(stem)) is None:
-                continue
-            with open(os.path.join(above, name), encoding="utf-8", errors="surrogateescape") as lines:
-                for line in lines:
-                    image = line.split()[0] if line.strip() else None
-                    if image is not None and found.setdefault(image, split) != split:
-                        notes.add_problem("pictures in two splits, kept in the first", image)
+    for path in place.files(folder):
+        stem, suffix = os.path.splitext(os.path.basename(path))
+        if suffix != ".txt" or (split := named(stem)) is None:
+            continue
+        for line in place.read(path).decode("utf-8", "surrogateescape").splitlines():
+            image = line.split()[0] if line.strip() else None
+            if image is not None and found.setdefault(image, split) != split:
+                notes.add_problem("pictures in two splits, kept in the first", image)
     return found
 
 
-def _annotate(picture: Picture, path: str, notes: ScanNotes) -> None:
+def _annotate(place: Place, picture: Picture, path: str, notes: ScanNotes) -> None:
     """Give a picture the boxes of its XML file, as far as that can be read."""
     where = os.path.basename(path)
     try:
         objects = []
-        for _, element in ElementTree.iterparse(path):  # noqa: S314  # expat itself refuses entities that grow
+        for _, element in ElementTree.iterparse(io.BytesIO(place.read(path))):  # noqa: S314  # expat itself refuses entities that grow
             if element.tag == "size":
                 width, height = _number(element, "width"), _number(element, "height")
                 picture.size = (width, height) if width and height else None
@@ -84,8 +88,8 @@ def _annotate(picture: Picture, path: str, notes: ScanNotes) -> None:
         label = (element.findtext("name") or "").strip()
         if not label:
             notes.add_problem("annotations whose class has no name", where)
-        place = element.find("bndbox")
-        edges = [] if place is None else [_number(place, name) for name in ("xmin", "ymin", "xmax", "ymax")]
+        bounds = element.find("bndbox")
+        edges = [] if bounds is None else [_number(bounds, name) for name in ("xmin", "ymin", "xmax", "ymax")]
         left, upper, right, lower = (edge for edge in (edges or [None] * 4))
         if left is None or upper is None or right is None or lower is None:
             notes.add_problem("boxes that are no four numbers, left out", where)

@@ -2,23 +2,38 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import islice
 
 from ood_audit.errors import UsageError
 from ood_audit.images.datasets.pictures import Picture, location
-from ood_audit.images.datasets.sizes import upright_size
-from ood_audit.images.folders import walk
+from ood_audit.images.datasets.places import Place
 from ood_audit.images.found import ScanNotes
 from ood_audit.images.splits import NAMES
-from ood_audit.images.uri import Box, local_path
+from ood_audit.images.uri import Box
 from ood_audit.text import printable
 from ood_audit.values import JsonObject
 
 NAME = "YOLO"
+_TOGETHER = 1000  # images whose text files are read side by side, where they are remote
 
 
-def reads(source: str) -> bool:
+def reads(place: Place, source: str) -> bool:
     """Whether a source is such a file, by its name."""
-    return source.lower().endswith((".yaml", ".yml")) and os.path.isfile(source)
+    return source.lower().endswith((".yaml", ".yml")) and place.is_file(source)
+
+
+def inside(place: Place) -> list[str]:
+    """The files of this format among all files of a place: those that name classes and a split."""
+    found = []
+    for path in place.files("/"):
+        if path.lower().endswith((".yaml", ".yml")):
+            with suppress(UsageError):
+                values = _read(place, path)
+                if "names" in values and any(_listed(values.get(key)) for key in NAMES):
+                    found.append(path)
+    return found
 
 
 def base(source: str) -> str:
@@ -26,37 +41,40 @@ def base(source: str) -> str:
     return os.path.dirname(source)
 
 
-def pictures(source: str, notes: ScanNotes, images: str | None) -> Iterator[Picture]:
+def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) -> Iterator[Picture]:
     """The images of all splits; see `pictures.Picture`.
 
     Raises:
         UsageError: The file can't be read, or names no split.
 
     """
-    values = _read(source)
+    values = _read(place, source)
     names = _names(values.get("names"))
     for name in names.values():
         notes.add_class(name)
-    places = [(key, place) for key in NAMES for place in _listed(values.get(key))]
-    if not places:
+    splits = [(key, where) for key in NAMES for where in _listed(values.get(key))]
+    if not splits:
         raise UsageError(f"{printable(source)} names no split; a YOLO file has at least `train: images/train`")
     root = os.path.join(os.path.dirname(source), str(values.get("path") or ""))
     roots = [images] if images is not None else [root, os.path.dirname(source)]
-    for split, place in places:
-        found = _found(place, roots)
+    for split, where in splits:
+        found = _found(place, where, roots)
         if found is None:
-            notes.add_problem("missing splits", f"{split}: {place}")
+            notes.add_problem("missing splits", f"{split}: {where}")
             continue
-        for image in _images(found, notes):
-            yield _picture(image, NAMES[split], names, notes)
+        every = _images(place, found, notes)
+        many = 1
+        while some := list(islice(every, many)):
+            for image, lines, size in place.each(partial(_annotated, place), some):
+                yield _picture(image, lines, size, NAMES[split], names, notes)
+            many = _TOGETHER
 
 
-def _read(source: str) -> JsonObject:
+def _read(place: Place, source: str) -> JsonObject:
     import yaml
 
     try:
-        with open(source, "rb") as file:
-            values = yaml.safe_load(file)
+        values = yaml.safe_load(place.read(source))
     except OSError as error:
         raise UsageError(f"cannot read {printable(source)}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -82,38 +100,46 @@ def _listed(value: object) -> list[str]:
     return [place for place in (value if isinstance(value, list) else [value]) if isinstance(place, str)]
 
 
-def _found(place: str, roots: list[str]) -> str | None:
+def _found(place: Place, where: str, roots: list[str]) -> str | None:
     """Where a split lies. The files that Roboflow writes say `../train/images` of a folder beside them."""
-    spellings = [place, place.removeprefix("../")]
+    spellings = [where, where.removeprefix("../")]
     paths = (location(root, spelling) for spelling in spellings for root in roots)
-    return next((path for path in paths if os.path.exists(path)), None)
+    return next((path for path in paths if place.is_file(path) or place.is_folder(path)), None)
 
 
-def _images(place: str, notes: ScanNotes) -> Iterator[str]:
+def _images(place: Place, where: str, notes: ScanNotes) -> Iterator[str]:
     """The images of a folder, or those that a text file lists."""
-    if os.path.isdir(place):
-        for table in walk(place, notes):
-            yield from sorted(map(local_path, table["uri"].to_pylist()))
+    if place.is_folder(where):
+        yield from place.images(where, notes)
         return
-    with open(place, encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            if line.strip():
-                yield location(os.path.dirname(place), line.strip())
+    for line in place.read(where).decode("utf-8", "surrogateescape").splitlines():
+        if line.strip():
+            yield location(os.path.dirname(where), line.strip())
 
 
-def _picture(image: str, split: str, names: dict[int, str], notes: ScanNotes) -> Picture:
-    path = _annotations(image)
+def _annotated(place: Place, image: str) -> tuple[str, list[list[str]] | None, tuple[int, int] | None]:
+    """An image with the lines of its text file, None where there is none, and its size where there are lines."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = [line.split() for line in file if line.strip()]
+        text = place.read(_annotations(place, image)).decode("utf-8", "replace")
     except OSError:
-        return Picture(image, split=split)
-    size = upright_size(image) if lines else None
-    if size is None:  # the picture is missing or damaged, which its row says
+        return image, None, None
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    return image, lines, place.size(image) if lines else None
+
+
+def _picture(
+    image: str,
+    lines: list[list[str]] | None,
+    size: tuple[int, int] | None,
+    split: str,
+    names: dict[int, str],
+    notes: ScanNotes,
+) -> Picture:
+    if lines is None or size is None:  # the picture is missing or damaged, which its row says
         return Picture(image, split=split)
     boxes = []
     for number, values in enumerate(lines):
-        where = f"{os.path.basename(path)}, line {number + 1}"
+        where = f"{os.path.splitext(os.path.basename(image))[0]}.txt, line {number + 1}"
         if (box := _box(str(number), values, *size)) is None:
             notes.add_problem("lines that are no box and no polygon, left out", where)
             continue
@@ -124,12 +150,12 @@ def _picture(image: str, split: str, names: dict[int, str], notes: ScanNotes) ->
     return Picture(image, split=split, boxes=boxes, size=size)
 
 
-def _annotations(image: str) -> str:
+def _annotations(place: Place, image: str) -> str:
     """The text file of an image: in the folder `labels` where the image is in `images`, else beside it."""
     stem = os.path.splitext(image)[0]
     above, mark, below = stem.rpartition(f"{os.sep}images{os.sep}")
     moved = f"{above}{os.sep}labels{os.sep}{below}.txt" if mark else ""
-    return moved if mark and os.path.exists(moved) else f"{stem}.txt"
+    return moved if mark and place.is_file(moved) else f"{stem}.txt"
 
 
 def _box(number: str, values: list[str], width: int, height: int) -> Box | None:

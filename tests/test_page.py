@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -597,6 +598,42 @@ def test_an_area_of_the_map_is_reviewed(page):
     assert at(page) == everything[1]
     page.click("#chosen")
     assert shown(page) == everything and not page.is_visible("#chosen")
+
+
+def test_an_area_of_the_map_is_drawn_by_keys(page):
+    everything = shown(page)
+    page.locator(".counts a", has_text="Details").click()
+    page.focus("[data-does=lasso]")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "map"
+    page.keyboard.press("Enter")
+    assert "three corners" in page.inner_text("#toast")
+    way = (("ArrowUp", 30), ("ArrowLeft", 40), (" ", 1), ("ArrowDown", 40), (" ", 1))  # the left edge, in the middle
+    for key, times in (*way, ("ArrowRight", 8), (" ", 1), ("ArrowUp", 40), (" ", 1), ("Enter", 1)):
+        for _ in range(times):
+            page.keyboard.press(key)
+    chosen = shown(page)
+    assert 5 <= len(chosen) < 15 and chosen == everything[: len(chosen)]
+    page.click("#chosen")
+    page.click("[data-does=lasso]")
+    page.keyboard.press("Escape")
+    assert page.get_attribute("[data-does=lasso]", "aria-pressed") == "false"
+    assert shown(page) == everything
+
+
+def test_a_box_is_shown_in_its_picture(open_page):
+    own = "file:///data/1.jpg#box=7&xywh=1,2,30,40"
+    found = [finding("1.jpg#box=7", uri=own), finding("2.jpg", rank=2, uri=uri(2))]
+    report = page_of(section("ood", ((), found)))
+    assert paging.wanted(report) == [own, uri(2), f"{own}&in=picture"]
+    pictures = {name: picture(i) for i, name in enumerate(paging.wanted(report))}
+    page = open_page(replace(report, pictures=pictures))
+    page.locator(".card .thumb").first.click()
+    captions = page.locator("#details-picture figcaption").all_inner_texts()
+    assert captions == ["in its picture"]
+    assert page.locator("#details-picture img").count() == 2
+    page.keyboard.press("n")
+    assert page.locator("#details-picture img").count() == 1
 
 
 def test_the_map_is_moved_by_dragging(page):

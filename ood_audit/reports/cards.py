@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 from markupsafe import Markup
 
+from ood_audit.images.uri import in_picture
 from ood_audit.reports.charts import number
 from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Scored, Section
 from ood_audit.reports.paging import file_name
@@ -213,12 +214,14 @@ class Record(_Described, total=False):
     """What the dialog shows of a finding besides the picture and the sentence, and what a decision is kept by.
 
     Classes are numbers, -1 for none, and so are the options of the filters in `values`, None for none. `near` (the
-    neighbours) and `twin` (the picture that is kept of duplicates) follow when all cards are made.
+    neighbours), `twin` (the picture that is kept of duplicates) and `around` (the place of the one that a box is in) follow
+    when all cards are made.
     """
 
     near: list[Reference]
     twin: Reference
     twinIs: str
+    around: int
 
 
 @dataclass(frozen=True)
@@ -296,10 +299,13 @@ class _Maker:
         return found
 
     def add_neighbours(self) -> None:
-        """Twins before neighbours."""
+        """Twins, then the pictures that boxes are in, then neighbours."""
         for finding, record in zip(self._findings, self.records, strict=True):
             if finding.twin is not None:
                 record |= {"twin": self._reference(finding.twin), "twinIs": "kept"}
+        for finding, record in zip(self._findings, self.records, strict=True):
+            if (uri := in_picture(finding.image.uri)) is not None and (place := self.pictures.add(uri)) >= 0:
+                record["around"] = place
         for finding, record in zip(self._findings, self.records, strict=True):
             record["near"] = [self._reference(image) for image in finding.scored.neighbours]
 

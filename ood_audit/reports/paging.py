@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 
+from ood_audit.images.uri import in_picture
 from ood_audit.reports.model import Finding, Page, Section
 from ood_audit.reports.neighbours import LISTED
 from ood_audit.reports.thumbnails import MOST
@@ -34,13 +35,14 @@ def wanted(page: Page) -> list[str]:
     listed = list(findings(page))
     # The pictures of all neighbours of thousands of images would take minutes to make, and more room than there is.
     near = chain.from_iterable(finding.scored.neighbours for finding in listed[:LISTED])
-    images = chain(
+    first = chain(
         (finding.image for finding in listed),
         (finding.twin for finding in listed if finding.twin is not None),
         chain.from_iterable(page.typical.values()),
-        near,
     )
-    return list(islice(dict.fromkeys(image.uri for image in images), MOST))
+    around = (uri for finding in listed if (uri := in_picture(finding.image.uri)) is not None)
+    uris = chain((image.uri for image in first), around, (image.uri for image in near))
+    return list(islice(dict.fromkeys(uris), MOST))
 
 
 def _page(whole: Page, start: int, length: int, listed: Collection[str]) -> Page:

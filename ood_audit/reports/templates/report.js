@@ -293,7 +293,7 @@ function pictureFor(reference) {
   if (typeof reference === "number") return pictureOf(state.cards[reference]);
   const [name, place] = reference;
   if (place < 0) return make("p", "not on this page", { title: name });
-  return make("img", "", { src: state.data.pictures[place], alt: name, title: name });
+  return make("img", "", { src: state.data.pictures[place], alt: name || "the picture that it is in", title: name });
 }
 
 /** A small picture of an image that is not listed, from the sheet of all of them. */
@@ -351,15 +351,16 @@ function row(...children) {
   return line;
 }
 
-/** The picture; beside it the one that it is compared with, and what differs. */
+/** The picture; beside it the one that it is in, and the one that it is compared with, and what differs. */
 function comparison(card, record) {
-  if (record.twin === undefined) return [captioned(pictureOf(card), "")];
+  const around = record.around === undefined ? [] : [captioned(pictureFor(["", record.around]), "in its picture")];
+  if (record.twin === undefined) return [captioned(pictureOf(card), ""), ...around];
   const listed = typeof record.twin === "number";
   const kept = listed ? state.cards[record.twin].dataset.path : record.twin[0];
   const [own, other] = [pictureOf(card), pictureFor(record.twin)];
   const figures = [captioned(own, card.dataset.path), captioned(other, `${record.twinIs}: ${kept}`)];
   if (own.src && other.src) figures.push(difference(own, other));
-  return figures;
+  return [...figures, ...around];
 }
 
 function captioned(picture, text) {
@@ -605,6 +606,7 @@ function setUpMap() {
   const listed = points.filter((point) => point.record >= 0);
   let at = -1; // of the keyboard, in `listed`
   let drag = null; // where a pointer went down and has been since, while it is down
+  let pen = null; // where the keyboard draws, and the corners that it has set
 
   function spot(event) {
     const box = map.getBoundingClientRect();
@@ -665,7 +667,43 @@ function setUpMap() {
   function setDrawing(on) {
     map.classList.toggle("drawing", on);
     document.querySelector("[data-does=lasso]").setAttribute("aria-pressed", on);
-    byId("map-lasso").setAttribute("points", "");
+    pen = on ? { x: view.x + fullWidth / view.scale / 2, y: view.y + fullHeight / view.scale / 2, line: [] } : null;
+    showLine([]);
+  }
+
+  function showLine(line) {
+    byId("map-lasso").setAttribute("points", line.map((corner) => corner.join(",")).join(" "));
+  }
+
+  /** Draw by keys: the arrows move, space sets a corner, Enter closes the area. Whether it was one of these. */
+  function drew(event) {
+    const across = { ArrowRight: 1, ArrowLeft: -1 }[event.key] ?? 0;
+    const down = { ArrowDown: 1, ArrowUp: -1 }[event.key] ?? 0;
+    if (event.key === "Escape") setDrawing(false);
+    else if (event.key === " ") pen.line.push([pen.x, pen.y]);
+    else if (event.key === "Enter") {
+      if (pen.line.length < 3) say("Set three corners at least with the space bar");
+      else finishArea(pen.line);
+    } else if (!across && !down) return false;
+    if (pen) {
+      const unit = ((event.shiftKey ? 4 : 20) / view.scale) * (fullWidth / 600);
+      pen.x = Math.min(Math.max(pen.x + across * unit, view.x), view.x + fullWidth / view.scale);
+      pen.y = Math.min(Math.max(pen.y + down * unit, view.y), view.y + fullHeight / view.scale);
+      showLine([...pen.line, [pen.x, pen.y]]);
+    }
+    byId("map-marker").setAttribute("cx", pen ? pen.x : -99);
+    byId("map-marker").setAttribute("cy", pen ? pen.y : -99);
+    return true;
+  }
+
+  /** Review what lies within a line. */
+  function finishArea(line) {
+    setDrawing(false);
+    const inside = listed.filter((point) => isInside(point, line));
+    const images = new Set(inside.map((point) => state.cards[point.record].dataset.image));
+    const cards = state.cards.filter((card) => images.has(card.dataset.image)); // an image may be listed twice
+    if (cards.length) choose(cards);
+    else say("None of the listed images lies there");
   }
 
   function dragged(event) {
@@ -674,19 +712,14 @@ function setUpMap() {
     if (!drag.far) return;
     if (!drawing()) return look({ x: view.x + drag.from.x - here.x, y: view.y + drag.from.y - here.y });
     drag.line.push([here.x, here.y]);
-    byId("map-lasso").setAttribute("points", drag.line.map((corner) => corner.join(",")).join(" "));
+    showLine(drag.line);
   }
 
   function released() {
     const { far, line } = drag;
     drag = null;
     if (!drawing() || !far) return far;
-    setDrawing(false);
-    const inside = listed.filter((point) => isInside(point, line));
-    const images = new Set(inside.map((point) => state.cards[point.record].dataset.image));
-    const cards = state.cards.filter((card) => images.has(card.dataset.image)); // an image may be listed twice
-    if (cards.length) choose(cards);
-    else say("None of the listed images lies there");
+    finishArea(line);
     return true;
   }
 
@@ -718,6 +751,11 @@ function setUpMap() {
   );
   map.addEventListener("blur", () => showTip());
   map.addEventListener("keydown", (event) => {
+    if (drawing() && drew(event)) {
+      event.preventDefault();
+      event.stopPropagation();
+      return;
+    }
     const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
     if (by && listed.length) {
       at = (at + by + (at < 0 && by < 0 ? 1 : 0) + listed.length) % listed.length;
@@ -731,7 +769,10 @@ function setUpMap() {
   byId("map-colour").addEventListener("change", (event) => colourBy(event.target.value, points));
   actions["zoom-in"] = () => zoom(1.5);
   actions["zoom-out"] = () => zoom(1 / 1.5);
-  actions.lasso = () => setDrawing(!drawing());
+  actions.lasso = () => {
+    setDrawing(!drawing());
+    if (drawing()) map.focus({ preventScroll: true });
+  };
 }
 
 /** Whether a point lies in a polygon: whether a ray from it crosses the edges an odd number of times. */

@@ -13,6 +13,7 @@ A drift counts as named where one of the words for it is among the names given, 
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,12 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.embedding.run import embed
-from ood_audit.findings import drift, shortcuts, words
+from ood_audit.findings import drift, overlays, shortcuts, words
 from ood_audit.findings.comparison import LEVEL, measures
 from ood_audit.findings.sides import MEASURES, Side
+from ood_audit.images.decode import grey_square
+from ood_audit.images.found import image_id
+from ood_audit.images.uri import file_uri
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 
@@ -217,6 +221,32 @@ def planted_shortcuts(objects: Features, planted: Features, styles: Features, na
         told(f"one class of objects, {drawn}", found, wanted)
 
 
+def overlaid(source: Path, target: Path) -> None:
+    """Overlays, where the drawing is on all pictures of one class."""
+
+    def images(drawn: str = "", name: str = "") -> pa.Table:
+        rows = []
+        for path in sorted(source.glob("*/*")):
+            own = target / drawn / path.relative_to(source) if path.parent.name == name else path
+            row = {
+                "image_id": image_id(str(path)),
+                "uri": file_uri(str(own.resolve())),
+                "given_label": path.parent.name,
+            }
+            rows.append(row | {"size_bytes": own.stat().st_size, "width": 200, "height": 200})
+        return pa.Table.from_pylist(rows)
+
+    read = lru_cache(maxsize=None)(lambda uri: grey_square(uri, 64))
+    plain = {one.group for one in overlays.find(images(), read)}
+    print("overlays where none was drawn:", ", ".join(sorted(plain)) or "none")
+    names = sorted(path.name for path in source.iterdir())
+    for drawn in PLANTED:
+        groups = [{one.group for one in overlays.find(images(drawn, name), read)} for name in names]
+        found = sum(name in own for name, own in zip(names, groups, strict=True))
+        others = sum(len(own - plain - {name}) for name, own in zip(names, groups, strict=True))
+        print(f"  one class of objects, {drawn:12} found {found:2} of {len(names)}, others {others}", flush=True)
+
+
 def told(title: str, answers: list[str], wanted: set[str]) -> None:
     named = sum(answer in wanted for answer in answers)
     print(f"  {title:34} found {sum(map(bool, answers)):2} of {len(answers)}, named {named}", flush=True)
@@ -244,6 +274,7 @@ def main() -> None:
         halves(objects, options.draws)
         drifts(objects, planted, styles, families)
         planted_shortcuts(objects, planted, styles, names, encoder().encode_texts)
+        overlaid(source, root / "planted")
 
 
 if __name__ == "__main__":

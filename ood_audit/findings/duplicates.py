@@ -35,6 +35,7 @@ from ood_audit.findings.fingerprints import (
     turned_hashes,
 )
 from ood_audit.findings.listed import Listed
+from ood_audit.findings.settings import TURNED_MOST
 from ood_audit.images.access import sizes
 from ood_audit.images.decode import decode
 from ood_audit.store import Store
@@ -66,7 +67,6 @@ _TURNED_NEIGHBOURS = 64
 # then no file is read to compare them. Of 616 altered copies that match, the farthest are 62 bits apart, which leaves
 # 28 to spare; of 209,000 pairs of like pictures that are none, a fifth of a percent is as near as that.
 _STORED_MORE = 42
-_TURNED_MOST = 400_000  # images: all are compared with all
 
 _UNKNOWN, _COMPARABLE, _IS_FLAT, _UNREADABLE = range(4)  # states of a fingerprint
 
@@ -336,7 +336,7 @@ class _Search:
 def _index_of(hashes: Fingerprints, known: NDArray[np.bool_]) -> "tuple[Rows, faiss.IndexBinaryFlat] | None":
     """The rows with stored hashes, and an index of their still codes, two a row; None where too many, or none."""
     rows = np.flatnonzero(known)
-    if not len(rows) or len(hashes) > _TURNED_MOST:
+    if not len(rows) or len(hashes) > TURNED_MOST:
         return None
     import faiss
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from ood_audit.errors import UsageError
 
+TURNED_MOST = 400_000  # images that are compared with each other in all orientations, all with all
+
 
 @dataclass(frozen=True)
 class FindingSettings:

@@ -65,7 +65,7 @@ class Shortcut:
         group: The name of a class or of a split.
         is_split: Whether it is a split.
         word: How its images look: `like snow`, or `dark`.
-        effect: d.
+        effect: d; for an overlay the share of the area that it takes, see `overlays`.
         share: The share of the group that looks like it.
         share_others: The share of the other images that do.
         images: The ids of the images of the group that look like it, the most similar first.

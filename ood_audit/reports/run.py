@@ -17,10 +17,10 @@ from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import cached_features
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.findings import copies, leaks, naming, quality, records, shortcuts
+from ood_audit.findings import copies, leaks, naming, overlays, quality, records, shortcuts
 from ood_audit.findings import decide as decisions
 from ood_audit.findings.decide import Decisions
-from ood_audit.findings.settings import FindingSettings
+from ood_audit.findings.settings import TURNED_MOST, FindingSettings
 from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.frames import Tabular
 from ood_audit.progress import Progress, counting, silent
@@ -225,11 +225,16 @@ class _Run:
         table, notes = naming.group(db, table, self.store, self.scores.images, self.top)
         if not self.counts["near"]:
             notes.append("duplicates: only exact ones were looked for; add --near-duplicates for near ones")
+        elif self.scores.images > TURNED_MOST:
+            notes.append(
+                f"duplicates: of more than {TURNED_MOST:,} images, those that were turned or mirrored are found only "
+                "where their features are near each other"
+            )
         return table, replace(decided, notes=[*decided.notes, *notes])
 
     def _shortcuts(self, db: DuckDBPyConnection, compared: Compared, decided: Decisions) -> list[Shortcut]:
         """The shortcuts, each with a note. Where the scores were there, the model is not loaded."""
-        columns = ", ".join(("image_id", "split", *shortcuts.MEASURES))
+        columns = ", ".join(("image_id", "uri", "size_bytes", "width", "height", "split", *shortcuts.MEASURES))
         images = db.sql(
             f"SELECT * FROM (SELECT image_id, given_label FROM scores) JOIN (SELECT {columns} FROM images) "
             "USING (image_id)"
@@ -237,8 +242,10 @@ class _Run:
         encoder = None if self.scores.reused else texts.encoder_of(self.store, self.device)
         found = shortcuts.find(self.store, images, self.scores.vocabulary, compared.text, encoder)
         if found is None:
-            decided.notes.append("shortcuts: none looked for, as this model has no features of condition names")
-            return []
+            decided.notes.append("shortcuts: none looked for by names, as this model has no features of conditions")
+            found = []
+        told = {one.group for one in found if not one.is_split}
+        found += [one for one in overlays.find(images) if one.group not in told]
         decided.notes.extend(f"shortcut: {one.evidence}" for one in found)
         return found
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from ood_audit._version import __version__
 
 if TYPE_CHECKING:
+    from ood_audit.actions.datasets.write import ExportedDataset as ExportedDataset
+    from ood_audit.actions.datasets.write import export_dataset as export_dataset
     from ood_audit.actions.export import Exported as Exported
     from ood_audit.actions.export import export as export
     from ood_audit.actions.quarantine import Outcome as Outcome
@@ -73,6 +75,7 @@ _API = {
     "EncoderError": "ood_audit.errors",
     "Evaluation": "ood_audit.scoring.evaluation",
     "Exported": "ood_audit.actions.export",
+    "ExportedDataset": "ood_audit.actions.datasets.write",
     "FeatureColumns": "ood_audit.embedding.imported",
     "Finding": "ood_audit.store.findings",
     "FindingSettings": "ood_audit.findings.settings",
@@ -96,6 +99,7 @@ _API = {
     "embed": "ood_audit.embedding.run",
     "evaluate": "ood_audit.scoring.evaluation",
     "export": "ood_audit.actions.export",
+    "export_dataset": "ood_audit.actions.datasets.write",
     "forget": "ood_audit.store.sources",
     "import_features": "ood_audit.embedding.imported",
     "open": "ood_audit.audit",

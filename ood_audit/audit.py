@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+    from ood_audit.actions.datasets.write import ExportedDataset
     from ood_audit.actions.export import Exported
     from ood_audit.actions.quarantine import Result
     from ood_audit.actions.verdicts import Applied
@@ -504,6 +505,52 @@ class Audit:
 
         with replacing(Path(path)) as temporary, temporary.open("wb") as out:
             return export(self.store, out=out, kinds=_kinds(kinds), format=format, null=null, report=report)
+
+    def export_dataset(
+        self,
+        path: StrPath,
+        *,
+        format: str,
+        kinds: Collection[str] = (),
+        keep: bool = False,
+        copy: bool = False,
+        report: str | None = None,
+    ) -> "ExportedDataset":
+        """Write all images, those with a finding, or those without, as a dataset with labels, splits and boxes.
+
+        Args:
+            path: The file or the new folder to write.
+            format: `coco`, `yolo`, `parquet`, `csv` or `atlas`, see `ood_audit.export_dataset`.
+            kinds: The kinds of finding, see `findings`; without any, all images are written.
+            keep: Write the images that are left without those of these kinds.
+            copy: Copy the images into the folder of a `coco` or `yolo` dataset.
+            report: The report's name; None for the last one.
+
+        Raises:
+            UsageError: There is no such kind or format, or it can't hold what was asked for.
+            OodAuditError: Nothing is left to write, or an image can't be read any more.
+
+        Example:
+            >>> import ood_audit
+            >>> audit = ood_audit.open("audit")
+            >>> _ = audit.embed("examples/images", device="cpu")
+            >>> audit.export_dataset("all.json", format="coco").images
+            189
+
+        """
+        from ood_audit.actions.datasets.write import export_dataset
+
+        with bars() as on_progress:
+            return export_dataset(
+                path,
+                self.store,
+                format=format,
+                kinds=_kinds(kinds),
+                keep=keep,
+                copy=copy,
+                report=report,
+                on_progress=on_progress,
+            )
 
     def _exists(self) -> bool:
         return (store_root(self.path) / "store.json").is_file()

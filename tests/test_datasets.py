@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -406,6 +407,7 @@ def test_boxes_are_images_of_their_own(tmp_path, scene, warm, monkeypatch):
 
 def test_a_box_shows_its_object_with_a_margin(tmp_path, scene):
     from ood_audit.images.decode import decode, thumbnail
+    from ood_audit.images.uri import in_picture
 
     uri = rows(coco(tmp_path))["images/one.jpg#box=12"]["uri"]
     seen = []
@@ -419,6 +421,11 @@ def test_a_box_shows_its_object_with_a_margin(tmp_path, scene):
     assert seen[0].size == (144, 192)
     small = uri.replace("200,50,120,160", "200,50,12,16")
     assert thumbnail(uri, 96) is not None
+    with Image.open(io.BytesIO(thumbnail(in_picture(uri) or "", 400) or b"")) as whole:
+        assert whole.size == (400, 300)
+        red, green, blue = whole.getpixel((260, 50))[:3]
+        assert min(red, green) > 150 > blue + 50  # the upper edge of the box, in yellow
+    assert in_picture(uri.partition("#")[0]) is None
     assert decode(small, prepare).note == "box too small to tell: 12 × 16 pixels"
     outside = decode(uri.replace("200,50,120,160", "700,50,12,16"), prepare)
     assert outside.error == "the box is outside of its image, which has 400 × 300 pixels"
@@ -489,3 +496,73 @@ def test_boxes_too_small_to_tell_are_not_judged(tmp_path, scene, warm):
         assert notes.pop("images/one.jpg#box=13") == "box too small to tell: 12 × 9 pixels"
         assert set(notes.values()) == {None}
         assert label_issues.find(db).labelled == 2
+
+
+# In zip files
+
+
+def zipped(folder, path):
+    """What is in a folder as a zip file."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, file.relative_to(folder).as_posix())
+    return path
+
+
+def test_coco_in_a_zip_file_with_a_file_for_each_split(tmp_path, warm):
+    for split, number in (("train", 1), ("valid", 2)):
+        compose(tmp_path / "in" / split / f"{number}.jpg", (AIRPLANE, 10, 20, 150, 100))
+        entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 150, 100]}
+        images = [{"id": 1, "file_name": f"{number}.jpg", "width": 400, "height": 300}]
+        coco(tmp_path / "in" / split, "_annotations.coco.json", images=images, annotations=[entry])
+    (tmp_path / "in" / "train" / "lost.json").write_text("{}")
+    shutil.copy(CUP, tmp_path / "in" / "valid" / "mask.jpg")
+    path = zipped(tmp_path / "in", tmp_path / "data.zip")
+    notes = ScanNotes()
+    found = rows(path, notes)
+    assert {path: (row["label"], row["split"]) for path, row in found.items()} == {
+        "data.zip/train/1.jpg": ("airplane", "train"),
+        "data.zip/train/1.jpg#box=1": ("airplane", "train"),
+        "data.zip/valid/2.jpg": ("airplane", "val"),
+        "data.zip/valid/2.jpg#box=1": ("airplane", "val"),
+    }
+    left = {"images in the zip file that no annotation names, left out": (1, "valid/mask.jpg")}
+    assert (notes.format, notes.problems) == ("COCO", left)
+    store = tmp_path / "store"
+    assert +ood_audit.embed(path, store=store, device="cpu").counts == {"added": 4}
+    assert +ood_audit.embed(path, store=store, device="cpu").counts == {"unchanged": 4}
+
+
+def test_yolo_in_a_zip_file(tmp_path):
+    compose(tmp_path / "in" / "data" / "train" / "images" / "one.jpg", (CUP, 200, 50, 100, 150))
+    (tmp_path / "in" / "data" / "train" / "labels").mkdir()
+    (tmp_path / "in" / "data" / "train" / "labels" / "one.txt").write_text("0 0.625 0.416667 0.25 0.5\n")
+    (tmp_path / "in" / "data" / "data.yaml").write_text("train: ../train/images\nnames: [cup]\n")
+    notes = ScanNotes()
+    found = rows(zipped(tmp_path / "in", tmp_path / "a.zip"), notes)
+    assert place(found["a.zip/data/train/images/one.jpg#box=0"]) == pytest.approx((200, 50, 100, 150), abs=0.1)
+    assert (notes.format, notes.classes, problems(notes)) == ("YOLO", ["cup"], {})
+
+
+def test_voc_and_image_folders_in_zip_files(tmp_path):
+    root = tmp_path / "in" / "VOC2007"
+    compose(root / "JPEGImages" / "one.jpg", (AIRPLANE, 10, 20, 150, 100))
+    (root / "Annotations").mkdir()
+    (root / "Annotations" / "one.xml").write_text(f"<annotation>{_OBJECT.format('cup', 11, 21, 160, 120)}</annotation>")
+    found = rows(zipped(tmp_path / "in", tmp_path / "voc.zip"))
+    assert found["voc.zip/VOC2007/JPEGImages/one.jpg#box=0"]["label"] == "cup"
+    (tmp_path / "other" / "top").mkdir(parents=True)
+    shutil.copy(CUP, tmp_path / "other" / "top" / "a.jpg")
+    (tmp_path / "other" / "top" / "metadata.csv").write_text("file_name,label\na.jpg,cup\ngone.jpg,cup\n")
+    notes = ScanNotes()
+    found = rows(zipped(tmp_path / "other", tmp_path / "f.zip"), notes)
+    assert {path: row["label"] for path, row in found.items()} == {"f.zip/top/a.jpg": "cup"}
+    assert problems(notes) == {"missing pictures": 1}
+
+
+def test_boxes_around_a_crowd_are_no_objects(tmp_path, scene):
+    entries = [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [5, 5, 90, 90], "iscrowd": 1, "segmentation": {}}]
+    notes = ScanNotes()
+    found = labels(coco(tmp_path, annotations=entries), notes)
+    assert found == {"images/one.jpg": ("cup", "val")}
+    assert problems(notes) == {"boxes around a crowd, which are no single object, left out": 1}

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from ood_audit.reports import map as mapping
-from ood_audit.reports.map import coordinates
+from ood_audit.findings import map as mapping
+from ood_audit.findings.map import coordinates
 
 
 @pytest.fixture

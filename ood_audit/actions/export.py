@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from ood_audit.actions import splits
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.findings.records import in_evaluation, selecting
-from ood_audit.images.uri import location
+from ood_audit.images.uri import exact_location, location
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.text import printable, storable, write_csv
 from ood_audit.values import RowValues
@@ -97,7 +97,7 @@ def export(
         end = b"\0" if null else b"\n"
         lines = 0
         for (uri,) in _stream(db, _SQL[format]):
-            out.write(os.fsencode(location(uri)) + end)
+            out.write(os.fsencode(exact_location(uri)) + end)
             lines += 1
         return Exported(lines, outdated, evaluation)
 
@@ -108,7 +108,7 @@ def _write_table(db: "duckdb.DuckDBPyConnection", out: BinaryIO) -> int:
     def rows() -> Iterator[list[object]]:
         nonlocal lines
         for uri, *rest in _stream(db, _SQL["csv"]):
-            yield [storable(location(uri)), *rest, uri]
+            yield [storable(exact_location(uri)), *rest, uri]
             lines += 1
 
     text = io.TextIOWrapper(out, encoding="utf-8", newline="", write_through=True)

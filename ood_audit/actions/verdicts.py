@@ -204,11 +204,17 @@ def undo(
 def settled(store: Store) -> set[Key]:
     """What was decided and applied, other than to remove: content hashes, each with the question that is settled."""
     keys = set()
-    for path in sorted((store.root / "verdicts").glob("[!.]*.json")):
+    for path in _records(store):
         for values in read_json(path)["verdicts"]:
             if values["decision"] != "remove":
                 keys.add((values["content_hash"], question(values["kind"])))
     return keys
+
+
+def acting(store: Store) -> list[Verdict]:
+    """What was decided and applied other than to keep an image as it is, in the order of time."""
+    every = (Verdict(**values) for path in _records(store) for values in read_json(path)["verdicts"])
+    return sorted((verdict for verdict in every if verdict.decision != "keep"), key=lambda verdict: verdict.when)
 
 
 def question(kind: str) -> str:
@@ -293,6 +299,10 @@ def _remember(
         record["verdicts"] += own
     with writing(store.root, "scores", wait=COMMIT_SECONDS):
         write_json(path, record)
+
+
+def _records(store: Store) -> list[Path]:
+    return sorted((store.root / "verdicts").glob("[!.]*.json"))
 
 
 def _path(store: Store, decisions: str | os.PathLike[str]) -> Path:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ood_audit.classes.prototypes import Prototypes, joined_without_torch, sample
-from ood_audit.reports.map import coordinates
+from ood_audit.findings.map import coordinates
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features, unit
 

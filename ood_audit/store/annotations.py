@@ -8,6 +8,7 @@ from ood_audit.store import schema
 from ood_audit.store.files import read_json, remove, replacing, write_json
 from ood_audit.store.folder import StoreFolder
 from ood_audit.text import storable
+from ood_audit.values import JsonObject
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,8 +52,12 @@ def forget(store: StoreFolder, source: str) -> None:
 
 def classes(store: StoreFolder) -> list[str]:
     """The names of the classes of all datasets in the store, in their order."""
-    files = sorted(store.annotations.glob("*.json"))
-    return list(dict.fromkeys(name for path in files for name in read_json(path)["classes"]))
+    return list(dict.fromkeys(name for one in described(store) for name in one["classes"]))
+
+
+def described(store: StoreFolder) -> list[JsonObject]:
+    """What `describe` noted of each dataset in the store."""
+    return [read_json(path) for path in sorted(store.annotations.glob("*.json"))]
 
 
 def _name(source: str) -> str:

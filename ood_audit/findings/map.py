@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 _NEIGHBOURS = 15  # UMAP's; with fewer than twice as many images its picture says little
 _TAIL = 0.02  # the share of the images on each side that does not set the scale
 _MARGIN = 0.5  # images farther out than this share of the spread are drawn at the edge
+_BLOCK = 65_536  # rows that are placed at a time
 
 Features = NDArray[np.float32]
 
@@ -31,24 +32,38 @@ def coordinates(features: Features) -> Features:
         raise ValueError("the features are to be (N, D), and finite")
     if len(features) >= 2 * _NEIGHBOURS and importlib.util.find_spec("umap"):
         return _to_unit_square(_umap(features))
-    return _to_unit_square(_pca(features))
+    return _to_unit_square(_pca(features, features))
 
 
-def _pca(features: Features) -> NDArray[np.float64]:
+def coordinates_by_sample(features: NDArray[np.floating], sample: Features) -> Features:
+    """The same for any number of images, always by PCA, whose axes are those of a sample.
+
+    Args:
+        features: (N, D) of all images.
+        sample: (M, D) float32 of some of them.
+
+    """
+    return _to_unit_square(_pca(features, sample))
+
+
+def _pca(features: NDArray[np.floating], sample: Features) -> NDArray[np.float64]:
     """Spherical PCA (Locantore et al., 1999): the directions come from the rows' directions, seen from the median.
 
     So no row, however far away, has more weight than another.
     """
-    centred = np.asarray(features, np.float64)
-    centred = centred - np.median(centred, axis=0) if len(centred) else centred
+    centred = np.asarray(sample, np.float64)
+    middle = np.median(centred, axis=0) if len(centred) else np.zeros(centred.shape[1])
+    centred = centred - middle
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     directions = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
     _, axes = np.linalg.eigh(directions.T @ directions)  # ascending
     axes = axes[:, ::-1][:, :2]
     # An eigenvector's sign is arbitrary: its largest element shall be positive.
     axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=0, keepdims=True), axis=0))
-    places = np.zeros((len(centred), 2))
-    places[:, : axes.shape[1]] = centred @ axes
+    places = np.zeros((len(features), 2))
+    for start in range(0, len(features), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        places[block, : axes.shape[1]] = (np.asarray(features[block], np.float64) - middle) @ axes
     return places
 
 

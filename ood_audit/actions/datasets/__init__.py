@@ -1,0 +1,1 @@
+"""Datasets written out again, each format in a module that writes what `chosen.Chosen` gives."""

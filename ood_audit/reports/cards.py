@@ -214,8 +214,8 @@ class Record(_Described, total=False):
     """What the dialog shows of a finding besides the picture and the sentence, and what a decision is kept by.
 
     Classes are numbers, -1 for none, and so are the options of the filters in `values`, None for none. `near` (the
-    neighbours), `twin` (the picture that is kept of duplicates) and `around` (the place of the one that a box is in) follow
-    when all cards are made.
+    neighbours), `twin` (the picture that is kept of duplicates) and `around` (the place of the picture that a box is
+    in) follow when all cards are made.
     """
 
     near: list[Reference]

@@ -116,6 +116,20 @@ def test_ogen_teaches_the_generator_first_and_then_the_classes(images, names):
     assert (slope.abs().sum(1) > 0).all()
 
 
+def test_classes_left_out_play_unknown_ones():
+    torch.manual_seed(0)
+    classes, labels = functional.normalize(torch.randn(10, 8), dim=1), torch.arange(10)
+    draws = [ogen.left_out(classes, labels) for _ in range(3)]
+    assert len({tuple(sorted(out.tolist())) for out, _ in draws}) > 1
+    for out, unknown in draws:
+        assert unknown.shape == (10, 3)
+        assert set(torch.nonzero(unknown[:, 0] < 0).flatten().tolist()) == set(out.tolist())
+        for label in set(range(10)) - set(out.tolist()):
+            assert set(unknown[label].tolist()) == {0, 1, 2}
+            assert unknown[label, 0] == (classes[out] @ classes[label]).argmax()
+    assert ogen.left_out(classes[:4], labels[:4])[1].shape == (4, 0)  # one class alone is told from no other
+
+
 @pytest.mark.parametrize(
     "given",
     [

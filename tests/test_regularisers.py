@@ -135,6 +135,7 @@ def test_classes_left_out_play_unknown_ones():
     [
         {"regulariser": "ogen"},
         {"regulariser": "pull"},
+        {"apart": 1.0},
         {"distil": 1000.0, "window": 2},
         {"unlabelled": True},
         {"loss": "ebm", "mask": "adaptive"},
@@ -162,12 +163,11 @@ def test_without_their_weight_the_terms_are_not_there():
     np.testing.assert_array_equal(found.learned, plain.learned)
 
 
-def test_the_residual_has_no_part_that_all_classes_share():
+def test_classes_without_images_share_what_residuals_have_in_common():
     learned, shown = torch.randn(4, 8), torch.tensor([[1.0], [1.0], [0.0], [1.0]])
-    found = residual.centred(learned, shown)
-    torch.testing.assert_close(found.sum(0), torch.zeros(8))
-    assert not found[2].any()
-    torch.testing.assert_close(residual.centred(learned + 1, shown), found)
+    found = residual.shared(learned, shown)
+    torch.testing.assert_close(found[[0, 1, 3]], learned[[0, 1, 3]])
+    torch.testing.assert_close(found[2], learned[[0, 1, 3]].mean(0))
 
 
 def test_folds_of_many_classes_have_a_part_of_them():

@@ -18,6 +18,7 @@ from ood_audit.tuning.trainer import NOTHING, Beside, Figures, Floats, Ints, Lea
 
 _FEWEST_EPOCHS = 5
 _STEPS = 60  # so many are enough, which a large set makes in fewer epochs
+_FEW = 200  # with so few classes, threads lose more by waiting for each other than they save
 _ALPHA = 0.5
 _SCALE = 100.0  # CLIP's; imported vectors come without one
 
@@ -69,7 +70,13 @@ def fit(
     if settings.epochs is None:
         batches = max(1, len(features) // settings.batch_size)
         settings = replace(settings, epochs=max(_FEWEST_EPOCHS, _STEPS // batches))
-    return train(problem, learner, settings, on_progress)
+    threads = torch.get_num_threads()
+    if len(text) <= _FEW:
+        torch.set_num_threads(1)
+    try:
+        return train(problem, learner, settings, on_progress)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def shared(residual: Tensor, shown: Tensor) -> Tensor:

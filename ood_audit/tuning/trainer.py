@@ -39,7 +39,7 @@ from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.encoders.device import is_out_of_memory
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
-from ood_audit.scoring.metrics import auroc
+from ood_audit.scoring.joining import auroc
 from ood_audit.scoring.scores.delta_energy import energy_changes
 from ood_audit.tuning import losses, ogen
 from ood_audit.tuning.prompt import class_features, prepare
@@ -594,8 +594,7 @@ class _Run:
         change = changes.sum(dim=1)
         known = self.held_out_labels >= 0
         accuracy = (cosines.argmax(1) == self.held_out_labels)[known].float().mean().item()
-        left_out = (~known).cpu().numpy()
-        apart = auroc(left_out, -change.cpu().numpy()) if left_out.any() else None
+        apart = auroc(-change[known].cpu().numpy(), -change[~known].cpu().numpy()) if not known.all() else None
         return accuracy, change[known].mean().item(), apart
 
 

@@ -18,7 +18,7 @@ What is measured is written to FILE, a line for each recipe, set and seed, and r
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -173,23 +173,31 @@ def across(run: list[float]) -> list[float]:
     return [*table[:, 0], *table[0, 1:], *(table[1:, 1:].mean(axis=0) if len(table) > 1 else [])]
 
 
-def compare(of: Set, styles: NDArray[np.str_], encoder: ClipEncoder | None, seeds: int, only: str, kept: Kept) -> None:
-    """Print the table of a set."""
-    draws = [draw(of, styles, seed) for seed in range(seeds)]
-    first, *others = list(draws[0].audited)
-    head = ["accuracy", *(f"{kind} accuracy" for kind in others), "AUROC", "FPR95"]
-    head += ["AUROC in styles", "FPR95 in styles"] if others else []
-    print(f"\n{of.name}\n\n| tuned on {first}s | {' | '.join(head)} |\n|{' --- |' * (len(head) + 1)}", flush=True)
+def compare(
+    sets: list[tuple[Set, NDArray[np.str_]]], encoder: ClipEncoder | None, seeds: int, only: str, kept: Kept
+) -> None:
+    """Print the table of some sets, which are tuned in the same ways."""
+    head = ["tuned by"]
+    draws = [[draw(of, styles, seed) for of, styles in sets] for seed in range(seeds)]
+    for (of, _), one in zip(sets, draws[0], strict=True):
+        _, *others = list(one.audited)
+        columns = ["accuracy", *(f"{kind} accuracy" for kind in others), "AUROC", "FPR95"]
+        columns += ["AUROC in styles", "FPR95 in styles"] if others else []
+        head += [f"{of.name}: {columns[0]}", *columns[1:]]
+    print(f"\n| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
     for title, recipe in RECIPES.items():
         if only not in title or (recipe is not None and recipe.method == "prompt" and encoder is None):
             continue
-        runs = []
-        for seed, one in enumerate(draws):
-            key = [of.name, title, None if recipe is None else asdict(recipe), seed]
-            runs.append(kept.get(key, partial(measured, one, recipe, seed, encoder)))
-        for weighed in range(2 if others and title in WEIGHED else 1):
+        runs: list[list[list[float]]] = []  # by seed: of what was tuned as it is, and weighed
+        for seed in range(seeds):
+            found = []
+            for (of, _), one in zip(sets, draws[seed], strict=True):
+                key = [of.name, title, None if recipe is None else asdict(recipe), seed]
+                found.append(kept.get(key, partial(measured, one, recipe, seed, encoder)))
+            runs.append([[v for run in found for v in across(run[weighed])] for weighed in range(2)])
+        for weighed in range(2 if encoder is not None and title in WEIGHED else 1):
             name = f"{title}, weighed" if weighed else title
-            print(f"| {' | '.join(row(name, [across(run[weighed]) for run in runs]))} |", flush=True)
+            print(f"| {' | '.join(row(name, [run[weighed] for run in runs]))} |", flush=True)
 
 
 def shares(of: Set, seeds: int, kept: Kept) -> list[list[str]]:
@@ -225,14 +233,6 @@ def in_styles(folder: Path) -> tuple[Set, NDArray[np.str_]]:
     return embedded("styles, starter", folder, names, class_of), np.array(domains)
 
 
-def sets(data: Path, names: str) -> Iterator[tuple[Set, NDArray[np.str_], Callable[[], ClipEncoder] | None]]:
-    if names in "styles":
-        yield (*in_styles(data / "styles"), lambda: load_encoder("starter", device="cpu"))
-    for of in clip_sets(data / "clip"):
-        if names in of.name:
-            yield of, np.full(len(of.images), "photo"), None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -241,13 +241,16 @@ def main() -> None:
     parser.add_argument("--names", default="", help="sets whose name has these words")
     parser.add_argument("--keep", type=Path, help="a file of what was measured, for the next time")
     given: Any = parser.parse_args()
-    rest: list[list[str]] = []
     kept = Kept(given.keep)
-    for of, styles, load in sets(given.data, given.names):
-        compare(of, styles, load() if load else None, given.seeds, given.only, kept)
-        if load is None:
-            rest += shares(of, given.seeds, kept)
-    print(f"\nresidual + unlabelled\n{tabulate(rest, ['', *HEAD], tablefmt='github', disable_numparse=True)}")
+    if given.names in "styles":
+        compare(
+            [in_styles(given.data / "styles")], load_encoder("starter", device="cpu"), given.seeds, given.only, kept
+        )
+    of_clip = [of for of in clip_sets(given.data / "clip") if given.names in of.name]
+    if of_clip:
+        compare([(of, np.full(len(of.images), "photo")) for of in of_clip], None, given.seeds, given.only, kept)
+        rest = [line for of in of_clip for line in shares(of, given.seeds, kept)]
+        print(f"\nresidual + unlabelled\n{tabulate(rest, ['', *HEAD], tablefmt='github', disable_numparse=True)}")
 
 
 if __name__ == "__main__":

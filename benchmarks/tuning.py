@@ -1,21 +1,26 @@
 """What each way to tune does: accuracy, accuracy in styles that were not tuned on, and detection of unknown classes.
 
-    python -m benchmarks.tuning DATA [--seeds 3] [--only WORDS] [--names styles]
+    python -m benchmarks.tuning DATA [--seeds 3] [--only WORDS] [--names styles] [--keep FILE]
 
 DATA has clip/, the .npz files that benchmarks/clip.py reads, and styles/DOMAIN/CLASS/ with a domain `photo`, which is
 embedded with the starter. A part of the names of a set is the vocabulary: half of them, of styles five. Images of the
 other names are out of distribution, a fifth of those audited. Up to 8 images of each class are labelled, at most half
 of them; in styles they are photos, and the images audited are the other photos, and those of each other style.
 
-AUROC and FPR95 are of ΔEnergy at τ = 0.01, c = 1, v = 0 with the background, where there is one. All figures are in %,
-mean ± standard deviation over the seeds, which draw names and images. Prompts are tuned in styles alone: there is no
-text tower for clip/. "Weighed" is as a report weighs what was tuned, by how alike audited and labelled images are. The
-last table has what the unlabelled images do where 0, 5 and 20% of them are OOD.
+AUROC and FPR95 are of ΔEnergy at τ = 0.01, c = 1, v = 0 with the background, where there is one; "in styles" is the
+mean over the other styles. All figures are in %, mean ± standard deviation over the seeds, which draw names and images.
+Prompts are tuned in styles alone: there is no text tower for clip/. "Weighed" is as a report weighs what was tuned, by
+how alike audited and labelled images are. The last table has what the unlabelled images do where 0, 5 and 20% of them
+are OOD.
+
+What is measured is written to FILE, a line for each recipe, set and seed, and read from there the next time.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +47,25 @@ HEAD = ("accuracy", "AUROC", "FPR95")
 RECIPES: dict[str, TuneSettings | None] = {
     "none": None,
     "CoOp": settings_of(loss="coop"),
+    "CoOp + OGEN": settings_of(loss="coop", regulariser="ogen"),
     "EBM as printed": settings_of(ebm="literal"),
     "EBM as found": settings_of(),
+    "EBM as found, without its energy term": settings_of(lambda_=0.0),
     "EBM as found + OGEN": settings_of(regulariser="ogen"),
     "EBM as found, adaptive mask": settings_of(mask="adaptive"),
     "EBM as found + unlabelled": settings_of(unlabelled=True),
     "residual": settings_of(method="residual"),
+    "residual, not held apart": settings_of(method="residual", apart=0.0),
+    "residual, EBM as printed": settings_of(method="residual", loss="ebm", ebm="literal"),
     "residual, EBM as found": settings_of(method="residual", loss="ebm"),
+    "residual, EBM as found, without its energy term": settings_of(method="residual", loss="ebm", lambda_=0.0),
     "residual, EBM as found, adaptive mask": settings_of(method="residual", loss="ebm", mask="adaptive"),
-    "residual, weighed": settings_of(method="residual"),
     "residual + pull": settings_of(method="residual", regulariser="pull"),
     "residual + OGEN": settings_of(method="residual", regulariser="ogen"),
     "residual + distillation": settings_of(method="residual", distil=1000.0),
     "residual + unlabelled": settings_of(method="residual", unlabelled=True),
 }
+WEIGHED = ("CoOp", "EBM as found", "residual")
 
 
 @dataclass(frozen=True)
@@ -122,46 +132,90 @@ def tuned(of: Draw, recipe: TuneSettings | None, seed: int, encoder: ClipEncoder
     return trainer.fit(of.images, of.labels, names, encoder, settings, beside=beside).class_features
 
 
+class Kept:
+    """Figures that were measured before, in a file of JSON lines; without a file, in memory."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
+        self.known: dict[str, list[list[float]]] = dict(map(json.loads, lines))
+
+    def get(self, key: list[Any], measure: Callable[[], list[list[float]]]) -> list[list[float]]:
+        name = json.dumps(key)
+        if name not in self.known:
+            self.known[name] = measure()
+            if self.path:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([name, self.known[name]]) + "\n")
+        return self.known[name]
+
+
+def measured(of: Draw, recipe: TuneSettings | None, seed: int, encoder: ClipEncoder | None) -> list[list[float]]:
+    """Figures of each style in turn, of what was tuned as it is; then the same as reports weigh it."""
+    every = np.concatenate([images for images, _ in of.audited.values()])
+    classes = tuned(of, recipe, seed, encoder, every)
+    plain, weighed = [], []
+    for images, truth in of.audited.values():
+        plain += figures(images, truth, classes, of.background)
+        alike = kinship(of.images, of.labels, images, of.texts)
+        weighed += figures(images, truth, between(of.texts, classes, alike), of.background)
+    return [plain, weighed]
+
+
 def row(title: str, runs: list[list[float]]) -> list[str]:
     spread = zip(np.mean(runs, axis=0), np.std(runs, axis=0), strict=True)
     return [title, *(f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in spread)]
 
 
-def compare(of: Set, styles: NDArray[np.str_], encoder: ClipEncoder | None, seeds: int, only: str) -> None:
-    """Print the table of a set."""
-    draws = [draw(of, styles, seed) for seed in range(seeds)]
-    kinds = list(draws[0].audited)
-    print(f"\n{of.name}", flush=True)
-    head = [figure if len(kinds) == 1 else f"{kind} {figure}" for kind in kinds for figure in HEAD]
-    print(f"|  | {' | '.join(head)} |\n|{' --- |' * (len(head) + 1)}", flush=True)
+def across(run: list[float]) -> list[float]:
+    """Figures of each style → accuracy in each, AUROC and FPR95 in the first, and their means over the others."""
+    table = np.array(run).reshape(-1, len(HEAD))
+    return [*table[:, 0], *table[0, 1:], *(table[1:, 1:].mean(axis=0) if len(table) > 1 else [])]
+
+
+def compare(
+    sets: list[tuple[Set, NDArray[np.str_]]], encoder: ClipEncoder | None, seeds: int, only: str, kept: Kept
+) -> None:
+    """Print the table of some sets, which are tuned in the same ways."""
+    head = ["tuned by"]
+    draws = [[draw(of, styles, seed) for of, styles in sets] for seed in range(seeds)]
+    for (of, _), one in zip(sets, draws[0], strict=True):
+        _, *others = list(one.audited)
+        columns = ["accuracy", *(f"{kind} accuracy" for kind in others), "AUROC", "FPR95"]
+        columns += ["AUROC in styles", "FPR95 in styles"] if others else []
+        head += [f"{of.name}: {columns[0]}", *columns[1:]]
+    print(f"\n| {' | '.join(head)} |\n|{' --- |' * len(head)}", flush=True)
     for title, recipe in RECIPES.items():
         if only not in title or (recipe is not None and recipe.method == "prompt" and encoder is None):
             continue
-        runs = []
-        for seed, one in enumerate(draws):
-            every = np.concatenate([images for images, _ in one.audited.values()])
-            classes = tuned(one, recipe, seed, encoder, every)
-            run: list[float] = []
-            for images, truth in one.audited.values():
-                alike = kinship(one.images, one.labels, images, one.texts) if title.endswith("weighed") else 1.0
-                run += figures(images, truth, between(one.texts, classes, alike), one.background)
-            runs.append(run)
-        print(f"| {' | '.join(row(title, runs))} |", flush=True)
+        runs: list[list[list[float]]] = []  # by seed: of what was tuned as it is, and weighed
+        for seed in range(seeds):
+            found = []
+            for (of, _), one in zip(sets, draws[seed], strict=True):
+                key = [of.name, title, None if recipe is None else asdict(recipe), seed]
+                found.append(kept.get(key, partial(measured, one, recipe, seed, encoder)))
+            runs.append([[v for run in found for v in across(run[weighed])] for weighed in range(2)])
+        for weighed in range(2 if encoder is not None and title in WEIGHED else 1):
+            name = f"{title}, weighed" if weighed else title
+            print(f"| {' | '.join(row(name, [run[weighed] for run in runs]))} |", flush=True)
 
 
-def shares(of: Set, seeds: int) -> list[list[str]]:
+def shares(of: Set, seeds: int, kept: Kept) -> list[list[str]]:
     """What unlabelled images do by the share of OOD images among them."""
     table = []
     for share in (None, 0.0, 0.05, 0.2):
-        runs = []
-        for seed in range(seeds):
+        recipe = settings_of(method="residual", unlabelled=share is not None)
+
+        def measure(seed: int, share: float | None = share, recipe: TuneSettings = recipe) -> list[list[float]]:
             one = draw(of, np.full(len(of.images), "photo"), seed)
             images, labels = one.audited["photo"]
             inside, outside = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
             some = outside[: round((share or 0.0) / (1 - (share or 0.0)) * len(inside))]
-            recipe = settings_of(method="residual", unlabelled=share is not None)
             classes = tuned(one, recipe, seed, None, images[np.r_[inside, some]])
-            runs.append(figures(images, labels, classes, one.background))
+            return [figures(images, labels, classes, one.background)]
+
+        key = [of.name, "share", share, asdict(recipe)]
+        runs = [kept.get([*key, seed], partial(measure, seed))[0] for seed in range(seeds)]
         table.append(row(f"{of.name}, " + ("without" if share is None else f"{share:.0%} OOD"), runs))
     return table
 
@@ -179,27 +233,24 @@ def in_styles(folder: Path) -> tuple[Set, NDArray[np.str_]]:
     return embedded("styles, starter", folder, names, class_of), np.array(domains)
 
 
-def sets(data: Path, names: str) -> Iterator[tuple[Set, NDArray[np.str_], Callable[[], ClipEncoder] | None]]:
-    if names in "styles":
-        yield (*in_styles(data / "styles"), lambda: load_encoder("starter", device="cpu"))
-    for of in clip_sets(data / "clip"):
-        if names in of.name:
-            yield of, np.full(len(of.images), "photo"), None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="recipes whose name has these words")
     parser.add_argument("--names", default="", help="sets whose name has these words")
+    parser.add_argument("--keep", type=Path, help="a file of what was measured, for the next time")
     given: Any = parser.parse_args()
-    rest: list[list[str]] = []
-    for of, styles, load in sets(given.data, given.names):
-        compare(of, styles, load() if load else None, given.seeds, given.only)
-        if load is None:
-            rest += shares(of, given.seeds)
-    print(f"\nresidual + unlabelled\n{tabulate(rest, ['', *HEAD], tablefmt='github', disable_numparse=True)}")
+    kept = Kept(given.keep)
+    if given.names in "styles":
+        compare(
+            [in_styles(given.data / "styles")], load_encoder("starter", device="cpu"), given.seeds, given.only, kept
+        )
+    of_clip = [of for of in clip_sets(given.data / "clip") if given.names in of.name]
+    if of_clip:
+        compare([(of, np.full(len(of.images), "photo")) for of in of_clip], None, given.seeds, given.only, kept)
+        rest = [line for of in of_clip for line in shares(of, given.seeds, kept)]
+        print(f"\nresidual + unlabelled\n{tabulate(rest, ['', *HEAD], tablefmt='github', disable_numparse=True)}")
 
 
 if __name__ == "__main__":

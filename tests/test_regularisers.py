@@ -116,11 +116,26 @@ def test_ogen_teaches_the_generator_first_and_then_the_classes(images, names):
     assert (slope.abs().sum(1) > 0).all()
 
 
+def test_classes_left_out_play_unknown_ones():
+    torch.manual_seed(0)
+    classes, labels = functional.normalize(torch.randn(10, 8), dim=1), torch.arange(10)
+    draws = [ogen.left_out(classes, labels) for _ in range(3)]
+    assert len({tuple(sorted(out.tolist())) for out, _ in draws}) > 1
+    for out, unknown in draws:
+        assert unknown.shape == (10, 3)
+        assert set(torch.nonzero(unknown[:, 0] < 0).flatten().tolist()) == set(out.tolist())
+        for label in set(range(10)) - set(out.tolist()):
+            assert set(unknown[label].tolist()) == {0, 1, 2}
+            assert unknown[label, 0] == (classes[out] @ classes[label]).argmax()
+    assert ogen.left_out(classes[:4], labels[:4])[1].shape == (4, 0)  # one class alone is told from no other
+
+
 @pytest.mark.parametrize(
     "given",
     [
         {"regulariser": "ogen"},
         {"regulariser": "pull"},
+        {"apart": 1.0},
         {"distil": 1000.0, "window": 2},
         {"unlabelled": True},
         {"loss": "ebm", "mask": "adaptive"},
@@ -148,12 +163,11 @@ def test_without_their_weight_the_terms_are_not_there():
     np.testing.assert_array_equal(found.learned, plain.learned)
 
 
-def test_the_residual_has_no_part_that_all_classes_share():
+def test_classes_without_images_share_what_residuals_have_in_common():
     learned, shown = torch.randn(4, 8), torch.tensor([[1.0], [1.0], [0.0], [1.0]])
-    found = residual.centred(learned, shown)
-    torch.testing.assert_close(found.sum(0), torch.zeros(8))
-    assert not found[2].any()
-    torch.testing.assert_close(residual.centred(learned + 1, shown), found)
+    found = residual.shared(learned, shown)
+    torch.testing.assert_close(found[[0, 1, 3]], learned[[0, 1, 3]])
+    torch.testing.assert_close(found[2], learned[[0, 1, 3]].mean(0))
 
 
 def test_folds_of_many_classes_have_a_part_of_them():

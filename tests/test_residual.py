@@ -14,6 +14,7 @@ from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import open_store
 from ood_audit.tuning import losses, residual
 from ood_audit.tuning.settings import DEFAULTS
+from ood_audit.tuning.trainer import foremost
 from tests.cli import invoke
 from tests.conftest import EXAMPLES
 from tests.made import problem
@@ -77,13 +78,42 @@ def test_folds_judge_the_epochs(data):
     assert found.history[0].accuracy == found.before.accuracy
 
 
-def test_classes_without_images_keep_their_text(data):
+def test_classes_without_images_move_as_the_others_do_on_average(data):
     features, labels, text = data
     some = labels < 4
     found = residual.fit(features[some], labels[some], text, CLIP, dataclasses.replace(QUICK, folds=0, lr=0.01))
-    np.testing.assert_allclose(found.class_features[4:], text[4:], atol=1e-6)
     assert not found.learned[4:].any()
+    moved = text[4:] + 0.5 * found.learned[:4].mean(0)
+    np.testing.assert_allclose(
+        found.class_features[4:], moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-6
+    )
     assert np.abs(found.class_features[:4] - text[:4]).max() > 1e-4
+
+
+def test_the_early_epoch_is_kept_unless_another_is_surely_better():
+    def of(*means, spread=0.0):
+        return [(mean - spread * k, mean + spread * k) for k, mean in enumerate(means)]
+
+    assert foremost(of(0.7, 0.8, 0.8, 0.8, 0.8, 0.8)) == 1
+    assert foremost(of(0.7, 0.8, 0.9, 1.0, 0.9, 0.8)) == 3
+    assert foremost(of(0.7, 0.8, 0.8, 0.9, 0.9, 0.9, spread=0.1)) == 1  # it may be by chance
+    assert foremost(of(0.9, 0.7, 0.6, 0.5, 0.5, 0.5)) == 0  # tuning harms
+    assert foremost(of(0.7)) == 0
+    assert foremost([(), (), ()]) == 2
+
+
+def test_apart_by_hand():
+    """Of two images one is like another class than its own, and nothing else counts."""
+    images, classes, labels = torch.eye(3)[:2], torch.eye(3)[[0, 2]], torch.tensor([1, 0])
+    background = torch.tensor([2.0, 3.0])
+    found = losses.apart(images, classes, labels, scale=4.0, background=background)
+    first, second = (torch.tensor([own, b]).logsumexp(0) - b for own, b in ((4.0, 2.0), (0.0, 3.0)))
+    torch.testing.assert_close(found, (first + second) / 2)
+    images, classes = (torch.nn.functional.normalize(torch.randn(n, 4).double(), dim=1) for n in (5, 3))
+    labels, own = torch.tensor([0, 1, 2, 0, 1]), torch.randn(5).double()
+    assert torch.autograd.gradcheck(
+        lambda t: losses.apart(images, t, labels, scale=3.0, background=own), classes.requires_grad_()
+    )
 
 
 def test_tune_on_pictures_and_report(store_copy):

@@ -95,6 +95,22 @@ def coop(images: Tensor, classes: Tensor, labels: Tensor, *, scale: float, backg
     return functional.cross_entropy(with_background(scale * images @ classes.T, background), labels)
 
 
+def apart(images: Tensor, classes: Tensor, labels: Tensor, *, scale: float, background: Tensor) -> Tensor:
+    """Mean of −log of the background's share where the class of the image is left out: to the others it is unknown.
+
+    Args:
+        images: z.
+        classes: t.
+        labels: y.
+        scale: what cosines are multiplied by.
+        background: (N,) log Σ_b exp(scale · z·b) over the background names b.
+
+    """
+    others = (scale * images @ classes.T).scatter(1, labels[:, None], -torch.inf)
+    mean: Tensor = (with_background(others, background).logsumexp(1) - background).mean()
+    return mean
+
+
 def ebm_literal(
     images: Tensor,
     classes: Tensor,

@@ -6,8 +6,9 @@ Zang et al., "Overcoming the pitfalls of vision-language model finetuning for OO
     g(Q, K, V) = normalise(FFN(Q) + attention(Q, K, V))
 
 The class features are then trained on what it generates as well. The published code takes the names of unknown classes
-from the held-out half of the data set. Here they are background names near a class, so that no name of an unknown class
-is needed. The mean and the spread of the image features of a class are those of the images trained on.
+from the held-out half of the data set. Here no name of an unknown class is needed: at every step a random 30% of the
+classes play unknown ones to the images of the others, and so do background names near a class. The mean and the spread
+of the image features of a class are those of the images trained on.
 """
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NEAR = 3  # classes and background names for each class
+_LEFT_OUT = 0.3  # of the classes, at each step
 _WARM_UP = 0.2  # of the epochs, in which the generator alone learns
 _LR = 1e-3
 _DROPOUT = 0.1
@@ -65,7 +67,8 @@ class Regulariser:
 
         Args:
             images: (B, D) unit image features.
-            classes: (K, D) unit class features, which gradients reach through the classifier alone.
+            classes: (K, D) unit class features. Gradients reach them through the classifier, and those that play
+                unknown ones through what is generated for them, too.
             labels: (B,) the classes of the images.
             epoch: from 0.
 
@@ -81,13 +84,26 @@ class Regulariser:
         count = near.shape[1]
         loss = loss + 0.25 * self._cross_entropy(same, classes, labels)
         loss = loss + 0.25 / count * self._cross_entropy(beside, classes, near.flatten())
+        unknown = [self._left_out(images, classes, labels)]
         if len(self.names):
-            unknown = self.unknown[labels]
-            strange = self.generator(self.names[unknown], own, images[:, None])
-            known_and_not = torch.cat([classes, self.names])
-            beyond = len(classes) + unknown.flatten()
-            loss = loss + 0.5 / unknown.shape[1] * self._cross_entropy(strange, known_and_not, beyond)
-        return loss
+            unknown.append(self._beyond(images, classes, labels))
+        return loss + 0.5 / NEAR * torch.stack(unknown).mean()
+
+    def _left_out(self, images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
+        """How badly some classes, drawn anew, are told apart by what is generated for them from images of others."""
+        out, unknown = left_out(classes.detach(), labels)
+        those = (unknown >= 0).all(1)
+        if unknown.shape[1] == 0 or not those.any():
+            return images.new_zeros(())
+        own = classes.detach()[labels[those]][:, None]
+        strange = self.generator(classes[out][unknown[those]], own, images[those][:, None])
+        return self._cross_entropy(strange, classes[out], unknown[those].flatten())
+
+    def _beyond(self, images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
+        """How badly classes and background names are told apart by what is generated for the names near a class."""
+        unknown = self.unknown[labels]
+        strange = self.generator(self.names[unknown], classes.detach()[labels][:, None], images[:, None])
+        return self._cross_entropy(strange, torch.cat([classes, self.names]), len(classes) + unknown.flatten())
 
     def _cross_entropy(self, images: Tensor, classes: Tensor, labels: Tensor) -> Tensor:
         mean: Tensor = functional.cross_entropy(self.scale * images @ classes.T, labels)
@@ -104,6 +120,24 @@ def statistics(images: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Te
     several = counts[:, 0] > 1
     typical = spread[several].mean(0) if several.any() else spread.mean(0)
     return mean, torch.where(several[:, None], spread, typical)
+
+
+def left_out(classes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A random 30% of the classes, and for each image of another class those of them that are nearest to its class.
+
+    Args:
+        classes: (K, D) unit class features.
+        labels: (B,) the classes of the images.
+
+    Returns:
+        (L,) the classes left out, and (B, k) positions among them, -1 for the images of a class that is left out; k is
+        3, or L where these are fewer. Nothing where fewer than two can be left out, as one alone is told from no other.
+
+    """
+    count = round(_LEFT_OUT * len(classes))
+    out = torch.randperm(len(classes))[: count if count > 1 else 0].to(labels.device)
+    alike = (classes[labels] @ classes[out].T).topk(min(NEAR, len(out)), dim=1).indices
+    return out, alike.masked_fill(torch.isin(labels, out)[:, None], -1)
 
 
 def nearest(mean: Tensor, shown: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.tuning.settings import DEFAULTS, TuneSettings
 from ood_audit.tuning.trainer import NOTHING, Beside, Figures, Floats, Ints, Learner, Problem, Tuned, train
 
-_EPOCHS, _FEWEST_EPOCHS = 30, 5
+_FEWEST_EPOCHS = 5
 _STEPS = 60  # so many are enough, which a large set makes in fewer epochs
+_FEW = 200  # with so few classes, threads lose more by waiting for each other than they save
 _ALPHA = 0.5
 _SCALE = 100.0  # CLIP's; imported vectors come without one
 
@@ -40,8 +41,7 @@ def fit(
 
     Args:
         features: (M, D) float32 unit image features.
-        labels: (M,) the class of each, a row of `text`. Classes without images are learned against; they themselves
-            keep their text feature.
+        labels: (M,) the class of each, a row of `text`. Classes without images are learned against, see `shared`.
         text: (K, D) float32 unit text features of the classes.
         defaults: the ΔEnergy settings by which epochs are judged.
         settings: how.
@@ -49,7 +49,7 @@ def fit(
         beside: the background names and the images under audit.
 
     Returns:
-        The class features of the epoch that `trainer.choose` takes; after a Ctrl-C, of those so far.
+        The class features of the epoch that `trainer.foremost` takes; after a Ctrl-C, of those so far.
 
     Raises:
         UsageError: a setting makes no sense or the training diverges by it, or there are fewer than two classes with
@@ -64,23 +64,31 @@ def fit(
         own, with_images = words[list(kept)], shown[list(kept)]
         residual = torch.zeros_like(own, requires_grad=True)
         optimizer = torch.optim.Adam([residual], lr=settings.lr)
-        return Learner(residual, lambda learned: class_features(own, centred(learned, with_images)), optimizer)
+        return Learner(residual, lambda learned: class_features(own, shared(learned, with_images)), optimizer)
 
     problem = Problem(features, labels, words, _SCALE, defaults, beside)
     if settings.epochs is None:
         batches = max(1, len(features) // settings.batch_size)
-        settings = replace(settings, epochs=min(_EPOCHS, max(_FEWEST_EPOCHS, _STEPS // batches)))
-    return train(problem, learner, settings, on_progress)
+        settings = replace(settings, epochs=max(_FEWEST_EPOCHS, _STEPS // batches))
+    threads = torch.get_num_threads()
+    if len(text) <= _FEW:
+        torch.set_num_threads(1)
+    try:
+        return train(problem, learner, settings, on_progress)
+    finally:
+        torch.set_num_threads(threads)
 
 
-def centred(residual: Tensor, shown: Tensor) -> Tensor:
-    """r_k less the mean of those of the classes with images, and 0 for the others.
+def shared(residual: Tensor, shown: Tensor) -> Tensor:
+    """r_k of the classes with images, and their mean for the others.
 
-    What all classes had in common would bring each of them nearer to every image or farther from it, unknown ones, too.
+    What all residuals have in common brings a class nearer to every image or farther from it, also to those of a class
+    without images, which would be taken for another one if it did not have its part in that.
 
     Args:
         residual: r, (K, D).
         shown: (K, 1), 1 for the classes with images and 0 for the others.
 
     """
-    return shown * (residual - (shown * residual).sum(0) / shown.sum().clamp(min=1))
+    mean = (shown * residual).sum(0) / shown.sum().clamp(min=1)
+    return shown * residual + (1 - shown) * mean

@@ -19,7 +19,7 @@ class TuneSettings:
         context_vectors: n; None for as many as the words of `init` have tokens, or 16 without words.
         init: words to start from; None for N(0, 0.02).
         epochs: at most so many passes over the labelled images; 0 learns nothing. None: 40 for prompts; for a residual
-            30, or as many as make 60 steps where these are fewer, 5 at least.
+            as many as make 60 steps, 5 at least.
         lr: the learning rate, which falls to 0 as a cosine over `epochs`.
         batch_size: images in a step.
         lambda_: λ, the weight of the EBM term.
@@ -34,13 +34,16 @@ class TuneSettings:
         pull: κ, how strongly the class features are pulled. None: 4.
         ogen: the weight of OGEN's loss.
         background: whether the softmax of the cross-entropy runs over the background names, too.
+        apart: the weight of a term that holds each image apart from the classes that it is not of: among these and the
+            background names it is to be one of the background. 0 without a background.
         distil: the weight of self-distillation, the mean squared difference of the cosines from a teacher's. The
             teacher is the mean of what was learned in the last `window` epochs.
         window: how many epochs.
         unlabelled: whether the images under audit take part without labels: a confident image must tell when it is
             masked what the teacher tells of the whole one, and not all of them may fall to one class.
         consistency: the weight of the terms of unlabelled images.
-        folds: how many times classes are left out; 0 forgoes the estimate, trains all epochs and keeps the last.
+        folds: how many times classes are left out, 4 for prompts and 8 for a residual; 0 forgoes the estimate, trains
+            all epochs and keeps the last.
         seed: of every random choice.
         prototypes: whether reports with these prompts compare images with class prototypes, too.
 
@@ -63,6 +66,7 @@ class TuneSettings:
     pull: float | None = None
     ogen: float = 1.0
     background: bool = False
+    apart: float = 0.0
     distil: float = 0.0
     window: int = 5
     unlabelled: bool = False
@@ -74,7 +78,9 @@ class TuneSettings:
 
 DEFAULTS = {
     "prompt": TuneSettings(),
-    "residual": TuneSettings(method="residual", loss="coop", lr=0.001, batch_size=1024, background=True),
+    "residual": TuneSettings(
+        method="residual", loss="coop", lr=0.001, batch_size=1024, background=True, apart=0.3, folds=8
+    ),
 }
 
 

@@ -39,8 +39,8 @@ from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.encoders.device import is_out_of_memory
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
-from ood_audit.scoring.metrics import auroc
-from ood_audit.scoring.scores.delta_energy import delta_energy
+from ood_audit.scoring.joining import auroc
+from ood_audit.scoring.scores.delta_energy import energy_changes
 from ood_audit.tuning import losses, ogen
 from ood_audit.tuning.prompt import class_features, prepare
 from ood_audit.tuning.settings import DEFAULTS, TuneSettings
@@ -57,6 +57,7 @@ _MOST_JUDGED = 1024  # held-out images by which an epoch is judged, and images o
 _MASKED = 0.5  # the share of an image's elements
 _CONFIDENT = 0.7  # the least probability at which the teacher is believed
 _SHARES = (0.25, 0.5, 0.75)  # shares of the similarity that adaptive masks may take
+_EARLY = 0.2  # the share of the steps of a residual
 _EPOCHS = 40
 _MOMENTUM = 0.9
 _SMALL = 128  # in a tower no wider, threads lose more by waiting for each other than they save
@@ -90,7 +91,8 @@ class Figures:
         gap: the mean ΔEnergy of held-out images: how far ID stands out.
         forecast_auroc: of ΔEnergy, images of left-out classes against held-out images of the others; mean over folds.
         fold_accuracy: of the folds' held-out images, against the classes of the fold; mean over folds.
-        merits: what the epoch is chosen by: the sum of these two, fold by fold; empty without folds.
+        merits: what the epoch is chosen by, fold by fold: for a residual the forecast, for prompts the sum of both.
+            Empty without folds.
 
     """
 
@@ -282,16 +284,19 @@ def _train(
     """`train`, with one share of elements to mask."""
     rows = split(problem.labels, settings.shots, settings.seed)
     words = problem.words
-    data = _Data(problem, rows, settings)
+    data = _Data(problem, settings)
     epochs = settings.epochs or 0  # `train` has seen to it that it is a number
 
-    def run(kept: Sequence[int]) -> "_Run":
-        return _Run(learner(kept), words[list(kept)], kept, data, settings)
+    def run(kept: Sequence[int], rows: tuple[Ints, Ints]) -> "_Run":
+        return _Run(learner(kept), words[list(kept)], kept, data, rows, settings)
 
     with torch.random.fork_rng(devices=[]):  # OGEN's generator draws from the global one, on the CPU
         torch.manual_seed(settings.seed)
-        main = run(range(len(words)))
-        folds = [run(kept) for kept in leave_out(problem.labels[rows[1]], len(words), settings)]
+        main, folds = run(range(len(words)), rows), []
+        for number, kept in enumerate(leave_out(problem.labels[rows[1]], len(words), settings), 1):
+            # Folds that hold the same images out err alike, which their differences don't tell.
+            own = settings.method == "residual"
+            folds.append(run(kept, split(problem.labels, settings.shots, settings.seed + number) if own else rows))
         before = _figures(0, None, main, folds, words)
         history = [_figures(0, None, main, folds)]
         states = [main.learner.state()]
@@ -307,7 +312,8 @@ def _train(
                     on_progress(figures, epochs)
         except KeyboardInterrupt:
             interrupted = True
-    best = choose([f.merits for f in history[: len(states)]])
+    judge = foremost if settings.method == "residual" else choose
+    best = judge([f.merits for f in history[: len(states)]])
     learned, tuned = states[best]
     return Tuned(
         learned.cpu().numpy(),
@@ -343,7 +349,7 @@ def check(settings: TuneSettings) -> None:
             raise UsageError(f"`{name}` {chosen}: choose {', '.join(filter(None, allowed))}")
     if settings.mask_proportion is not None and not 0 <= settings.mask_proportion <= 1:
         raise UsageError(f"`mask_proportion` {settings.mask_proportion}: choose between 0 and 1")
-    for name in ("lambda_", "pull", "ogen", "distil", "consistency"):
+    for name in ("lambda_", "pull", "ogen", "apart", "distil", "consistency"):
         if (value := getattr(settings, name)) is not None and not 0 <= value < float("inf"):
             raise UsageError(f"`{name}` {value}: choose 0 or more")
     if settings.pull is not None and settings.regulariser not in (None, "pull"):
@@ -365,6 +371,23 @@ def choose(merits: Sequence[Sequence[float]]) -> int:
     short = table[table.mean(1).argmax()] - table
     error = short.std(1, ddof=1) / np.sqrt(table.shape[1]) if table.shape[1] > 1 else np.zeros(len(table))
     return int(np.flatnonzero(short.mean(1) <= error + 1e-9).max())
+
+
+def foremost(merits: Sequence[Sequence[float]]) -> int:
+    """An early epoch, unless another one is better by more than the standard error of their difference over folds.
+
+    A residual tells the classes apart better with every step, whether that is needed or not. Where the text features
+    were good already it soon costs detection, and where they were not detection gains till the end. A fifth of the
+    steps harmed nothing that was measured. (The last epoch without any folds.)
+    """
+    table = np.array(merits, dtype=np.float64)  # (epochs, folds)
+    if table.shape[1] == 0:
+        return len(table) - 1
+    early = min(len(table) - 1, max(1, round(_EARLY * (len(table) - 1))))
+    gain = table - table[early]
+    error = gain.std(1, ddof=1) / np.sqrt(table.shape[1]) if table.shape[1] > 1 else np.zeros(len(table))
+    least = gain.mean(1) - error
+    return int(least.argmax()) if least.max() > 0 else early
 
 
 def split(labels: Ints, shots: int | None, seed: int) -> tuple[Ints, Ints]:
@@ -429,14 +452,13 @@ class Learner:
 class _Data:
     """What the main run and the folds share, on the device: images, background names, unlabelled images."""
 
-    def __init__(self, problem: Problem, rows: tuple[Ints, Ints], settings: TuneSettings) -> None:
+    def __init__(self, problem: Problem, settings: TuneSettings) -> None:
         device = problem.words.device
 
         def moved(array: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
         self.images, self.targets = moved(problem.features), moved(np.asarray(problem.labels, dtype=np.int64))
-        self.train, self.held_out = moved(rows[0]), moved(rows[1])
         self.scale, self.defaults = problem.scale, problem.defaults
         self.names = problem.words[:0]
         self.background: Tensor | None = None  # the part of a softmax's denominator that is the names', by image
@@ -465,21 +487,29 @@ class _Run:
     """A learner in training, on the classes that it is shown."""
 
     def __init__(
-        self, learner: Learner, written: Tensor, kept: Sequence[int], data: _Data, settings: TuneSettings
+        self,
+        learner: Learner,
+        written: Tensor,
+        kept: Sequence[int],
+        data: _Data,
+        rows: tuple[Ints, Ints],
+        settings: TuneSettings,
     ) -> None:
         own = torch.full((max(int(data.targets.max()), *kept) + 1,), -1, device=data.images.device)
         own[list(kept)] = torch.arange(len(kept), device=data.images.device)  # a class's number here; -1: left out
         left_out = own[data.targets] < 0  # of these classes no image is trained on
-        train = data.train[~left_out[data.train]]
-        held_out = torch.cat([_some(data.held_out[~left_out[data.held_out]]), _some(torch.nonzero(left_out).flatten())])
+        train, held_out = (torch.from_numpy(some).to(data.images.device) for some in rows)
+        train, held_out = train[~left_out[train]], held_out[~left_out[held_out]]
+        held_out = torch.cat([_some(held_out), _some(torch.nonzero(left_out).flatten())])
         self.learner, self.written, self.kept, self.data, self.settings = learner, written, list(kept), data, settings
         self.loss, self.pull = _loss(settings, data.scale), _pull(settings)
         self.images, self.labels = data.images[train], own[data.targets[train]]
         self.background = None if data.background is None else data.background[train]
         self.held_out, self.held_out_labels = data.images[held_out], own[data.targets[held_out]]
-        self.outside = None
+        self.outside = None  # what of the energies is the background's
         if data.background is not None:
-            self.outside = self.held_out @ data.names.T
+            named = (self.held_out @ data.names.T) / data.defaults.temperature
+            self.outside = named.logsumexp(dim=1) + data.more
         self.generator = torch.Generator().manual_seed(settings.seed)
         epochs = settings.epochs or 0
         steps = epochs * -(-len(self.labels) // settings.batch_size)
@@ -513,6 +543,9 @@ class _Run:
         background = None if self.background is None else self.background[rows]
         classes = self.learner.class_features()
         loss = self.loss(images, classes, labels, background, self.generator)
+        if background is not None and self.settings.apart:
+            term = losses.apart(images, classes, labels, scale=self.data.scale, background=background)
+            loss = loss + self.settings.apart * term
         if self.pull:
             loss = loss + self.pull * losses.pull(classes, self.written)
         if self.ogen:
@@ -557,17 +590,11 @@ class _Run:
         if not cosines.isfinite().all():
             raise UsageError(f"`lr` {self.settings.lr}: the training diverged; choose a smaller one")
         own = self.data.defaults
-        change = delta_energy(
-            cosines,
-            temperature=own.temperature,
-            top_c=own.top_c,
-            reset_to=own.reset_to,
-            background=self.outside,
-        )
+        changes = energy_changes(cosines, own.temperature, own.top_c, own.reset_to, self.outside)
+        change = changes.sum(dim=1)
         known = self.held_out_labels >= 0
         accuracy = (cosines.argmax(1) == self.held_out_labels)[known].float().mean().item()
-        left_out = (~known).cpu().numpy()
-        apart = auroc(left_out, -change.cpu().numpy()) if left_out.any() else None
+        apart = auroc(-change[known].cpu().numpy(), -change[~known].cpu().numpy()) if not known.all() else None
         return accuracy, change[known].mean().item(), apart
 
 
@@ -577,7 +604,8 @@ def _figures(
     """Of the learners as they are, or of class features given."""
     accuracy, gap, _ = main.evaluate(classes)
     found = [fold.evaluate(None if classes is None else classes[fold.kept]) for fold in folds]
-    merits = tuple(f[0] + f[2] for f in found if f[0] is not None and f[2] is not None)
+    accuracies = main.settings.method == "prompt"
+    merits = tuple(f[2] + accuracies * f[0] for f in found if f[0] is not None and f[2] is not None)
     return Figures(epoch, loss, accuracy, gap, _mean([f[2] for f in found]), _mean([f[0] for f in found]), merits)
 
 

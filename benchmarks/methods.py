@@ -215,7 +215,8 @@ def spearman(store: Store, truth: dict[str, tuple[bool, str]], labels: Path, pro
     defaults = {"temperature": 1.0, "top_c": 2, "reset_to": 0.0}
     cached = vocabularies.cached_features(store, vocabulary, lambda: None)  # type: ignore[arg-type, return-value]
     text = own.class_features if own else cached
-    _, sample = references.collect(store, vocabulary, text, own.labelled if own else None, defaults)
+    _, found = references.collect(store, vocabulary, text, own.labelled if own else None, defaults)
+    sample = references.thinned(found, seed=0)
     pool = load_pool(store, vocabulary, "background", lambda: None)  # type: ignore[arg-type, return-value]
     plan = prepare(Context(store, vocabulary, "cpu", print), ScoreSettings(), ["delta-energy"], own)
     plan.target.pools["background"] = pool

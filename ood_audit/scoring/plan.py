@@ -27,6 +27,7 @@ from ood_audit.scoring.settings import ScoreSettings, settings_of
 from ood_audit.scoring.similarity import Target
 from ood_audit.store import Store
 from ood_audit.store.files import read_json, write_json
+from ood_audit.store.views import count_readable
 
 Run = tuple[Score, Options]  # the function of a score, and its settings
 _Encoder = Callable[[], texts.TextEncoder]
@@ -95,7 +96,8 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     labelled = _labelled(context, prompts)
     alike = _kinship(context, labelled, by_name, settings.seed)
     text = by_name if prompts is None else between(by_name, prompts.class_features, alike)
-    shown, sample = references.collect(store, vocabulary, text, labelled, defaults, seed=settings.seed)
+    shown, known_images = references.collect(store, vocabulary, text, labelled, defaults, seed=settings.seed)
+    sample = references.thinned(known_images, settings.seed)
     can_choose = selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
     # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
     known = can_choose and not sample.presumed
@@ -117,9 +119,10 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     shows = None
     if settings.auto and "auto" in methods and known and given.get("prototypes") != 0 and alike > _JOINED_FROM:
         pool = names.load("background") if runs["auto"][1]["background"] else None
-        alone, joined = pictures.forecasts(sample, text, runs["auto"][1], pool, duplicate, seed=settings.seed)
+        those = pictures.shown(known_images, duplicate, audited=count_readable(store))
+        alone, joined = pictures.forecasts(sample, those, text, runs["auto"][1], pool, seed=settings.seed)
         if joined > alone:
-            shows = Pictures(sample.features[sample.trusted], duplicate)
+            shows = those
             forecasts["auto"] = joined
     background = names.complete(runs)
     doubt = knows.doubt(sample.features, text, background, defaults["temperature"])

@@ -130,8 +130,8 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     made = [] if given.get("prototypes") == 0 else prototypes.fit_folds(shown, text)
     parts = store.parts
     joint = None
-    if "auto" in methods and settings.auto and not known and labelled is None:
-        context.on_progress("reading the features")  # flags compare with labelled images one by one
+    if "auto" in methods and settings.auto and not known:
+        context.on_progress("reading the features")
         joint = joining.read(store, text, duplicate, given.get("novelty"), parts)
     return Plan(
         target=Target(text, shown, made, names.loaded),

@@ -140,8 +140,8 @@ def _nearest(images: "torch.Tensor", pictures: "torch.Tensor", duplicate: float)
     import torch
 
     found = []
-    for some in images.split(_BLOCK):
-        cosines = some @ pictures.T
+    for start in range(0, len(images), _BLOCK):
+        cosines = images[start : start + _BLOCK] @ pictures.T
         found.append(-cosines.masked_fill_(cosines > duplicate, -1.0).amax(dim=1))
     return torch.cat(found)
 

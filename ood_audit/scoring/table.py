@@ -154,14 +154,15 @@ def joined_with(
 
 def _evidence_about(
     names: Sequence[str], features: NDArray[np.float32], target: Target, plan: Plan, method: str
-) -> tuple[Numbers, ...]:
+) -> tuple[Numbers, Numbers, Numbers]:
     """The ood_score by the score alone, and what `evidence_of` gives, of images that are not read from the store."""
     found = []
     for start in range(0, len(features), _NEIGHBOURS):
         rows = slice(start, start + _NEIGHBOURS)
         chunk = chunk_of(names[rows], features[rows], target)
         found.append((_raw(chunk, plan, method), *evidence_of(chunk, plan, method)))
-    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+    alone, first, second = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return alone, first, second
 
 
 def _joined_by_pictures(plan: Plan, method: str, evidence: Sequence[Numbers]) -> Joined:

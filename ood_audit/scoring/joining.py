@@ -1,4 +1,4 @@
-"""The ranking of a folder where nothing is known but the class names: several kinds of evidence, joined by their ranks.
+"""What ranks a folder of which little is known but the names: several kinds of evidence, joined by their ranks.
 
 With n images of K classes and cosines s, each piece of evidence is higher for more out-of-distribution images:
 
@@ -18,8 +18,9 @@ how much novelty helps when classes of this very folder play unknown ones: the n
 confident 70% loses its name and its images, which are no neighbours any more. What counts is the gain in AUROC that
 novelty brings in telling such images from all others: nothing up to 3 points, all from 6 points on.
 
-Where the folder has many images, the neighbours are those in a sample of it. The rule was chosen on halves of the names
-of several sets, and confirmed on other halves: `benchmarks/clip.py`.
+Where the folder has many images, the neighbours are those in a sample of it. Labelled images that are too few to choose
+anything by do not change the ranking: they are scored by the ranks that they would have, and calibrate flags. The rule
+was chosen on halves of the names of several sets, and confirmed on other halves: `benchmarks/clip.py`.
 """
 
 from collections.abc import Callable, Iterable, Iterator

@@ -46,7 +46,7 @@ class Plan:
         runs: by method, its function and its settings.
         delta: the settings of the columns delta_energy and energy where the method is another.
         parts: of the store, so that every pass over the features reads the same images.
-        joint: for `auto` where nothing is labelled, what its evidence is joined from.
+        joint: for `auto` where too little is labelled to choose by, what its evidence is joined from.
         pictures: for `auto` where images of known classes help to tell others, what its evidence is joined from.
         doubt: a sentence where the encoder seems not to know the classes, else "".
         forecasts: by method, where its settings were chosen on images whose class is known.

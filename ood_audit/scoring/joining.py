@@ -1,4 +1,4 @@
-"""What ranks a folder of which little is known but the names: several kinds of evidence, joined by their ranks.
+"""The ranking of a folder where little is known but the class names: several kinds of evidence, joined by their ranks.
 
 With n images of K classes and cosines s, each piece of evidence is higher for more out-of-distribution images:
 

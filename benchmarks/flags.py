@@ -1,9 +1,10 @@
 """Whether flags by class folders keep to the false alarms that were asked for where no image is labelled.
 
-    python -m benchmarks.flags CLIP OBJECTS PHOTOS [--draws 20]
+    python -m benchmarks.flags CLIP OBJECTS PHOTOS [--draws 20] [--only cifar10]
 
 CLIP is the folder of features that benchmarks/clip.py reads. OBJECTS is a folder with images/, classes.txt and
-truth.csv, and PHOTOS one with a folder of photos a class; both are embedded with the starter.
+truth.csv, and PHOTOS one with a folder of photos a class; both are embedded with the starter, and compared with the
+first 4,096 of its background names.
 
 The vocabulary is half of the names of a set of features, five of the classes of PHOTOS, all of OBJECTS. Their images
 lie in class folders, 3% of them in a wrong one. Images of other classes make up 0, 1, 5 and 16% of all, and lie in
@@ -17,7 +18,7 @@ import argparse
 import sys
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ SHARES = (0.0, 0.01, 0.05, 0.16)
 LEVELS = (0.01, 0.05, 0.1)
 SWAPPED = 0.03
 LIMIT = 1.5
+NAMES = 4096
+PHOTOS, OBJECTS = "photos, starter", "objects, starter"
 COLUMNS = "path, image_id, ood_score, distance, lead, given_label, folder_rank"
 
 
@@ -96,6 +99,13 @@ def measure(of: clip.Set, drawn: Draw, root: Path, background: Path | None) -> l
     return found
 
 
+def with_fewer_names(of: clip.Set) -> clip.Set:
+    """The set with the first of its background names, which go from coarse to fine: all take ten times as long."""
+    assert of.background is not None
+    names, features = of.background
+    return replace(of, background=(names[:NAMES], features[:NAMES]))
+
+
 def table(of: clip.Set, kept: int, draws: int) -> bool:
     """Print the rows of a set; returns whether the limit is kept."""
     within = True
@@ -125,14 +135,21 @@ def main() -> None:
     for name in ("clip", "objects", "photos"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--only", default="", help="only sets with this in their name")
     options = parser.parse_args()
     print(f"| set, share of OOD | {' | '.join(f'asked {level:.0%}' for level in LEVELS)} |\n|{' --- |' * 4}")
-    within = [table(of, (len(of.names) + 1) // 2, options.draws) for of in clip.clip_sets(options.clip)]
-    classes = sorted(path.name for path in options.photos.iterdir() if path.is_dir())
-    photos = clip.embedded("photos, starter", options.photos, classes, lambda path: Path(path).parent.name)
-    within.append(table(photos, 5, options.draws))
-    objects = clip.objects(options.objects)
-    within.append(table(objects, len(objects.names), options.draws))
+    within = [
+        table(of, (len(of.names) + 1) // 2, options.draws)
+        for of in clip.clip_sets(options.clip)
+        if options.only in of.name
+    ]
+    if options.only in PHOTOS:
+        classes = sorted(path.name for path in options.photos.iterdir() if path.is_dir())
+        photos = clip.embedded(PHOTOS, options.photos, classes, lambda path: Path(path).parent.name)
+        within.append(table(with_fewer_names(photos), 5, options.draws))
+    if options.only in OBJECTS:
+        objects = clip.objects(options.objects)
+        within.append(table(with_fewer_names(objects), len(objects.names), options.draws))
     print(f"\nmore false alarms than {LIMIT} times what was asked: {'no' if all(within) else 'yes, **missed**'}")
     sys.exit(0 if all(within) else 1)
 

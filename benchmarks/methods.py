@@ -1,6 +1,6 @@
 """How well each score finds what does not belong: untuned, tuned by CoOp and by EBM, with and without prototypes.
 
-    python -m benchmarks.methods DATA [--seeds 3] [--model starter] [--skip csp] [--only chosen]
+    python -m benchmarks.methods DATA [--seeds 3] [--model starter] [--tables abc] [--skip csp] [--only chosen]
 
 DATA holds objects/ (images/, labelled/CLASS/, classes.txt, truth.csv with the columns path, truth, is_ood) and
 styles/DOMAIN/CLASS/ with a domain `photo`. Prints, as Markdown, the tables of the README:
@@ -73,13 +73,16 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="starter")
+    parser.add_argument("--tables", default="abc", help="Which of them; without seeds there are no tuned columns.")
     parser.add_argument("--skip", action="append", default=[], help="A score to leave out; csp takes minutes.")
     parser.add_argument("--only", default="", help="Of table (a) only rows with this in their name.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        objects(options.data / "objects", work, options)
-        styles(options.data, work, options)
+        if set(options.tables) & {"a", "b"}:
+            objects(options.data / "objects", work, options)
+        if "c" in options.tables:
+            styles(options.data, work, options)
 
 
 def objects(data: Path, work: Path, options: argparse.Namespace) -> None:
@@ -93,6 +96,32 @@ def objects(data: Path, work: Path, options: argparse.Namespace) -> None:
         shutil.copy(data / "images" / row["path"], one_folder / flat(row["path"]))
     store = ood_audit.embed(one_folder, store=work / "flat", model=options.model).store
     columns = tuned(store, labels, data / "labelled", options.seeds)
+    if "a" in options.tables:
+        every_score(store, truth, labels, columns, options)
+    if "b" not in options.tables:
+        return
+    print("\n(b) what is known; ΔEnergy with chosen settings, seed 0\n")
+    print_row(["known", "forecast AUROC", "AUROC", "FPR95", "accuracy", "Spearman", "settings"])
+    print_row(["---"] * 7)
+    in_folders = ood_audit.embed(data / "images", store=work / "folders", model=options.model).store
+    by_folder = {row["path"]: (row["is_ood"] == "1", row["truth"]) for row in rows}
+    known(store, truth, labels, "none", "nothing")
+    known(store, truth, labels, columns["untuned"][0], "labelled subset")
+    known(in_folders, by_folder, labels, "none", "folders")
+    own = tuned(in_folders, labels, data / "labelled", min(1, options.seeds))
+    known(in_folders, by_folder, labels, own["untuned"][0], "folders and labelled subset")
+    if "EBM" in own:
+        known(in_folders, by_folder, labels, own["EBM"][0], "the same, EBM prompts")
+
+
+def every_score(
+    store: Store,
+    truth: dict[str, tuple[bool, str]],
+    labels: Path,
+    columns: dict[str, list[str]],
+    options: argparse.Namespace,
+) -> None:
+    """Print table (a)."""
     print(
         f"\n(a) {len(truth)} images in one folder, {sum(ood for ood, _ in truth.values())} OOD; AUROC / FPR95, in %\n"
     )
@@ -119,17 +148,6 @@ def objects(data: Path, work: Path, options: argparse.Namespace) -> None:
             for w in (False, True)
         ]
     )
-    print("\n(b) what is known; ΔEnergy with chosen settings, seed 0\n")
-    print_row(["known", "forecast AUROC", "AUROC", "FPR95", "accuracy", "Spearman", "settings"])
-    print_row(["---"] * 7)
-    in_folders = ood_audit.embed(data / "images", store=work / "folders", model=options.model).store
-    by_folder = {row["path"]: (row["is_ood"] == "1", row["truth"]) for row in rows}
-    known(store, truth, labels, "none", "nothing")
-    known(store, truth, labels, columns["untuned"][0], "labelled subset")
-    known(in_folders, by_folder, labels, "none", "folders")
-    own = tuned(in_folders, labels, data / "labelled", 1)
-    known(in_folders, by_folder, labels, own["untuned"][0], "folders and labelled subset")
-    known(in_folders, by_folder, labels, own["EBM"][0], "the same, EBM prompts")
 
 
 def styles(data: Path, work: Path, options: argparse.Namespace) -> None:
@@ -180,11 +198,10 @@ def tuned(store: Store, labels: Path, labelled: Path, seeds: int) -> dict[str, l
     }
     names: dict[str, list[str]] = {}
     for recipe, settings in recipes.items():
-        names[recipe] = []
         for seed in range(1 if recipe == "untuned" else seeds):
             name = f"{recipe.lower()}-{seed}"
             ood_audit.tune(store, labels=labels, folder=labelled, settings=settings(seed), name=name)
-            names[recipe].append(name)
+            names.setdefault(recipe, []).append(name)
     return names
 
 
@@ -215,7 +232,8 @@ def spearman(store: Store, truth: dict[str, tuple[bool, str]], labels: Path, pro
     defaults = {"temperature": 1.0, "top_c": 2, "reset_to": 0.0}
     cached = vocabularies.cached_features(store, vocabulary, lambda: None)  # type: ignore[arg-type, return-value]
     text = own.class_features if own else cached
-    _, sample = references.collect(store, vocabulary, text, own.labelled if own else None, defaults)
+    _, found = references.collect(store, vocabulary, text, own.labelled if own else None, defaults)
+    sample = references.thinned(found, seed=0)
     pool = load_pool(store, vocabulary, "background", lambda: None)  # type: ignore[arg-type, return-value]
     plan = prepare(Context(store, vocabulary, "cpu", print), ScoreSettings(), ["delta-energy"], own)
     plan.target.pools["background"] = pool

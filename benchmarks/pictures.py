@@ -1,6 +1,6 @@
 """Whether it pays to join evidence from pictures of the classes with ΔEnergy: labelled images, and class folders.
 
-    python -m benchmarks.pictures CLIP OBJECTS [--draws 3] [--share 0.05]
+    python -m benchmarks.pictures CLIP OBJECTS [--draws 3] [--share 0.05] [--only whurs19]
 
 CLIP is the folder of features that benchmarks/clip.py reads, OBJECTS a folder with images/, classes.txt and truth.csv,
 which is embedded with the starter. The vocabulary is half of the names of a set of features, all of OBJECTS. Images of
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 import ood_audit
 from benchmarks import clip
-from benchmarks.flags import Draw, draw
+from benchmarks.flags import OBJECTS, Draw, draw
 from ood_audit import ScoreSettings
 from ood_audit.classes import labelled
 from ood_audit.embedding.imported import FeatureColumns, import_features
@@ -104,12 +104,15 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.05)
+    parser.add_argument("--only", default="", help="only sets with this in their name")
     options = parser.parse_args()
     print(f"| set, known | {' | '.join(TITLES)} | joined |\n|{' --- |' * (len(TITLES) + 2)}")
     for of in clip.clip_sets(options.clip):
-        table(of, (len(of.names) + 1) // 2, options.share, options.draws)
-    objects = clip.objects(options.objects)
-    table(objects, len(objects.names), options.share, options.draws)
+        if options.only in of.name:
+            table(of, (len(of.names) + 1) // 2, options.share, options.draws)
+    if options.only in OBJECTS:
+        objects = clip.objects(options.objects)
+        table(objects, len(objects.names), options.share, options.draws)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 
 import ood_audit
 from ood_audit import ScoreSettings
+from ood_audit.classes import labelled
 from ood_audit.errors import UsageError
 from ood_audit.scoring import joining
 from ood_audit.scoring.joining import Evidence, energy_of, quantiles, quantiles_within
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.store import open_store
+from ood_audit.store.files import read_json
 from tests.made import unit
 
 T = 0.01
@@ -33,7 +35,9 @@ def join(images, text, *, weight=None, temperature=0.1, whole=True):
     energy = energy_of(cosines.astype(np.float64), np.full(len(images), -np.inf), temperature)
     joint = joining.prepare(images, len(images) + (not whole), text, 0.999, weight)
     evidence = Evidence(energy, joining.standing(joint, cosines), np.full(len(images), -np.inf), temperature)
-    return joining.join(joint, evidence, evidence, [images[:50], images[50:]]), energy
+    some = Evidence(energy[:9], evidence.standing[:9], evidence.outside[:9], temperature)
+    known = images[:9], some
+    return joining.join(joint, evidence, evidence, [images[:50], images[50:]], calibration=known), energy
 
 
 def auroc(is_ood, values):
@@ -118,6 +122,14 @@ def test_the_order_of_the_images_does_not_matter():
     np.testing.assert_allclose(shuffled.ood_score, plain.ood_score[order], atol=1e-4)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_labelled_images_are_scored_as_the_images_are(weight):
+    images, _, text = folder()
+    joined, _ = join(images, text, weight=weight)
+    assert joined.weight == weight
+    assert joined.calibration == pytest.approx(joined.ood_score[:9], abs=1e-9)
+
+
 @pytest.mark.parametrize(("images", "classes"), [(1, 3), (2, 1), (5, 5)])
 def test_tiny_folders(images, classes):
     rng = np.random.default_rng(0)
@@ -167,6 +179,22 @@ def test_novelty_can_be_set_and_switched_off(one_folder):
         ood_audit.score(store, settings=ScoreSettings(novelty=-1.0))
     with pytest.raises(UsageError, match="mcm has no `novelty`"):
         ood_audit.score(store, settings=ScoreSettings(method="mcm", novelty=0.3))
+
+
+def test_a_few_labelled_images_calibrate_and_leave_the_ranking_as_it_is(one_folder, tmp_path):
+    store, _ = one_folder
+    settings = ScoreSettings(background=False, temperature=0.1)
+    ood_audit.score(store, settings=settings)
+    before = [row[0] for row in store.query("SELECT ood_score FROM scores ORDER BY path").rows]
+    chosen = [f"{i:04d}.png,class {i // 40}\n" for i in range(0, 240, 5)]  # fewer than are needed to choose by
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(chosen))
+    labelled.add(store, tmp_path / "labels.csv")
+    found = ood_audit.score(store, settings=settings)
+    assert found.parameters["novelty"] > 0
+    rows = dict(store.query("SELECT path, ood_score FROM scores").rows)
+    assert [rows[path] for path in sorted(rows)] == pytest.approx(before, abs=1e-5)
+    known = read_json(found.path.with_suffix(".json"))["calibration"]["ood_score"]
+    assert sorted(known) == pytest.approx(sorted(rows[line.partition(",")[0]] for line in chosen), abs=0.02)  # a rank
 
 
 def test_a_sample_of_neighbours_stands_for_a_large_folder(one_folder, monkeypatch):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ood_audit.scoring import selection
-from ood_audit.scoring.pictures import PictureEvidence, _evidence_in, forecasts, join
+from ood_audit.scoring import pictures, selection
+from ood_audit.scoring.pictures import PictureEvidence, _evidence_in, forecasts, join, shown
 from ood_audit.scoring.selection import Grid, Sample
 from tests.made import unit
 
@@ -23,26 +23,42 @@ def sample(text, per_class, noise, rng):
 def test_pictures_that_say_no_more_than_the_names_are_not_joined():
     rng = np.random.default_rng(0)
     text = unit(rng.normal(size=(30, 64)))
-    alone, joined = forecasts(sample(text, 2, 0.2, rng), text, SETTINGS, None, 0.97, seed=0)
+    of = sample(text, 2, 0.2, rng)
+    alone, joined = forecasts(of, shown(of, 0.97, 60), text, SETTINGS, None, seed=0)
     assert alone > joined
 
 
 def test_pictures_of_classes_that_the_names_do_not_tell_are_joined():
     rng = np.random.default_rng(0)
     looks, names = unit(rng.normal(size=(10, 64))), unit(rng.normal(size=(10, 64)))
-    alone, joined = forecasts(sample(looks, 12, 0.05, rng), names, SETTINGS, None, 0.999, seed=0)
+    of = sample(looks, 12, 0.05, rng)
+    alone, joined = forecasts(of, shown(of, 0.999, 120), names, SETTINGS, None, seed=0)
     assert joined > alone + 0.1
 
 
-def test_the_nearest_picture_is_neither_a_duplicate_nor_of_the_same_part():
+def test_the_nearest_picture_is_of_a_kept_class_and_no_duplicate():
     rng = np.random.default_rng(0)
     text = unit(rng.normal(size=(8, 16)))
     of = sample(text, 8, 0.2, rng)
     played = next(selection.play(of, text, {}, Grid.only(SETTINGS), rounds=1))
-    nearest = -_evidence_in(played, SETTINGS, duplicate=0.9).nearest
-    for image, part, found in zip(played.features, played.part_of, nearest, strict=True):
-        others = played.references[played.reference_part_of != part] @ image
+    nearest = -_evidence_in(played, SETTINGS, shown(of, 0.9, 64)).nearest
+    kept = of.features[played.kept[of.labels]]
+    assert 0 < len(kept) < len(of.features)
+    for image, found in zip(played.features, nearest, strict=True):
+        others = kept @ image
         assert found == pytest.approx(others[others <= 0.9].max(), abs=1e-6)
+
+
+def test_all_pictures_count_but_where_there_are_very_many_images(monkeypatch):
+    rng = np.random.default_rng(0)
+    of = sample(unit(rng.normal(size=(8, 16))), 40, 0.2, rng)
+    of.trusted[:3] = False
+    those = shown(of, 0.9, audited=5000)
+    np.testing.assert_array_equal(those.features, of.features[3:])
+    np.testing.assert_array_equal(those.labels, of.labels[3:])
+    monkeypatch.setattr(pictures, "_FEWEST", 20)
+    assert len(shown(of, 0.9, audited=10_000_000).labels) == 100
+    assert len(shown(of, 0.9, audited=100_000_000).labels) == 20
 
 
 def evidence(rng, count):

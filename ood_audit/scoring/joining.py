@@ -1,4 +1,4 @@
-"""The ranking of a folder where nothing is known but the class names: several kinds of evidence, joined by their ranks.
+"""The ranking of a folder where little is known but the class names: several kinds of evidence, joined by their ranks.
 
 With n images of K classes and cosines s, each piece of evidence is higher for more out-of-distribution images:
 
@@ -18,12 +18,13 @@ how much novelty helps when classes of this very folder play unknown ones: the n
 confident 70% loses its name and its images, which are no neighbours any more. What counts is the gain in AUROC that
 novelty brings in telling such images from all others: nothing up to 3 points, all from 6 points on.
 
-Where the folder has many images, the neighbours are those in a sample of it. The rule was chosen on halves of the names
-of several sets, and confirmed on other halves: `benchmarks/clip.py`.
+Where the folder has many images, the neighbours are those in a sample of it. Labelled images that are too few to choose
+anything by do not change the ranking: they are scored by the ranks that they would have, and calibrate flags. The rule
+was chosen on halves of the names of several sets, and confirmed on other halves: `benchmarks/clip.py`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,6 +186,8 @@ def join(
     of_neighbours: Evidence,
     images: Iterable[Floats],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    calibration: tuple[Floats, Evidence] | None = None,
 ) -> Joined:
     """Join the evidence about all images.
 
@@ -194,6 +197,8 @@ def join(
         of_neighbours: of `joint.neighbours`; the same as `evidence` where these are all images.
         images: blocks of the (N, D) features of all images, in the order of `evidence`.
         on_progress: called with the number of images compared with their neighbours and in all.
+        calibration: features (M, D) of other images, and the evidence about them: they are scored by the ranks that
+            they would have among all images.
 
     """
     cosines = joint.neighbours @ joint.text.T
@@ -209,12 +214,27 @@ def join(
         start = rows.stop
         novelty[rows], around[rows] = _compared(joint, features, standings)
         on_progress(rows.stop, len(base))
-    novelty_rank = ranks(novelty)
-    # The novelty itself, a little, so that images whose neighbours are equally strange keep an order.
-    mixed = np.maximum(novelty_rank, _AROUND * ranks(around)) + 1e-6 * novelty_rank
+    mixed = _mixed(ranks(novelty), ranks(around))
     folder = 0.75 * quantiles(mixed) + 0.25 * quantiles(around)
     unlike = _which_speaks(ranks(base), ranks(folder)) if weight else np.zeros(len(base), np.int8)
-    return Joined(base + weight * folder if weight else base, novelty, unlike, weight, len(joint.neighbours))
+    joined = Joined(base + weight * folder if weight else base, novelty, unlike, weight, len(joint.neighbours))
+    if calibration is None:
+        return joined
+    features, own = calibration
+    theirs, around_them = _compared(joint, features, standings)
+    among = _mixed(ranks_within(theirs, novelty), ranks_within(around_them, around))
+    score = ndtri(ranks_within(own.energy, evidence.energy))
+    score += (0.25 + 0.25 * gate) * ndtri(ranks_within(own.standing, evidence.standing))
+    if weight:
+        score += weight * 0.75 * ndtri(ranks_within(among, mixed))
+        score += weight * 0.25 * ndtri(ranks_within(around_them, around))
+    return replace(joined, calibration=score)
+
+
+def _mixed(novelty: Numbers, around: Numbers) -> Numbers:
+    """What the ranks of both say; a little of the novelty, so that images with equally strange neighbours differ."""
+    mixed: Numbers = np.maximum(novelty, _AROUND * around) + 1e-6 * novelty
+    return mixed
 
 
 def _which_speaks(names: Numbers, folder: Numbers) -> NDArray[np.int8]:
@@ -306,6 +326,14 @@ def auroc(inside: Numbers, unknown: Numbers) -> float:
 def ranks(values: Numbers) -> Numbers:
     """In (0, 1)."""
     found: Numbers = (rankdata(values) - 0.5) / max(1, len(values))
+    return found
+
+
+def ranks_within(values: Numbers, reference: Numbers) -> Numbers:
+    """(N,) values → (N,) the ranks that they would have among those of `reference`, in (0, 1)."""
+    ordered = np.sort(reference)
+    below = (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / 2
+    found: Numbers = np.clip(below, 0.5, max(0.5, len(ordered) - 0.5)) / max(1, len(ordered))
     return found
 
 

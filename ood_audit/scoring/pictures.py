@@ -6,7 +6,8 @@ is the weight of the class prototypes (see `classes.prototypes`):
 
     energy    −ΔE, its settings chosen by leaving classes out, see `scoring.selection`
     distance  −max_k s_k(½): how far the image is from every class, by name and pictures alike
-    nearest   −cosine to the nearest picture, near duplicates and the image itself apart
+    nearest   −cosine to the nearest picture, near duplicates and the image itself apart. All pictures count, so that in
+              a folder where images have siblings, such as frames or crops, one without any stands out
 
     ood_score = P(energy) + ½ P(distance) + ½ P(nearest)
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.classes import prototypes
 from ood_audit.scoring import selection
 from ood_audit.scoring.joining import auroc, quantiles_within
 from ood_audit.scoring.scores import Options
@@ -39,6 +41,9 @@ Floats = NDArray[np.float32]
 
 WEIGHT = 0.5  # of each piece of evidence beside the energy
 _DISTANCE_WEIGHT = 0.5  # of the prototypes in `distance`
+_MOST_COSINES = 1_000_000_000  # of all images to the pictures: of 100,000 images to 10,000
+_FEWEST = 1000  # pictures that are compared with however many images there are
+_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,13 @@ class Pictures:
 
     Attributes:
         features: (M, D) float32 of length 1, of images that show the classes.
+        labels: (M,) their classes.
         duplicate: the cosine above which two images are near duplicates.
 
     """
 
     features: Floats
+    labels: NDArray[np.int64]
     duplicate: float
 
 
@@ -64,37 +71,57 @@ class PictureEvidence:
     nearest: Numbers
 
 
+def shown(sample: "Sample", duplicate: float, audited: int) -> Pictures:
+    """The images of a sample whose label is sure; a part of them where all would take long to compare.
+
+    Args:
+        sample: images of known classes.
+        duplicate: the cosine above which two images are near duplicates.
+        audited: how many images are to be compared with them.
+
+    """
+    rows = np.flatnonzero(sample.trusted & (sample.labels >= 0))
+    rows = rows[prototypes.sample(len(rows), most=max(_FEWEST, _MOST_COSINES // max(1, audited)))]
+    return Pictures(sample.features[rows], sample.labels[rows], duplicate)
+
+
 def forecasts(
-    sample: "Sample", text: Floats, settings: Options, background: "Pool | None", duplicate: float, *, seed: int
+    sample: "Sample",
+    pictures: Pictures,
+    text: Floats,
+    settings: Options,
+    background: "Pool | None",
+    *,
+    seed: int,
 ) -> tuple[float, float]:
     """How well classes that are left out are told from the others, as a mean AUROC: by −ΔE alone, and by all evidence.
 
     Args:
-        sample: images of known classes.
+        sample: images of known classes, which are judged.
+        pictures: what they are compared with.
         text: (K, D) text features of the classes.
         settings: those of ΔEnergy.
         background: the background names, where the settings have them.
-        duplicate: the cosine above which two images are near duplicates.
         seed: of the choice of classes.
 
     """
     grid, found = selection.Grid.only(settings), []
     for played in selection.play(sample, text, {}, grid, background=background, seed=seed):
-        evidence = _evidence_in(played, settings, duplicate)
+        evidence = _evidence_in(played, settings, pictures)
         is_ood = played.is_ood
         found.append([auroc(values[~is_ood], values[is_ood]) for values in (evidence.energy, join(evidence))])
     alone, joined = np.mean(found, axis=0)
     return float(alone), float(joined)
 
 
-def _evidence_in(played: "Round", settings: Options, duplicate: float) -> PictureEvidence:
-    """The evidence about the judged images of a round, by pictures of the kept classes that are of another part."""
+def _evidence_in(played: "Round", settings: Options, pictures: Pictures) -> PictureEvidence:
+    """The evidence about the judged images of a round, by pictures of the kept classes."""
     import torch
 
     similarities = torch.lerp(played.to_text, played.to_prototypes, _DISTANCE_WEIGHT)
-    cosines = torch.from_numpy(played.features @ played.references.T)
-    cosines[torch.from_numpy(played.part_of[:, None] == played.reference_part_of)] = -1.0
-    found = -played.delta_energy(settings), -similarities.amax(dim=1), _nearest(cosines, duplicate)
+    kept = torch.from_numpy(pictures.features[played.kept[pictures.labels]])
+    nearest = _nearest(torch.from_numpy(played.features), kept, pictures.duplicate)
+    found = -played.delta_energy(settings), -similarities.amax(dim=1), nearest
     return PictureEvidence(*(values.double().numpy() for values in found))
 
 
@@ -104,13 +131,19 @@ def evidence_of(chunk: "Chunk", pictures: Pictures) -> tuple[Numbers, Numbers]:
 
     distance = -chunk.largest(_DISTANCE_WEIGHT, 1)[0][:, 0]
     features = torch.from_numpy(pictures.features).to(chunk.images.device)
-    nearest = _nearest(chunk.images @ features.T, pictures.duplicate)
+    nearest = _nearest(chunk.images, features, pictures.duplicate)
     return distance.cpu().double().numpy(), nearest.cpu().double().numpy()
 
 
-def _nearest(cosines: "torch.Tensor", duplicate: float) -> "torch.Tensor":
-    """(N, M) cosines to the pictures → (N,) `nearest`."""
-    return -cosines.masked_fill(cosines > duplicate, -1.0).amax(dim=1)
+def _nearest(images: "torch.Tensor", pictures: "torch.Tensor", duplicate: float) -> "torch.Tensor":
+    """(N, D) images and (M, D) pictures → (N,) `nearest`."""
+    import torch
+
+    found = []
+    for start in range(0, len(images), _BLOCK):
+        cosines = images[start : start + _BLOCK] @ pictures.T
+        found.append(-cosines.masked_fill_(cosines > duplicate, -1.0).amax(dim=1))
+    return torch.cat(found)
 
 
 def join(images: PictureEvidence, of: PictureEvidence | None = None) -> Numbers:

@@ -27,6 +27,7 @@ from ood_audit.scoring.settings import ScoreSettings, settings_of
 from ood_audit.scoring.similarity import Target
 from ood_audit.store import Store
 from ood_audit.store.files import read_json, write_json
+from ood_audit.store.views import count_readable
 
 Run = tuple[Score, Options]  # the function of a score, and its settings
 _Encoder = Callable[[], texts.TextEncoder]
@@ -45,7 +46,7 @@ class Plan:
         runs: by method, its function and its settings.
         delta: the settings of the columns delta_energy and energy where the method is another.
         parts: of the store, so that every pass over the features reads the same images.
-        joint: for `auto` where nothing is labelled, what its evidence is joined from.
+        joint: for `auto` where too little is labelled to choose by, what its evidence is joined from.
         pictures: for `auto` where images of known classes help to tell others, what its evidence is joined from.
         doubt: a sentence where the encoder seems not to know the classes, else "".
         forecasts: by method, where its settings were chosen on images whose class is known.
@@ -95,7 +96,8 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     labelled = _labelled(context, prompts)
     alike = _kinship(context, labelled, by_name, settings.seed)
     text = by_name if prompts is None else between(by_name, prompts.class_features, alike)
-    shown, sample = references.collect(store, vocabulary, text, labelled, defaults, seed=settings.seed)
+    shown, known_images = references.collect(store, vocabulary, text, labelled, defaults, seed=settings.seed)
+    sample = references.thinned(known_images, settings.seed)
     can_choose = selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
     # Presumed labels are those of confident images, which are too easy to choose anything by but a whole score.
     known = can_choose and not sample.presumed
@@ -117,9 +119,10 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     shows = None
     if settings.auto and "auto" in methods and known and given.get("prototypes") != 0 and alike > _JOINED_FROM:
         pool = names.load("background") if runs["auto"][1]["background"] else None
-        alone, joined = pictures.forecasts(sample, text, runs["auto"][1], pool, duplicate, seed=settings.seed)
+        those = pictures.shown(known_images, duplicate, audited=count_readable(store))
+        alone, joined = pictures.forecasts(sample, those, text, runs["auto"][1], pool, seed=settings.seed)
         if joined > alone:
-            shows = Pictures(sample.features[sample.trusted], duplicate)
+            shows = those
             forecasts["auto"] = joined
     background = names.complete(runs)
     doubt = knows.doubt(sample.features, text, background, defaults["temperature"])
@@ -127,8 +130,8 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     made = [] if given.get("prototypes") == 0 else prototypes.fit_folds(shown, text)
     parts = store.parts
     joint = None
-    if "auto" in methods and settings.auto and not known and labelled is None:
-        context.on_progress("reading the features")  # flags compare with labelled images one by one
+    if "auto" in methods and settings.auto and not known:
+        context.on_progress("reading the features")
         joint = joining.read(store, text, duplicate, given.get("novelty"), parts)
     return Plan(
         target=Target(text, shown, made, names.loaded),

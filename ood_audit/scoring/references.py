@@ -95,7 +95,7 @@ def collect(
     *,
     seed: int = 0,
 ) -> tuple[References, Sample]:
-    """The references of a store, and the sample to choose settings with.
+    """The references of a store, and the images that settings can be chosen with: all of them, see `thinned`.
 
     They are the images that `tune` was given and those whose folder is named as a class; where these are fewer than 60,
     or of fewer than 6 classes, the most confident half of the images, as the text features label them.
@@ -136,13 +136,13 @@ def collect(
         agrees = _predicted(references, text) == references.labels
         trusted = agrees | given if given.any() else agrees
         sample = Sample(references.features, references.labels, trusted, presumed=False)
-        return references, _fewer(sample, seed)
+        return references, sample
     rows, guessed = presume(to_text, defaults)
     references = References(features[rows], guessed, folds[rows], "presumed")
     by_prototypes = _cosines(features, folds, references, text)
     joined = (1 - DEFAULT_WEIGHT) * to_text + DEFAULT_WEIGHT * by_prototypes
     trusted = (to_text.argmax(dim=1) == by_prototypes.argmax(dim=1)).numpy()
-    return references, _fewer(Sample(features, joined.argmax(dim=1).numpy(), trusted, presumed=True), seed)
+    return references, Sample(features, joined.argmax(dim=1).numpy(), trusted, presumed=True)
 
 
 def _predicted(references: References, text: "NDArray[np.float32]") -> "NDArray[np.int64]":
@@ -196,6 +196,7 @@ def _paths(store: Store, labelled: "Labelled") -> list[str]:
     return [by_id.get(image_id, "") for image_id in labelled.image_ids]
 
 
-def _fewer(sample: Sample, seed: int) -> Sample:
+def thinned(sample: Sample, seed: int) -> Sample:
+    """1,000 images of a sample, or all of fewer: more do not choose better settings."""
     rows = prototypes.sample(len(sample.labels), seed, MOST_IMAGES)
     return Sample(sample.features[rows], sample.labels[rows], sample.trusted[rows], sample.presumed)

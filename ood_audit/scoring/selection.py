@@ -149,6 +149,7 @@ class Round:
     Attributes:
         features: (J, D) of the judged images.
         is_ood: (J,) bool, whose class is dropped.
+        kept: (K,) bool, the classes that are kept.
         to_text: (J, K') cosines to the text features of the kept classes.
         outside: (J,) log-sum-exp of the background, by the weight of the prototypes and the temperature.
         references: (R, D) features of the images that show the kept classes.
@@ -161,6 +162,7 @@ class Round:
 
     features: NDArray[np.float32]
     is_ood: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
     to_text: "torch.Tensor"
     outside: "dict[tuple[float, float], torch.Tensor]"
     references: NDArray[np.float32]
@@ -265,6 +267,7 @@ def play(
         yield Round(
             features=features,
             is_ood=~keep[sample.labels[judged]],
+            kept=keep,
             to_text=to_kept[judged],
             outside={key: of[:, i] for key, of in outside.items()},
             references=sample.features[rows],

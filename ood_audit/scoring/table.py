@@ -141,15 +141,28 @@ def joined_with(
     own = Evidence(energy, standing, outside, temperature)
     of_neighbours = own
     if not joint.is_whole:
-        found = []
-        for start in range(0, len(joint.neighbours), _NEIGHBOURS):
-            features = joint.neighbours[start : start + _NEIGHBOURS]
-            chunk = chunk_of([""] * len(features), features, plan.target)
-            found.append((_raw(chunk, plan, method), *evidence_of(chunk, plan, method)))
-        energy, standing, outside = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        of_neighbours = Evidence(energy, standing, outside, temperature)
+        names = [""] * len(joint.neighbours)
+        of_neighbours = Evidence(*_evidence_about(names, joint.neighbours, plan.target, plan, method), temperature)
+    calibration = None
+    if plan.calibration is not None:
+        apart = plan.calibration
+        about = _evidence_about(apart.names, apart.features, apart.target(plan.target), plan, method)
+        calibration = apart.features, Evidence(*about, temperature)
     images = (batch.features for batch in iter_features(store, parts=plan.parts))
-    return joining.join(joint, own, of_neighbours, images, on_progress)
+    return joining.join(joint, own, of_neighbours, images, on_progress, calibration=calibration)
+
+
+def _evidence_about(
+    names: Sequence[str], features: NDArray[np.float32], target: Target, plan: Plan, method: str
+) -> tuple[Numbers, Numbers, Numbers]:
+    """The ood_score by the score alone, and what `evidence_of` gives, of images that are not read from the store."""
+    found = []
+    for start in range(0, len(features), _NEIGHBOURS):
+        rows = slice(start, start + _NEIGHBOURS)
+        chunk = chunk_of(names[rows], features[rows], target)
+        found.append((_raw(chunk, plan, method), *evidence_of(chunk, plan, method)))
+    alone, first, second = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return alone, first, second
 
 
 def _joined_by_pictures(plan: Plan, method: str, evidence: Sequence[Numbers]) -> Joined:
@@ -158,9 +171,8 @@ def _joined_by_pictures(plan: Plan, method: str, evidence: Sequence[Numbers]) ->
     of_calibration = None
     if plan.calibration is not None:
         apart = plan.calibration
-        chunk = chunk_of(apart.names, apart.features, apart.target(plan.target))
-        known = PictureEvidence(_raw(chunk, plan, method), *evidence_of(chunk, plan, method))
-        of_calibration = pictures.join(of_images, known)
+        about = _evidence_about(apart.names, apart.features, apart.target(plan.target), plan, method)
+        of_calibration = pictures.join(of_images, PictureEvidence(*about))
     count = len(of_images.energy)
     nothing = np.full(count, np.nan), np.zeros(count, np.int8)
     return Joined(pictures.join(of_images), *nothing, 0.0, 0, of_calibration)

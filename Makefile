@@ -28,7 +28,7 @@ check: $(VENV)/.installed-dev
 
 # Writes what is generated: docs/cli.md, the outputs that the pages show, and the figures.
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m tests.readme
+	$(BIN)/python -m tests.helpers.readme
 	$(BIN)/python docs/figures/draw.py
 
 # Builds the site; any warning is an error.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli import Done, invoke
+from tests.helpers.cli import Done, invoke
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "tests" / "data" / "audit"  # small pictures of eight classes, with faults planted in them
@@ -81,9 +81,21 @@ def pictures(tmp_path):
 
 # The files that take longest, the longest first: the workers take whole files in turn (`--no-loadscope-reorder` keeps
 # this order), and none is to be left with a long one at the end.
-_LONGEST = ("ray", "crash", "soak", "hostile", "quarantine", "processes", "remote_stores", "gpu", "compact", "moved")
+_LONGEST = (
+    "embedding/test_ray",
+    "whole/test_crash",
+    "whole/test_soak",
+    "whole/test_hostile",
+    "actions/test_quarantine",
+    "embedding/test_processes",
+    "store/test_remote",
+    "whole/test_gpu",
+    "store/test_compaction",
+    "embedding/test_adoption",
+)
 
 
 def pytest_collection_modifyitems(items):
-    order = {f"test_{name}.py": place for place, name in enumerate(_LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    order = {f"{name}.py": place for place, name in enumerate(_LONGEST)}
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: order.get(item.path.relative_to(tests).as_posix(), len(order)))

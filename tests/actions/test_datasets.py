@@ -1,0 +1,281 @@
+"""Datasets written out again: what is embedded from them is what was embedded before."""
+
+import json
+import os
+import shutil
+import sys
+import zipfile
+
+import pyarrow.parquet as pq
+import pytest
+
+import ood_audit
+from ood_audit.errors import OodAuditError, UsageError
+from ood_audit.store.files import write_json
+from tests.conftest import run_cli
+from tests.helpers.findings import write_findings
+from tests.images.test_datasets import AIRPLANE, CUP, SUNFLOWER, coco, compose, warm  # noqa: F401
+
+CONTENT = """
+SELECT i.content_hash, i.split, CASE WHEN contains(i.uri, '#box=') THEN '' ELSE i.folder END,
+       (SELECT list([a.label, round(a.x, 1)::VARCHAR, round(a.y, 1)::VARCHAR, round(a.width, 1)::VARCHAR,
+                     round(a.height, 1)::VARCHAR] ORDER BY a.x, a.label)
+        FROM annotations AS a WHERE a.image_id = i.image_id)
+FROM images AS i WHERE NOT contains(i.uri, '#box=') ORDER BY ALL
+"""
+pytestmark = pytest.mark.usefixtures("warm")
+
+
+@pytest.fixture
+def objects(tmp_path):
+    """A store of two COCO files, one a split, with boxes: (folder, store)."""
+    folder = tmp_path / "in"
+    for name, files in (("one", (AIRPLANE, CUP)), ("two", (CUP,)), ("bare", ())):
+        places = [(10, 20, 150, 100), (200, 50, 120, 160)]
+        compose(folder / "images" / f"{name}.png", *((f, *p) for f, p in zip(files, places, strict=False)))
+    crowd = {"id": 99, "image_id": 1, "category_id": 2, "bbox": [0, 0, 300, 300], "iscrowd": 1, "segmentation": {}}
+    train = coco(
+        folder,
+        "instances_train.json",
+        images=[
+            {"id": 1, "file_name": "images/one.png", "width": 400, "height": 300, "license": 4},
+            {"id": 7, "file_name": "images/bare.png", "width": 400, "height": 300},
+        ],
+        annotations=[
+            {"id": 11, "image_id": 1, "category_id": 1, "bbox": [10, 20, 150, 100], "segmentation": [[1, 2, 3, 4]]},
+            {"id": 12, "image_id": 1, "category_id": 5, "bbox": [200, 50, 120, 160]},
+            crowd | {"category_id": 5},
+        ],
+        categories=[{"id": 5, "name": "cup"}, {"id": 1, "name": "airplane"}],
+    )
+    test = coco(
+        folder,
+        "instances_test.json",
+        images=[{"id": 1, "file_name": "images/two.png", "width": 400, "height": 300}],
+        annotations=[{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10.25, 20, 150, 100]}],
+        categories=[{"id": 1, "name": "cup"}],
+    )
+    store = ood_audit.embed([train, test], store=tmp_path / "store", device="cpu").store
+    return folder, store
+
+
+def content(store):
+    return store.query(CONTENT).rows
+
+
+def embedded(tmp_path, *sources):
+    return ood_audit.embed(list(sources), store=tmp_path / "again", device="cpu").store
+
+
+def decide(store, path, decision, label="", kind="label"):
+    """A verdict about an image, as `apply` leaves it."""
+    sql = f"SELECT image_id, path, content_hash FROM images WHERE path = '{path}'"
+    ((image_id, path, content_hash),) = store.query(sql).rows
+    verdict = {"image_id": image_id, "path": path, "content_hash": content_hash, "kind": kind, "decision": decision}
+    verdict |= {"label": label, "when": "2020-01-01T00:00:00"}
+    (store.root / "verdicts").mkdir(exist_ok=True)
+    write_json(store.root / "verdicts" / f"{image_id}.json", {"verdicts": [verdict]})
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_coco_of_several_splits_is_a_folder(objects, tmp_path, copy):
+    _, store = objects
+    done = ood_audit.export_dataset(tmp_path / "out", store, format="coco", copy=copy)
+    assert (done.images, done.boxes) == (3, 4)  # and the crowd
+    files = sorted((tmp_path / "out" / "annotations").iterdir())
+    assert [file.name for file in files] == ["instances_test.json", "instances_train.json"]
+    assert (tmp_path / "out" / "images").exists() == copy
+    assert content(embedded(tmp_path, *files)) == content(store)
+
+
+def test_coco_keeps_what_the_original_has(objects, tmp_path):
+    folder, store = objects
+    ood_audit.forget([folder / "instances_test.json"], store=store.root)
+    ood_audit.export_dataset(folder / "out.json", store, format="coco")
+    values = json.loads((folder / "out.json").read_text())
+    assert {one["name"]: one["id"] for one in values["categories"]} == {"cup": 5, "airplane": 1}
+    images = {image["id"]: image for image in values["images"]}
+    assert (images[1]["license"], images[1]["file_name"]) == (4, "images/one.png")
+    assert images.keys() == {1, 7}
+    own = {entry["id"]: entry for entry in values["annotations"]}
+    assert own[11]["segmentation"] == [[1, 2, 3, 4]]
+    assert (own[12]["category_id"], own[99]["iscrowd"]) == (5, 1)
+    assert content(embedded(tmp_path, folder / "out.json")) == content(store)
+
+
+def test_one_coco_file_has_the_splits_too(objects, tmp_path):
+    _, store = objects
+    ood_audit.export_dataset(tmp_path / "all.json", store, format="coco")
+    values = json.loads((tmp_path / "all.json").read_text())
+    assert len({entry["id"] for entry in values["annotations"]}) == 4
+    assert all(image["file_name"].startswith("in/images/") for image in values["images"])
+    assert content(embedded(tmp_path, tmp_path / "all.json")) == content(store)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_yolo(objects, tmp_path, copy):
+    _, store = objects
+    done = ood_audit.export_dataset(tmp_path / "out", store, format="yolo", copy=copy)
+    assert (done.images, done.boxes) == (3, 3)
+    assert (tmp_path / "out" / "images" / "train" / "one.png").is_symlink() == (not copy and sys.platform != "win32")
+    again = embedded(tmp_path, tmp_path / "out" / "data.yaml")
+    assert content(again) == [
+        (one, split, "" if split == "train" else folder, boxes) for one, split, folder, boxes in content(store)
+    ]
+
+
+@pytest.mark.parametrize("name", ["out", "out.parquet"])
+def test_parquet_of_the_hub(objects, tmp_path, name, monkeypatch):
+    _, store = objects
+    monkeypatch.setattr("ood_audit.actions.datasets.hub._ROWS", 1)
+    monkeypatch.setattr("ood_audit.actions.datasets.hub._SHARD", 400_000)
+    ood_audit.export_dataset(tmp_path / name, store, format="parquet")
+    shards = sorted((tmp_path / name).glob("data/*.parquet")) or [tmp_path / name]
+    assert all(pq.ParquetFile(shard).num_row_groups == pq.read_metadata(shard).num_rows for shard in shards)
+    features = json.loads(pq.read_schema(shards[0]).metadata[b"huggingface"])["info"]["features"]
+    assert features["objects"]["category"]["feature"]["names"] == ["cup", "airplane"]
+    assert content(embedded(tmp_path, tmp_path / name)) == content(store)
+
+
+def test_csv_names_boxes_so_that_they_are_found_again(objects, tmp_path):
+    _, store = objects
+    ood_audit.export_dataset(tmp_path / "out.csv", store, format="csv")
+    assert content(embedded(tmp_path, tmp_path / "out.csv")) == content(store)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A store of class folders in splits, of which one image is in a zip file."""
+    for path, file in (("train/cup/é 1.jpg", CUP), ("train/airplane/1.jpg", AIRPLANE), ("val/cup/1.jpg", SUNFLOWER)):
+        (tmp_path / "in" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "in" / path)
+    with zipfile.ZipFile(tmp_path / "in" / "val" / "more.zip", "w") as archive:
+        archive.write(AIRPLANE, "airplane/9.jpg")
+    return ood_audit.embed(tmp_path / "in", store=tmp_path / "store", device="cpu").store
+
+
+@pytest.mark.parametrize("name", ["coco.json", "list.csv", "hub.parquet", "hub"])
+def test_class_folders(folders, tmp_path, name):
+    format = {"coco": "coco", "list": "csv", "hub": "parquet"}[name.partition(".")[0]]
+    ood_audit.export_dataset(tmp_path / name, folders, format=format)
+    again = embedded(tmp_path, tmp_path / name)
+    labels = {(one, split, folder.rpartition("/")[2]) for one, split, folder, _ in content(folders)}
+    assert {row[:3] for row in content(again)} == labels
+    assert len(labels) == 4
+    with pytest.raises(UsageError, match="none of these images has a box"):
+        ood_audit.export_dataset(tmp_path / "yolo", folders, format="yolo")
+    assert not (tmp_path / "yolo").exists()
+
+
+# What is written
+
+
+def test_what_is_found_and_what_is_kept(objects, tmp_path):
+    _, store = objects
+    write_findings(store.root, {"images/one.png#box=12": "ood", "images/two.png": "near-duplicate"})
+    kinds = ["ood", "near-duplicate"]
+
+    def written(keep):
+        ood_audit.export_dataset(tmp_path / "out.csv", store, format="csv", kinds=kinds, keep=keep)
+        lines = (tmp_path / "out.csv").read_text().splitlines()[1:]
+        return [line.partition("/images/")[2].partition(",")[0].strip('"').partition("&")[0] for line in lines]
+
+    assert written(keep=False) == ["two.png", "two.png#box=1", "one.png", "one.png#box=12"]
+    assert written(keep=True) == ["bare.png", "one.png", "one.png#box=11"]
+
+
+def test_verdicts_correct_labels_and_remove(objects, tmp_path):
+    _, store = objects
+    decide(store, "images/one.png#box=12", "relabel", "mug")
+    decide(store, "images/one.png#box=11", "remove")
+    decide(store, "images/bare.png", "remove", kind="ood")
+    done = ood_audit.export_dataset(tmp_path / "out.parquet", store, format="parquet")
+    assert (done.images, done.boxes, done.relabelled) == (2, 2, 1)
+    again = embedded(tmp_path, tmp_path / "out.parquet")
+    assert [label for (label,) in again.query("SELECT label FROM annotations ORDER BY label").rows] == ["cup", "mug"]
+
+
+def test_embedding_atlas(objects, tmp_path):
+    _, store = objects
+    done = run_cli("export", "--format", "atlas", "--store", store.root, "--output", tmp_path / "a.parquet")
+    assert done.returncode == 0, done.stderr
+    assert "embedding-atlas" in done.stderr
+    table = pq.read_table(tmp_path / "a.parquet")
+    rows = table.to_pylist()
+    assert len(rows) == 6
+    assert {row["path"] for row in rows} >= {"images/one.png", "images/one.png#box=12"}
+    for number, row in enumerate(rows):
+        assert 0 <= row["x"] <= 1
+        assert sorted([number, *row["neighbors"]["ids"]]) == list(range(6))  # all others
+        assert row["neighbors"]["distances"] == sorted(row["neighbors"]["distances"])
+        assert row["image"]["bytes"][8:12] == b"WEBP"
+    by_path = {row["path"]: number for number, row in enumerate(rows)}
+    nearest = rows[by_path["images/one.png#box=12"]]["neighbors"]["ids"][0]
+    assert rows[nearest]["path"] == "images/two.png#box=1"  # the other cup
+
+
+def test_the_command_line(objects, tmp_path):
+    _, store = objects
+    write_findings(store.root, {"images/two.png": "ood"})
+    out = tmp_path / "kept.json"
+    done = run_cli("export", "--flagged", "--keep", "--format", "coco", "--output", out, "--store", store.root)
+    assert done.returncode == 0, done.stderr
+    assert f"images written: 2, boxes: 3, in {out}" in done.stderr
+    assert "biases the evaluation" in done.stderr
+    done = run_cli("export", "--flagged", "--keep", "--format", "paths", "--store", store.root)
+    kept = [line.partition("/images/")[2] for line in done.stdout.splitlines()]
+    places = ["one.png#box=11&xywh=10,20,150,100", "one.png#box=12&xywh=200,50,120,160"]
+    assert kept == ["bare.png", "one.png", *places, "two.png#box=1&xywh=10.25,20,150,100"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--format", "coco"], "needs --output PATH"),
+        (["--format", "coco", "--keep", "--output", "x.json"], "select kinds of findings"),
+        (["--format", "coco", "--copy", "--output", "x.json"], "--copy needs a folder"),
+        (["--format", "yolo", "--output", "taken"], "taken is there already; name a new folder"),
+        (["--format", "paths", "--flagged", "--copy"], "--copy is for the formats coco and yolo"),
+    ],
+)
+def test_what_makes_no_sense(objects, tmp_path, options, said):
+    _, store = objects
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    done = run_cli("export", *options, "--store", store.root, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+
+
+def test_an_image_that_is_gone_stops_what_needs_its_bytes(objects, tmp_path):
+    folder, store = objects
+    os.unlink(folder / "images" / "two.png")
+    with pytest.raises(OodAuditError, match=r"cannot read .*two\.png: no such file"):
+        ood_audit.export_dataset(tmp_path / "out", store, format="parquet")
+    assert not (tmp_path / "out").exists()
+
+
+# Boxes by their names
+
+
+def test_boxes_are_named_in_lists(objects, tmp_path):
+    from ood_audit.classes import annotations
+
+    folder, store = objects
+    path = f"{folder}/images/one.png#box=12"
+    names = [path, f"{path}&xywh=200,50,120,160", "images/one.png#box=12", "in/images/one.png#box=12"]
+    found = annotations.images(store, names, tmp_path / "list.txt")
+    assert [list(found[name].values()) for name in names] == [[f"file://{path}&xywh=200,50,120,160"]] * 4
+    (tmp_path / "list.txt").write_text(f"{path}\n")
+    done = run_cli("export", "--paths", tmp_path / "list.txt", "--store", store.root)
+    assert done.stdout == f"{path}&xywh=200,50,120,160\n"
+    (tmp_path / "keep.txt").write_text(done.stdout)
+    done = run_cli("quarantine", tmp_path / "aside", "--paths", tmp_path / "list.txt", "--store", store.root)
+    assert "1 of 1 images" in done.stderr
+    assert "no file of its own" in done.stdout or "box" in done.stdout
+    assert (folder / "images" / "one.png").exists()
+    again = ood_audit.embed(tmp_path / "keep.txt", store=tmp_path / "again", device="cpu").store
+    assert again.query("SELECT width, height FROM images").rows == [(120, 160)]

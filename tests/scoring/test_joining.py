@@ -1,0 +1,221 @@
+"""Evidence joined by ranks: what each piece says, when novelty counts, and that the order of images does not matter."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ood_audit
+from ood_audit import ScoreSettings
+from ood_audit.classes import labelled
+from ood_audit.errors import UsageError
+from ood_audit.scoring import joining
+from ood_audit.scoring.joining import Evidence, energy_of, quantiles, quantiles_within
+from ood_audit.scoring.scores.delta_energy import delta_energy
+from ood_audit.store import open_store
+from ood_audit.store.files import read_json
+from tests.helpers.made import unit
+
+T = 0.01
+
+
+def folder(classes=6, each=40, ood=12, spread=0.6, dimension=32, seed=0, unnamed=1.5):
+    """Images in tight groups around their class, which is only roughly where its name is; and images of nothing."""
+    rng = np.random.default_rng(seed)
+    text = unit(rng.normal(size=(classes, dimension)))
+    centers = unit(text + unnamed * unit(rng.normal(size=(classes, dimension))))
+    labels = np.repeat(np.arange(classes), each)
+    inside = unit(centers[labels] + spread / 5 * rng.normal(size=(len(labels), dimension)))
+    outside = unit(0.5 * centers[rng.integers(0, classes, ood)] + unit(rng.normal(size=(ood, dimension))))
+    return np.concatenate([inside, outside]), np.arange(len(labels) + ood) >= len(labels), text
+
+
+def join(images, text, *, weight=None, temperature=0.1, whole=True):
+    cosines = images @ text.T
+    energy = energy_of(cosines.astype(np.float64), np.full(len(images), -np.inf), temperature)
+    joint = joining.prepare(images, len(images) + (not whole), text, 0.999, weight)
+    evidence = Evidence(energy, joining.standing(joint, cosines), np.full(len(images), -np.inf), temperature)
+    some = Evidence(energy[:9], evidence.standing[:9], evidence.outside[:9], temperature)
+    known = images[:9], some
+    return joining.join(joint, evidence, evidence, [images[:50], images[50:]], calibration=known), energy
+
+
+def auroc(is_ood, values):
+    from ood_audit.scoring.metrics import auroc as measured
+
+    return measured(is_ood, values)
+
+
+def test_novelty_counts_where_the_classes_are_close_together():
+    images, is_ood, text = folder()
+    joined, energy = join(images, text)
+    assert joined.weight > 0.3
+    assert auroc(is_ood, joined.ood_score) > auroc(is_ood, energy) + 0.02
+    assert auroc(is_ood, joined.novelty) > 0.9
+
+
+def test_novelty_does_not_count_with_few_images_a_class():
+    images, _, text = folder(each=7, ood=3)
+    joined, _ = join(images, text)
+    assert joined.weight == 0
+    assert set(joined.unlike) == {0}
+
+
+def test_unknown_images_that_are_many_stay_strange():
+    """Thirty pictures of one unknown thing are each other's neighbours; their neighbours are not like their name."""
+    images, is_ood, text = folder(ood=0)
+    rng = np.random.default_rng(5)
+    lump = unit(unit(rng.normal(size=(1, 32))) + 0.05 * rng.normal(size=(30, 32)))
+    images, is_ood = np.concatenate([images, lump]), np.r_[is_ood, np.ones(30, bool)]
+    joined, energy = join(images, text, weight=1.0)
+    assert auroc(is_ood, joined.novelty) < 0.9
+    assert auroc(is_ood, joined.ood_score) >= auroc(is_ood, energy) - 0.01
+
+
+def test_near_duplicates_are_no_neighbours():
+    images, _, text = folder(ood=1)
+    twice = np.concatenate([images, images[-1:]])
+    (once, _), (again, _) = join(images, text), join(twice, text)
+    assert again.novelty[-1] == pytest.approx(once.novelty[-1], abs=0.02)
+    assert again.novelty[-1] > 0.1
+
+
+def test_which_evidence_speaks():
+    images, _, text = folder()
+    joined, _ = join(images, text, weight=1.0)
+    names = [joining.UNLIKE[i] for i in joined.unlike]
+    assert {names[i] for i in np.argsort(-joined.ood_score)[:3]} <= {"both", "the rest of the folder", "every class"}
+    assert "both" in names
+    assert len(set(names)) == 3
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=30))
+def test_quantiles_within_themselves_keep_order_and_ties(values):
+    values = np.array(values)
+    own, within = quantiles(values), quantiles_within(values, values)
+    for found in (own, within):
+        assert np.isfinite(found).all()
+        for i in range(len(values)):
+            for j in range(len(values)):
+                if values[i] < values[j]:
+                    assert found[i] < found[j]
+                elif values[i] == values[j]:
+                    assert found[i] == found[j]
+
+
+def test_energy_is_that_of_the_score():
+    import torch
+
+    rng = np.random.default_rng(1)
+    cosines, others = rng.uniform(-0.2, 0.4, (50, 7)), rng.uniform(-0.2, 0.4, (50, 20))
+    outside = np.log(np.exp(others / T).sum(axis=1))
+    tensors = torch.from_numpy(cosines), torch.from_numpy(others)
+    expected = -delta_energy(tensors[0], temperature=T, top_c=1, reset_to=0.0, background=tensors[1])
+    np.testing.assert_allclose(energy_of(cosines, outside, T), expected.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_the_order_of_the_images_does_not_matter():
+    images, _, text = folder()
+    order = np.random.default_rng(3).permutation(len(images))
+    (plain, _), (shuffled, _) = join(images, text), join(images[order], text)
+    np.testing.assert_allclose(shuffled.ood_score, plain.ood_score[order], atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_labelled_images_are_scored_as_the_images_are(weight):
+    images, _, text = folder()
+    joined, _ = join(images, text, weight=weight)
+    assert joined.weight == weight
+    assert joined.calibration == pytest.approx(joined.ood_score[:9], abs=1e-9)
+
+
+@pytest.mark.parametrize(("images", "classes"), [(1, 3), (2, 1), (5, 5)])
+def test_tiny_folders(images, classes):
+    rng = np.random.default_rng(0)
+    joined, _ = join(unit(rng.normal(size=(images, 8))), unit(rng.normal(size=(classes, 8))))
+    assert np.isfinite(joined.ood_score).all()
+    assert joined.weight == 0
+
+
+@pytest.fixture
+def one_folder(tmp_path):
+    """A store of the made-up folder, whose images are in no folder named as a class."""
+    from ood_audit.classes.vocabulary import Vocabulary
+    from tests.helpers.made import make_store
+
+    images, is_ood, text = folder()
+    vocabulary = Vocabulary(tuple((f"class {k}",) for k in range(len(text))))
+    paths = [f"{i:04d}.png" for i in range(len(images))]
+    return make_store(tmp_path / "store", images, paths, vocabulary, text), is_ood
+
+
+def test_report_ranks_by_it_and_says_which_evidence_speaks(one_folder):
+    store, is_ood = one_folder
+    result = ood_audit.report(store, top=12, settings=ScoreSettings(background=False, temperature=0.1))
+    assert result.scores.parameters["novelty"] > 0
+    found = {int(row["path"][:4]) for row in result.rows}
+    assert len(found & set(np.flatnonzero(is_ood))) >= 8
+    rows = store.query("SELECT DISTINCT unlike FROM report ORDER BY 1").rows
+    assert {unlike for (unlike,) in rows} <= set(joining.UNLIKE)
+    ((missing,),) = store.query("SELECT count(*) FROM scores WHERE novelty IS NULL").rows
+    assert missing == 0
+    again = ood_audit.score(store, settings=ScoreSettings(background=False, temperature=0.1))
+    assert again.reused
+    alone = ood_audit.score(store, settings=ScoreSettings(method="delta-energy", background=False, temperature=0.1))
+    ((missing,),) = store.query("SELECT count(*) FROM scores WHERE novelty IS NULL").rows
+    assert missing == alone.images
+
+
+def test_novelty_can_be_set_and_switched_off(one_folder):
+    store, _ = one_folder
+    off = ood_audit.score(store, settings=ScoreSettings(novelty=False, background=False, temperature=0.1))
+    assert off.parameters["novelty"] == 0
+    ((kinds,),) = store.query("SELECT count(DISTINCT unlike) FROM scores").rows
+    assert kinds == 1
+    weighted = ood_audit.score(store, settings=ScoreSettings(novelty=0.3, background=False, temperature=0.1))
+    assert weighted.parameters["novelty"] == 0.3
+    with pytest.raises(UsageError, match="choose auto, on, off, or a weight from 0 to 100"):
+        ood_audit.score(store, settings=ScoreSettings(novelty=-1.0))
+    with pytest.raises(UsageError, match="mcm has no `novelty`"):
+        ood_audit.score(store, settings=ScoreSettings(method="mcm", novelty=0.3))
+
+
+def test_a_few_labelled_images_calibrate_and_leave_the_ranking_as_it_is(one_folder, tmp_path):
+    store, _ = one_folder
+    settings = ScoreSettings(background=False, temperature=0.1)
+    ood_audit.score(store, settings=settings)
+    before = [row[0] for row in store.query("SELECT ood_score FROM scores ORDER BY path").rows]
+    chosen = [f"{i:04d}.png,class {i // 40}\n" for i in range(0, 240, 5)]  # fewer than are needed to choose by
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(chosen))
+    labelled.add(store, tmp_path / "labels.csv")
+    found = ood_audit.score(store, settings=settings)
+    assert found.parameters["novelty"] > 0
+    rows = dict(store.query("SELECT path, ood_score FROM scores").rows)
+    assert [rows[path] for path in sorted(rows)] == pytest.approx(before, abs=1e-5)
+    known = read_json(found.path.with_suffix(".json"))["calibration"]["ood_score"]
+    assert sorted(known) == pytest.approx(sorted(rows[line.partition(",")[0]] for line in chosen), abs=0.02)  # a rank
+
+
+def test_a_sample_of_neighbours_stands_for_a_large_folder(one_folder, monkeypatch):
+    store, is_ood = one_folder
+    whole = ood_audit.score(store, settings=ScoreSettings(background=False, temperature=0.1))
+    ranks = [row[0] for row in store.query("SELECT ood_score FROM scores ORDER BY path").rows]
+    monkeypatch.setattr(joining, "WHOLE", 100)
+    monkeypatch.setattr(joining, "SAMPLE", 160)
+    sampled = ood_audit.score(store, settings=ScoreSettings(background=False, temperature=0.1, seed=1))
+    assert not sampled.reused
+    assert whole.images == sampled.images
+    again = [row[0] for row in store.query("SELECT ood_score FROM scores ORDER BY path").rows]
+    assert abs(auroc(is_ood, np.array(again)) - auroc(is_ood, np.array(ranks))) < 0.05
+
+
+def test_scores_of_an_older_version_are_still_read(one_folder):
+    """Their file lacks the newer columns; queries go on, and a report scores anew."""
+    import pyarrow.parquet as pq
+
+    store, _ = one_folder
+    path = ood_audit.score(store, settings=ScoreSettings(background=False, temperature=0.1)).path
+    pq.write_table(pq.read_table(path).drop_columns(["novelty", "unlike"]), path)
+    ((rows,),) = open_store(store.root).query("SELECT count(*) FROM report").rows
+    assert rows == 252

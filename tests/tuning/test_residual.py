@@ -1,0 +1,205 @@
+"""Tuning by residual: its maths, and the command on pictures and on imported vectors."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import ood_audit
+from ood_audit.classes import prompts
+from ood_audit.encoders.identity import ScoreDefaults
+from ood_audit.errors import UsageError
+from ood_audit.scoring.settings import ScoreSettings
+from ood_audit.store import open_store
+from ood_audit.tuning import losses, residual
+from ood_audit.tuning.settings import DEFAULTS
+from ood_audit.tuning.trainer import foremost
+from tests.conftest import EXAMPLES
+from tests.helpers.cli import invoke
+from tests.helpers.made import problem
+
+CLIP = ScoreDefaults(0.01, 1, 0.0)
+QUICK = dataclasses.replace(DEFAULTS["residual"], epochs=5, folds=2)
+
+
+@pytest.fixture
+def data():
+    """72 images of six classes with their labels, and the features of the names."""
+    return problem(6, 72)
+
+
+def test_class_features_have_length_1_and_without_alpha_are_the_text():
+    generator = torch.Generator().manual_seed(0)
+    text = torch.nn.functional.normalize(torch.randn(5, 8, generator=generator), dim=1)
+    r = torch.randn(5, 8, generator=generator)
+    torch.testing.assert_close(residual.class_features(text, r).norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(residual.class_features(text, r, alpha=0.0), text)
+    by_hand = residual.class_features(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.5]]), alpha=0.5)
+    torch.testing.assert_close(by_hand, torch.tensor([[0.8, 0.6]]))
+
+
+def test_gradient_is_the_slope():
+    generator = torch.Generator().manual_seed(1)
+    images, text, r = (torch.randn(n, 6, dtype=torch.float64, generator=generator) for n in (7, 4, 4))
+    images, text = (torch.nn.functional.normalize(rows, dim=1) for rows in (images, text))
+    labels = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+
+    def loss(own):
+        return losses.coop(images, residual.class_features(text, own), labels, scale=10.0)
+
+    assert torch.autograd.gradcheck(loss, r.requires_grad_())
+
+
+@pytest.mark.parametrize("loss", ["coop", "ebm"])
+def test_fit_learns(data, loss):
+    features, labels, text = data
+    settings = dataclasses.replace(QUICK, loss=loss, folds=0, epochs=20, lr=0.02)
+    found = residual.fit(features, labels, text, CLIP, settings)
+    first, last = found.history[1].loss, found.history[-1].loss
+    assert first is not None
+    assert last is not None
+    assert last < first
+    assert found.epoch == 20
+    np.testing.assert_allclose(np.linalg.norm(found.class_features, axis=1), 1, atol=1e-5)
+    again = residual.fit(features, labels, text, CLIP, settings)
+    np.testing.assert_array_equal(again.class_features, found.class_features)
+    other = residual.fit(features, labels, text, CLIP, dataclasses.replace(settings, seed=1))
+    assert not np.array_equal(other.held_out, found.held_out)
+
+
+def test_folds_judge_the_epochs(data):
+    features, labels, text = data
+    found = residual.fit(features, labels, text, CLIP, QUICK)
+    assert all(len(figures.merits) == 2 for figures in found.history)
+    assert found.after in found.history
+    assert found.after.forecast_auroc is not None
+    # Before training the residual is none.
+    assert found.history[0].accuracy == found.before.accuracy
+
+
+def test_classes_without_images_move_as_the_others_do_on_average(data):
+    features, labels, text = data
+    some = labels < 4
+    found = residual.fit(features[some], labels[some], text, CLIP, dataclasses.replace(QUICK, folds=0, lr=0.01))
+    assert not found.learned[4:].any()
+    moved = text[4:] + 0.5 * found.learned[:4].mean(0)
+    np.testing.assert_allclose(
+        found.class_features[4:], moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-6
+    )
+    assert np.abs(found.class_features[:4] - text[:4]).max() > 1e-4
+
+
+def test_the_early_epoch_is_kept_unless_another_is_surely_better():
+    def of(*means, spread=0.0):
+        return [(mean - spread * k, mean + spread * k) for k, mean in enumerate(means)]
+
+    assert foremost(of(0.7, 0.8, 0.8, 0.8, 0.8, 0.8)) == 1
+    assert foremost(of(0.7, 0.8, 0.9, 1.0, 0.9, 0.8)) == 3
+    assert foremost(of(0.7, 0.8, 0.8, 0.9, 0.9, 0.9, spread=0.1)) == 1  # it may be by chance
+    assert foremost(of(0.9, 0.7, 0.6, 0.5, 0.5, 0.5)) == 0  # tuning harms
+    assert foremost(of(0.7)) == 0
+    assert foremost([(), (), ()]) == 2
+
+
+def test_apart_by_hand():
+    """Of two images one is like another class than its own, and nothing else counts."""
+    images, classes, labels = torch.eye(3)[:2], torch.eye(3)[[0, 2]], torch.tensor([1, 0])
+    background = torch.tensor([2.0, 3.0])
+    found = losses.apart(images, classes, labels, scale=4.0, background=background)
+    first, second = (torch.tensor([own, b]).logsumexp(0) - b for own, b in ((4.0, 2.0), (0.0, 3.0)))
+    torch.testing.assert_close(found, (first + second) / 2)
+    images, classes = (torch.nn.functional.normalize(torch.randn(n, 4).double(), dim=1) for n in (5, 3))
+    labels, own = torch.tensor([0, 1, 2, 0, 1]), torch.randn(5).double()
+    assert torch.autograd.gradcheck(
+        lambda t: losses.apart(images, t, labels, scale=3.0, background=own), classes.requires_grad_()
+    )
+
+
+def test_tune_on_pictures_and_report(store_copy):
+    labels = EXAMPLES / "classes.txt"
+    done = invoke(
+        "tune",
+        "--store",
+        store_copy,
+        "--labels",
+        labels,
+        "--method",
+        "residual",
+        "--epochs",
+        "2",
+        "--lr",
+        "1e-5",
+        "--name",
+        "own",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "method: residual on the class features" in done.stderr
+    found = prompts.choose(open_store(store_copy), ood_audit.classes.vocabulary.read_vocabulary(labels), "own")
+    assert found is not None
+    assert found.recipe["settings"]["method"] == "residual"
+    report = ood_audit.report(store_copy, settings=ScoreSettings(prompts="own", auto=False), top=3)
+    assert report.scores.prompts == "own"
+
+
+def test_options_of_prompts_need_their_method(store_copy):
+    done = invoke(
+        "tune",
+        "--store",
+        store_copy,
+        "--labels",
+        EXAMPLES / "classes.txt",
+        "--method",
+        "residual",
+        "--context-vectors",
+        "8",
+    )
+    assert done.returncode == 2
+    assert "use --method prompt" in done.stderr
+    with pytest.raises(UsageError, match="`method` x: choose prompt, residual"):
+        ood_audit.tune(store_copy, settings=dataclasses.replace(QUICK, method="x"))
+
+
+def imported(folder, *, texts):
+    features, labels, text = problem(6, 72)
+    names = [f"thing {k}" for k in range(6)]
+    paths = np.array([f"{names[k]}/{i}.jpg" for i, k in enumerate(labels)])
+    np.savez(folder / "f.npz", features=features, paths=paths)
+    np.savez(folder / "t.npz", names=np.array(names), texts=text)
+    given = ("--texts", folder / "t.npz") if texts else ()
+    done = invoke("import", folder / "f.npz", "--store", folder / "store", *given)
+    assert done.returncode == 0, done.stderr
+    (folder / "classes.txt").write_text("\n".join(names))
+    return folder / "store"
+
+
+def test_imported_vectors_need_no_model(tmp_path):
+    store = imported(tmp_path, texts=True)
+    done = invoke(
+        "tune",
+        "--store",
+        store,
+        "--labels",
+        tmp_path / "classes.txt",
+        "--method",
+        "residual",
+        "--epochs",
+        "3",
+        "--name",
+        "own",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "from 72 labelled images of 6 classes" in done.stderr
+    best = ood_audit.report(store, settings=ScoreSettings(prompts="own", auto=False), top=3)
+    assert best.scores.prompts == "own"
+    (found,) = open_store(store).query("SELECT max(max_cosine) FROM scores").rows
+    own = prompts.choose(open_store(store), best.scores.vocabulary, "own")
+    assert own is not None
+    assert found[0] == pytest.approx(float((problem(6, 72)[0] @ own.class_features.T).max()), abs=1e-3)
+
+
+def test_imported_vectors_without_names_say_what_is_missing(tmp_path):
+    store = imported(tmp_path, texts=False)
+    done = invoke("tune", "--store", store, "--labels", tmp_path / "classes.txt", "--method", "residual")
+    assert done.returncode == 1
+    assert "give the vectors of the names with `ood-audit import --texts FILE`" in done.stderr

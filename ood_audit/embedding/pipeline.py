@@ -8,6 +8,7 @@ from types import TracebackType
 import torch
 
 from ood_audit.encoders.clip import ClipEncoder, Features
+from ood_audit.encoders.cpu import reuse_freed_memory
 from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
 from ood_audit.images.access import REMOTE_THREADS
 from ood_audit.images.decode import Decoded, Loaded, Pixels, decode, load
@@ -27,6 +28,8 @@ class Pipeline:
 
     def __init__(self, encoder: ClipEncoder, *, cores: int | None = None) -> None:
         self._encoder = encoder
+        if encoder.device.type == "cpu":
+            reuse_freed_memory()
         cores = cores or worker_count()
         passes, threads = forward_threads(encoder.device, cores)
         self.depth = passes + 2

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.func import functional_call
 
-from ood_audit.encoders.cpu import bf16_in_hardware, reuse_freed_memory
+from ood_audit.encoders.cpu import bf16_in_hardware, return_freed_memory, reuse_freed_memory
 from ood_audit.encoders.device import (
     CPU,
     FP16_NEEDS_GPU,
@@ -113,8 +113,7 @@ class ClipEncoder:
         self._model = model.to(device=device, memory_format=self._layout)
         with torch.inference_mode(), one_thread():
             probe = self._images(to_device(torch.zeros(1, height, width, 3, dtype=torch.uint8), device))
-        if device.type == "cpu":
-            reuse_freed_memory()
+        return_freed_memory()
         self.logit_scale = float(model.logit_scale.exp().max())
         self.score_defaults: ScoreDefaults = score_defaults(source.model, self.logit_scale)
         self.identity = EncoderIdentity(
@@ -224,7 +223,7 @@ class ClipEncoder:
         """Go over from float32 to bfloat16; the identity changes with it."""
         self._model.visual = cast_for(self._model.visual, self.device, "bf16")
         self.precision, self.identity = "bf16", replace(self.identity, precision="bf16")
-        reuse_freed_memory()  # what the tower in float32 took is returned, unless a trial keeps it
+        return_freed_memory()  # what the tower in float32 took is returned, unless a trial keeps it
 
     def try_bf16(self, pixels: Sequence[Pixels]) -> bool:
         """Go over from float32 to bfloat16, if on these pictures it gives features alike (`agree`), sooner.

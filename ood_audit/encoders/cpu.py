@@ -38,18 +38,30 @@ def reuse_freed_memory() -> None:
     """Let glibc keep the memory that a forward pass frees, instead of returning and faulting it in at every layer.
 
     On a CPU this is worth a third of the time, more where decoding threads compete. What is kept is bounded by the
-    largest batch; what is free now is returned first. Other C libraries are left as they are.
+    largest batch; what is free now is returned first. Other C libraries are left as they are. Only who embeds images
+    calls it: a process that does anything else would keep the largest of all that it ever had.
     """
+    return_freed_memory()
+    if (library := _glibc()) is not None:
+        for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            library.mallopt(option, 1 << 30)
+
+
+def return_freed_memory() -> None:
+    """Return to the system what glibc holds of freed memory, such as after a model was loaded."""
+    if (library := _glibc()) is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> "ctypes.CDLL | None":
+    """The C library, where it is glibc."""
     if sys.platform != "linux":
-        return
+        return None
     try:
         library = ctypes.CDLL(None)
-        mallopt, trim = library.mallopt, library.malloc_trim
+        return library if library.mallopt and library.malloc_trim else None
     except (OSError, AttributeError):
-        return
-    trim(0)
-    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        mallopt(option, 1 << 30)
+        return None
 
 
 def log_sum_exp(values: Tensor, temperature: float) -> Tensor:

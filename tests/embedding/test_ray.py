@@ -20,7 +20,7 @@ from ood_audit.embedding.work import Work
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import EncoderError, OodAuditError, UsageError
 from ood_audit.images.decode import Decoded, decode
-from ood_audit.images.sources import ImageRef, file_uri
+from ood_audit.images.sources import ImageRef
 from ood_audit.store import create_store
 from ood_audit.store.parts import iter_features
 from tests.conftest import run_process
@@ -115,9 +115,19 @@ def rows(store: Path) -> list[tuple[Any, ...]]:
     return ood_audit.open_store(store).query(f"SELECT {columns} FROM images ORDER BY uri").rows
 
 
-def test_the_same_rows_as_on_one_machine(cluster, many, tmp_path, warm):  # noqa: F811
+def test_the_same_rows_as_on_one_machine_and_not_a_word_of_rays(cluster, many, tmp_path, warm):  # noqa: F811
+    """On a cluster that is started for the run, by a process of its own: nothing of Ray's reaches the terminal."""
     # One piece of work, so that one worker loads the model
-    assert run(many, tmp_path / "ray", batch_size=16, model="starter") == {"added": 64, "unreadable": 2}
+    arguments = ["embed", many, "--store", tmp_path / "ray", "--batch-size", "66"]
+    done = run_process(*arguments, "--engine", "ray", "--model", "starter", RAY_ADDRESS="local")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("64 added, 0 unchanged, 0 changed, 0 removed, 2 unreadable; ")
+    assert done.stdout.count("\n") == 1
+    model, preprocessing, *hints = done.stderr.splitlines()
+    assert model.startswith("model: starter (CLIP (EfficientNet), gelu, 384 dimensions), fp32 on ")
+    assert model.endswith(" of a Ray cluster")
+    assert preprocessing.startswith("preprocessing: ")
+    assert [hint.partition(":")[0] for hint in hints] == ["to list the unreadable files", "next"]
     ood_audit.embed(many, store=tmp_path / "local", device="cpu")
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
     ours, theirs = features(tmp_path / "ray"), features(tmp_path / "local")
@@ -327,17 +337,3 @@ def test_no_more_workers_share_a_gpu_than_its_memory_holds(monkeypatch, room, sh
     played_nodes(monkeypatch, {"CPU": 4.0, "GPU": 1.0})
     assert engine.load_same_encoder(identity).plan.sharing == 1
     assert len(asked) == 2  # there is nothing to ask
-
-
-def test_ray_is_silent(many, tmp_path):  # noqa: F811
-    """A cluster started for the run, in a process of its own: nothing of Ray's reaches the terminal."""
-    image, store = sorted(many.glob("*.jpg"))[0], tmp_path / "store"
-    done = run_process("embed", image, "--store", store, "--engine", "ray", RAY_ADDRESS="local")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 added, 0 unchanged, 0 changed, 0 removed, 0 unreadable; ")
-    assert done.stdout.count("\n") == 1
-    model, preprocessing, _ = done.stderr.splitlines()
-    assert model.startswith("model: starter (CLIP (EfficientNet), gelu, 384 dimensions), fp32 on ")
-    assert model.endswith(" of a Ray cluster")
-    assert preprocessing.startswith("preprocessing: ")
-    assert file_uri(str(image)) == rows(store)[0][0]

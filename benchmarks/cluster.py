@@ -9,7 +9,6 @@ line through the images from the first 20% to 80%, between which no worker start
 """
 
 import argparse
-import json
 import logging
 import os
 import statistics
@@ -81,7 +80,7 @@ def run(workers: int, rate: float, seconds: float) -> None:
         at += [time.perf_counter() for _ in engine.embed_images(work, encoder, writer)]
     assert len(at) == images
     low, high = images // 5, images * 4 // 5
-    print(json.dumps(statistics.linear_regression(at[low:high], range(low, high)).slope))
+    print("rate", statistics.linear_regression(at[low:high], range(low, high)).slope)
 
 
 def main() -> None:
@@ -99,7 +98,7 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.cluster", "--only", str(workers)]
         command += ["--rate", str(options.rate), "--seconds", str(options.seconds)]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        rates[workers] = float(done.stdout.splitlines()[-1])
+        rates[workers] = next(float(line[5:]) for line in done.stdout.splitlines() if line.startswith("rate "))
         print(
             f"{workers:3} played workers: {rates[workers]:,.1f} images/s of {workers * options.rate:,.0f}", flush=True
         )

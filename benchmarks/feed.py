@@ -9,8 +9,9 @@ What is played, by sleeps that release Python's lock as the real work does:
 - A forward pass launches the operations of a ViT-B-16 on a model so small that they cost nothing but their Python, and
   sleeps for the time that the GPU would take. Processes that share the GPU take turns.
 
-What is real: reading and hashing the file, Pillow's parsing, `ClipEncoder.prepare`, the arrays, the threads and their
-futures, the stacking, the launches, the pipes between the processes, and the rows in Parquet.
+What is real: reading and hashing the file, Pillow's parsing, `ClipEncoder.prepare`, what is measured of a picture, the
+arrays, the threads and their futures, the stacking, the launches, the pipes between the processes, and the rows in
+Parquet.
 
 A process holds one lock, so its Python takes one core at most, however many it is given. That is why two real cores are
 enough to measure what one process can do with many played ones: it has one of them, and the process that writes has
@@ -87,6 +88,8 @@ def play_decoder() -> None:
         if resample == Image.Resampling.NEAREST:  # to count grey levels: real, but of a picture that has some
             real_resize(self, size, resample, *rest, **options)
             return levels
+        if resample != Image.Resampling.BICUBIC:  # by what is measured of a picture: real
+            return real_resize(self, size, resample, *rest, **options)
         time.sleep(RESIZE * slow)
         return self._new(small.im)
 

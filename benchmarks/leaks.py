@@ -10,7 +10,6 @@ counters in their names. A picture counts as found at its level or at a nearer o
 copies, without splits.
 """
 
-import argparse
 import io
 import random
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 import ood_audit
-from benchmarks.planted import TURNS, distinct, turned
+from benchmarks.planted import TURNS, distinct, planted_options, turned
 
 EACH = 60
 RECALL, PRECISION = 0.95, 0.9  # the limits
@@ -89,12 +88,7 @@ def plant(data: Path, into: Path, count: int, seed: int) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a folder for the pictures and the store")
-    options = parser.parse_args()
+    options = planted_options(__doc__ or "")
     with tempfile.TemporaryDirectory() as temporary:
         work = options.keep or Path(temporary)
         planted = plant(options.data, work / "images", options.images, options.seed)

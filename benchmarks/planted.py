@@ -5,6 +5,7 @@ duplicates are left out, and so is each picture whose 64-bit perceptual hash, tu
 12 bits of that of another. Crops of the others, altered as in `benchmarks.peers`, fill up to the number asked for.
 """
 
+import argparse
 import csv
 import random
 from collections.abc import Iterator
@@ -16,6 +17,16 @@ from PIL import Image
 from benchmarks.peers import APART, alter, hash_of
 
 TURNS = (None, *Image.Transpose)  # the eight orientations
+
+
+def planted_options(description: str) -> argparse.Namespace:
+    """What a benchmark of planted faults is told on its command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a folder for the pictures and the store")
+    return parser.parse_args()
 
 
 def turned(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:

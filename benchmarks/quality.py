@@ -7,7 +7,6 @@ fault. A finding is right where its picture was planted, with whatever fault: a 
 contrast as well. Pictures that are grey in DATA count as planted with grey.
 """
 
-import argparse
 import random
 import tempfile
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 import ood_audit
-from benchmarks.planted import distinct
+from benchmarks.planted import distinct, planted_options
 from ood_audit.findings.quality import REASONS, odd
 from ood_audit.store.views import connect
 
@@ -101,12 +100,7 @@ def plant(data: Path, into: Path, count: int, seed: int) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, help="a folder for the pictures and the store")
-    options = parser.parse_args()
+    options = planted_options(__doc__ or "")
     with tempfile.TemporaryDirectory() as temporary:
         work = options.keep or Path(temporary)
         planted = plant(options.data, work / "images", options.images, options.seed)

@@ -49,11 +49,11 @@ from ood_audit.encoders.openclip import (
 from ood_audit.encoders.registry import ModelSource, bf16_is_measured, find_model, score_defaults
 from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import EncoderError, UsageError
-from ood_audit.images.decode import Pixels
 from ood_audit.text import printable
 from ood_audit.values import JsonObject
 
 Features = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
 _TEXT_BATCH = 256
 _BATCH_SIZES = {"cpu": 6, "mps": 64}  # 256 on an Apple GPU would take 5 GB of the memory that it shares with the CPU
 _BATCH_MULTIPLE = 32  # cuDNN tries its algorithms anew for each batch size, so there should be few

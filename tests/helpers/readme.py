@@ -71,21 +71,34 @@ def _shown(command: list[str], folder: Path) -> str:
 
 
 def draw(page: Path, picture: Path) -> None:
-    """Draw the figures and the first pictures of a page in an installed Chromium; without one the old drawing stays."""
+    """Draw a page in an installed Chromium: its first pictures, its dialog, and it on a phone, as `picture`,
+    `…-dialog.png` and `…-phone.png`. Without a Chromium the old drawings stay.
+    """
     executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if executable is None:
         print(f"no Chromium is installed: {picture} is as it was")
         return
+    drawings = [  # the size of the window, its pixels a dot, and the keys that are pressed
+        ("", (960, 1215), 1, []),
+        ("-dialog", (1280, 900), 1, ["n", "n", "n", " "]),
+        ("-phone", (390, 844), 1.5, []),
+    ]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        window = browser.new_page(viewport={"width": 960, "height": 1215}, color_scheme="light", bypass_csp=True)
-        window.goto(page.as_uri())
-        window.add_style_tag(content="section:has(#next), section:has(#map-title) { display: none }")
-        window.screenshot(path=picture)
+        for name, (width, height), scale, keys in drawings:
+            window = browser.new_page(
+                viewport={"width": width, "height": height}, device_scale_factor=scale, color_scheme="light"
+            )
+            window.goto(page.as_uri())
+            for key in keys:
+                window.keyboard.press(key)
+            drawn = picture.with_stem(picture.stem + name)
+            window.screenshot(path=drawn)
+            window.close()
+            with Image.open(drawn) as image:
+                small = image.convert("RGB").quantize(256)
+            small.save(drawn, optimize=True)
         browser.close()
-    with Image.open(picture) as drawn:
-        small = drawn.convert("RGB").quantize(256)
-    small.save(picture, optimize=True)
 
 
 def parts(text: str) -> list[str]:

@@ -85,9 +85,10 @@ def command(sources: tuple[str, ...], splits: tuple[str, ...], **options: Any) -
     or .parquet file with a column named path (and label, and split). It can be local or at s3://, gs://, hdfs:// or
     https://.
 
-    A local SOURCE can also be a dataset with labels, splits and boxes: a COCO file (.json), a YOLO file (data.yaml), a
-    Pascal VOC folder, Parquet with images as the Hugging Face Hub has it, an ImageFolder with metadata.csv or .jsonl,
-    or a WebDataset. Its classes are the vocabulary until --labels names another.
+    SOURCE can also be a dataset with labels, splits and boxes: a COCO file (.json), a YOLO file (data.yaml), a Pascal
+    VOC folder, Parquet with images as the Hugging Face Hub has it, an ImageFolder with metadata.csv or .jsonl, or a
+    WebDataset; the first three and the ImageFolder also as a .zip file, and COCO, YOLO and Parquet at s3:// as well.
+    Its classes are the vocabulary until --labels names another.
 
     Run the command again after images were added, changed or removed: only the difference is embedded. To resume an
     interrupted run, run it again, too. Files that were moved or renamed keep their features. A file that can't be read

@@ -19,6 +19,7 @@ _QUERIES = 1024
 _NEAREST = 10
 _TRAINED_ON = 40  # vectors a list
 _ROUNDS = 10
+_SAME = 1 - 1e-6  # the cosine of two centres from which on they are one
 _CHUNK = 2048  # vectors compared with at a time
 
 Floats = NDArray[np.float32]
@@ -62,7 +63,10 @@ class Listed:
         self._vectors = np.empty((total, dimension), np.float16)
         self._starts = np.array([0, total])
         if self.lists > 1:
-            self._centres = _centres(_chosen(batches(), sample(total, most=_TRAINED_ON * self.lists)), self.lists)
+            self._centres = _apart(
+                _centres(_chosen(batches(), sample(total, most=_TRAINED_ON * self.lists)), self.lists)
+            )
+            self.lists = len(self._centres)
             self._sort(batches)
         places = np.empty(total, np.int64)
         places[self.order] = np.arange(total)
@@ -167,3 +171,10 @@ def _centres(vectors: Floats, lists: int) -> Floats:
     means.train(vectors)
     centres: Floats = means.centroids
     return centres
+
+
+def _apart(centres: Floats) -> Floats:
+    """Without those that are the same as an earlier one, so that equal vectors are all in the list that is searched."""
+    same = np.tril(centres @ centres.T > _SAME, k=-1).any(axis=1)
+    others: Floats = centres[~same]
+    return others

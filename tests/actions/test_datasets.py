@@ -46,7 +46,7 @@ def objects(tmp_path):
             {"id": 12, "image_id": 1, "category_id": 5, "bbox": [200, 50, 120, 160]},
             crowd | {"category_id": 5},
         ],
-        categories=[{"id": 5, "name": "cup"}, {"id": 1, "name": "airplane"}],
+        categories=[{"id": 5, "name": "cup", "supercategory": "thing"}, {"id": 1, "name": "airplane"}],
     )
     test = coco(
         folder,
@@ -67,12 +67,12 @@ def embedded(tmp_path, *sources):
     return ood_audit.embed(list(sources), store=tmp_path / "again", device="cpu").store
 
 
-def decide(store, path, decision, label="", kind="label"):
+def decide(store, path, decision, label="", kind="label", when="2020-01-01T00:00:00"):
     """A verdict about an image, as `apply` leaves it."""
     sql = f"SELECT image_id, path, content_hash FROM images WHERE path = '{path}'"
     ((image_id, path, content_hash),) = store.query(sql).rows
     verdict = {"image_id": image_id, "path": path, "content_hash": content_hash, "kind": kind, "decision": decision}
-    verdict |= {"label": label, "when": "2020-01-01T00:00:00"}
+    verdict |= {"label": label, "when": when}
     (store.root / "verdicts").mkdir(exist_ok=True)
     write_json(store.root / "verdicts" / f"{image_id}.json", {"verdicts": [verdict]})
 
@@ -96,7 +96,8 @@ def test_coco_keeps_what_the_original_has(objects, tmp_path):
     ood_audit.forget([folder / "instances_test.json"], store=store.root)
     ood_audit.export_dataset(folder / "out.json", store, format="coco")
     values = json.loads((folder / "out.json").read_text())
-    assert {one["name"]: one["id"] for one in values["categories"]} == {"cup": 5, "airplane": 1}
+    cup, airplane = sorted(values["categories"], key=lambda one: -one["id"])
+    assert (cup, airplane) == ({"id": 5, "name": "cup", "supercategory": "thing"}, {"id": 1, "name": "airplane"})
     images = {image["id"]: image for image in values["images"]}
     assert (images[1]["license"], images[1]["file_name"]) == (4, "images/one.png")
     assert images.keys() == {1, 7}
@@ -165,7 +166,7 @@ def test_class_folders(folders, tmp_path, name):
     labels = {(one, split, folder.rpartition("/")[2]) for one, split, folder, _ in content(folders)}
     assert {row[:3] for row in content(again)} == labels
     assert len(labels) == 4
-    with pytest.raises(UsageError, match="none of these images has a box"):
+    with pytest.raises(UsageError, match="none of these images has a box of a class"):
         ood_audit.export_dataset(tmp_path / "yolo", folders, format="yolo")
     assert not (tmp_path / "yolo").exists()
 
@@ -196,6 +197,16 @@ def test_verdicts_correct_labels_and_remove(objects, tmp_path):
     assert (done.images, done.boxes, done.relabelled) == (2, 2, 1)
     again = embedded(tmp_path, tmp_path / "out.parquet")
     assert [label for (label,) in again.query("SELECT label FROM annotations ORDER BY label").rows] == ["cup", "mug"]
+
+
+def test_embedding_atlas_has_what_verdicts_left(objects, tmp_path):
+    _, store = objects
+    decide(store, "images/one.png", "remove")
+    decide(store, "images/two.png#box=1", "relabel", "mug")
+    ood_audit.export_dataset(tmp_path / "a.parquet", store, format="atlas")
+    rows = {row["path"]: row["given_label"] for row in pq.read_table(tmp_path / "a.parquet").to_pylist()}
+    assert rows.keys() == {"images/two.png", "images/two.png#box=1", "images/bare.png"}
+    assert rows["images/two.png#box=1"] == "mug"
 
 
 def test_embedding_atlas(objects, tmp_path):
@@ -250,12 +261,87 @@ def test_what_makes_no_sense(objects, tmp_path, options, said):
     assert said in done.stderr
 
 
-def test_an_image_that_is_gone_stops_what_needs_its_bytes(objects, tmp_path):
+@pytest.mark.parametrize(("format", "copy"), [("parquet", False), ("coco", True), ("yolo", False)])
+def test_an_image_that_is_gone_stops_what_needs_its_bytes(objects, tmp_path, format, copy):
     folder, store = objects
     os.unlink(folder / "images" / "two.png")
-    with pytest.raises(OodAuditError, match=r"cannot read .*two\.png: no such file"):
-        ood_audit.export_dataset(tmp_path / "out", store, format="parquet")
+    with pytest.raises(OodAuditError, match=r"cannot read .*two\.png: no such file.*; run `ood-audit embed` again"):
+        ood_audit.export_dataset(tmp_path / "out", store, format=format, copy=copy)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["coco", "parquet"])
+def test_names_of_splits_are_only_names(tmp_path, format):
+    """They are in no other folder, and none takes another's place."""
+    splits = ["../../out of it", "a/b", "a_b", "data", ""]
+    for n in range(len(splits)):
+        shutil.copy(AIRPLANE, tmp_path / f"{n}.jpg")
+    lines = [f"{tmp_path}/{n}.jpg,{split}" for n, split in enumerate(splits)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,split", *lines]))
+    store = ood_audit.embed(tmp_path / "list.csv", store=tmp_path / "store", device="cpu").store
+    before = {path for path in tmp_path.rglob("*") if tmp_path / "store" not in path.parents}
+    done = ood_audit.export_dataset(tmp_path / "deep" / "out", store, format=format)
+    assert done.images == len(splits)
+    added = {path for path in tmp_path.rglob("*") if tmp_path / "store" not in path.parents} - before
+    files = [path for path in added if path.is_file()]
+    assert len(files) == len(splits)
+    assert all(tmp_path / "deep" / "out" in path.parents for path in files)
+
+
+def test_a_file_is_not_written_over_what_it_is_made_of(objects, tmp_path):
+    folder, store = objects
+    original = (folder / "instances_train.json").read_bytes()
+    with pytest.raises(UsageError, match="is a source of these images"):
+        ood_audit.export_dataset(folder / "instances_train.json", store, format="coco")
+    assert (folder / "instances_train.json").read_bytes() == original
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names there")
+def test_a_pipe_stays_one_and_a_link_too(objects, tmp_path):
+    _, store = objects
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="is not a regular file"):
+        ood_audit.export_dataset(tmp_path / "pipe", store, format="csv")
+    (tmp_path / "target.csv").touch()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")
+    ood_audit.export_dataset(tmp_path / "link.csv", store, format="csv")
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "target.csv").read_text().startswith("path,label,split,uri")
+
+
+def test_what_came_under_the_name_meanwhile_stays(objects, tmp_path, monkeypatch):
+    _, store = objects
+
+    def add(self, picture):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "precious").touch()
+        return "name"
+
+    monkeypatch.setattr("ood_audit.actions.datasets.files.Copies.add", add)
+    with pytest.raises(UsageError, match="is there already"):
+        ood_audit.export_dataset(tmp_path / "out", store, format="coco", copy=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_not_utf8_are_written(tmp_path):
+    (tmp_path / "in" / "cup").mkdir(parents=True)
+    shutil.copy(CUP, tmp_path / "in" / "cup" / os.fsdecode(b"a\xff.jpg"))
+    store = ood_audit.embed(tmp_path / "in", store=tmp_path / "store", device="cpu").store
+    ood_audit.export_dataset(tmp_path / "out.json", store, format="coco")
+    assert content(embedded(tmp_path, tmp_path / "out.json"))[0][0] == content(store)[0][0]
+
+
+def test_a_copy_that_was_removed_stays_away_whatever_is_said_of_the_other(tmp_path):
+    for folder in ("cat", "dog"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        shutil.copy(CUP, tmp_path / "in" / folder / "1.jpg")
+    store = ood_audit.embed(tmp_path / "in", store=tmp_path / "store", device="cpu").store
+    decide(store, "cat/1.jpg", "remove")
+    decide(store, "dog/1.jpg", "relabel", "cup", when="2021-01-01T00:00:00")
+    ood_audit.export_dataset(tmp_path / "out.csv", store, format="csv")
+    (line,) = (tmp_path / "out.csv").read_text().splitlines()[1:]
+    assert "/dog/1.jpg,cup," in line
 
 
 # Boxes by their names

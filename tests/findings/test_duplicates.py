@@ -220,6 +220,16 @@ def test_lists_find_what_is_near_and_know_how_much_of_it(monkeypatch):
     assert index.order.tolist() == list(range(1200))
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_lists_find_equal_vectors_however_many_there_are(monkeypatch, seed):
+    monkeypatch.setattr(listed, "EXACT", 100)
+    vectors = unit(np.random.default_rng(seed).normal(size=(3000, 64))).astype(np.float16).astype(np.float32)
+    vectors[:2250] = vectors[0]  # k-means makes several equal centres of them
+    index = listed.Listed(lambda: np.array_split(vectors, 3), 3000, 64, 0.95, keep_order=True)
+    _, rows = index.search(vectors[:100], 10)
+    assert (rows >= 0).all() and (rows < 2250).all()
+
+
 def test_files_that_cannot_be_duplicates_are_not_read(altered, monkeypatch):
     store, _ = altered
     expected = find(store, cosine=0.0)

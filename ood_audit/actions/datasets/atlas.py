@@ -78,6 +78,10 @@ def write(chosen: Chosen, out: Path, *, copy: bool) -> tuple[int, int]:
             for (near, distances), values in zip(_neighbours(features), chosen.rows(ids, _ROWS, _BLOCK), strict=True):
                 rows = range(start, start + len(near))
                 uris = [value[-1] for value in values]
+                corrected = [chosen.label(ids[row], value[2] or "") for row, value in zip(rows, values, strict=True)]
+                values = [
+                    (*value[:2], label or None, *value[3:]) for label, value in zip(corrected, values, strict=True)
+                ]
                 boxes += sum("#box=" in uri for uri in uris)
                 pictures = pool.map(lambda uri: thumbnail(uri, _THUMBNAIL, _QUALITY), uris)
                 columns: list[Sequence[object]] = [

@@ -9,7 +9,7 @@ import pyarrow as pa
 from ood_audit.actions.verdicts import acting
 from ood_audit.classes.vocabulary import classes_of
 from ood_audit.images.found import image_id
-from ood_audit.images.uri import Box, box_uri
+from ood_audit.images.uri import Box, box_uri, image_and_box
 from ood_audit.store import Store, annotations
 from ood_audit.store.views import limit_memory, registered
 from ood_audit.values import RowValues
@@ -147,14 +147,16 @@ class Chosen:
                 if split != EVERY and part != split:
                     continue
                 given = folder if source in self._described else self._classes_of.get(folder) or ""
-                picture = Picture(one, uri, path, source, part, self._label(one, given), *facts)
+                picture = Picture(one, uri, path, source, part, self.label(one, given), *facts)
                 picture.boxes.extend(self._boxes(picture, boxes or []))
                 yield picture
 
     def image_ids(self) -> set[str]:
         """The ids of the images, pictures and boxes alike, of a selection that takes each for itself."""
-        sql = "SELECT image_id FROM images ANTI JOIN removed USING (image_id) WHERE status = 'ok'"
-        every = {one for (one,) in self._db.execute(sql).fetchall()}
+        sql = "SELECT image_id, uri FROM images ANTI JOIN removed USING (image_id) WHERE status = 'ok'"
+        gone = {one for one, label in self._corrected.items() if label is None}
+        rows = self._db.execute(sql).fetchall()
+        every = {one for one, uri in rows if "#box=" not in uri or image_id(image_and_box(uri)[0]) not in gone}
         return every - self._selected if self._keep else every & self._selected
 
     def rows(self, ids: list[str], sql: str, many: int) -> Iterator[list[RowValues]]:
@@ -165,7 +167,8 @@ class Chosen:
             while some := answer.fetchmany(many):
                 yield some
 
-    def _label(self, one: str, given: str) -> str:
+    def label(self, one: str, given: str) -> str:
+        """The label of an image or box: that of a verdict, or else the given one."""
         label = self._corrected.get(one) or given
         if label != given:
             self.relabelled.add(one)
@@ -179,7 +182,7 @@ class Chosen:
             if one in self._corrected and self._corrected[one] is None:
                 continue
             if (one not in self._selected) if self._keep else (is_found or one in self._selected):
-                yield box, self._label(one, label or "")
+                yield box, self.label(one, label or "")
 
 
 def _verdicts(db: duckdb.DuckDBPyConnection, store: Store) -> dict[str, str | None]:
@@ -195,9 +198,9 @@ def _verdicts(db: duckdb.DuckDBPyConnection, store: Store) -> dict[str, str | No
         same.setdefault(content, []).append(one)
     found: dict[str, str | None] = {}
     for verdict in verdicts:
-        images = same.get(verdict.content_hash, [])
         if verdict.decision != "remove":
-            found |= dict.fromkeys(images, verdict.label)
-        elif verdict.image_id in images:
+            found |= dict.fromkeys(same.get(verdict.content_hash, []), verdict.label)
+    for verdict in verdicts:  # whatever was said of a copy, before or afterwards
+        if verdict.decision == "remove" and verdict.image_id in same.get(verdict.content_hash, []):
             found[verdict.image_id] = None
     return found

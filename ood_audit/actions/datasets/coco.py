@@ -1,6 +1,7 @@
 """COCO: one JSON file, or a folder with a file for each split, and with the images where they are copied."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ood_audit.actions.datasets.chosen import Chosen, Picture
-from ood_audit.actions.datasets.files import Copies, new_folder, reference
+from ood_audit.actions.datasets.files import Copies, new_folder, reference, split_names
 from ood_audit.errors import UsageError
 from ood_audit.images.datasets.coco import Original
 from ood_audit.images.datasets.places import Local
@@ -19,13 +20,15 @@ from ood_audit.store.files import replacing
 from ood_audit.values import JsonObject
 
 SUFFIX = ".json"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def write(chosen: Chosen, out: Path, *, copy: bool) -> tuple[int, int]:
     """Write the pictures to a file `….json`, or to a new folder with a file for each split.
 
     What is from COCO files keeps their numbers and all of their fields, segmentations among them, where all pictures
-    are from one; with several, what belongs to one box or image is kept and numbered anew.
+    are from one; with several, what belongs to one box or image is kept and numbered anew. Of a file in an archive or
+    on a server only boxes and labels are known.
 
     Returns:
         How many pictures and boxes were written.
@@ -50,8 +53,9 @@ def write(chosen: Chosen, out: Path, *, copy: bool) -> tuple[int, int]:
             return reference(picture, out / "annotations") if copies is None else copies.add(picture)
 
         entries = _Entries(chosen, names)
-        for split in chosen.splits:
-            target = folder / "annotations" / (f"instances_{split}{SUFFIX}" if split else f"instances{SUFFIX}")
+        files = split_names([f"instances_{split}" if split else None for split in chosen.splits], "instances")
+        for split, stem in zip(chosen.splits, files.values(), strict=True):
+            target = folder / "annotations" / f"{stem}{SUFFIX}"
             with target.open("w", encoding="utf-8") as file:
                 more = entries.write(file, chosen.pictures(split), name)
             pictures, boxes = pictures + more[0], boxes + more[1]
@@ -66,6 +70,7 @@ class _Entries:
         self._files = {str(one["source"]) for one in described if one["format"] == "COCO"}
         self._source, self._original = "", Original(Local(), "")
         self._one = len(self._files) == 1 and len(chosen.sources) == 1 and set(chosen.sources) == self._files
+        self._one = self._one and self._of(chosen.sources[0]).is_read
         known = self._of(chosen.sources[0]).categories if self._one else {}
         free = count(max(known.values(), default=0) + 1)
         self._numbers = {name: known[name] if name in known else next(free) for name in names}
@@ -75,14 +80,15 @@ class _Entries:
     def write(self, file: TextIO, pictures: Iterator[Picture], name: Callable[[Picture], str]) -> tuple[int, int]:
         """Write a whole file; the annotations wait on disk for the images to be through."""
         images = boxes = entries = 0
-        categories = [{"id": number, "name": one} for one, number in self._numbers.items()]
-        file.write(f'{{"categories": {json.dumps(categories, ensure_ascii=False)},\n"images": [')
+        original = self._original.category if self._one else lambda name: {}
+        categories = [_json(original(one) | {"id": number, "name": one}) for one, number in self._numbers.items()]
+        file.write(f'{{"categories": [{", ".join(categories)}],\n"images": [')
         with tempfile.TemporaryFile("w+", encoding="utf-8") as waiting:
             for picture in pictures:
                 image, own = self._entry(picture, name(picture))
-                file.write((",\n" if images else "\n") + json.dumps(image, ensure_ascii=False))
+                file.write((",\n" if images else "\n") + _json(image))
                 for entry in own:
-                    waiting.write((",\n" if entries else "\n") + json.dumps(entry, ensure_ascii=False))
+                    waiting.write((",\n" if entries else "\n") + _json(entry))
                     entries += 1
                     boxes += "bbox" in entry
                 images += 1
@@ -132,3 +138,9 @@ class _Entries:
             return self._unnumbered
         self._annotation += 1
         return self._annotation
+
+
+def _json(entry: JsonObject) -> str:
+    """As JSON; escaped where it holds bytes of names that are not UTF-8."""
+    text = json.dumps(entry, ensure_ascii=False)
+    return json.dumps(entry) if _SURROGATE.search(text) else text

@@ -2,31 +2,48 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ood_audit.actions.datasets.chosen import Picture
-from ood_audit.errors import UsageError
+from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.images.access import read
 from ood_audit.images.uri import is_file, local_path, location
 from ood_audit.store.files import replacing
 from ood_audit.text import printable
 
 _ODD = re.compile(r"[^\w.()+ -]")
+_LONGEST = 200  # bytes of a name: file systems take 255, with a number and a suffix
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write to, which gets its name once all is there; UsageError where something has that name."""
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
-        raise UsageError(f"`out` {printable(str(path))} is there already; name a new folder")
+    taken = UsageError(f"`out` {printable(str(path))} is there already; name a new folder")
+    is_empty = path.is_dir() and not any(path.iterdir()) and path != Path.cwd()
+    if os.path.lexists(path) and not is_empty:
+        raise taken
     with suppress(FileNotFoundError):
         path.rmdir()
     with replacing(path) as temporary:
         temporary.mkdir()
         yield temporary
+        if os.path.lexists(path):  # it has come meanwhile
+            raise taken
+
+
+def split_names(splits: Iterable[str | None], otherwise: str) -> dict[str | None, str]:
+    """What files of each split are called: its name as far as it can be part of one, and no two alike."""
+    taken: set[str] = set()
+    return {split: _unique(_ODD.sub("_", split).strip(".") if split else otherwise, taken) for split in splits}
+
+
+def unreadable(picture: Picture, error: OSError) -> OodAuditError:
+    """What is said of a picture whose file can't be read any more."""
+    where, reason = printable(location(picture.uri)), (error.strerror or str(error)).lower()
+    return OodAuditError(f"cannot read {where}: {reason}; run `ood-audit embed` again")
 
 
 def reference(picture: Picture, folder: Path) -> str:
@@ -54,14 +71,19 @@ class Copies:
         self._taken: set[str] = set()
 
     def add(self, picture: Picture) -> str:
-        """Put a picture there, and return its name; OSError where it can't be read."""
+        """Put a picture there, and return its name; OodAuditError where it can't be read any more."""
         name = self._name(picture)
         target = self._folder / name
-        if is_file(picture.uri) and not self._copy:
-            with suppress(OSError):  # Windows lets few people make links
-                os.symlink(local_path(picture.uri), target)
-                return name
-        target.write_bytes(read(picture.uri).data)
+        try:
+            if is_file(picture.uri) and not self._copy:
+                os.stat(local_path(picture.uri))
+                with suppress(OSError):  # Windows lets few people make links
+                    os.symlink(local_path(picture.uri), target)
+                    return name
+            data = read(picture.uri).data
+        except OSError as error:
+            raise unreadable(picture, error) from error
+        target.write_bytes(data)
         return name
 
     def _name(self, picture: Picture) -> str:
@@ -69,10 +91,15 @@ class Copies:
         last = _ODD.sub("_", picture.path.rpartition("/")[2]).lstrip(".") or "image"
         stem, suffix = os.path.splitext(last)
         suffix = suffix or _SUFFIXES.get(picture.format, f".{(picture.format or 'jpg').lower()}")
-        name, number = stem + suffix, 1
-        while stem.lower() in self._taken:
-            number += 1
-            stem = f"{os.path.splitext(last)[0]}-{number}"
-            name = stem + suffix
-        self._taken.add(stem.lower())  # not the whole name: a file of labels has that of its image
-        return name
+        return _unique(stem, self._taken) + suffix  # not the whole name: a file of labels has that of its image
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """A name that is not `taken` yet, whichever way it is written, and is from now on."""
+    short = name.encode()[:_LONGEST].decode(errors="ignore") or "_"
+    found, number = short, 1
+    while found.lower() in taken:
+        number += 1
+        found = f"{short}-{number}"
+    taken.add(found.lower())
+    return found

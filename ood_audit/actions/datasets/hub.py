@@ -10,13 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ood_audit.actions.datasets.chosen import Chosen, Picture
-from ood_audit.actions.datasets.files import new_folder
-from ood_audit.errors import OodAuditError
+from ood_audit.actions.datasets.files import new_folder, split_names, unreadable
 from ood_audit.images.access import read
 from ood_audit.images.parquets import SUFFIX
-from ood_audit.images.uri import location
 from ood_audit.store.files import replacing
-from ood_audit.text import printable
 from ood_audit.values import JsonObject
 
 _SHARD = 500_000_000  # bytes of images: about what the Hub makes of them
@@ -45,10 +42,11 @@ def write(chosen: Chosen, out: Path, *, copy: bool) -> tuple[int, int]:
     with new_folder(out) as folder:
         (folder / "data").mkdir()
         shards = max(1, math.ceil(chosen.size_bytes / _SHARD / max(1, len(chosen.splits))))
+        names = split_names(chosen.splits, otherwise="data")
         for split, count in chosen.splits.items():
             every = chosen.pictures(split)
             for shard in range(shards):
-                name = f"{split or 'data'}-{shard:05d}-of-{shards:05d}{SUFFIX}"
+                name = f"{names[split]}-{shard:05d}-of-{shards:05d}{SUFFIX}"
                 some = islice(every, math.ceil(count / shards))
                 more = shape.write(folder / "data" / name, some)
                 pictures, boxes = pictures + more[0], boxes + more[1]
@@ -108,9 +106,7 @@ class _Shape:
         try:
             data = read(picture.uri).data
         except OSError as error:
-            where = printable(location(picture.uri))
-            reason = (error.strerror or str(error)).lower()
-            raise OodAuditError(f"cannot read {where}: {reason}; run `ood-audit embed` again") from error
+            raise unreadable(picture, error) from error
         places = [[round(value, 3) for value in (box.x, box.y, box.width, box.height)] for box, _ in picture.boxes]
         return {
             "image": {"bytes": data, "path": picture.path.rpartition("/")[2]},

@@ -12,6 +12,7 @@ from ood_audit.actions.datasets import atlas, coco, hub, lists, yolo
 from ood_audit.actions.datasets.chosen import Chosen
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.findings.records import in_evaluation, selecting
+from ood_audit.images.uri import is_remote
 from ood_audit.progress import Progress, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.views import connect
@@ -101,8 +102,18 @@ def export_dataset(
         chosen = Chosen(db, store, keep=keep, everything=everything)
         if not chosen.splits:
             raise OodAuditError("no image is left to write")
-        pictures, boxes = FORMATS[format](chosen, Path(out), copy=copy)
+        pictures, boxes = FORMATS[format](chosen, _target(out, chosen.sources), copy=copy)
         return ExportedDataset(pictures, boxes, len(chosen.relabelled), outdated, evaluation)
+
+
+def _target(out: str | os.PathLike[str], sources: list[str]) -> Path:
+    """Where to write; UsageError for a source of the images, and for what is neither a file nor a folder."""
+    target = os.path.realpath(out)
+    if os.path.lexists(target) and not os.path.isfile(target) and not os.path.isdir(target):
+        raise UsageError(f"`out` {printable(str(out))} is not a regular file; name another one")
+    if target in {os.path.realpath(source) for source in sources if not is_remote(source)}:
+        raise UsageError(f"`out` {printable(str(out))} is a source of these images; name another file")
+    return Path(target)
 
 
 @contextmanager

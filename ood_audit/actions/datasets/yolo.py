@@ -41,7 +41,7 @@ def write(chosen: Chosen, out: Path, *, copy: bool) -> tuple[int, int]:
             pictures, boxes = pictures + 1, boxes + len(lines)
         if not boxes:
             raise UsageError(
-                "none of these images has a box, and YOLO's labels are of boxes; write coco, parquet or csv"
+                "none of these images has a box of a class, and YOLO's labels are of such; write coco, parquet or csv"
             )
         values = {name: f"images/{name}" for name in names} | {"names": {n: name for name, n in numbers.items()}}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -109,7 +109,10 @@ class Original:
         self._images: dict[str, tuple[int, int]] = {}
         self._annotations: dict[tuple[_Id, str], tuple[int, int]] = {}
         self._crowds: dict[_Id, list[tuple[int, int]]] = defaultdict(list)
+        self._categories: dict[str, tuple[int, int]] = {}
         self.categories: dict[str, int] = {}
+        if source.lower().endswith(".zip"):  # which is no text
+            return
         with suppress(OSError, ValueError, IndexError, RecursionError):
             self._text = _text(place, source)
             _read(self._text, self._note)
@@ -123,6 +126,16 @@ class Original:
             self._annotations[entry["image_id"], str(entry.get("id", number))] = start, end
         elif name == "categories" and _has(entry, "id", "name") and isinstance(entry["id"], int):
             self.categories.setdefault(str(entry["name"]), entry["id"])
+            self._categories.setdefault(str(entry["name"]), (start, end))
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the file could be read."""
+        return bool(self._text)
+
+    def category(self, name: str) -> JsonObject:
+        """The entry of a class; empty where there is none."""
+        return self._entry(self._categories.get(name))
 
     def image(self, path: str) -> JsonObject:
         """The entry of the image with a path, of which its file name is the end; empty where there is none."""

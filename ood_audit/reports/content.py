@@ -11,7 +11,7 @@ from duckdb import DuckDBPyConnection
 
 from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.reports import ranking
-from ood_audit.reports.model import Finding, Group, Image, Kind, Page, Point, Scored, Section
+from ood_audit.reports.model import DEFAULT_NAME, Finding, Group, Image, Kind, Page, Point, Scored, Section
 from ood_audit.reports.neighbours import Compared, Listed, Surroundings, look_around
 from ood_audit.reports.thumbnails import sprites
 from ood_audit.scoring.settings import described
@@ -21,6 +21,7 @@ from ood_audit.values import Row
 LIMIT = 10_000  # findings of each kind on the pages; `export` lists all
 TYPICAL = 6  # typical images of a class
 _CLASSES = 300  # classes with typical images: those that most findings are about
+_SOURCES = 3  # names of sources in the title
 _FEWEST = 3  # a smaller group has no name
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -162,7 +163,8 @@ def gather(
     listed = {row["image_id"] for row in compared_rows}
     points = _points(db, around, listed)
     return Page(
-        title=name,
+        name=name,
+        title=_title(db, name),
         created=meta["created"],
         store=str(store.root.resolve()),
         doubt=meta["doubt"],
@@ -283,6 +285,14 @@ def _points(db: DuckDBPyConnection, around: Surroundings, listed: Collection[str
         Point(image_id, *around.places[image_id], kind, label, rank, uri) for image_id, label, rank, uri, kind in rows
     ]
     return sorted(points, key=lambda point: point.image_id in listed)
+
+
+def _title(db: DuckDBPyConnection, name: str) -> str:
+    """The names of the sources, those with most images first, and the report's own if it has one."""
+    rows = db.execute("SELECT source FROM images WHERE status = 'ok' GROUP BY 1 ORDER BY count(*) DESC, 1").fetchall()
+    names = list(dict.fromkeys(source.rstrip("/\\").replace("\\", "/").rpartition("/")[2] for (source,) in rows))
+    shown = names[:_SOURCES] + ([f"{len(names) - _SOURCES} more"] if len(names) > _SOURCES else [])
+    return " · ".join([", ".join(shown) or name, *([name] if name != DEFAULT_NAME and shown else [])])
 
 
 def _facts(meta: Row) -> list[tuple[str, str]]:

@@ -32,7 +32,7 @@ def render(page: Page) -> str:
     flagged = any(part.kind == "ood" for part in contents.parts)
     points = charts.points(page, contents.first)
     data = {
-        "report": hashlib.sha256(f"{page.store}/{page.title}".encode(errors="replace")).hexdigest()[:16],
+        "report": hashlib.sha256(f"{page.store}/{page.name}".encode(errors="replace")).hexdigest()[:16],
         "made": page.created,
         "pages": page.pages,
         "beside": "" if page.calibration is None else "unusual",  # the kind that need not be reviewed

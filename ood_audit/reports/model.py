@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+DEFAULT_NAME = "latest"  # of a report
+
 Kind = Literal[
     "ood", "label", "leak", "exact-duplicate", "near-duplicate", "quality", "covariate-shift", "shortcut", "unusual"
 ]
@@ -189,7 +191,8 @@ class Page:
     """The page, or one of several pages of a long report.
 
     Attributes:
-        title: The report's name.
+        name: The report's name.
+        title: What the report is about: its sources, and its name unless that is the default.
         created: When it was made, as ISO time.
         store: The path of the store, by which the browser keeps what is decided.
         doubt: A sentence where the encoder seems not to know the classes; else empty.
@@ -214,6 +217,7 @@ class Page:
 
     """
 
+    name: str
     title: str
     created: str
     store: str

@@ -26,7 +26,7 @@ from ood_audit.frames import Tabular
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.reports import content, paging, ranking, writers
 from ood_audit.reports.html import render
-from ood_audit.reports.model import Page, Section
+from ood_audit.reports.model import DEFAULT_NAME, Page, Section
 from ood_audit.reports.neighbours import Compared
 from ood_audit.reports.thumbnails import thumbnails
 from ood_audit.scoring.run import Scores, prototypes_of, score
@@ -40,8 +40,6 @@ from ood_audit.values import JsonObject, Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-DEFAULT_NAME = "latest"
 
 
 @dataclass(frozen=True, repr=False)

@@ -149,7 +149,8 @@ def section(kind: Kind, *groups: tuple[tuple[str, ...], Sequence[Finding]]) -> S
 
 def page(*sections: Section, **changes) -> Page:
     values: dict[str, Any] = {
-        "title": "latest",
+        "name": "latest",
+        "title": "images",
         "created": "2025-11-03T14:05:11+00:00",
         "store": "/data/.ood-audit",
         "doubt": "",

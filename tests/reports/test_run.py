@@ -51,6 +51,25 @@ def test_a_report_replaces_its_older_self_as_a_whole(store_copy):
     assert not (first.folder / "extra.txt").exists()
 
 
+def test_the_heading_says_what_was_audited(store_copy):
+    with connect(open_store(store_copy)) as db:
+        sources = db.execute("SELECT DISTINCT source FROM images").fetchall()
+    folder = sources[0][0].rpartition("/")[2]
+    first = ood_audit.report(store_copy, labels=["airplane"], top=3)
+    assert f"<title>{folder} · ood-audit</title>" in first.html.read_text()
+    second = ood_audit.report(store_copy, labels=["airplane"], top=3, name="again")
+    assert f"<title>{folder} · again · ood-audit</title>" in second.html.read_text()
+
+
+def test_a_heading_of_many_sources_stays_short(pictures, tmp_path):
+    for number, path in zip(range(5), list(pictures.glob("*/*")), strict=False):
+        (tmp_path / f"<b>{number}").mkdir()
+        path.rename(tmp_path / f"<b>{number}" / path.name)
+    done = ood_audit.embed([tmp_path / f"<b>{number}" for number in range(5)], store=tmp_path / "store")
+    made = ood_audit.report(done.store, labels=["airplane"], top=1)
+    assert "<title>&lt;b&gt;0, &lt;b&gt;1, &lt;b&gt;2, 2 more · ood-audit</title>" in made.html.read_text()
+
+
 @pytest.mark.parametrize("name", ["../up", ".hidden", "", "a/b"])
 def test_names_stay_inside_the_store(store_copy, name):
     with pytest.raises(UsageError, match="`name`"):

@@ -56,8 +56,8 @@ def forked(monkeypatch, warm):
 @pytest.fixture
 def two(monkeypatch, encoder):
     """Two devices, worth their processes from 20 images on; the encoder of this process is the session's."""
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
     monkeypatch.setattr(local, "_gpus", lambda device: ["cpu", "cpu"])
     monkeypatch.setattr(local, "call_apart", lambda look, loader, device: (encoder.identity, 8, 1))
     monkeypatch.setattr(local, "_WORTH_PROCESSES", 20)

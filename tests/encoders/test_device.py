@@ -149,7 +149,9 @@ def test_features_agree_on_the_mean_and_at_the_least(cosines, expected):
 
 @pytest.mark.parametrize(("machine", "chosen"), [("x86_64", "bf16"), ("aarch64", "fp32")])
 def test_the_starter_needs_no_trial_where_it_was_measured(pictures, tmp_path, monkeypatch, machine, chosen):
-    monkeypatch.setattr(clip, "bf16_in_hardware", lambda: True)
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f avx512_bf16\n")
+    monkeypatch.setattr(cpu, "_CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setattr("platform.machine", lambda: machine)
     tried = []
     monkeypatch.setattr(clip.ClipEncoder, "try_bf16", lambda self, pixels: tried.append(len(pixels)))

@@ -93,7 +93,8 @@ def limits(
 
     import ood_audit.encoders.clip as clip
     from ood_audit.embedding.run import embed
-    from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
+    from ood_audit.encoders.cpu import worker_count
+    from ood_audit.encoders.device import enter_forward_thread, forward_threads
     from ood_audit.images.decode import decode
 
     encoder = clip.load_encoder(model, weights=weights, precision=precision)

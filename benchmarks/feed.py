@@ -13,24 +13,19 @@ What is real: reading and hashing the file, Pillow's parsing, `ClipEncoder.prepa
 arrays, the threads and their futures, the stacking, the launches, the pipes between the processes, and the rows in
 Parquet.
 
-A process holds one lock, so its Python takes one core at most, however many it is given. That is why two real cores are
-enough to measure what one process can do with many played ones: it has one of them, and the process that writes has
-the other. They are not enough for the Python of k processes at full speed. So the figure for k processes is put
-together, and each of its terms is printed:
+A process holds one lock, so that `embed` starts k processes for a GPU, with 1/k of the cores each. Two real cores can
+run the Python of one of them at full speed, and not that of all. So the figure for k processes is put together, and
+each of its terms is printed:
 
     images/s = the least of
         k × (what one process with 1/k of the cores does, measured) × (what k processes do beside k times one of them,
             measured with every sleep k times as long, so that the Python of all of them fits on the real cores)
+        what the cores can do: their number ÷ (the played seconds of an image + its processor time in all processes)
         what the one process that writes can take, by its processor time for an image (measured)
-        the rate of the GPU, and that of the cores (both played)
+        the rate of the GPU (played)
 
-It assumes that the machine has a real core for the Python of each process, besides those that decode. Images/s are wall
-clock, so run it on an otherwise idle machine: whatever else takes the two real cores lowers them, and nothing here
-raises them. The processor time of an image is printed beside them. It also counts work that needs no lock, such as
-hashing. Where the rate times this is near one core, the real core was the limit and not the played ones.
-
-A second figure is computed from the processor time alone: k ÷ (the processor time of an image in its process), which is
-what k processes feed if each has a real core for its Python, in place of the first of the terms above.
+Images/s are wall clock, so run it on an otherwise idle machine: whatever else takes the two real cores lowers them, and
+nothing here raises them.
 """
 
 import argparse
@@ -62,7 +57,8 @@ def play_decoder() -> None:
     slow = float(os.environ["FEED_SLOW"])
     real = Image._getdecoder
     small = Image.new("RGB", (299, 224))
-    levels, real_resize = Image.linear_gradient("L").resize((64, 64)).convert("RGB"), Image.Image.resize
+    real_resize = Image.Image.resize
+    levels = {mode: Image.linear_gradient("L").resize((100, 75)).convert(mode) for mode in ("L", "RGB")}
 
     class Decoder:
         """Asks for as many pieces of the file as the real one would, and sleeps once."""
@@ -85,9 +81,9 @@ def play_decoder() -> None:
             return -1, 0
 
     def resize(self: Any, size: Any, resample: Any = None, *rest: Any, **options: Any) -> Any:
-        if resample == Image.Resampling.NEAREST:  # to count grey levels: real, but of a picture that has some
+        if resample == Image.Resampling.NEAREST:  # to count levels and colours: real, but of a picture that has some
             real_resize(self, size, resample, *rest, **options)
-            return levels
+            return levels[self.mode]
         if resample != Image.Resampling.BICUBIC:  # by what is measured of a picture: real
             return real_resize(self, size, resample, *rest, **options)
         time.sleep(RESIZE * slow)
@@ -286,21 +282,16 @@ def main() -> None:
         slow_one = shown(1, each, count)
         slow_all = shown(count, each, count)
     together = min(1.0, slow_all["rate"] / (count * slow_one["rate"]))
+    spent = share["workers"] + share["writer"]
     terms = {
         f"{count} × {share['rate']:,.0f} × {together:.2f}": count * share["rate"] * together,
+        f"{options.cores} cores, {(DECODE + RESIZE) * 1e6:.0f} + {spent * 1e6:.0f} µs an image": options.cores
+        / (DECODE + RESIZE + spent),
         "the writer": 1 / share["writer"],
         "the GPU": options.gpu,
-        "decoding": options.cores / (DECODE + RESIZE),
     }
     print("; ".join(f"{name}: {value:,.0f}" for name, value in terms.items()))
     figure = min(terms.values())
-    # A process whose Python has a real core to itself is held up by nothing but that core.
-    terms[next(iter(terms))] = count / share["workers"]
-    by_time = min(terms.values())
-    print(
-        f"by processor time, {count} processes at {share['workers'] * 1e6:.0f} µs an image: "
-        f"{count / share['workers']:,.0f} images/s, with the other terms {by_time:,.0f}"
-    )
     print(
         f"{options.cores} played cores: 1 process {alone['rate']:,.0f} images/s, {count} processes {figure:,.0f} "
         f"(limit {LIMIT:,}): {'holds' if figure >= LIMIT else 'does not hold'}"

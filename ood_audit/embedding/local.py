@@ -4,19 +4,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-
-import torch
+from typing import TYPE_CHECKING
 
 from ood_audit.embedding.pipeline import Pipeline, halved
 from ood_audit.embedding.processes import call_apart, embed_in_processes
 from ood_audit.embedding.sharing import by_cores
 from ood_audit.embedding.work import Results, Work, write_batch
-from ood_audit.encoders.clip import ClipEncoder
-from ood_audit.encoders.device import all_devices, worker_count
+from ood_audit.encoders.cpu import worker_count
 from ood_audit.encoders.identity import EncoderIdentity
-from ood_audit.encoders.memory import processes_that_fit
+from ood_audit.encoders.loading import is_cpu
 from ood_audit.images.sources import ImageRef
 from ood_audit.store.parts import PartWriter
+
+if TYPE_CHECKING:
+    from ood_audit.encoders.clip import ClipEncoder
+    from ood_audit.encoders.loading import Encoder
 
 _WORTH_PROCESSES = 4096  # images: with fewer, starting processes for several GPUs takes longer than it saves
 _WORTH_SHARING = 32_768  # images: as above, where several processes would share a single GPU
@@ -43,7 +45,7 @@ class Workers:
         return f"{', '.join(dict.fromkeys(self.devices))} ({len(self.devices)} processes)"
 
 
-def load(loader: Callable[..., ClipEncoder], device: str, images: int) -> ClipEncoder | Workers:
+def load(loader: "Callable[..., Encoder]", device: str, images: int) -> "Encoder | Workers":
     """Load the encoder for so many images: in this process, or, where they are worth it, in processes on the GPUs.
 
     For the latter a process that ends again looks at the model and at a GPU. This one never uses CUDA, whose context
@@ -67,13 +69,19 @@ def load(loader: Callable[..., ClipEncoder], device: str, images: int) -> ClipEn
 
 def _gpus(device: str) -> list[str]:
     """The GPUs that the command line's `device` means."""
-    if device != "auto" and not device.startswith("cuda"):
+    if is_cpu(device) or device == "mps":
         return []
+    import torch
+
+    from ood_audit.encoders.device import all_devices
+
     return all_devices(torch.device("cuda" if device == "auto" else device)) if torch.cuda.is_available() else []
 
 
-def _look(loader: Callable[..., ClipEncoder], device: str) -> tuple[EncoderIdentity, int, int]:
+def _look(loader: "Callable[..., ClipEncoder]", device: str) -> tuple[EncoderIdentity, int, int]:
     """What an encoder is, its batch size, and how many processes with it fit on its GPU: 0 where it is on the CPU."""
+    from ood_audit.encoders.memory import processes_that_fit
+
     encoder = loader(device=device)
     room = max(1, processes_that_fit(encoder)) if encoder.device.type == "cuda" else 0
     return encoder.identity, encoder.batch_size, room
@@ -81,7 +89,7 @@ def _look(loader: Callable[..., ClipEncoder], device: str) -> tuple[EncoderIdent
 
 def embed_images(
     work: Iterable[Work],
-    encoder: ClipEncoder | Workers,
+    encoder: "Encoder | Workers",
     writer: PartWriter,
     *,
     batch_size: int | None = None,
@@ -115,7 +123,7 @@ def embed_images(
         yield from write_batch(writer, batch, decoded, features)
 
 
-def _embed_here(batches: Iterator[list[Work]], encoder: ClipEncoder, on_note: Callable[[str], None]) -> Results:
+def _embed_here(batches: Iterator[list[Work]], encoder: "Encoder", on_note: Callable[[str], None]) -> Results:
     limit = None  # the last limit that was reported; `try_bf16` may have set one before
     with Pipeline(encoder) as pipeline:
         pending = deque(

@@ -4,42 +4,38 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-import torch
-
-from ood_audit.encoders.clip import ClipEncoder, Features
-from ood_audit.encoders.cpu import reuse_freed_memory
-from ood_audit.encoders.device import enter_forward_thread, forward_threads, worker_count
+from ood_audit.encoders.cpu import worker_count
 from ood_audit.images.access import REMOTE_THREADS
 from ood_audit.images.decode import Decoded, Loaded, Pixels, decode, load
 from ood_audit.images.uri import Box, image_and_box, is_remote
+
+if TYPE_CHECKING:
+    from ood_audit.encoders.clip import Features
+    from ood_audit.encoders.loading import Encoder
 
 
 class Pipeline:
     """Takes batches of URIs and gives their features, several batches at once; a context manager.
 
-    One thread for each core reads, decodes and resizes; more where images come over the network. For the forward passes
-    see `device.forward_threads`. Threads wait for something most of the time, so that the cores and the GPU never do.
+    One thread for each core reads, decodes and resizes; more where images come over the network. The forward
+    passes have the encoder's `forward_pool`. Threads wait for something most of the time, so that the cores and the GPU
+    never do.
 
     Attributes:
         depth: how many batches to keep submitted, for nothing to run dry.
 
     """
 
-    def __init__(self, encoder: ClipEncoder, *, cores: int | None = None) -> None:
+    def __init__(self, encoder: "Encoder", *, cores: int | None = None) -> None:
         self._encoder = encoder
-        if encoder.device.type == "cpu":
-            reuse_freed_memory()
         cores = cores or worker_count()
-        passes, threads = forward_threads(encoder.device, cores)
+        self._passes, passes = encoder.forward_pool(cores)
         self.depth = passes + 2
         self._loaded: tuple[str, Future[Loaded]] = "", Future()  # the last image with boxes, decoded once for all
-        self._threads_before = torch.get_num_threads()
         self._decoders = ThreadPoolExecutor(cores, thread_name_prefix="decode")
         self._remote = ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="remote")  # started as they are needed
-        self._passes = ThreadPoolExecutor(
-            passes, "forward", initializer=enter_forward_thread, initargs=(encoder.device, threads)
-        )
 
     def __enter__(self) -> "Pipeline":
         return self
@@ -50,7 +46,6 @@ class Pipeline:
         self._decoders.shutdown(cancel_futures=True)
         self._remote.shutdown(cancel_futures=True)
         self._passes.shutdown(cancel_futures=True)
-        torch.set_num_threads(self._threads_before)  # what a thread sets is also the default of new ones
 
     def submit(self, uris: Sequence[str]) -> "Future[tuple[list[Decoded], Features | None]]":
         """One batch → the facts of each image, without its pixels, and the (N, D) features of those without an error.
@@ -77,13 +72,14 @@ def _part(loading: Future[Loaded], box: Box | None, prepare: Callable[..., Pixel
     return loading.result().part(box, prepare, inspect=True)
 
 
-def _encode(encoder: ClipEncoder, pending: list[Future[Decoded]]) -> tuple[list[Decoded], Features | None]:
+def _encode(encoder: "Encoder", pending: list[Future[Decoded]]) -> "tuple[list[Decoded], Features | None]":
+    pending[-1].result()  # the last one first: waiting for each in turn would wake this thread as often
     decoded = [future.result() for future in pending]
     pixels = [image.pixels for image in decoded if image.pixels is not None]
     features = encoder.encode_images(pixels) if pixels else None
     return [replace(image, pixels=None) for image in decoded], features
 
 
-def halved(encoder: ClipEncoder) -> str:
+def halved(encoder: "Encoder") -> str:
     """What to say of an encoder that has a `batch_limit`."""
     return f"out of memory on {encoder.device}: continuing with {encoder.batch_limit} images in a forward pass"

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from threading import Lock
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from ood_audit.encoders.device import worker_count
+from ood_audit.encoders.cpu import worker_count
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.encoders.warn import warn_once, warnings_to
 from ood_audit.errors import OodAuditError

@@ -33,9 +33,9 @@ from ood_audit.text import printable, storable
 if TYPE_CHECKING:
     from ood_audit.embedding import local, ray
     from ood_audit.embedding.work import Engine
-    from ood_audit.encoders.clip import ClipEncoder
+    from ood_audit.encoders import loading
 
-    Encoder = ClipEncoder | local.Workers | ray.Workers
+    Encoder = loading.Encoder | local.Workers | ray.Workers
 
 OUTCOMES = ("added", "unchanged", "changed", "moved", "relabelled", "removed", "unreadable")
 _SAMPLE = 32  # images on which a precision is tried
@@ -294,9 +294,9 @@ def _load(settings: EmbedSettings, name: str, *arguments: object, images: int, *
         workers: ray.Workers = getattr(ray, name)(*arguments, device=settings.device, **options)
         return workers
     from ood_audit.embedding import local
-    from ood_audit.encoders import clip
+    from ood_audit.encoders import loading
 
-    return local.load(partial(getattr(clip, name), *arguments, **options), settings.device, images)
+    return local.load(partial(getattr(loading, name), *arguments, **options), settings.device, images)
 
 
 def _check_encoder(store: Store, settings: EmbedSettings) -> EncoderIdentity | None:
@@ -339,6 +339,8 @@ def _try_bf16(encoder: "Encoder", scans: Sequence[Scan], root: Path) -> None:
     if encoder.bf16_is_known:
         encoder.use_bf16()
         return
+    from ood_audit.encoders.clip import ClipEncoder
+
     pixels = []
     for one in scans:
         images = scan(one.source, ScanNotes(), exclude=store_in(one.source, root), images=one.images)
@@ -346,4 +348,5 @@ def _try_bf16(encoder: "Encoder", scans: Sequence[Scan], root: Path) -> None:
             found = decode(image.uri, encoder.prepare, at_least=encoder.decode_size).pixels
             if found is not None:
                 pixels.append(found)
-    encoder.try_bf16(pixels[:: max(1, len(pixels) // _SAMPLE)])
+    if isinstance(encoder, ClipEncoder):
+        encoder.try_bf16(pixels[:: max(1, len(pixels) // _SAMPLE)])

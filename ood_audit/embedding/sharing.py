@@ -1,11 +1,11 @@
 """How many processes share a GPU.
 
-Decoding and the launches of a forward pass need Python's lock, and a process has one lock. However many cores it has,
-one process therefore prepares only a few thousand images a second, and a fast GPU waits. `benchmarks.feed` measures it.
+Decoding and the launches of a forward pass need Python's lock, and a process has one lock. The more threads share it,
+the longer each of them waits, and a fast GPU with them. `benchmarks.feed` measures it.
 """
 
-_CORES = 4  # with more cores, a process's threads and the launches of its forward pass wait for the lock
-_MOST = 8  # processes on a GPU: each takes some gigabytes of its memory
+_CORES = 2  # of a process; with more, the same cores decode fewer images
+_MOST = 16  # processes on a GPU: each takes gigabytes of its memory, and of the machine's
 
 
 def by_cores(cores: int) -> int:

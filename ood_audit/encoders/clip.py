@@ -22,11 +22,11 @@ from ood_audit.encoders.cpu import bf16_in_hardware, return_freed_memory, reuse_
 from ood_audit.encoders.device import (
     CPU,
     FP16_NEEDS_GPU,
+    ForwardPool,
     autocast,
     cast_for,
     choose_device,
     choose_precision,
-    forward_pool,
     is_out_of_memory,
     one_thread,
     release_memory,
@@ -46,6 +46,7 @@ from ood_audit.encoders.openclip import (
     image_transform_v2,
     open_clip,
 )
+from ood_audit.encoders.pixels import REDUCED, Pixels, resize_reduced, trim
 from ood_audit.encoders.registry import ModelSource, bf16_is_measured, find_model, score_defaults
 from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import EncoderError, UsageError
@@ -53,7 +54,6 @@ from ood_audit.text import printable
 from ood_audit.values import JsonObject
 
 Features = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
 _TEXT_BATCH = 256
 _BATCH_SIZES = {"cpu": 6, "mps": 64}  # 256 on an Apple GPU would take 5 GB of the memory that it shares with the CPU
 _BATCH_MULTIPLE = 32  # cuDNN tries its algorithms anew for each batch size, so there should be few
@@ -61,7 +61,6 @@ AGREEMENT = 0.999  # the least cosine between features that count as the same
 # Between features in bf16 and in float32, over some pictures: what these cosines do to decisions is measured by
 # `benchmarks.bf16`.
 MEAN_AGREEMENT, LEAST_AGREEMENT = 0.9995, 0.995
-_REDUCED = 3  # how many times the model's input size a JPEG keeps at least, for that agreement
 
 
 class ClipEncoder:
@@ -96,7 +95,7 @@ class ClipEncoder:
         height, width = (config["size"],) * 2 if isinstance(config["size"], int) else config["size"]
         resize = self._to_pil.transforms[0]
         self._resize = resize if isinstance(resize, Resize) else None
-        self.decode_size = _REDUCED * max(height, width) if self._resize else None
+        self.decode_size = REDUCED * max(height, width) if self._resize else None
         activation = "quickgelu" if any(isinstance(m, QuickGELU) for m in model.modules()) else "gelu"
         weights_sha256 = _hash(model)
         self._layout = torch.contiguous_format
@@ -134,9 +133,11 @@ class ClipEncoder:
         rectangle, to a sixth of a pixel.
         """
         if whole is not None and self._resize is not None:
-            image = _resize_reduced(image, whole, self._resize)
+            sides = self._resize.size
+            size = sides if isinstance(sides, int) else (sides[1], sides[0])
+            image = resize_reduced(image, whole, size, Image.Resampling[self._resize.interpolation.name])
         if self._crops:
-            image = _trim(image)
+            image = trim(image)
         return np.asarray(self._to_pil(image), dtype=np.uint8)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> Features:
@@ -181,6 +182,13 @@ class ClipEncoder:
             elif self.device == device:
                 self.batch_limit = min(size // 2, self.batch_limit or size)
         return np.concatenate(found)
+
+    def forward_pool(self, cores: int) -> tuple[ForwardPool, int]:
+        """The threads for its forward passes, where so many cores may be used, and how many they are."""
+        if self.device.type == "cpu":
+            reuse_freed_memory()
+        pool = ForwardPool(self.device, cores)
+        return pool, pool.passes
 
     def move_to_cpu(self, lacking: str) -> None:
         """Give up a GPU for the CPU, for good, and warn that it has no memory for what is `lacking`.
@@ -256,7 +264,7 @@ class ClipEncoder:
             self.encode_images(pixels[: self.batch_size])
             return time.perf_counter() - started
 
-        with forward_pool(self.device) as pool:
+        with ForwardPool(self.device) as pool:
             batches = [pixels[i : i + self.batch_size] for i in range(0, len(pixels), self.batch_size)]
             features = np.concatenate(list(pool.map(self.encode_images, batches)))
             return features, min(pool.submit(seconds).result() for _ in range(3))
@@ -436,11 +444,7 @@ def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto", fall_b
             f"{error}; this is the store's encoder: if it has moved, name its new place once, "
             "with --model or --weights of `ood-audit embed`"
         ) from error
-    if differences := identity.differences(encoder.identity):
-        raise EncoderError(
-            f"the model {identity.model} is no longer the one this store was made with ({'; '.join(differences)}); "
-            "restore the old weights, or start another store with `store=DIR`"
-        )
+    identity.check_same(encoder.identity)
     return encoder
 
 
@@ -506,36 +510,6 @@ def _split(transform: Compose) -> tuple[Compose, list[float], list[float]]:
     cut = next(i for i, step in enumerate(steps) if isinstance(step, ToTensor))
     normalize = next(step for step in steps[cut:] if isinstance(step, Normalize))
     return Compose(steps[:cut]), list(normalize.mean), list(normalize.std)
-
-
-def _trim(image: Image.Image) -> Image.Image:
-    """Cut the ends off very long pictures (over 8:1), which the centre crop drops anyway.
-
-    Resizing the shorter side of 4000 × 3 pixels to 224 would make 300,000 × 224 of them first.
-    """
-    width, height = image.size
-    keep = 8 * min(width, height)
-    if max(width, height) <= keep:
-        return image
-    left, top = max(0, (width - keep) // 2), max(0, (height - keep) // 2)
-    return image.crop((left, top, width - left, height - top))
-
-
-def _resize_reduced(image: Image.Image, whole: tuple[int, int], resize: Resize) -> Image.Image:
-    """As `resize` would resize the whole: its sizes, rounded, differ from those of the reduced one.
-
-    A reduced picture that has been rounded up ends in a part of a pixel, at either side, as it has been turned.
-    """
-    width, height = whole
-    if isinstance(resize.size, int):
-        short = min(whole)
-        size = (int(resize.size * width / short), int(resize.size * height / short))
-    else:
-        size = (resize.size[1], resize.size[0])
-    scale = round(max(whole) / max(image.size))
-    left, top = (image.width - width / scale) / 2, (image.height - height / scale) / 2
-    box = (left, top, image.width - left, image.height - top)
-    return image.resize(size, Image.Resampling[resize.interpolation.name], box=box)
 
 
 def agree(plain: Features, half: Features) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ood_audit.encoders.cpu import worker_count
 from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
@@ -179,13 +180,6 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def worker_count() -> int:
-    """How many threads decode images: one for each core that this process's affinity and container allow."""
-    import joblib
-
-    return int(joblib.cpu_count())
-
-
 def forward_threads(device: torch.device, cores: int) -> tuple[int, int]:
     """How many forward passes run side by side, and how many threads each of them has.
 
@@ -215,16 +209,18 @@ def enter_forward_thread(device: torch.device, threads: int) -> None:
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
-@contextmanager
-def forward_pool(device: torch.device, cores: int | None = None) -> Iterator[ThreadPoolExecutor]:
+class ForwardPool(ThreadPoolExecutor):
     """The threads of `forward_threads`. torch's own setting is afterwards what it was before."""
-    before = torch.get_num_threads()
-    passes, threads = forward_threads(device, cores or worker_count())
-    try:
-        with ThreadPoolExecutor(passes, "forward", enter_forward_thread, (device, threads)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)  # what a thread sets is also the default of new ones
+
+    def __init__(self, device: torch.device, cores: int | None = None) -> None:
+        self._before = torch.get_num_threads()
+        self.passes, threads = forward_threads(device, cores or worker_count())
+        super().__init__(self.passes, "forward", enter_forward_thread, (device, threads))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the threads."""
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        torch.set_num_threads(self._before)  # what a thread sets is also the default of new ones
 
 
 @contextmanager

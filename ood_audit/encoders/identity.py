@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from ood_audit.errors import EncoderError
 from ood_audit.values import JsonObject
 
 
@@ -69,6 +70,14 @@ class EncoderIdentity:
             )
             if (mine := getattr(self, name)) != (theirs := getattr(other, name))
         ]
+
+    def check_same(self, loaded: "EncoderIdentity") -> None:
+        """Raise an EncoderError if what was loaded under the name of a store's encoder is another one."""
+        if differences := self.differences(loaded):
+            raise EncoderError(
+                f"the model {self.model} is no longer the one this store was made with ({'; '.join(differences)}); "
+                "restore the old weights, or start another store with `store=DIR`"
+            )
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ def _nearly_clipped(pixels: Pixels) -> bool:
     yet on empty areas it can move a feature.
     """
     near = ((pixels >= 250) & (pixels < 255)) | ((pixels > 0) & (pixels <= 5))
-    return float(near.mean()) > 0.1
+    return int(np.count_nonzero(near)) > 0.1 * near.size
 
 
 def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ood_audit.classes import prototypes
 from ood_audit.classes.prototypes import Prototypes, References
-from ood_audit.encoders.cpu import log_sum_exp, without
+from ood_audit.encoders.cpu import log_sum_exp, without, worker_count
 from ood_audit.encoders.device import (
     CPU,
     choose_device,
@@ -23,7 +23,6 @@ from ood_audit.encoders.device import (
     forward_threads,
     is_out_of_memory,
     release_memory,
-    worker_count,
 )
 from ood_audit.encoders.warn import warn_once
 from ood_audit.scoring import outside, scores

@@ -53,8 +53,8 @@ def found(example_store, tmp_path_factory):
 @pytest.fixture
 def hostile(tmp_path, encoder, monkeypatch):
     """Pictures with hostile names, embedded: (folder, store). One more, airplane/a.jpg, has no finding."""
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
     folder = tmp_path / "in"
     folder.mkdir()
     for name in [b"a.jpg", *HOSTILE, *BROKEN]:

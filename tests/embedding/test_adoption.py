@@ -30,8 +30,8 @@ from tests.helpers.findings import write_findings
 
 @pytest.fixture(autouse=True)
 def warm(encoder, monkeypatch):
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_folder_that_was_renamed_inside_of_its_source(pictures, store, embedde
 def test_one_file_that_was_renamed_loads_no_encoder(pictures, store, monkeypatch):
     run(pictures, store)
     before = features(store)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *a, **o: pytest.fail("nothing to embed"))
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *a, **o: pytest.fail("nothing to embed"))
     (pictures / "airplane" / "img_0001.jpg").rename(pictures / "sunflower" / "odd name é.jpg")
     assert run(pictures, store) == {"unchanged": 5, "moved": 1}
     np.testing.assert_array_equal(features(store)["sunflower/odd name é.jpg"], before["airplane/img_0001.jpg"])

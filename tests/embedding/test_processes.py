@@ -56,8 +56,8 @@ def forked(monkeypatch, warm):
 @pytest.fixture
 def two(monkeypatch, encoder):
     """Two devices, worth their processes from 20 images on; the encoder of this process is the session's."""
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
     monkeypatch.setattr(local, "_gpus", lambda device: ["cpu", "cpu"])
     monkeypatch.setattr(local, "call_apart", lambda look, loader, device: (encoder.identity, 8, 1))
     monkeypatch.setattr(local, "_WORTH_PROCESSES", 20)
@@ -142,7 +142,7 @@ def test_what_a_process_could_not_do_is_told(many, tmp_path, two, forked, encode
 def share(monkeypatch):
     """Loads an encoder for embedding on played GPUs; gives the device of each process, or None for this process."""
 
-    def share(gpus: int, cores: int, room: int = 9, images: int = 40) -> list[str] | None:
+    def share(gpus: int, cores: int, room: int = 99, images: int = 40) -> list[str] | None:
         asked: list[str] = []
 
         def look(function, loader, device):
@@ -167,11 +167,11 @@ def share(monkeypatch):
 
 
 def test_processes_share_a_gpu_as_its_cores_allow(share):
-    assert share(gpus=1, cores=32) == ["cuda:0"] * 8
-    assert share(gpus=1, cores=6) == ["cuda:0"] * 2
-    assert share(gpus=1, cores=128) == ["cuda:0"] * 8
-    assert share(gpus=1, cores=4) is None
-    assert share(gpus=2, cores=16) == ["cuda:0", "cuda:1"] * 2
+    assert share(gpus=1, cores=32) == ["cuda:0"] * 16
+    assert share(gpus=1, cores=3) == ["cuda:0"] * 2
+    assert share(gpus=1, cores=128) == ["cuda:0"] * 16
+    assert share(gpus=1, cores=2) is None
+    assert share(gpus=2, cores=8) == ["cuda:0", "cuda:1"] * 2
     assert share(gpus=8, cores=4) == [f"cuda:{number}" for number in range(8)]
     assert share(gpus=0, cores=32) is None
 
@@ -198,7 +198,7 @@ def test_processes_are_planned_with_the_free_memory(monkeypatch, free_gb, fit):
 
 def test_few_images_are_not_worth_it(share):
     assert share(gpus=1, cores=32, images=39) is None
-    assert share(gpus=2, cores=32, images=39) == ["cuda:0", "cuda:1"] * 4
+    assert share(gpus=2, cores=32, images=39) == ["cuda:0", "cuda:1"] * 8
     assert share(gpus=2, cores=32, images=19) is None
 
 

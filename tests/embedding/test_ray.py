@@ -293,10 +293,10 @@ def test_workers_share_the_gpus_and_take_their_part_of_the_cores(monkeypatch):
     played_nodes(monkeypatch, {"CPU": 64.0, "GPU": 4.0}, {"CPU": 12.0, "GPU": 1.0}, {"CPU": 32.0})
     plan = engine._plan("auto")
     assert plan == engine._plan("cuda")
-    assert (plan.kind, plan.sharing, plan.gpus) == ("cuda", 4, 0.25)
-    assert plan.count == 20
-    assert plan.cpus == 3  # every node has so many for each of its workers
-    assert [plan.cores_on(f"node{i}") for i in (0, 1)] == [4, 3]
+    assert (plan.kind, plan.sharing, plan.gpus) == ("cuda", 8, 0.125)
+    assert plan.count == 40
+    assert plan.cpus == 1  # every node has so many for each of its workers
+    assert [plan.cores_on(f"node{i}") for i in (0, 1)] == [2, 1]
     assert [plan.cores_on(node) for node in ("node2", "joined later")] == [1, 1]
     plan = engine._plan("cpu")
     assert (plan.kind, plan.count, plan.cpus, plan.gpus) == ("cpu", 108, 1, 0)
@@ -307,16 +307,16 @@ def test_workers_share_the_gpus_and_take_their_part_of_the_cores(monkeypatch):
 def test_a_node_of_few_cores_neither_sets_all_nor_is_asked_for_more_than_it_has(monkeypatch):
     played_nodes(monkeypatch, {"CPU": 4.0, "GPU": 8.0}, {"CPU": 96.0, "GPU": 4.0})
     plan = engine._plan("cuda")
-    assert (plan.sharing, plan.count) == (6, 72)
-    assert 0 < plan.cpus * 8 * 6 <= 4
-    assert 6 * plan.gpus <= 1
-    assert [plan.cores_on(f"node{i}") for i in (0, 1)] == [1, 4]
+    assert (plan.sharing, plan.count) == (12, 144)
+    assert 0 < plan.cpus * 8 * 12 <= 4
+    assert 12 * plan.gpus <= 1
+    assert [plan.cores_on(f"node{i}") for i in (0, 1)] == [1, 2]
     played_nodes(monkeypatch, {"GPU": 2.0})
     assert engine._plan("cuda").cpus == 0
     assert engine._plan("cuda").count == 2
 
 
-@pytest.mark.parametrize(("room", "sharing"), [(9, 8), (3, 3), (0, 1)])
+@pytest.mark.parametrize(("room", "sharing"), [(17, 16), (3, 3), (0, 1)])
 def test_no_more_workers_share_a_gpu_than_its_memory_holds(monkeypatch, room, sharing):
     played_nodes(monkeypatch, {"CPU": 64.0, "GPU": 2.0})
     identity = EncoderIdentity("stand-in", None, "none", "0" * 64, {}, "none", "fp32", 192)
@@ -333,7 +333,7 @@ def test_no_more_workers_share_a_gpu_than_its_memory_holds(monkeypatch, room, sh
         assert workers.plan.gpus == 1 / sharing
         assert workers.plan.cores_on("node0") == 32 // sharing
         assert workers.device == f"{2 * sharing} GPU workers of a Ray cluster"
-    assert asked == [(8, engine._identify), (8, engine._room)]
-    played_nodes(monkeypatch, {"CPU": 4.0, "GPU": 1.0})
+    assert asked == [(16, engine._identify), (16, engine._room)]
+    played_nodes(monkeypatch, {"CPU": 2.0, "GPU": 1.0})
     assert engine.load_same_encoder(identity).plan.sharing == 1
     assert len(asked) == 2  # there is nothing to ask

@@ -28,8 +28,8 @@ BROKEN = b"this is no picture\n" * 9
 @pytest.fixture(autouse=True)
 def warm(encoder, monkeypatch):
     """The session's encoder wherever one is loaded: what is tested here is the store."""
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
 
 
 @pytest.fixture
@@ -138,8 +138,8 @@ def test_unchanged_loads_no_encoder_and_writes_no_part(pictures, store, monkeypa
     def refuse(*args, **options):
         raise AssertionError("there is nothing to embed")
 
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", refuse)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", refuse)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", refuse)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", refuse)
     before = {path: path.stat().st_mtime_ns for path in (store / "images").iterdir()}
     assert run(pictures, store, model="starter", precision="fp32") == {"unchanged": 6}
     assert {path: path.stat().st_mtime_ns for path in (store / "images").iterdir()} == before

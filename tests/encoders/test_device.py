@@ -60,7 +60,7 @@ def test_passes_side_by_side_use_the_cores_once(monkeypatch, cores, torch_thread
 
 def test_a_container_s_share_is_respected(monkeypatch):
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    assert device.worker_count() == 1
+    assert cpu.worker_count() == 1
 
 
 def test_the_threads_of_the_caller_are_left_as_they_were(small, pictures):
@@ -149,7 +149,9 @@ def test_features_agree_on_the_mean_and_at_the_least(cosines, expected):
 
 @pytest.mark.parametrize(("machine", "chosen"), [("x86_64", "bf16"), ("aarch64", "fp32")])
 def test_the_starter_needs_no_trial_where_it_was_measured(pictures, tmp_path, monkeypatch, machine, chosen):
-    monkeypatch.setattr(clip, "bf16_in_hardware", lambda: True)
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx512f avx512_bf16\n")
+    monkeypatch.setattr(cpu, "_CPU_FACTS", tmp_path / "cpuinfo")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setattr("platform.machine", lambda: machine)
     tried = []
     monkeypatch.setattr(clip.ClipEncoder, "try_bf16", lambda self, pixels: tried.append(len(pixels)))
@@ -197,7 +199,7 @@ def test_bf16_is_not_tried_without_the_hardware(small, pixels, monkeypatch):
 
 def test_a_store_keeps_its_precision(small, pictures, tmp_path, monkeypatch):
     """A new store is of what was found to pay on its own pictures, one that is there of what it was made with."""
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: small)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: small)
     ood_audit.embed(pictures, store=tmp_path / "old", device="cpu")
     bf16_machine(monkeypatch, small)
     ood_audit.embed(pictures / "airplane", store=tmp_path / "asked", device="cpu", precision="fp32")
@@ -257,8 +259,8 @@ def test_other_failures_are_no_lack_of_memory(small, pixels, monkeypatch):
 def test_running_out_of_memory_loses_nothing_and_is_told_once(small, pictures, tmp_path, monkeypatch, trial):
     monkeypatch.setattr(clip, "bf16_in_hardware", lambda: trial)
     monkeypatch.setattr(clip, "MEAN_AGREEMENT", 2.0)  # so that bf16 is tried and turned down, however fast it is
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: small)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: small)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: small)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: small)
     plenty = ood_audit.embed(pictures, store=tmp_path / "plenty", device="cpu", precision="fp32").store
     short_of_memory(small, monkeypatch, 2)
     told: list[str] = []

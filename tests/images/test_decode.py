@@ -461,7 +461,7 @@ def _zip(out):
     import zipfile
 
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("a", "a")
+        archive.writestr(zipfile.ZipInfo("a"), "a")  # no time, as workers of pytest-xdist compare the names of tests
 
 
 @pytest.mark.parametrize(

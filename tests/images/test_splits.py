@@ -14,8 +14,8 @@ PICTURE = EXAMPLES / "images" / "airplane" / "img_0001.jpg"
 
 @pytest.fixture(autouse=True)
 def warm(encoder, monkeypatch):
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
 
 
 def lay(folder, *names):

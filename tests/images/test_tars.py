@@ -25,8 +25,8 @@ PHOTOS = (
 
 @pytest.fixture(autouse=True)
 def warm(encoder, monkeypatch):
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
 
 
 def pack(path, members):

@@ -24,8 +24,8 @@ PHOTOS = [sorted((EXAMPLES / "images" / name).glob("*.jpg"))[0] for name in ("ai
 
 @pytest.fixture(autouse=True)
 def warm(encoder, monkeypatch):
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
 
 
 def pack(path, members, method=zipfile.ZIP_DEFLATED):

@@ -22,8 +22,8 @@ STORE = f"s3://{BUCKET}/audit"
 
 @pytest.fixture(autouse=True)
 def warm(encoder, monkeypatch, s3):  # noqa: F811
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
     monkeypatch.setattr("ood_audit.store.parts.PART_ROWS", 2)
     monkeypatch.setattr(MIRRORS, "_by_root", {})
 

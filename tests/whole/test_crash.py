@@ -93,8 +93,8 @@ class Child:
 @pytest.fixture
 def warm(encoder, monkeypatch):
     """The session's encoder, for what is done in this process."""
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
 
 
 @pytest.fixture

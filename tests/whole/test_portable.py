@@ -253,8 +253,8 @@ def test_one_file_has_one_uri_where_case_is_ignored(tmp_path: Path, cats: Path, 
 def test_sources_and_annotations_that_differ_in_case_alone_are_the_same(
     tmp_path: Path, cats: Path, case_is_ignored: None, encoder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ood_audit.encoders.clip.load_encoder", lambda *args, **options: encoder)
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_encoder", lambda *args, **options: encoder)
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda *args, **options: encoder)
     done = ood_audit.embed([cats, tmp_path / "CATS"], store=tmp_path / "store", device="cpu")
     assert done.counts["added"] == 2
     done = ood_audit.embed(tmp_path / "cats", store=tmp_path / "store", device="cpu")

@@ -1,0 +1,92 @@
+"""Loads an encoder: by torch, or the starter on a CPU without it, which takes seconds and 500 MB less to start."""
+
+import ctypes
+import importlib.util
+import os
+import platform
+import sys
+from typing import TYPE_CHECKING, TypeAlias
+
+from ood_audit.encoders.identity import EncoderIdentity
+from ood_audit.values import JsonObject
+
+if TYPE_CHECKING:
+    from ood_audit.encoders.clip import ClipEncoder
+    from ood_audit.encoders.light import StarterEncoder
+
+Encoder: TypeAlias = "ClipEncoder | StarterEncoder"
+
+
+def load_encoder(
+    model: str = "auto",
+    *,
+    weights: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    recorded: JsonObject | None = None,
+    texts_only: bool = False,
+    fall_back: bool = True,
+) -> Encoder:
+    """Load an encoder of images; see `clip.load_encoder` for arguments and errors."""
+    if _is_light(model, weights, device, precision):
+        from ood_audit.encoders.light import StarterEncoder
+
+        return StarterEncoder("fp32" if precision == "auto" else precision)
+    from ood_audit.encoders import clip
+
+    return clip.load_encoder(
+        model,
+        weights=weights,
+        device=device,
+        precision=precision,
+        recorded=recorded,
+        texts_only=texts_only,
+        fall_back=fall_back,
+    )
+
+
+def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto", fall_back: bool = True) -> Encoder:
+    """The encoder of images that a store was made with; see `clip.load_same_encoder` for arguments and errors."""
+    if _is_light(identity.model, identity.weights, device, identity.precision):
+        from ood_audit.encoders.light import StarterEncoder
+
+        encoder = StarterEncoder(identity.precision)
+        identity.check_same(encoder.identity)
+        return encoder
+    from ood_audit.encoders import clip
+
+    return clip.load_same_encoder(identity, device=device, fall_back=fall_back)
+
+
+def is_cpu(device: str) -> bool:
+    """Whether `auto`, `cpu`, `cuda`, `cuda:N` or `mps` is the CPU. torch is imported only where there may be a GPU."""
+    if device != "auto":
+        return device == "cpu"
+    if sys.platform == "linux" and "torch" not in sys.modules and not _gpu_driver():
+        return True
+    import torch
+
+    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def _gpu_driver() -> bool:
+    """Whether there is a driver of NVIDIA's or AMD's, without which torch finds no GPU."""
+    if os.path.exists("/dev/kfd"):
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _is_light(model: str, weights: str | None, device: str, precision: str) -> bool:
+    """Whether it is the starter on a CPU of the kind that OpenVINO was measured on, where that is installed."""
+    return (
+        model in ("auto", "starter")
+        and weights is None
+        and precision != "fp16"
+        and platform.machine() in ("x86_64", "AMD64")
+        and importlib.util.find_spec("openvino") is not None
+        and is_cpu(device)
+    )

@@ -1,0 +1,125 @@
+"""The starter without torch: the same pictures, features and identity as with it, and when it is taken."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ood_audit.encoders import clip, loading
+from ood_audit.encoders.identity import EncoderIdentity
+from ood_audit.errors import EncoderError
+from ood_audit.images.decode import decode
+from tests.conftest import EXAMPLES
+
+pytest.importorskip("openvino")
+light = pytest.importorskip("ood_audit.encoders.light")
+
+PHOTOS = sorted((EXAMPLES / "images").rglob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def starter():
+    return light.StarterEncoder("fp32")
+
+
+def pixels_of(encoder):
+    found = (decode(path.as_uri(), encoder.prepare, at_least=encoder.decode_size).pixels for path in PHOTOS)
+    return [pixels for pixels in found if pixels is not None]
+
+
+def test_features_and_identity_are_those_of_torch(starter, encoder):
+    pixels = pixels_of(encoder)
+    assert starter.identity == encoder.identity
+    np.testing.assert_allclose(starter.encode_images(pixels), encoder.encode_images(pixels), atol=2e-6)
+
+
+def test_features_in_bf16_are_those_of_torch_in_bf16():
+    """As near to them as different kernels of one precision are: nearer than either to float32."""
+    half, torch_half = light.StarterEncoder("fp32"), clip.load_encoder("starter", device="cpu", precision="bf16")
+    half.use_bf16()
+    assert half.identity == torch_half.identity
+    pixels = pixels_of(half)[:24]
+    mine, theirs = half.encode_images(pixels), torch_half.encode_images(pixels)
+    assert (mine * theirs).sum(axis=1).min() > clip.AGREEMENT
+
+
+@pytest.mark.parametrize(
+    "size", [(224, 224), (225, 224), (300, 225), (225, 301), (50, 40), (1001, 667), (3, 4000), (2500, 16)]
+)
+def test_pictures_are_prepared_as_torchvision_does(starter, encoder, size):
+    dice = np.random.default_rng(0)
+    photo = Image.fromarray(dice.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    np.testing.assert_array_equal(starter.prepare(photo), encoder.prepare(photo))
+    if min(size) > 600:
+        small = photo.reduce(2)
+        np.testing.assert_array_equal(starter.prepare(small, size), encoder.prepare(small, size))
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 11])
+def test_a_batch_of_any_size_gives_the_same_features(starter, count):
+    pixels = pixels_of(starter)[:11]
+    alone = np.concatenate([starter.encode_images([one]) for one in pixels])
+    found = starter.encode_images(pixels[:count])
+    np.testing.assert_allclose(found, alone[:count], atol=1e-6)
+
+
+def test_embed_imports_neither_torch_nor_what_reports_home(tmp_path, pictures):
+    script = (
+        "import sys, ood_audit\n"
+        f"ood_audit.embed({str(pictures)!r}, store={str(tmp_path / 'store')!r}, device='cpu')\n"
+        "print([name for name in ('torch', 'open_clip', 'openvino_telemetry') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_a_store_may_go_on_with_the_other_engine(starter):
+    kept = EncoderIdentity.from_json(starter.identity.to_json())
+    assert isinstance(loading.load_same_encoder(kept, device="cpu"), light.StarterEncoder)
+    assert clip.load_same_encoder(kept, device="cpu").identity == kept
+    other = EncoderIdentity.from_json({**kept.to_json(), "weights_sha256": "0" * 64})
+    with pytest.raises(EncoderError, match="no longer the one this store was made with"):
+        loading.load_same_encoder(other, device="cpu")
+
+
+def test_damaged_weights_are_one_line(monkeypatch, tmp_path):
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        (tmp_path / name).write_bytes((light.STARTER / name).read_bytes()[:5000])
+    monkeypatch.setattr(light, "STARTER", tmp_path)
+    with pytest.raises(EncoderError, match=r"could not load `model` starter: .*install ood-audit again"):
+        light.StarterEncoder("fp32")
+
+
+@pytest.mark.parametrize(
+    ("change", "is_light"),
+    [
+        ({}, True),
+        ({"model": "auto", "device": "auto"}, True),
+        ({"model": "ViT-B-32"}, False),
+        ({"weights": "file"}, False),
+        ({"precision": "fp16"}, False),
+        ({"device": "cuda"}, False),
+    ],
+)
+def test_who_loads_the_starter(monkeypatch, change, is_light):
+    asked = {"model": "starter", "weights": None, "device": "cpu", "precision": "auto", **change}
+    assert loading._is_light(**asked) is is_light
+    with monkeypatch.context() as patch:
+        patch.setattr("platform.machine", lambda: "aarch64")
+        assert not loading._is_light(**asked)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not loading._is_light(**asked)
+
+
+def test_a_gpu_is_seen_before_torch_is_imported(monkeypatch):
+    assert loading.is_cpu("cpu")
+    assert not loading.is_cpu("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not loading.is_cpu("auto")  # torch is imported, and knows
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(loading, "_gpu_driver", lambda: False)
+    assert loading.is_cpu("auto")
+    assert "torch" not in sys.modules

@@ -1,7 +1,8 @@
 """Who turns texts into features for a store: its encoder, or the vectors that were imported for its names."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
     from ood_audit.encoders.clip import ClipEncoder
     from ood_audit.encoders.identity import ScoreDefaults
+    from ood_audit.encoders.loading import Encoder
+
+_Encoder = TypeVar("_Encoder", bound="Encoder")
 
 
 class TextEncoder(Protocol):
@@ -26,45 +30,61 @@ class TextEncoder(Protocol):
     def score_defaults(self) -> "ScoreDefaults":
         """The ΔEnergy settings that suit it."""
 
-    def tokenize(self, texts: Sequence[str]) -> "torch.Tensor":
-        """(N, L) token ids, a tensor: what the text tower sees of each text, cut off at its context length."""
+    def tokenize(self, texts: Sequence[str]) -> "torch.Tensor | NDArray[np.int64]":
+        """(N, L) token ids: what the text tower sees of each text, cut off at its context length."""
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(N, D) features of length 1."""
 
 
-def encoder_of(store: Store, device: str = "auto", on_progress: Progress = silent) -> Callable[[], "ClipEncoder"]:
+def encoder_of(store: Store, device: str = "auto", on_progress: Progress = silent) -> Callable[[], TextEncoder]:
     """A function that gives the text encoder of a store. It is loaded when the function is first called, and once.
 
     Raises:
         EncoderError: when called: the model is not there any more, or the store was imported without one.
 
     """
-    loaded: list[ClipEncoder] = []
 
+    @cache
+    def encoder() -> TextEncoder:
+        from ood_audit.encoders.loading import load_encoder, load_same_encoder
+
+        on_progress("loading the model")
+        return _load(store, device, load_encoder, load_same_encoder)
+
+    return encoder
+
+
+def tunable_encoder_of(store: Store, device: str, on_progress: Progress) -> Callable[[], "ClipEncoder"]:
+    """As `encoder_of`, by torch, whatever the model: prompts are learnt through it."""
+
+    @cache
     def encoder() -> "ClipEncoder":
         from ood_audit.encoders.clip import load_encoder, load_same_encoder
 
-        if not loaded:
-            on_progress("loading the model")
-            if not store.encoder.is_imported:
-                loaded.append(load_same_encoder(store.encoder, device=device))
-            elif store.encoder.model == "imported":
-                raise EncoderError(
-                    "this store was imported without a model, so that no text can be encoded; give the vectors of the "
-                    "names with `ood-audit import --texts FILE`, or the model with `model`"
-                )
-            else:
-                own = load_encoder(store.encoder.model, weights=store.encoder.weights, device=device)
-                if own.identity.dimension != store.encoder.dimension:
-                    raise EncoderError(
-                        f"the model {store.encoder.model} makes vectors of {own.identity.dimension} numbers, those of "
-                        f"this store have {store.encoder.dimension}; import them again with the right `model`"
-                    )
-                loaded.append(own)
-        return loaded[0]
+        on_progress("loading the model")
+        return _load(store, device, load_encoder, load_same_encoder)
 
     return encoder
+
+
+def _load(
+    store: Store, device: str, load_encoder: "Callable[..., _Encoder]", load_same_encoder: "Callable[..., _Encoder]"
+) -> "_Encoder":
+    if not store.encoder.is_imported:
+        return load_same_encoder(store.encoder, device=device)
+    if store.encoder.model == "imported":
+        raise EncoderError(
+            "this store was imported without a model, so that no text can be encoded; give the vectors of the "
+            "names with `ood-audit import --texts FILE`, or the model with `model`"
+        )
+    own = load_encoder(store.encoder.model, weights=store.encoder.weights, device=device)
+    if own.identity.dimension != store.encoder.dimension:
+        raise EncoderError(
+            f"the model {store.encoder.model} makes vectors of {own.identity.dimension} numbers, those of "
+            f"this store have {store.encoder.dimension}; import them again with the right `model`"
+        )
+    return own
 
 
 def class_names(store: Store) -> list[str]:

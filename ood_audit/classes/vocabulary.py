@@ -416,7 +416,7 @@ def _check_context(vocabulary: Vocabulary, encoder: texts.TextEncoder) -> None:
             if len(name.encode()) + shortest < length - 2:  # a token has at least a byte, and two are for both ends
                 continue
             prompts = [template.replace("{}", name) for template in vocabulary.templates]
-            first = seen.setdefault(encoder.tokenize(prompts).numpy().tobytes(), k)
+            first = seen.setdefault(np.asarray(encoder.tokenize(prompts)).tobytes(), k)
             if first != k:
                 one, other = (printable(vocabulary.names[i]) for i in (first, k))
                 raise UsageError(

@@ -1,4 +1,4 @@
-"""The starter on a CPU without torch: its image tower by OpenVINO, with the features that `clip` gives."""
+"""The starter on a CPU without torch: its towers by OpenVINO, with the features that `clip` gives."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any, ClassVar, Literal
@@ -16,26 +17,28 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ood_audit.encoders import towers
+from ood_audit.encoders import tokens, towers
 from ood_audit.encoders.cpu import bf16_in_hardware, reuse_freed_memory, worker_count
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.encoders.pixels import REDUCED, Pixels, shortest
-from ood_audit.encoders.registry import CONFIG, STARTER
+from ood_audit.encoders.registry import CONFIG, STARTER, score_defaults
 from ood_audit.errors import EncoderError
 from ood_audit.values import JsonObject
 
 _BATCH = 4  # images a pass: of 2, 4, 6 and 8 the one that takes least time
+_TEXT_BATCH = 256
 
 
 class StarterEncoder:
-    """The starter's image tower, on a CPU. What `embed` asks of a `clip.ClipEncoder` it has as well.
+    """The starter, on a CPU. What is asked of a `clip.ClipEncoder` it has as well, but for what tuning needs.
 
     Args:
-        precision: `fp32` or `bf16`.
+        precision: `fp32` or `bf16`: that of the image tower.
 
     Attributes:
         identity: what makes its features comparable with others: those of a `clip.ClipEncoder` are.
-        precision: of its passes.
+        score_defaults: the ΔEnergy settings that suit it.
+        precision: of the image tower.
         device: `cpu`.
         batch_size: images a forward pass.
         batch_limit: None: a pass takes so little memory that it is never cut down.
@@ -59,10 +62,12 @@ class StarterEncoder:
         config, weights = _read()
         self._size: int = config["model_cfg"]["vision_cfg"]["image_size"]
         self._preprocessing: JsonObject = config["preprocess_cfg"]
+        self._text: JsonObject = config["model_cfg"]["text_cfg"]
         self._requests: SimpleQueue[Any] | None = None
         self._compiling = Lock()
         self.decode_size = REDUCED * self._size
         self.precision = precision
+        self.score_defaults = score_defaults("starter", float(np.exp(weights["logit_scale"])))
         self.identity = EncoderIdentity(
             model="starter",
             weights=None,
@@ -92,9 +97,28 @@ class StarterEncoder:
                 found.append(request.get_output_tensor().data[: len(rows)].copy())
         finally:
             requests.put(request)
-        features = np.concatenate(found)
-        unit: NDArray[np.float32] = features / np.linalg.norm(features, axis=1, keepdims=True)
-        return unit
+        return _unit(np.concatenate(found))
+
+    def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """(N, L) token ids: what the text tower sees of each text, cut off at its context length."""
+        return tokens.tokenize(texts, self._text["context_length"])
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Texts → (N, D) float32 features of length 1. Short ones go together, and only as far as they matter."""
+        ids = self.tokenize(texts)
+        ends = ids.argmax(axis=1)  # the highest id
+        found = np.empty((len(texts), self.identity.dimension), np.float32)
+        order = ends.argsort(kind="stable")
+        for start in range(0, len(texts), _TEXT_BATCH):
+            rows = order[start : start + _TEXT_BATCH]
+            self._text_request.infer([ids[rows, : ends[rows[-1]] + 1], ends[rows]])
+            found[rows] = self._text_request.get_output_tensor().data
+        return _unit(found)
+
+    @cached_property
+    def _text_request(self) -> Any:  # OpenVINO has no types
+        graph = towers.text_tower(_read()[1], self._text["heads"])
+        return towers.compile_graph(graph, "fp32", streams=1, threads=_threads()).create_infer_request()
 
     def forward_pool(self, cores: int) -> tuple[ThreadPoolExecutor, int]:
         """The threads for its forward passes, where so many cores may be used, and how many they are."""
@@ -124,7 +148,7 @@ class StarterEncoder:
                 _, weights = _read()
                 mean, std = self._preprocessing["mean"], self._preprocessing["std"]
                 graph = towers.image_tower(weights, _BATCH, self._size, mean, std)
-                compiled = towers.compile_graph(graph, self.precision, _threads())
+                compiled = towers.compile_graph(graph, self.precision, streams=_threads(), threads=_threads())
                 self._requests = SimpleQueue()
                 for _ in range(_threads()):
                     self._requests.put(compiled.create_infer_request())
@@ -145,6 +169,11 @@ def _read() -> tuple[JsonObject, towers.Weights]:
     except (OSError, ValueError, SafetensorError) as error:
         raise EncoderError(f"could not load `model` starter: {error}; install ood-audit again") from error
     return config, {name: of.astype(np.float32) if of.dtype == np.float16 else of for name, of in weights.items()}
+
+
+def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = features / np.linalg.norm(features, axis=1, keepdims=True)
+    return unit
 
 
 def _hash(weights: towers.Weights) -> str:

@@ -27,7 +27,7 @@ def load_encoder(
     texts_only: bool = False,
     fall_back: bool = True,
 ) -> Encoder:
-    """Load an encoder of images; see `clip.load_encoder` for arguments and errors."""
+    """Load an encoder; see `clip.load_encoder` for arguments and errors."""
     if _is_light(model, weights, device, precision):
         from ood_audit.encoders.light import StarterEncoder
 
@@ -46,7 +46,7 @@ def load_encoder(
 
 
 def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto", fall_back: bool = True) -> Encoder:
-    """The encoder of images that a store was made with; see `clip.load_same_encoder` for arguments and errors."""
+    """The encoder that a store was made with; see `clip.load_same_encoder` for arguments and errors."""
     if _is_light(identity.model, identity.weights, device, identity.precision):
         from ood_audit.encoders.light import StarterEncoder
 

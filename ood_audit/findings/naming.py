@@ -15,16 +15,13 @@ one but for a margin, and goes on with the clusters that are left. So `dog` take
 good a name, and leaves alone those of dalmatians where it is not.
 """
 
-import gzip
 import heapq
-import importlib.util
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +29,7 @@ from numpy.typing import NDArray
 
 from ood_audit.classes import pools, texts, wordnet
 from ood_audit.classes.prototypes import sample
+from ood_audit.encoders.tokens import merges
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
@@ -326,14 +324,9 @@ def common(names: Sequence[str], most: int) -> list[int]:
 
 @lru_cache(maxsize=1)
 def _ranks() -> Mapping[str, int]:
-    """The words of CLIP's tokenizer by their rank; open_clip has them, and importing it would import torch."""
-    spec = importlib.util.find_spec("open_clip")
-    if spec is None or not spec.submodule_search_locations:
-        raise OodAuditError("open_clip is not installed; install ood-audit again")
-    path = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        merges = [line.replace(" ", "").strip() for line in file][1 : 49_152 - 256 - 1]
-    return {merge.removesuffix("</w>"): rank for rank, merge in enumerate(merges) if merge.endswith("</w>")}
+    """The words of CLIP's tokenizer by their rank."""
+    joined = map("".join, merges())
+    return {word.removesuffix("</w>"): rank for rank, word in enumerate(joined) if word.endswith("</w>")}
 
 
 def _collect(store: Store, total: int, wanted: dict[str, int]) -> tuple[Floats, Floats]:

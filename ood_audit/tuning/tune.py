@@ -107,7 +107,7 @@ def tune(
     own = subset.load(store, vocabulary, note) or subset.from_store(store, vocabulary)
     subset.check(own, vocabulary, note)
     with computing(store.root):
-        encoder = texts.encoder_of(store, device, on_progress)
+        encoder = texts.tunable_encoder_of(store, device, on_progress)
         text = vocabularies.cached_features(store, vocabulary, encoder)
         beside = Beside()
         if (settings.background or settings.regulariser == "ogen") and pools.is_available(store, "background"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ood_audit.classes import background
 from ood_audit.encoders import clip, loading
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import EncoderError
@@ -64,6 +65,32 @@ def test_a_batch_of_any_size_gives_the_same_features(starter, count):
     alone = np.concatenate([starter.encode_images([one]) for one in pixels])
     found = starter.encode_images(pixels[:count])
     np.testing.assert_allclose(found, alone[:count], atol=1e-6)
+
+
+TEXTS = [
+    "a photo of a cat.",
+    "It's 12 o'clock &amp;amp; WE'RE fine",
+    "straße naïve ＦＵＬＬ 中文 🙂 é İstanbul ﬁ",
+    "",
+    "a" * 300,
+    "word " * 40,
+    "<end_of_text> a <start_of_text>",
+    "don’t “quote” \u200b mojibake â€™ \x00 1234 5.6-7_8",
+]
+
+
+def test_texts_are_read_as_open_clip_reads_them(starter, encoder):
+    np.testing.assert_array_equal(starter.tokenize(TEXTS), encoder.tokenize(TEXTS).numpy())
+    names = background.background_names()
+    np.testing.assert_array_equal(starter.tokenize(names[::50]), encoder.tokenize(names[::50]).numpy())
+
+
+def test_texts_have_the_features_of_torch(starter, encoder):
+    """In batches, each cut off after its longest text."""
+    texts = [*TEXTS, *(f"a photo of {i} {'very ' * (i % 20)}old cats" for i in range(300))]
+    np.testing.assert_allclose(starter.encode_texts(texts), encoder.encode_texts(texts), atol=2e-6)
+    assert starter.encode_texts([]).shape == (0, 384)
+    assert starter.score_defaults == encoder.score_defaults
 
 
 def test_embed_imports_neither_torch_nor_what_reports_home(tmp_path, pictures):

@@ -46,7 +46,7 @@ def nouns(monkeypatch, tmp_path) -> tuple[list[str], Any]:
         def encode_texts(self, texts):
             return np.stack([by_name[text] for text in texts])
 
-    monkeypatch.setattr("ood_audit.encoders.clip.load_same_encoder", lambda identity, device: Encoder())
+    monkeypatch.setattr("ood_audit.encoders.loading.load_same_encoder", lambda identity, device: Encoder())
     monkeypatch.setattr("ood_audit.findings.shortcuts.find", lambda *arguments: [])  # which has names of its own
     monkeypatch.setattr(naming, "_LIKE", 1.0)  # of 45,000 nouns the best is farther above the others
     monkeypatch.setattr(naming, "_SURE_LIKE", 2.0)

@@ -89,19 +89,16 @@ def limits(
     pictures: Path, model: str, weights: str | None, precision: str, rounds: int, seconds: float, reduced: bool
 ) -> None:
     """Runs in a process of its own: prints the rates of decoding, of the forward pass, and of both in `embed`."""
-    import torch
-
-    import ood_audit.encoders.clip as clip
+    import ood_audit.encoders.loading as loading
     from ood_audit.embedding.run import embed
     from ood_audit.encoders.cpu import worker_count
-    from ood_audit.encoders.device import enter_forward_thread, forward_threads
     from ood_audit.images.decode import decode
 
-    encoder = clip.load_encoder(model, weights=weights, precision=precision)
+    encoder = loading.load_encoder(model, weights=weights, precision=precision)
     if not reduced:
         encoder.decode_size = None
-    clip.load_encoder = lambda *args, **options: encoder  # loading is not what is measured
-    clip.load_same_encoder = lambda *args, **options: encoder
+    loading.load_encoder = lambda *args, **options: encoder  # loading is not what is measured
+    loading.load_same_encoder = lambda *args, **options: encoder
     size, files = encoder.batch_size, found(pictures)
     uris = [path.absolute().as_uri() for path in files]
 
@@ -118,11 +115,8 @@ def limits(
             encoder.encode_images(pixels[start : start + size])
 
     def side_by_side() -> None:
-        passes, threads = forward_threads(encoder.device, worker_count())
-        before = torch.get_num_threads()
-        with ThreadPoolExecutor(passes, initializer=enter_forward_thread, initargs=(encoder.device, threads)) as pool:
+        with encoder.forward_pool(worker_count())[0] as pool:
             list(pool.map(lambda i: encoder.encode_images(pixels[i : i + size]), range(0, len(pixels), size)))
-        torch.set_num_threads(before)
 
     def embedding() -> float:
         began = [0.0]
@@ -154,7 +148,7 @@ def limits(
             results.setdefault(name, []).append(measure(count, work))
         last = {name: values[-1][0] for name, values in results.items()}
         forward = max(last["one at a time"], last["side by side"])
-        limit = 1 / (1 / last["decode"] + 1 / forward) if encoder.device.type == "cpu" else min(last["decode"], forward)
+        limit = 1 / (1 / last["decode"] + 1 / forward) if str(encoder.device) == "cpu" else min(last["decode"], forward)
         ratios.append((last["embed"] / limit, limit))
     medians = {name: middle(rows) for name, rows in results.items()}
     ratio, limit = middle(ratios)

@@ -137,13 +137,12 @@ def identity() -> Any:
 
 def play(cores: int) -> None:
     """Replace in this process what is played: the decoder, the encoder, and the number of cores."""
-    from ood_audit.embedding import pipeline
     from ood_audit.encoders import clip, device
 
     play_decoder()
     vars(clip)["load_same_encoder"] = lambda *_, **__: played_encoder()
-    vars(pipeline)["forward_threads"] = lambda *_: (2, 1)  # as on a GPU
-    vars(pipeline)["enter_forward_thread"] = lambda *_: None
+    vars(device)["forward_threads"] = lambda *_: (2, 1)  # as on a GPU
+    vars(device)["enter_forward_thread"] = lambda *_: None
     vars(device)["worker_count"] = lambda: cores
 
 

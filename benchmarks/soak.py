@@ -173,6 +173,7 @@ def warm_up() -> None:
     from PIL import Image
 
     import ood_audit.encoders.clip as clip
+    import ood_audit.encoders.loading as loading
     import ood_audit.store.parts as parts
     from ood_audit import cli
 
@@ -186,7 +187,7 @@ def warm_up() -> None:
         __import__(f"ood_audit.{name}")
     encoder = clip.load_encoder("starter", device="cpu")
     for name in ("load_encoder", "load_same_encoder"):
-        setattr(clip, name, lambda *args, **options: encoder)
+        setattr(loading, name, lambda *args, **options: encoder)
     parts.PART_ROWS = _PART_ROWS
     assert imagehash and pyarrow and safetensors.numpy and scipy.fftpack and scipy.sparse.csgraph and sklearn.cluster
 

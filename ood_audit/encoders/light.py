@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ood_audit.encoders import tokens, towers
-from ood_audit.encoders.cpu import bf16_in_hardware, reuse_freed_memory, worker_count
+from ood_audit.encoders.cpu import bf16_in_hardware, return_freed_memory, reuse_freed_memory, worker_count
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.encoders.pixels import REDUCED, Pixels, shortest
 from ood_audit.encoders.registry import CONFIG, STARTER, score_defaults
@@ -67,7 +67,7 @@ class StarterEncoder:
         self._compiling = Lock()
         self.decode_size = REDUCED * self._size
         self.precision = precision
-        self.score_defaults = score_defaults("starter", float(np.exp(weights["logit_scale"])))
+        self.score_defaults = score_defaults("starter", float(np.exp(weights["logit_scale"], dtype=np.float32)))
         self.identity = EncoderIdentity(
             model="starter",
             weights=None,
@@ -117,8 +117,11 @@ class StarterEncoder:
 
     @cached_property
     def _text_request(self) -> Any:  # OpenVINO has no types
-        graph = towers.text_tower(_read()[1], self._text["heads"])
-        return towers.compile_graph(graph, "fp32", streams=1, threads=_threads()).create_infer_request()
+        graph = towers.text_tower(_tower(images=False), self._text["heads"])
+        compiled = towers.compile_graph(graph, "fp32", streams=1, threads=_threads())
+        del graph
+        return_freed_memory()  # the graph, whose weights OpenVINO has laid out anew
+        return compiled.create_infer_request()
 
     def forward_pool(self, cores: int) -> tuple[ThreadPoolExecutor, int]:
         """The threads for its forward passes, where so many cores may be used, and how many they are."""
@@ -145,9 +148,8 @@ class StarterEncoder:
         """Requests of OpenVINO, one for each pass side by side, made when they are first asked for."""
         with self._compiling:
             if self._requests is None:
-                _, weights = _read()
                 mean, std = self._preprocessing["mean"], self._preprocessing["std"]
-                graph = towers.image_tower(weights, _BATCH, self._size, mean, std)
+                graph = towers.image_tower(_tower(images=True), _BATCH, self._size, mean, std)
                 compiled = towers.compile_graph(graph, self.precision, streams=_threads(), threads=_threads())
                 self._requests = SimpleQueue()
                 for _ in range(_threads()):
@@ -162,13 +164,17 @@ def _threads() -> int:
 
 
 def _read() -> tuple[JsonObject, towers.Weights]:
-    """The starter's configuration and its weights, in float32."""
+    """The starter's configuration, and its weights as they are kept, in float16."""
     try:
         config: JsonObject = json.loads((STARTER / CONFIG).read_text(encoding="utf-8"))
-        weights = load_file(STARTER / "open_clip_model.safetensors")
+        return config, load_file(STARTER / "open_clip_model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise EncoderError(f"could not load `model` starter: {error}; install ood-audit again") from error
-    return config, {name: of.astype(np.float32) if of.dtype == np.float16 else of for name, of in weights.items()}
+
+
+def _tower(images: bool) -> towers.Weights:
+    """The weights of one of the towers, in float32."""
+    return {name: of.astype(np.float32) for name, of in _read()[1].items() if name.startswith("visual.") is images}
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -179,7 +185,8 @@ def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
 def _hash(weights: towers.Weights) -> str:
     """As `clip` makes it of the model's parameters in torch."""
     digest = hashlib.sha256()
-    for name, values in sorted(weights.items()):
+    for name, kept in sorted(weights.items()):
+        values = kept.astype(np.float32) if kept.dtype == np.float16 else kept
         digest.update(f"{name} torch.{values.dtype} {values.shape}\n".encode())
         digest.update(values.tobytes())
     return digest.hexdigest()

@@ -93,7 +93,7 @@ class _Trunk:
             out = op.group_convolution(out, weight[:, None], **common, auto_pad="same_upper")
         else:
             out = op.convolution(out, weight, **common, auto_pad="same_upper")
-        out = out + (shift - mean * scale)[:, None, None]
+        out = out + (shift - mean * scale)[None, :, None, None]
         return op.clamp(out, 0, 6) if clamp else out
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _NAMES = 4096  # at a time, on a CPU
+_CELLS = 4 << 20  # cosines at a time: with fewer names for more images, which are the same in 16 MB
 
 
 def sums(images: Tensor, names: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -35,5 +36,6 @@ def nearest(images: Tensor, names: Tensor) -> Tensor:
 
 
 def _cosines(images: Tensor, names: Tensor) -> Iterator[Tensor]:
-    size = _NAMES if images.device.type == "cpu" else max(1, len(names))
+    few = min(_NAMES, max(256, _CELLS // max(1, len(images))))
+    size = few if images.device.type == "cpu" else max(1, len(names))
     return (images @ some.T for some in torch.split(names, size))

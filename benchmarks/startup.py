@@ -3,7 +3,7 @@
     python -m benchmarks.startup STORE [--images FOLDER]
 
 `--help` is held to 2 × `python -c "import click"`, `query` to 2 × and `status` to 1.5 × `python -c "import duckdb"`;
-`embed` of FOLDER, a hundred pictures at most, into a new store to 6 seconds (it imports torch). Each is the best of
+`embed` of FOLDER, a hundred pictures at most, into a new store to 6 seconds. Each is the best of
 several, as nothing but the machine's other work makes a start slower. `cpu` is the processor time of the same run, all
 threads together, which that work hardly touches.
 """

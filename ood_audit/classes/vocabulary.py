@@ -338,6 +338,11 @@ def _doubts(vocabulary: Vocabulary) -> list[str]:
     numbers = [name for name in vocabulary.names if re.fullmatch(r"[\d.,]+", name)]
     unknown = [name for name in vocabulary.names if wordnet.ID.fullmatch(name.lower())]
     doubts = []
+    if all(is_split(name) for name in vocabulary.names):
+        doubts.append(
+            f"warning: the class names are those of splits ({_some(vocabulary.names, 3)}), which say nothing of what "
+            "images show; give the names of classes with `labels=FILE`"
+        )
     if numbers:
         doubts.append(
             f"warning: {len(numbers)} of the class names are bare numbers ({_some(numbers, 3)}), which say nothing of "

@@ -150,7 +150,8 @@ def command(
     if scores.doubt:
         note(scores.doubt)
     by = described(scores.method, scores.parameters) + (" (as scored before)" if scores.reused else "")
-    note(f"{scores.images} images against {len(scores.vocabulary.classes)} classes by {by}")
+    classes = len(scores.vocabulary.classes)
+    note(f"{scores.images} image{'s' * (scores.images != 1)} against {classes} class{'es' * (classes != 1)} by {by}")
     if scores.references and scores.parameters["prototypes"]:
         note(f"pictures of the classes: {scores.references['images']} images, {scores.references['source']}")
     if scores.forecast is not None:

@@ -16,6 +16,8 @@ _NOT_DECODED = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "WMF"}
 # Files of these names are pictures as well. Many are JPEGs by their content; others get a row that says what to do.
 _MORE_EXTENSIONS = (".heic", ".heif", ".hif", ".jxl")
 _HEIF = "HEIC, which Pillow cannot read by itself: pip install pillow-heif, or convert it to JPEG"
+_VIDEO = "a video, not an image: extract its frames"
+_WEB_PAGE = "a web page, not an image: download the image again"
 _OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"PK\x03\x04", "a zip archive, not an image: name it .zip, and it is read as a source"),
     (0, b"Rar!", "a RAR archive, not an image: unpack it, and embed the folder"),
@@ -24,6 +26,9 @@ _OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (257, b"ustar", "a tar file, not an image: name it .tar, and it is read as a source"),
     (0, b"%PDF", "a PDF, not an image: convert its pages to PNG or JPEG"),
     (0, b"%!PS", "not an image of pixels but PostScript: convert it to PNG"),
+    (128, b"DICM", "DICOM, which Pillow cannot read: convert it to PNG or TIFF"),
+    (4, b"ftypcrx ", "a camera's raw picture, not an image: develop it to JPEG or TIFF"),
+    (0, b"\x1aE\xdf\xa3", _VIDEO),
     (0, b"\xff\x0a", "JPEG XL, which Pillow cannot read: convert it to JPEG or PNG"),
     (4, b"JXL ", "JPEG XL, which Pillow cannot read: convert it to JPEG or PNG"),
     (0, b"version https://git-lfs", "not an image but a pointer of Git LFS: run `git lfs pull`"),
@@ -82,15 +87,17 @@ def why_unknown(data: bytes) -> str:
     """What the bytes of a file are that no format accepts, and what can be done about it."""
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
         return _HEIF
-    if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis"):
-        return "a video, not an image: extract its frames"
     for at, magic, words in _OTHERS:
         if data[at : at + len(magic)] == magic:
             return words
+    if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis"):
+        return _VIDEO
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _unknown_tiff(data)
     if b"<svg" in data[:1000]:
         return "not an image of pixels but SVG: convert it to PNG"
+    if data[:1000].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return _WEB_PAGE
     return "not an image: its bytes are of no known format"
 
 

@@ -320,6 +320,14 @@ def test_splits_alone_are_refused(tmp_path):
         told(stored(tmp_path, "train", "test"), None)
 
 
+def test_a_list_of_splits_is_doubted_and_one_with_a_name_of_a_split_is_not(tmp_path):
+    store, labels = stored(tmp_path, "cat"), tmp_path / "labels.txt"
+    labels.write_text("train\nval\ntest\n")
+    assert "warning: the class names are those of splits (train, val, test)" in told(store, labels)[1][1]
+    labels.write_text("train\nbus\n")
+    assert len(told(store, labels)[1]) == 1
+
+
 def test_splits_of_one_class_are_refused_by_its_name(tmp_path):
     with pytest.raises(UsageError, match="the folders name fewer than two classes: only cat; give a list"):
         told(stored(tmp_path, "train/cat", "test/cat"), None)

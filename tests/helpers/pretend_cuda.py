@@ -386,10 +386,10 @@ def _patch(patch: pytest.MonkeyPatch, gpu: PretendGpu) -> None:
         enter(device, threads)
 
     patch.setattr("ood_audit.embedding.pipeline.enter_forward_thread", enter_forward_thread)
+    patch.setattr(torch.nn.functional, "scaled_dot_product_attention", _attention)
     if gpu.kind == "mps":
         patch.setattr(torch.backends.mps, "is_available", lambda: True)
         patch.setattr(torch.mps, "empty_cache", lambda: None)
-        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", _attention)
         return
 
     def get_device_capability(device: Any = None) -> tuple[int, int]:
@@ -405,14 +405,22 @@ def _patch(patch: pytest.MonkeyPatch, gpu: PretendGpu) -> None:
     patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     for name in ("memory_reserved", "memory_allocated"):
         patch.setattr(torch.cuda, name, lambda device=None: 0)
-    for name in ("_lazy_init", "synchronize", "set_stream", "Stream", "empty_cache"):
+    patch.setattr(torch.cuda, "Stream", _NoStream)
+    for name in ("_lazy_init", "synchronize", "set_stream", "empty_cache"):
         patch.setattr(torch.cuda, name, lambda *_, **__: None)
     patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
 
 
-def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *_: Any, **__: Any) -> Any:
-    """C++ would look for Apple's own kernel."""
-    return aten._scaled_dot_product_attention_math.default(query, key, value, attn_mask)[0]
+class _NoStream(torch.cuda.Stream):
+    """A class, as torch._dynamo checks what it is when it is imported."""
+
+    def __new__(cls, *_: Any, **__: Any) -> None:  # type: ignore[misc]
+        return None
+
+
+def _attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **options: Any) -> Any:
+    """C++ would look for a kernel of the device's own, and some versions ask CUDA's driver for it."""
+    return aten._scaled_dot_product_attention_math.default(query, key, value, attn_mask, *rest, **options)[0]
 
 
 def _numbered(value: Any, gpu: PretendGpu) -> Any:

@@ -481,6 +481,10 @@ def _zip(out):
         (b"\x1f\x8b\x08\0", "a gzip file"),
         (b"%PDF-1.7", "a PDF, not an image"),
         (b"<?xml version='1.0'?><svg/>", "SVG: convert it to PNG"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\1", "a camera's raw picture"),
+        (b"\x1aE\xdf\xa3\x01", "a video, not an image"),
+        (bytes(128) + b"DICM", "DICOM, which Pillow cannot read"),
+        (b"\r\n<!doctype HTML><html>", "a web page, not an image: download the image again"),
         (b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
     ],
 )

@@ -78,18 +78,23 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
     if len(entries) < len(lists["images"]):
         notes.add_problem("images without an id or a file name, left out", os.path.basename(source))
     folder = _folder(place, source, [str(entry["file_name"]) for entry in entries[: place.looked_at]], images)
-    split = of_file(source) or named(os.path.basename(os.path.dirname(source)))
+    split = split_of(source)
     known = set()
     for entry in entries:
         known.add(entry["id"])
         size = (entry["width"], entry["height"]) if _are_numbers(entry.get("width"), entry.get("height")) else None
         own = boxes.get(entry["id"], [])
-        where = location(folder, str(entry["file_name"]))
+        where = _location(place, folder, str(entry["file_name"]))
         part = entry.get("split")
         part = canonical(part) if isinstance(part, str) and part else split
         yield Picture(where, labels.get(entry["id"], []), part, own, size)
     for image_id in (boxes.keys() | labels.keys()) - known:
         notes.add_problem("images that are annotated and not listed", f"image id {image_id}")
+
+
+def split_of(source: str) -> str | None:
+    """The split of a file, by its name or that of its folder."""
+    return of_file(source) or named(os.path.basename(os.path.dirname(source)))
 
 
 class Original:
@@ -100,7 +105,9 @@ class Original:
         source: The file. Where it can't be read any more, nothing is found in it.
 
     Attributes:
+        split: The split that its name says.
         categories: The numbers of its classes by name.
+        others: What it has beside images, annotations and categories: `info` and `licenses`, as a rule.
 
     """
 
@@ -110,12 +117,12 @@ class Original:
         self._annotations: dict[tuple[_Id, str], tuple[int, int]] = {}
         self._crowds: dict[_Id, list[tuple[int, int]]] = defaultdict(list)
         self._categories: dict[str, tuple[int, int]] = {}
+        self.split = split_of(source)
         self.categories: dict[str, int] = {}
-        if source.lower().endswith(".zip"):  # which is no text
-            return
+        self.others: JsonObject = {}
         with suppress(OSError, ValueError, IndexError, RecursionError):
             self._text = _text(place, source)
-            _read(self._text, self._note)
+            _read(self._text, self._note, self.others)
 
     def _note(self, name: str, number: int, entry: JsonObject, start: int, end: int) -> None:
         if name == "images" and _has(entry, "id", "file_name"):
@@ -127,11 +134,6 @@ class Original:
         elif name == "categories" and _has(entry, "id", "name") and isinstance(entry["id"], int):
             self.categories.setdefault(str(entry["name"]), entry["id"])
             self._categories.setdefault(str(entry["name"]), (start, end))
-
-    @property
-    def is_read(self) -> bool:
-        """Whether the file could be read."""
-        return bool(self._text)
 
     def category(self, name: str) -> JsonObject:
         """The entry of a class; empty where there is none."""
@@ -147,14 +149,11 @@ class Original:
         """The entry of a box of an image; empty where there is none."""
         return self._entry(self._annotations.get((image_id, box_id)))
 
-    def crowds(self, image_id: _Id) -> list[JsonObject]:
-        """The entries of the boxes around a crowd in an image, which are no image of their own."""
-        return [self._entry(span) for span in self._crowds.get(image_id, [])]
-
-    def label(self, annotation: JsonObject) -> str:
-        """The name of an entry's class, or ""."""
-        number = annotation.get("category_id")
-        return next((name for name, own in self.categories.items() if own == number), "")
+    def crowds(self, image_id: _Id) -> list[tuple[JsonObject, str]]:
+        """The entries of the boxes around a crowd in an image, which are no image of their own, and their classes."""
+        entries = [self._entry(span) for span in self._crowds.get(image_id, [])]
+        names = {number: name for name, number in self.categories.items()}
+        return [(entry, names.get(entry.get("category_id", -1), "")) for entry in entries]
 
     def _entry(self, span: tuple[int, int] | None) -> JsonObject:
         entry: JsonObject = {} if span is None else json.loads(self._text[slice(*span)])
@@ -206,7 +205,13 @@ def _folder(place: Place, source: str, names: list[str], images: str | None) -> 
     above = os.path.dirname(own)
     below = ("", "images", *stem.split("_"), stem, *(f"images/{part}" for part in (*stem.split("_"), stem)))
     folders = dict.fromkeys(os.path.normpath(os.path.join(top, part)) for top in (own, above) for part in below)
-    return max(folders, key=lambda folder: sum(place.is_file(location(folder, name)) for name in names))
+    return max(folders, key=lambda folder: sum(place.is_file(_location(place, folder, name)) for name in names))
+
+
+def _location(place: Place, folder: str, name: str) -> str:
+    """The absolute path of an image. A backslash is a slash, unless there is a file that has it in its name."""
+    as_it_is = os.path.join(folder, name)
+    return as_it_is if "\\" in name and place.is_file(as_it_is) else location(folder, name)
 
 
 def _lists(place: Place, source: str) -> tuple[Lists, bool]:
@@ -231,12 +236,13 @@ def _text(place: Place, source: str) -> str:
     return place.read(source).decode("utf-8-sig", "surrogateescape")
 
 
-def _read(text: str, keep: Callable[[str, int, JsonObject, int, int], None]) -> None:
+def _read(text: str, keep: Callable[[str, int, JsonObject, int, int], None], others: JsonObject | None = None) -> None:
     """Read the lists of an object entry by entry, so that all entries before the damage are there when this fails.
 
     Args:
         text: The file.
         keep: Called with the name of a list, and of each entry that is an object its number, itself, its start and end.
+        others: Gets what is beside these lists.
 
     """
     scan = json.JSONDecoder().raw_decode
@@ -248,7 +254,9 @@ def _read(text: str, keep: Callable[[str, int, JsonObject, int, int], None]) -> 
         name, at = scan(text, at)
         at = _next(text, at)
         if name not in _FIELDS or text[at] != "[":
-            _, at = scan(text, at)
+            value, at = scan(text, at)
+            if others is not None:
+                others[name] = value
         else:
             at, number = _next(text, at + 1), 0
             while text[at] != "]":

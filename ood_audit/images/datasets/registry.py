@@ -70,6 +70,20 @@ def listed(source: str, notes: ScanNotes, images: str | None = None) -> Iterator
         yield from rows(local, one.base(source), one.pictures(local, source, notes, images), notes)
 
 
+def originals(source: str) -> list[coco.Original]:
+    """The COCO files of a source, here, in a zip file or elsewhere; none where it can't be reached any more."""
+    plain = source.partition("?")[0] if is_remote(source) else source
+    if plain.lower().endswith(_ZIP):
+        return [coco.Original(place, path) for one, place, path in _in_zip(source) if one is coco]
+    if not is_remote(source):
+        return [coco.Original(Local(), source)]
+    try:
+        place, path = _elsewhere(source, coco.base(plain))
+    except OSError:
+        return []
+    return [coco.Original(place, path)]
+
+
 def _of_zip(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
     """The same of the datasets in a zip file. Other images in it, such as masks, are counted."""
     named: set[str] = set()
@@ -89,18 +103,24 @@ def _of_zip(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
 
 def _remote(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
     """The same of a file of annotations at a canonical URI; its images are below the same folder."""
-    plain, mark, query = source.partition("?")
+    plain = source.partition("?")[0]
     one = coco if plain.lower().endswith(".json") else yolo
     notes.format = one.NAME
     above = one.base(plain)
     try:
-        place = of_folder(above + ("" if source.startswith("http") else mark + query))
+        place, path = _elsewhere(source, above)
     except OSError as error:
         raise OodAuditError(
             f"cannot list {printable(above)}: {error.strerror}; the images in the store are unchanged"
         ) from error
-    path = plain.removeprefix(above)
     yield from rows(place, "/", one.pictures(place, path, notes, None), notes)
+
+
+def _elsewhere(source: str, above: str) -> tuple[Listed, str]:
+    """The folder that the file at a URI belongs to, as a place, and the path in it; OSError if it can't be listed."""
+    plain, mark, query = source.partition("?")
+    place = of_folder(above + ("" if source.startswith("http") else mark + query))
+    return place, plain.removeprefix(above)
 
 
 def _in_zip(source: str) -> list[tuple[Any, Listed, str]]:

@@ -62,10 +62,12 @@ def _remote_shards(source: str) -> list[tuple[str, str]]:
     found, pending = [], [""]
     while pending:
         folder = pending.pop(0)
-        folders, files = object_store.names(f"{prefix}/{quote(folder)}".rstrip("/") + mark + query)
-        paths = [f"{folder}/{name}".strip("/") for name in files if name.lower().endswith(SUFFIX)]
+        above = f"{folder}/".lstrip("/")
+        known = {one.removeprefix(above).partition("/")[0] for one in _FOLDERS if one.startswith(above)} - {""}
+        folders, files = object_store.names(f"{prefix}/{quote(folder)}".rstrip("/") + mark + query, known)
+        paths = [f"{above}{name}" for name in files if name.lower().endswith(SUFFIX)]
         found += [(path, f"{prefix}/{quote(path)}{mark}{query}") for path in paths]
-        pending += [below for name in folders if (below := f"{folder}/{name}".strip("/")) in _FOLDERS]
+        pending += [f"{above}{name}" for name in folders]
     return found
 
 

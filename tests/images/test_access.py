@@ -322,6 +322,23 @@ def test_remote_lists_and_single_urls(host, store):
         run(f"{host}/p/x.tar", store)
 
 
+def test_yolo_at_a_url_lists_its_images(host, store):
+    Handler.files |= {
+        "/p/yolo/data.yaml": (b"path: .\ntrain: train.txt\nval: images\nnames: {0: plane}\n", {}),
+        "/p/yolo/train.txt": (b"./images/0.jpg\n./images/1.jpg\n", {}),
+        "/p/yolo/images/0.jpg": (PHOTOS[0], {}),
+        "/p/yolo/images/1.jpg": (PHOTOS[1], {}),
+        "/p/yolo/labels/0.txt": (b"0 0.5 0.5 0.5 0.5\n", {}),
+        "/p/images": (b"<html>\n<a href='0.jpg'>\n", {}),
+        "/p/folder.yaml": (b"train: images\nnames: [plane]\n", {}),
+    }
+    assert run(f"{host}/p/yolo/data.yaml", store) == {"added": 3}
+    found = rows(store, "folder, split", "NOT contains(uri, '#box=')")
+    assert sorted(found) == [("", "train"), ("plane", "train")]
+    with pytest.raises(UsageError, match=r"nothing is where .*: images; .*at https:// of a .txt"):
+        run(f"{host}/p/folder.yaml", store)
+
+
 def test_secrets_of_presigned_urls_are_not_stored(host, store, tmp_path):
     secret = "X-Amz-Signature=deadbeef&X-Amz-Credential=me&Expires=99"
     (tmp_path / "urls.txt").write_text(f"{host}/p/0.jpg?{secret}\n{host}/p/1.jpg?size=large&sig=deadbeef\n")

@@ -544,6 +544,24 @@ def test_yolo_in_a_zip_file(tmp_path):
     assert (notes.format, notes.classes, problems(notes)) == ("YOLO", ["cup"], {})
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_parquet_in_a_zip_file(tmp_path, warm, method):
+    photos = [{"bytes": path.read_bytes(), "path": path.name} for path in (CUP, AIRPLANE, SUNFLOWER)]
+    shard = tmp_path / "shard.parquet"
+    pq.write_table(pa.table({"image": photos, "label": ["cup", "plane", "flower"]}), shard, row_group_size=2)
+    path = tmp_path / "hub.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.write(shard, "a b/data/test-00000-of-00001.parquet")
+    store = ood_audit.embed([path], store=tmp_path / "store", device="cpu").store
+    found = store.query("SELECT path, folder, split, status, content_hash FROM images ORDER BY path").rows
+    assert [row[1:4] for row in found] == [(label, "test", "ok") for label in ("cup", "plane", "flower")]
+    assert found[2][0] == "hub.zip/a b/data/test-00000-of-00001.parquet/00000002"
+    plain = ood_audit.embed([CUP], store=tmp_path / "plain", device="cpu").store
+    assert plain.query("SELECT content_hash FROM images").rows[0][0] == found[0][4]
+    again = ood_audit.embed([path], store=store.root, device="cpu")
+    assert dict(+again.counts) == {"unchanged": 3}
+
+
 def test_voc_and_image_folders_in_zip_files(tmp_path):
     root = tmp_path / "in" / "VOC2007"
     compose(root / "JPEGImages" / "one.jpg", (AIRPLANE, 10, 20, 150, 100))

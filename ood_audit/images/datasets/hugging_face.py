@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from glob import escape, glob
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import quote, quote_from_bytes, unquote
 
+from ood_audit.images import archives
 from ood_audit.images.access import open_file
 from ood_audit.images.datasets.pictures import ImageRow, Picture, picture_rows
 from ood_audit.images.found import ScanNotes
 from ood_audit.images.parquets import SUFFIX, image_column, row_name
 from ood_audit.images.splits import NAMES, canonical, of_file
-from ood_audit.images.uri import Box, file_uri, is_remote, local_path
+from ood_audit.images.uri import Box, file_uri, is_remote, location
+from ood_audit.images.zips import SUFFIX as ZIP
 from ood_audit.text import printable, storable
 from ood_audit.values import JsonObject, Row
 
@@ -44,6 +46,8 @@ def rows(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
 
 def _shards(source: str) -> list[tuple[str, str]]:
     """The shards by their paths from the folder of the source, with their URIs."""
+    if (source.partition("?")[0] if is_remote(source) else source).lower().endswith(ZIP):
+        return _zipped_shards(source)
     if is_remote(source):
         return _remote_shards(source)
     if not os.path.isdir(source):
@@ -51,6 +55,19 @@ def _shards(source: str) -> list[tuple[str, str]]:
         return [(os.path.basename(source), file_uri(source))] if is_one else []
     paths = (path for folder in _FOLDERS for path in sorted(glob(os.path.join(escape(source), folder, f"*{SUFFIX}"))))
     return [(os.path.relpath(path, source).replace(os.sep, "/"), file_uri(path)) for path in paths]
+
+
+def _zipped_shards(source: str) -> list[tuple[str, str]]:
+    """Those in a zip file, in any folder; none where it can't be read, which is said where its images are listed."""
+    uri = source if is_remote(source) else file_uri(source)
+    name = os.path.basename(source.partition("?")[0] if is_remote(source) else source)
+    try:
+        with open_file(uri) as (file, size, mtime_ns):
+            members = archives.index(uri, file, size, mtime_ns).sizes
+    except OSError:
+        return []
+    own = sorted(member for member in members if member.lower().endswith(SUFFIX) and not member.startswith("__MACOSX/"))
+    return [(f"{name}/{member}", f"{uri}#{quote_from_bytes(os.fsencode(member))}") for member in own]
 
 
 def _remote_shards(source: str) -> list[tuple[str, str]]:
@@ -95,7 +112,7 @@ def _shard_rows(uri: str, path: str, notes: ScanNotes) -> Iterator[ImageRow]:
             opened, _, mtime_ns = stack.enter_context(open_file(uri))
             file = stack.enter_context(pq.ParquetFile(opened))
         except (pa.ArrowException, OSError) as error:  # its images in the store are left as they are
-            notes.unreadable[uri if is_remote(uri) else local_path(uri)] = printable(str(error).splitlines()[0])
+            notes.unreadable[location(uri)] = printable(str(error).splitlines()[0])
             return
         schema = file.schema_arrow
         if image_column(schema) is None:

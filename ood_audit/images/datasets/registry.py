@@ -35,7 +35,7 @@ def is_dataset(source: str, *, is_remote_folder: bool = False) -> bool:
     """
     plain = source.partition("?")[0] if is_remote(source) else source
     if plain.lower().endswith(_ZIP):
-        return bool(_in_zip(source))
+        return bool(_in_zip(source)) or hugging_face.reads(source)
     if is_remote(source):
         is_shard = plain.lower().endswith(".parquet") and not source.startswith("http")
         return plain.lower().endswith(SUFFIXES) or ((is_remote_folder or is_shard) and hugging_face.reads(source))
@@ -56,8 +56,8 @@ def listed(source: str, notes: ScanNotes, images: str | None = None) -> Iterator
 
     """
     plain = source.partition("?")[0] if is_remote(source) else source
-    if plain.lower().endswith(_ZIP):
-        yield from _of_zip(source, notes)
+    if plain.lower().endswith(_ZIP) and (found := _in_zip(source)):
+        yield from _of_zip(found, notes)
     elif is_remote(source) and plain.lower().endswith(SUFFIXES):
         yield from _remote(source, notes)
     elif hugging_face.reads(source):
@@ -84,10 +84,9 @@ def originals(source: str) -> list[coco.Original]:
     return [coco.Original(place, path)]
 
 
-def _of_zip(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
+def _of_zip(found: list[tuple[Any, Listed, str]], notes: ScanNotes) -> Iterator[ImageRow]:
     """The same of the datasets in a zip file. Other images in it, such as masks, are counted."""
     named: set[str] = set()
-    found = _in_zip(source)
     for one, place, path in found:
         notes.format = one.NAME
         for row in rows(place, "/", one.pictures(place, path, notes, None), notes):

@@ -45,7 +45,7 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
     """The images of all splits; see `pictures.Picture`.
 
     Raises:
-        UsageError: The file can't be read, or names no split.
+        UsageError: The file can't be read, names no split, or nothing is where it says.
 
     """
     values = _read(place, source)
@@ -57,8 +57,13 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
         raise UsageError(f"{printable(source)} names no split; a YOLO file has at least `train: images/train`")
     root = os.path.join(os.path.dirname(source), str(values.get("path") or ""))
     roots = [images] if images is not None else [root, os.path.dirname(source)]
-    for split, where in splits:
-        found = _found(place, where, roots)
+    places = [_found(place, where, roots) for _, where in splits]
+    if not any(places):
+        raise UsageError(
+            f"nothing is where {printable(source)} says: {printable(splits[0][1])}; correct the paths, each that of a "
+            "folder or of a .txt that lists images (at https:// of a .txt, as folders can't be listed there)"
+        )
+    for (split, where), found in zip(splits, places, strict=True):
         if found is None:
             notes.add_problem("missing splits", f"{split}: {where}")
             continue
@@ -104,7 +109,11 @@ def _found(place: Place, where: str, roots: list[str]) -> str | None:
     """Where a split lies. The files that Roboflow writes say `../train/images` of a folder beside them."""
     spellings = [where, where.removeprefix("../")]
     paths = (location(root, spelling) for spelling in spellings for root in roots)
-    return next((path for path in paths if place.is_file(path) or place.is_folder(path)), None)
+    return next((path for path in paths if place.is_folder(path) or (_is_list(path) and place.is_file(path))), None)
+
+
+def _is_list(path: str) -> bool:
+    return path.lower().endswith(".txt")
 
 
 def _images(place: Place, where: str, notes: ScanNotes) -> Iterator[str]:

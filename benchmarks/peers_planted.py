@@ -45,7 +45,7 @@ import fastdup
 images, work, out = sys.argv[1:]
 fd = fastdup.create(work_dir=work, input_dir=images)
 fd.run()
-name = lambda path: os.path.relpath(path, images) if os.path.isabs(str(path)) else str(path)
+name = lambda path: os.path.relpath(os.path.abspath(path), images)  # it may name them from where it runs
 pairs = fd.similarity()
 pairs = pairs[pairs["distance"] >= 0.9999]
 groups = fd.connected_components_grouped()

@@ -1,11 +1,12 @@
 """Whether `compare` finds drift where there is some, and only there; and whether shortcuts are found and named.
 
-    python -m benchmarks.compare DATA [--draws 20] [--model starter] [--keep DIR]
+    python -m benchmarks.compare DATA [--draws 200] [--model starter] [--keep DIR]
 
-DATA holds objects/images/CLASS/ and styles/DOMAIN/CLASS/ with a domain `photo`. The halves of objects/ are random. In
-one half every picture, or a fifth of them, is then darkened, framed in sepia, sprinkled with snow, or has a banner or a
-watermark drawn on it; or the photos of styles/ are compared with another domain. For shortcuts one class of the photos
-is taken from another domain, or one class of objects/ has the drawing on all of its pictures.
+DATA holds objects/images/CLASS/ and styles/DOMAIN/CLASS/ with a domain `photo`. The halves of objects/ are random, and
+those of each domain. In one half every picture, or some of them, is then darkened, framed in sepia, sprinkled with
+snow, or has a banner or a watermark drawn on it; or pictures of another domain are among the photos, or in place of
+them. For shortcuts one class of the photos is taken from another domain, or one class of objects/ has the drawing on
+all of its pictures.
 
 A drift counts as named where one of the words for it is among the names given, a shortcut where its name is one.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
+from scipy.stats import binom
 
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import Vocabulary
@@ -33,6 +35,7 @@ from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 
 MOST_FALSE = 2  # of 20 draws
+POWER = 40  # draws of halves to find a difference in
 WRITING = {"text", "caption", "watermark", "logo", "sign", "label", "banner", "meme", "magazine cover", "book page"}
 OLD = {"sepia photograph", "old photograph", "black and white photograph", "frame", "border", "postcard"}
 DRAWN = {
@@ -136,13 +139,58 @@ def plant(source: Path, target: Path) -> None:
             draw(Image.open(path).convert("RGB")).save(where, quality=90)
 
 
-def halves(objects: Features, draws: int) -> None:
-    paths, false = sorted(objects.row), 0
+def divided(paths: list[str], seed: int) -> tuple[list[str], list[str]]:
+    order = np.random.default_rng(seed).permutation(len(paths))
+    a, b = ([paths[i] for i in half] for half in np.array_split(order, 2))
+    return a, b
+
+
+def halves(title: str, features: Features, paths: list[str], draws: int) -> None:
+    p = []
     for seed in range(draws):
-        order = np.random.default_rng(seed).permutation(len(paths))
-        a, b = ([paths[i] for i in half] for half in np.array_split(order, 2))
-        false += drift.two_sample(objects.of(a), objects.of(b), seed).p_value <= 0.05
-    print(f"random halves with p ≤ 0.05: {false} of {draws} draws (limit {MOST_FALSE} of 20)", flush=True)
+        a, b = divided(paths, seed)
+        p.append(drift.two_sample(features.of(a), features.of(b), seed).p_value)
+    false = np.array(p) <= 0.05
+    runs = false[: draws // 20 * 20].reshape(-1, 20).sum(axis=1)
+    print(
+        f"random halves of {title:12} p ≤ 0.05 in {false.mean():.1%} of {draws} draws; more than {MOST_FALSE} of 20 in "
+        f"{(runs > MOST_FALSE).sum()} of {len(runs)} runs (by chance {binom.sf(MOST_FALSE, 20, 0.05):.1%})",
+        flush=True,
+    )
+
+
+def power(title: str, features: Features, paths: list[str], others: Callable[[list[str]], np.ndarray], share: float):
+    """In how many draws the test finds that a share of one half is replaced by others."""
+    found = []
+    for seed in range(POWER):
+        a, b = divided(paths, seed)
+        some, rest = b[: round(share * len(b))], b[round(share * len(b)) :]
+        found.append(drift.two_sample(features.of(a), np.concatenate([others(some), features.of(rest)]), seed))
+    p = np.array([one.p_value for one in found])
+    print(
+        f"{title:20} {share:4.0%} of a half: p ≤ 0.05 in {(p <= 0.05).mean():4.0%}, p ≤ 0.01 in "
+        f"{(p <= 0.01).mean():4.0%} of {POWER} draws, median p {np.median(p):.3f}, AUROC "
+        f"{np.mean([one.auroc for one in found]):.2f}",
+        flush=True,
+    )
+
+
+def powers(objects: Features, planted: Features, styles: Features) -> None:
+    photo, paths = [path for path in sorted(styles.row) if path.startswith("photo/")], sorted(objects.row)
+    for share in (0.5, 0.2):
+        for name in PLANTED:
+
+            def drawn(some: list[str], name: str = name):
+                return planted.of([f"{name}/{path}" for path in some])
+
+            power(name, objects, paths, drawn, share)
+    for style in STYLES:
+        every = [path for path in sorted(styles.row) if path.startswith(f"{style}/")]
+
+        def strange(some: list[str], every: list[str] = every):
+            return styles.of(every[:: len(every) // len(some)][: len(some)])
+
+        power(f"photo, {style}", styles, photo, strange, 0.2)
 
 
 def show(title: str, a: Side, b: Side, families, wanted: set[str]) -> None:
@@ -160,8 +208,7 @@ def joined(one: Side, other: Side) -> Side:
 
 def drifts(objects: Features, planted: Features, styles: Features, families) -> None:
     paths = sorted(objects.row)
-    order = np.random.default_rng(0).permutation(len(paths))
-    a, b = ([paths[i] for i in half] for half in np.array_split(order, 2))
+    a, b = divided(paths, 0)
     for name, (_, wanted) in PLANTED.items():
         for share in (1.0, 0.2):
             some = b[: round(share * len(b))]
@@ -255,7 +302,7 @@ def told(title: str, answers: list[str], wanted: set[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--model", default="starter")
     parser.add_argument("--keep", type=Path, help="Where to keep what is drawn and embedded, for the next time.")
     options = parser.parse_args()
@@ -271,7 +318,10 @@ def main() -> None:
         names = words.conditions(objects.store, encoder)
         assert names is not None
         families = [family for family in (names, words.things(objects.store)) if family is not None]
-        halves(objects, options.draws)
+        halves("objects", objects, sorted(objects.row), options.draws)
+        for style in ("photo", *STYLES):
+            halves(style, styles, [path for path in sorted(styles.row) if path.startswith(style)], options.draws)
+        powers(objects, planted, styles)
         drifts(objects, planted, styles, families)
         planted_shortcuts(objects, planted, styles, names, encoder().encode_texts)
         overlaid(source, root / "planted")

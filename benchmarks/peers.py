@@ -221,7 +221,7 @@ def findings(store: Path) -> dict[str, Any]:
     }
 
 
-def peer(name: str, script: str, images: Path, work: Path) -> dict[str, Any]:
+def peer(name: str, script: str, images: Path, work: Path, **environment: str) -> dict[str, Any]:
     """Install a tool of PyPI in an environment of its own, and run its script there."""
     python = work / f"venv-{name}" / "bin" / "python"
     if not python.exists():
@@ -242,6 +242,7 @@ def peer(name: str, script: str, images: Path, work: Path) -> dict[str, Any]:
         work / f"{name}.log",
         SENTRY_OPT_OUT="1",  # fastdup reports home otherwise
         HOME=str(work / f"home-{name}"),
+        **environment,
     )
     found: dict[str, Any] = json.loads(out.read_text())
     return found | {"cost": cost, "version": version}

@@ -112,6 +112,8 @@ def _dataset(
         )
     boxes = f", boxes: {result.boxes}" if result.boxes else ""
     note(f"images written: {result.images}{boxes}, in {output}")
+    if result.left_out:
+        note(f"boxes left out, as they have no class and YOLO's have one: {result.left_out}")
     if result.relabelled:
         note(f"labels as verdicts corrected them: {result.relabelled}")
     if format == "atlas":

@@ -135,7 +135,7 @@ def find(
     a, b = sides.both(store, reference, other)
     notes = [f"{_sampled(side)} are compared, drawn at random" for side in (a, b) if side.total > len(side)]
     on_progress("testing for drift")
-    tested = drift.two_sample(a.features, b.features, seed)
+    tested = _tested(a, b, seed, notes)
     encoder = texts.encoder_of(store, device, on_progress)
     classes = _classes(store, a, b, labels, encoder, note, notes)
     named: list[Difference] = []
@@ -152,6 +152,22 @@ def find(
 def _sampled(side: Side) -> str:
     """`10,000 of the 52,000 images of train`."""
     return f"{len(side):,} of the {side.total:,} images of {side.name}"
+
+
+def _tested(a: Side, b: Side, seed: int, notes: list[str]) -> drift.TwoSample:
+    """The two-sample test, of images that are independent of each other."""
+    own, theirs = sides.independent(a, b, seed)
+    if len(own) == len(a) and len(theirs) == len(b):
+        return drift.two_sample(a.features, b.features, seed)
+    there = f"{len(own):,} of {a.name} and {len(theirs):,} of {b.name}"
+    if min(len(own), len(theirs)) >= drift.FEWEST:
+        notes.append(f"one picture of each recording is tested for drift, {there}")
+        return drift.two_sample(a.features[own], b.features[theirs], seed)
+    notes.append(
+        f"the recordings are too few to be tested for drift, {there}; their pictures are, as if each was taken by "
+        "itself: two recordings differ, whatever they show"
+    )
+    return drift.two_sample(a.features, b.features, seed)
 
 
 def _drift(a: Side, b: Side, tested: drift.TwoSample) -> Difference:

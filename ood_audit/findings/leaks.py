@@ -99,16 +99,10 @@ class Leaks:
         """A row for each picture: image_id, its recording, and the group that must stay in one split; null for none."""
         import pyarrow as pa
 
-        from ood_audit.findings.recordings import connected
+        from ood_audit.findings.recordings import chained, connected
 
-        one, other = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for numbers in self.groups.values():
-            order = np.argsort(numbers, kind="stable")
-            order = order[numbers[order] >= 0]
-            same = numbers[order][1:] == numbers[order][:-1]
-            one.append(order[:-1][same])
-            other.append(order[1:][same])
-        group = connected(np.concatenate(one), np.concatenate(other), len(self.pictures))
+        one, other = np.concatenate([chained(numbers) for numbers in self.groups.values()], axis=1)
+        group = connected(one, other, len(self.pictures))
         number = self.recordings.number
         return pa.table(
             {

@@ -224,6 +224,14 @@ def connected(one: Rows, other: Rows, count: int) -> Rows:
     return number
 
 
+def chained(numbers: Rows) -> Rows:
+    """(2, L): links between the rows of each group, from one to the next, by (N,) numbers; -1 is of no group."""
+    order = np.argsort(numbers, kind="stable")
+    order = order[numbers[order] >= 0]
+    same = numbers[order][1:] == numbers[order][:-1]
+    return np.stack([order[:-1][same], order[1:][same]])
+
+
 def _unit(features: NDArray[np.float16]) -> NDArray[np.float32]:
     found = features.astype(np.float32)
     found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)

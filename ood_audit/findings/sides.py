@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ood_audit.classes.prototypes import sample
 from ood_audit.errors import UsageError
 from ood_audit.findings.drift import FEWEST
+from ood_audit.images.splits import is_split
 from ood_audit.store.parts import iter_features
 from ood_audit.store.schema import IMAGES
 from ood_audit.store.store import Store, open_store
@@ -42,7 +43,8 @@ class Side:
     Attributes:
         name: As it was given.
         total: How many readable images it has.
-        images: The columns image_id, uri, path, folder and the measures of those that are compared.
+        images: Those that are compared: the columns image_id, uri, path and folder, what `recordings` asks for, and the
+            measures.
         features: (N, D) float32 of length 1, in the order of `images`.
 
     """
@@ -80,6 +82,35 @@ def both(store: Store, reference: str, other: str) -> tuple[Side, Side]:
     return a.side(), b.side()
 
 
+def independent(a: Side, b: Side, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of either side that are independent of each other.
+
+    Of pictures with the same bytes, or of one recording, one at random stands for all, whichever sides they are of.
+    """
+    from ood_audit.findings import recordings  # it imports SciPy
+
+    images = pa.concat_tables([a.images, b.images])
+    labels = [
+        "/".join(part for part in folder.split("/") if not is_split(part)) for folder in images["folder"].to_pylist()
+    ]
+    pictures = images.append_column("label", pa.array(labels))
+    features = np.concatenate([a.features, b.features])
+    groups = [recordings.find(pictures, features.astype(np.float16)).number, _same_bytes(images)]
+    one, other = np.concatenate([recordings.chained(numbers) for numbers in groups], axis=1)
+    group = recordings.connected(one, other, len(images))
+    order = np.random.default_rng(seed).permutation(len(images))
+    _, first = np.unique(np.where(group < 0, len(images) + np.arange(len(images)), group)[order], return_index=True)
+    rows = np.sort(order[first])
+    return rows[rows < len(a)], rows[rows >= len(a)] - len(a)
+
+
+def _same_bytes(images: pa.Table) -> NDArray[np.int64]:
+    """(N,) a number for each content; -1 where it is unknown."""
+    codes = images["content_hash"].combine_chunks().dictionary_encode().indices
+    numbers: NDArray[np.int64] = codes.fill_null(-1).to_numpy().astype(np.int64)
+    return numbers
+
+
 @dataclass(frozen=True)
 class _Chosen:
     """The images that a name means."""
@@ -96,7 +127,7 @@ class _Chosen:
             store, conditions = open_store(name), [("TRUE", given)]
         else:
             conditions = list(_meanings(given))
-        columns = ", ".join(("image_id", "uri", "path", "folder", *MEASURES))
+        columns = ", ".join(("image_id", "uri", "path", "folder", "content_hash", "taken_at", "camera", *MEASURES))
         with connect(store) as db:
             for condition, value in conditions:
                 sql = f"SELECT {columns} FROM images WHERE status = 'ok' AND $value = $value AND {condition}"

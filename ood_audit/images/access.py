@@ -35,7 +35,7 @@ def read(uri: str) -> Content:
 
     """
     uri, _ = image_and_box(uri)
-    base, separator, member = uri.partition("#")
+    base, separator, member = _base_and_member(uri)
     if separator or is_archive(base.partition("?")[0]):
         with open_file(base) as (file, size, mtime_ns):
             return archives.read(archives.index(base, file, size, mtime_ns), file, member, mtime_ns)
@@ -54,7 +54,7 @@ def facts(uri: str) -> tuple[int, int] | None:
 
     """
     uri, _ = image_and_box(uri)
-    base, separator, member = uri.partition("#")
+    base, separator, member = _base_and_member(uri)
     if separator:
         with open_file(base) as (file, size, mtime_ns):
             length = archives.size_of(archives.index(base, file, size, mtime_ns), member)
@@ -70,7 +70,7 @@ def facts(uri: str) -> tuple[int, int] | None:
 
 @contextmanager
 def open_file(uri: str) -> Iterator[tuple[BinaryIO, int, int]]:
-    """Open a file, here or in an object store, for reading anywhere in it.
+    """Open a file, here, in an object store, or in a zip file, for reading anywhere in it.
 
     Yields:
         The file, its size in bytes, and its time in ns.
@@ -79,7 +79,14 @@ def open_file(uri: str) -> Iterator[tuple[BinaryIO, int, int]]:
         OSError: it is gone, can't be reached, or may not be read.
 
     """
-    if is_remote(uri):
+    base, separator, member = _base_and_member(uri)
+    if separator:
+        with (
+            open_file(base) as (file, size, mtime_ns),
+            archives.open_member(archives.index(base, file, size, mtime_ns), file, member) as (inner, length),
+        ):
+            yield inner, length, mtime_ns
+    elif is_remote(uri):
         from ood_audit.images import object_store
 
         with object_store.open_file(uri) as opened:
@@ -88,6 +95,12 @@ def open_file(uri: str) -> Iterator[tuple[BinaryIO, int, int]]:
         with open(local_path(uri), "rb") as file:
             info = os.fstat(file.fileno())
             yield file, info.st_size, info.st_mtime_ns
+
+
+def _base_and_member(uri: str) -> tuple[str, str, str]:
+    """The URI of an archive, `#`, and the member; the archive of a row may be a Parquet file in a zip file."""
+    base, separator, member = uri.rpartition("#")
+    return (base, separator, member) if separator else (uri, "", "")
 
 
 def each(function: Callable[[str], T], uris: Sequence[str]) -> list[T]:

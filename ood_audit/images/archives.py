@@ -8,7 +8,8 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import BinaryIO, Protocol, cast
 from urllib.parse import unquote_to_bytes
 
@@ -50,7 +51,9 @@ def index(uri: str, file: BinaryIO, size: int, mtime_ns: int) -> Index:
     make = _KINDS.get(suffix, tars.TarIndex)
     with _lock:
         if key not in _indexes:
-            if is_remote(uri):  # headers are small and far between: they are read with what lies around them
+            if (
+                is_remote(uri) and "#" not in uri
+            ):  # headers are small and far between: they are read with what lies around them
                 ahead = io.BufferedReader(cast(io.RawIOBase, file), _AHEAD)
                 _indexes[key] = make(ahead, size)
                 ahead.detach()
@@ -84,6 +87,21 @@ def read(index: Index, file: BinaryIO, member: str, mtime_ns: int) -> Content:
         raise UnreadableError("an archive within an archive; unpack it, and name it as a source of its own")
     data = index.read(file, name)
     return Content(data, len(data), mtime_ns)
+
+
+@contextmanager
+def open_member(index: Index, file: BinaryIO, member: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A member of an open zip file, its name percent-encoded, for reading anywhere in it, and its size.
+
+    Raises:
+        UnreadableError: There is no such member, or it can't be read.
+
+    """
+    name = os.fsdecode(unquote_to_bytes(member))
+    if not isinstance(index, zips.ZipIndex) or name not in index.sizes:
+        raise UnreadableError(f"no such file in the {index.kind}")
+    with index.open(file, name) as opened:
+        yield cast(BinaryIO, opened), index.sizes[name]
 
 
 def size_of(index: Index, member: str) -> int | None:

@@ -1,7 +1,8 @@
 """Object stores and HDFS, through pyarrow: s3://, gs://, hdfs://.
 
 A URI is percent-encoded. Its query belongs to it, as the same bucket of another endpoint is another one:
-`endpoint_override`, `scheme`, `region` and `anonymous` for S3, and what pyarrow knows for the others. Credentials come
+`endpoint_override`, `scheme`, `region` and `anonymous` for S3, the same but `region` for Google Cloud Storage, and what
+pyarrow knows for HDFS. Credentials come
 from where the services' own tools look for them, and are never in a URI, as that is stored and shown.
 `AWS_ENDPOINT_URL` is heeded.
 
@@ -9,8 +10,9 @@ Times are cut to seconds: a listing and a look at one object do not give the sam
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import lru_cache
 from typing import BinaryIO, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -27,9 +29,10 @@ from ood_audit.text import printable
 _T = TypeVar("_T")
 SCHEMES = ("s3", "gs", "hdfs")
 _SECOND = 10**9
+_RETRIED = 60  # seconds: the client of Google Cloud Storage goes on for a quarter of an hour by itself
 _OPTIONS = {
     "s3": {"endpoint_override", "scheme", "region", "anonymous"},
-    "gs": {"endpoint_override", "scheme", "retry_limit_seconds"},
+    "gs": {"endpoint_override", "scheme", "anonymous"},
     "hdfs": {"replication", "user", "buffer_size", "default_block_size", "kerb_ticket"},
 }
 
@@ -74,6 +77,8 @@ def _filesystem(scheme: str, netloc: str, query: str) -> fs.FileSystem:
     try:
         if scheme == "s3":
             return _s3(netloc, dict(parse_qsl(query)))
+        if scheme == "gs":
+            return _gs(dict(parse_qsl(query)))
         return fs.FileSystem.from_uri(f"{scheme}://{netloc}/?{query}")[0]
     except (OSError, ValueError, NotImplementedError) as error:
         remedy = "; it needs libhdfs: set HADOOP_HOME, JAVA_HOME and CLASSPATH" if scheme == "hdfs" else ""
@@ -94,7 +99,16 @@ def _s3(bucket: str, options: dict[str, str]) -> fs.FileSystem:
         given["region"] = region or "us-east-1"
     else:
         given["region"] = fs.resolve_s3_region(bucket)
-    return fs.S3FileSystem(anonymous=options.get("anonymous", "").lower() in ("1", "true"), **given)
+    return fs.S3FileSystem(anonymous=_is_anonymous(options), **given)
+
+
+def _gs(options: dict[str, str]) -> fs.FileSystem:
+    given = {name: options[name] for name in ("endpoint_override", "scheme") if name in options}
+    return fs.GcsFileSystem(anonymous=_is_anonymous(options), retry_time_limit=timedelta(seconds=_RETRIED), **given)
+
+
+def _is_anonymous(options: dict[str, str]) -> bool:
+    return options.get("anonymous", "").lower() in ("1", "true")
 
 
 def exists(uri: str) -> str:
@@ -116,7 +130,8 @@ def read(uri: str) -> Content:
     filesystem, path = open_place(uri)
     with _told(filesystem.open_input_stream, path) as file:
         data = _told(file.read)
-        modified = (file.metadata() or {}).get("Last-Modified")
+        metadata = file.metadata() or {}
+        modified = metadata.get("Last-Modified") or metadata.get("updated")
     mtime_ns = _time(modified.decode()) if modified else (facts(uri) or (0, 0))[1]
     return Content(data, len(data), mtime_ns)
 
@@ -143,19 +158,25 @@ def files(source: str) -> list[tuple[str, int, int]]:
     ]
 
 
-def names(source: str) -> tuple[list[str], list[str]]:
-    """The names of the folders and of the files right below a canonical URI; OSError if they can't be listed."""
+def names(source: str, among: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The names of the folders, of those asked for, and of the files right below a canonical URI.
+
+    Raises:
+        OSError: They can't be listed.
+
+    """
     filesystem, base = open_place(source)
     found = _told(filesystem.get_file_info, fs.FileSelector(base, allow_not_found=True))
-    kinds = (fs.FileType.Directory, fs.FileType.File)
-    folders, own = (sorted(entry.base_name for entry in found if entry.type == kind) for kind in kinds)
-    return folders, own
+    below = _told(filesystem.get_file_info, [f"{base.rstrip('/')}/{name}" for name in among])
+    folders = sorted(entry.base_name for entry in below if entry.type == fs.FileType.Directory)
+    return folders, sorted(entry.base_name for entry in found if entry.type == fs.FileType.File)
 
 
 def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[tuple[str, str, int, int]]:
     """The images and archives below a canonical URI, as rows of `found.COLUMNS`.
 
-    The folders at its top are listed one after the other, each with all that is below it: memory holds one of them.
+    The folders at its top are listed one after the other, each with all that is below it: memory holds one of them. In
+    Google Cloud Storage all is listed at once, as pyarrow does not see folders there that are no objects themselves.
 
     Args:
         source: the URI.
@@ -169,7 +190,7 @@ def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[
     prefix, mark, query = source.partition("?")
     end = mark + query
     filesystem, base = open_place(source)
-    pending, recursive = [base], False
+    pending, recursive = [base], source.startswith("gs:")
     while pending:
         folder = pending.pop()
         try:
@@ -220,12 +241,15 @@ def reason(error: Exception) -> str:
         "Bucket not found": "no such bucket",
         "NETWORK_CONNECTION": "cannot be reached",
         "HTTP status 403": "access denied; check the credentials",
+        "PERMISSION_DENIED": "access denied; check the credentials",
+        "UNAUTHENTICATED": "access denied; check the credentials, or add ?anonymous=true for a public bucket",
+        "UNAVAILABLE": "cannot be reached",
         "HTTP status 404": "no such object any more",
         "Path does not exist": "no such object any more",
         "NO_SUCH_KEY": "no such object any more",
     }
     if isinstance(error, FileNotFoundError):
-        return "no such object any more"
+        return "no such bucket" if "ListObjects" in text else "no such object any more"
     for code, reason in reasons.items():
         if code in text:
             return reason

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SUFFIX = ".parquet"
 _KEPT = 3  # row groups in memory: threads that decode are in two that follow each other
 _DIGITS = 8
+_NAMES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_bytes", "image_data")
 
 
 class ParquetIndex:
@@ -70,7 +71,10 @@ class ParquetIndex:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.ParquetFile(file).read_row_group(group, columns=[f"{self._column}.bytes"])
+            opened = pq.ParquetFile(file)
+            if not pa.types.is_struct(opened.schema_arrow.field(self._column).type):
+                return opened.read_row_group(group, columns=[self._column]).column(0)
+            table = opened.read_row_group(group, columns=[f"{self._column}.bytes"])
             return pc.struct_field(table.column(0), "bytes")
         except (pa.ArrowException, OSError) as error:
             raise UnreadableError(f"damaged Parquet file: {printable(str(error).splitlines()[0])}") from error
@@ -100,13 +104,21 @@ def row_name(row: int) -> str:
 
 
 def image_column(schema: "pa.Schema") -> str | None:
-    """The column that holds images, a struct with a field `bytes`; None where there is none."""
+    """The column that holds images, the first of `image_columns`; None where there is none."""
+    return next(iter(image_columns(schema)), None)
+
+
+def image_columns(schema: "pa.Schema") -> list[str]:
+    """The columns that hold images: structs with a field `bytes`, and bytes by a name that says so."""
     import pyarrow as pa
 
+    found = []
     for field in schema:
-        if pa.types.is_struct(field.type):
-            kinds = {field.type.field(i).name: field.type.field(i).type for i in range(field.type.num_fields)}
-            kind = kinds.get("bytes")
-            if kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-                return str(field.name)
-    return None
+        kind = field.type
+        if pa.types.is_struct(kind):
+            kind = next((kind.field(i).type for i in range(kind.num_fields) if kind.field(i).name == "bytes"), kind)
+        elif field.name.lower() not in _NAMES:
+            continue
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            found.append(str(field.name))
+    return found

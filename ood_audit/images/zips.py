@@ -46,16 +46,31 @@ class ZipIndex:
 
         """
         info = self._archive.getinfo(name)
-        if info.flag_bits & _ENCRYPTED:
-            raise UnreadableError("encrypted in the zip file; unpack it with the password, and embed the folder")
         if info.file_size > _BOMB_BYTES and info.file_size > _BOMB_RATIO * info.compress_size:
             raise UnreadableError(f"decompression bomb: {info.compress_size:,} bytes become {info.file_size:,}")
+        with self.open(file, name) as member:
+            try:
+                return _all_of(member, info)
+            except OSError:
+                raise
+            except Exception as error:  # BadZipFile, zlib.error, EOFError, struct.error, …
+                raise _damaged(error) from error
+
+    def open(self, file: BinaryIO, name: str) -> IO[bytes]:
+        """A member for reading.
+
+        Raises:
+            UnreadableError: The member is encrypted, or packed by an unknown method.
+
+        """
+        info = self._archive.getinfo(name)
+        if info.flag_bits & _ENCRYPTED:
+            raise UnreadableError("encrypted in the zip file; unpack it with the password, and embed the folder")
         # The table of contents is read once. Each thread has a file of its own to read from.
         archive = copy.copy(self._archive)
         archive.fp = file
         try:
-            with archive.open(info) as member:
-                return _all_of(member, info)
+            return archive.open(info)
         except NotImplementedError as error:
             raise UnreadableError(
                 "packed by a method that cannot be unpacked here; unpack the zip file with another program, and embed "
@@ -63,10 +78,12 @@ class ZipIndex:
             ) from error
         except OSError:
             raise
-        except Exception as error:  # BadZipFile, zlib.error, EOFError, struct.error, …
-            raise UnreadableError(
-                f"damaged in the zip file: {printable(str(error) or type(error).__name__)}"
-            ) from error
+        except Exception as error:  # BadZipFile, …
+            raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> UnreadableError:
+    return UnreadableError(f"damaged in the zip file: {printable(str(error) or type(error).__name__)}")
 
 
 def _all_of(member: IO[bytes], info: zipfile.ZipInfo) -> bytes:

@@ -14,6 +14,7 @@ from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.store.files import write_json
 from tests.conftest import run_cli
 from tests.helpers.findings import write_findings
+from tests.helpers.s3 import s3  # noqa: F401
 from tests.images.test_datasets import AIRPLANE, CUP, SUNFLOWER, coco, compose, warm  # noqa: F401
 
 CONTENT = """
@@ -105,6 +106,104 @@ def test_coco_keeps_what_the_original_has(objects, tmp_path):
     assert own[11]["segmentation"] == [[1, 2, 3, 4]]
     assert (own[12]["category_id"], own[99]["iscrowd"]) == (5, 1)
     assert content(embedded(tmp_path, folder / "out.json")) == content(store)
+
+
+ABOUT = {"info": {"year": 2026, "url": "http://example.org"}, "licenses": [{"id": 4, "name": "CC BY 4.0"}]}
+
+
+def about(path, **values):
+    """Give a COCO file further values beside its lists."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_what_coco_files_say_of_themselves_is_kept_where_they_agree(objects, tmp_path):
+    folder, store = objects
+    about(folder / "instances_train.json", **ABOUT, extra=1)
+    about(folder / "instances_test.json", **ABOUT, extra=2)
+    ood_audit.export_dataset(tmp_path / "all.json", store, format="coco")
+    values = json.loads((tmp_path / "all.json").read_text())
+    assert {name: values.get(name) for name in (*ABOUT, "extra")} == ABOUT | {"extra": None}
+    ood_audit.forget([folder / "instances_test.json"], store=store.root)
+    ood_audit.export_dataset(tmp_path / "train.json", store, format="coco")
+    assert json.loads((tmp_path / "train.json").read_text())["extra"] == 1
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_numbers_of_classes_are_kept_where_all_files_agree(objects, tmp_path, agree):
+    folder, store = objects
+    categories = [{"id": 5, "name": "cup"}, {"id": 1, "name": "airplane"}]
+    if agree:
+        about(folder / "instances_test.json", categories=categories)
+    ood_audit.export_dataset(tmp_path / "all.json", store, format="coco")
+    values = json.loads((tmp_path / "all.json").read_text())
+    numbers = {one["name"]: one["id"] for one in values["categories"]}
+    assert numbers == ({"cup": 5, "airplane": 1} if agree else {"cup": 1, "airplane": 2})
+    assert {one["category_id"] for one in values["annotations"]} == set(numbers.values())
+    assert [one.get("supercategory") for one in values["categories"]] == ["thing", None]
+
+
+def test_coco_in_a_zip_file_keeps_its_fields(objects, tmp_path):
+    folder, _ = objects
+    for name in ("instances_train.json", "instances_test.json"):
+        about(folder / name, **ABOUT)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in folder.rglob("*.*"):
+            archive.write(path, path.relative_to(folder))
+    store = ood_audit.embed([tmp_path / "all.zip"], store=tmp_path / "zipped", device="cpu").store
+    ood_audit.export_dataset(tmp_path / "out", store, format="coco", copy=True)
+    train = json.loads((tmp_path / "out" / "annotations" / "instances_train.json").read_text())
+    assert {name: train.get(name) for name in ABOUT} == ABOUT
+    assert {image["file_name"]: image.get("license") for image in train["images"]} == {"bare.png": None, "one.png": 4}
+    assert [one.get("segmentation") for one in train["annotations"]] == [[[1, 2, 3, 4]], None, {}]
+
+
+def test_coco_on_a_server_keeps_its_fields_and_numbers(objects, tmp_path, s3):  # noqa: F811
+    folder, _ = objects
+    about(folder / "instances_train.json", **ABOUT)
+    for path in folder.rglob("*.*"):
+        s3.put(f"in/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    source = "s3://bucket/in/instances_train.json"
+    store = ood_audit.embed([source], store=tmp_path / "remote", device="cpu").store
+    ood_audit.export_dataset(tmp_path / "out.json", store, format="coco")
+    values = json.loads((tmp_path / "out.json").read_text())
+    assert {name: values.get(name) for name in ABOUT} == ABOUT
+    assert {one["id"] for one in values["annotations"]} == {11, 12, 99}
+    assert {image["id"]: image.get("license") for image in values["images"]} == {1: 4, 7: None}
+    assert values["images"][0]["file_name"].startswith("s3://bucket/in/images/")
+
+
+def test_a_backslash_in_a_name_is_part_of_it_where_there_is_such_a_file(tmp_path):
+    if os.sep == "\\":
+        pytest.skip("Windows has no such names")
+    folder = tmp_path / "in"
+    compose(folder / "a\\b.png", (CUP, 10, 20, 150, 100))
+    compose(folder / "c" / "d.png", (AIRPLANE, 10, 20, 150, 100))
+    names = ["a\\b.png", "c\\d.png"]
+    images = [{"id": n, "file_name": name, "width": 400, "height": 300, "n": n} for n, name in enumerate(names)]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [10, 20, 150, 100]} for n in range(2)]
+    source = coco(folder, "odd.json", images=images, annotations=boxes, categories=[{"id": 1, "name": "cup"}])
+    store = ood_audit.embed([source], store=tmp_path / "store", device="cpu").store
+    assert {row[0] for row in store.query("SELECT status FROM images").rows} == {"ok"}
+    ood_audit.export_dataset(folder / "out.json", store, format="coco")
+    values = json.loads((folder / "out.json").read_text())
+    assert [(image["file_name"], image["n"]) for image in values["images"]] == [("a\\b.png", 0), ("c/d.png", 1)]
+    assert content(embedded(tmp_path, folder / "out.json")) == content(store)
+
+
+def test_boxes_without_a_class_that_yolo_leaves_out_are_counted(tmp_path):
+    folder = tmp_path / "in"
+    compose(folder / "one.png", (CUP, 10, 20, 150, 100), (AIRPLANE, 200, 50, 120, 160))
+    boxes = [
+        {"image_id": 1, "category_id": 1, "bbox": [10, 20, 150, 100]},
+        {"image_id": 1, "bbox": [200, 50, 120, 160]},
+    ]
+    image = {"id": 1, "file_name": "one.png", "width": 400, "height": 300}
+    source = coco(folder, "a.json", images=[image], annotations=boxes, categories=[{"id": 1, "name": "cup"}])
+    store = ood_audit.embed([source], store=tmp_path / "store", device="cpu").store
+    done = ood_audit.export_dataset(tmp_path / "out", store, format="yolo")
+    assert (done.images, done.boxes, done.left_out) == (1, 1, 1)
+    said = run_cli("export", "--format", "yolo", "--output", tmp_path / "again", "--store", store.root)
+    assert "boxes left out, as they have no class and YOLO's have one: 1" in said.stderr
 
 
 def test_one_coco_file_has_the_splits_too(objects, tmp_path):

@@ -27,6 +27,22 @@ def test_a_shift_of_the_mean_is_drift():
     assert found.auroc > 0.75
 
 
+def test_images_of_another_kind_that_do_not_move_the_mean_are_drift():
+    strange = unit(0.1 * normal(20, seed=3) + np.eye(12)[2] * np.array([[1], [-1]] * 10))
+    found = drift.two_sample(normal(100), np.concatenate([normal(80, seed=1), strange]))
+    assert found.p_value < 0.01
+    assert found.auroc < 0.65
+
+
+def test_equal_images_are_told_apart_by_chance_alone(monkeypatch):
+    monkeypatch.setattr(drift, "PERMUTATIONS", 99)
+    p = []
+    for seed in range(20):
+        few = normal(4)[np.random.default_rng(seed).integers(4, size=200)]  # more copies of each than it has links
+        p.append(drift.two_sample(few[:100], few[100:], seed).p_value)
+    assert 0.2 < np.mean(p) < 0.8
+
+
 def test_random_halves_are_no_drift():
     p = [drift.two_sample(normal(30, seed=seed), normal(30, seed=seed + 100)).p_value for seed in range(10)]
     assert np.mean(p) > 0.25
@@ -60,6 +76,36 @@ def test_the_stranger_is_the_least_like():
 def test_images_like_the_reference_have_no_small_p_values():
     p = np.array([drift.unlike(normal(40, seed=i), normal(40, seed=i + 1000))[0] for i in range(30)])
     assert 0.13 < (p <= 0.2).mean() < 0.22
+
+
+def of_recordings(rng, count, frames, folder):
+    """The features and paths of recordings whose frames hardly differ."""
+    features = unit(
+        np.repeat(rng.normal(size=(count, 12)), frames, axis=0) + 0.05 * rng.normal(size=(count * frames, 12))
+    )
+    return features, [f"{folder}/{folder}{i:03}_{frame:04}.jpg" for i in range(count) for frame in range(frames)]
+
+
+def test_of_a_recording_one_picture_stands_for_all(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = [of_recordings(rng, 30, 8, folder) for folder in ("train", "test")]
+    features, paths = np.concatenate([part[0] for part in parts]), [path for part in parts for path in part[1]]
+    made = make_store(tmp_path / "s", features, paths, Vocabulary((("dog",),)), normal(1))
+    alone = sides.independent(*sides.both(made, "train", "test"), 0)
+    assert [len(rows) for rows in alone] == [30, 30]
+    found = ood_audit.compare("train", "test", made)
+    assert not found.drift
+    assert any("30 of train and 30 of test" in sentence for sentence in found.notes)
+
+
+def test_too_few_recordings_are_tested_by_their_pictures_and_it_is_said(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = [of_recordings(rng, 9, 8, folder) for folder in ("train", "test")]
+    features, paths = np.concatenate([part[0] for part in parts]), [path for part in parts for path in part[1]]
+    made = make_store(tmp_path / "s", features, paths, Vocabulary((("dog",),)), normal(1))
+    found = ood_audit.compare("train", "test", made)
+    assert found.drift
+    assert any("two recordings differ, whatever they show" in sentence for sentence in found.notes)
 
 
 def names(*rows, least=0.3):

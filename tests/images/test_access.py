@@ -20,6 +20,7 @@ from ood_audit.images.sources import ScanNotes, resolve, scan
 from tests.conftest import EXAMPLES
 from tests.helpers.cli import invoke
 from tests.helpers.embedding import rows, run
+from tests.helpers.gs import gs  # noqa: F401
 from tests.helpers.s3 import BUCKET, s3  # noqa: F401
 
 PHOTOS = [path.read_bytes() for path in sorted((EXAMPLES / "images" / "airplane").glob("*.jpg"))[:6]]
@@ -45,6 +46,45 @@ def bucket(s3):  # noqa: F811
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "store"
+
+
+# Google Cloud Storage
+
+
+def test_a_folder_of_google_cloud_storage(gs, store):  # noqa: F811
+    for number, photo in enumerate(PHOTOS[:4]):
+        gs.put(f"in/{'cat' if number < 2 else 'a dog'}/{number}.jpg", photo)
+    source = gs.uri("in")
+    assert run(source, store) == {"added": 4}
+    assert rows(store, "path, folder")[-1] == ("cat/1.jpg", "cat")
+    assert run(source, store) == {"unchanged": 4}
+    gs.delete("in/cat/0.jpg")
+    gs.put("in/cat/1.jpg", PHOTOS[0])
+    assert run(source, store) == {"unchanged": 2, "changed": 1, "removed": 1}
+
+
+def test_datasets_of_google_cloud_storage(gs, store):  # noqa: F811
+    box = {"id": 3, "image_id": 1, "category_id": 1, "bbox": [5, 5, 90, 90]}
+    values = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [box]}
+    gs.put("coco/coco.json", json.dumps(values | {"categories": [{"id": 1, "name": "plane"}]}).encode())
+    gs.put("coco/a.jpg", PHOTOS[0])
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": [{"bytes": PHOTOS[1], "path": "b"}], "label": ["plane"]}), sink)
+    gs.put("hub/data/train-00000-of-00001.parquet", sink.getvalue())
+    assert run([gs.uri("coco/coco.json"), gs.uri("hub")], store) == {"added": 3}
+    assert sorted(rows(store, "folder, split"), key=str) == [("plane", "train"), ("plane", None), ("plane", None)]
+
+
+@pytest.mark.parametrize(("key", "message"), [("nothing", "nothing there"), ("../other", "nothing there")])
+def test_what_is_not_in_google_cloud_storage_is_said(gs, key, message):  # noqa: F811
+    with pytest.raises(UsageError, match=message):
+        resolve(gs.uri(key))
+
+
+def test_a_server_that_cannot_be_reached_is_said(monkeypatch):
+    monkeypatch.setattr(object_store, "_RETRIED", 1)
+    with pytest.raises(OodAuditError, match="cannot be reached; the images in the store are unchanged"):
+        resolve("gs://bucket/in?anonymous=true&endpoint_override=127.0.0.1%3A1&scheme=http")
 
 
 # S3
@@ -280,6 +320,23 @@ def test_remote_lists_and_single_urls(host, store):
         run(f"{host}/p/none.csv", store)
     with pytest.raises(UsageError, match="download it first"):
         run(f"{host}/p/x.tar", store)
+
+
+def test_yolo_at_a_url_lists_its_images(host, store):
+    Handler.files |= {
+        "/p/yolo/data.yaml": (b"path: .\ntrain: train.txt\nval: images\nnames: {0: plane}\n", {}),
+        "/p/yolo/train.txt": (b"./images/0.jpg\n./images/1.jpg\n", {}),
+        "/p/yolo/images/0.jpg": (PHOTOS[0], {}),
+        "/p/yolo/images/1.jpg": (PHOTOS[1], {}),
+        "/p/yolo/labels/0.txt": (b"0 0.5 0.5 0.5 0.5\n", {}),
+        "/p/images": (b"<html>\n<a href='0.jpg'>\n", {}),
+        "/p/folder.yaml": (b"train: images\nnames: [plane]\n", {}),
+    }
+    assert run(f"{host}/p/yolo/data.yaml", store) == {"added": 3}
+    found = rows(store, "folder, split", "NOT contains(uri, '#box=')")
+    assert sorted(found) == [("", "train"), ("plane", "train")]
+    with pytest.raises(UsageError, match=r"nothing is where .*: images; .*at https:// of a .txt"):
+        run(f"{host}/p/folder.yaml", store)
 
 
 def test_secrets_of_presigned_urls_are_not_stored(host, store, tmp_path):

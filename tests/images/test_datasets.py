@@ -544,6 +544,24 @@ def test_yolo_in_a_zip_file(tmp_path):
     assert (notes.format, notes.classes, problems(notes)) == ("YOLO", ["cup"], {})
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_parquet_in_a_zip_file(tmp_path, warm, method):
+    photos = [{"bytes": path.read_bytes(), "path": path.name} for path in (CUP, AIRPLANE, SUNFLOWER)]
+    shard = tmp_path / "shard.parquet"
+    pq.write_table(pa.table({"image": photos, "label": ["cup", "plane", "flower"]}), shard, row_group_size=2)
+    path = tmp_path / "hub.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.write(shard, "a b/data/test-00000-of-00001.parquet")
+    store = ood_audit.embed([path], store=tmp_path / "store", device="cpu").store
+    found = store.query("SELECT path, folder, split, status, content_hash FROM images ORDER BY path").rows
+    assert [row[1:4] for row in found] == [(label, "test", "ok") for label in ("cup", "plane", "flower")]
+    assert found[2][0] == "hub.zip/a b/data/test-00000-of-00001.parquet/00000002"
+    plain = ood_audit.embed([CUP], store=tmp_path / "plain", device="cpu").store
+    assert plain.query("SELECT content_hash FROM images").rows[0][0] == found[0][4]
+    again = ood_audit.embed([path], store=store.root, device="cpu")
+    assert dict(+again.counts) == {"unchanged": 3}
+
+
 def test_voc_and_image_folders_in_zip_files(tmp_path):
     root = tmp_path / "in" / "VOC2007"
     compose(root / "JPEGImages" / "one.jpg", (AIRPLANE, 10, 20, 150, 100))
@@ -566,3 +584,164 @@ def test_boxes_around_a_crowd_are_no_objects(tmp_path, scene):
     found = labels(coco(tmp_path, annotations=entries), notes)
     assert found == {"images/one.jpg": ("cup", "val")}
     assert problems(notes) == {"boxes around a crowd, which are no single object, left out": 1}
+
+
+# As strangers write them
+
+
+def test_coco_ids_of_other_types_are_the_same(tmp_path, scene):
+    notes = ScanNotes()
+    path = coco(
+        tmp_path,
+        images=[{"id": "1", "file_name": "images/one.jpg", "width": 400.0, "height": 300}],
+        annotations=[
+            {"id": "a", "image_id": 1, "category_id": "7", "bbox": ["10", "20", "150", "100"]},
+            {"id": "b", "image_id": 1.0, "category_id": 7.0, "segmentation": [[200, 50, 320, 50, 320, 210], [210, 40]]},
+            {"id": "c", "image_id": "1", "category_id": 7, "segmentation": {"counts": "x", "size": [300, 400]}},
+        ],
+        categories=[{"id": 7, "name": "cup"}],
+    )
+    found = rows(path, notes)
+    assert [row["label"] for row in found.values()] == ["cup"] * 3
+    assert place(found["images/one.jpg#box=a"]) == (10, 20, 150, 100)
+    assert place(found["images/one.jpg#box=b"]) == (200, 40, 120, 170)
+    assert notes.problems == {}
+
+
+def test_coco_ids_that_are_given_twice_are_said(tmp_path, scene):
+    shutil.copy(scene, scene.with_name("two.jpg"))
+    names = ("images/one.jpg", "images/two.jpg", "images/one.jpg")
+    notes = ScanNotes()
+    path = coco(
+        tmp_path,
+        images=[{"id": min(n, 1), "file_name": name, "width": 400, "height": 300} for n, name in enumerate(names)],
+        annotations=[{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 20, 150, 100]}],
+        categories=[{"id": 1, "name": "cup"}, {"id": 1, "name": "mug"}],
+    )
+    assert labels(path, notes)["images/two.jpg"] == ("cup", "val")
+    assert problems(notes) == {
+        "classes with the id of another, left out": 1,
+        "images with the id of another, whose annotations are taken for both": 1,
+        "pictures listed twice, taken as they are listed first": 1,
+        "pictures without annotation": 1,
+    }
+
+
+def yolo(tmp_path, scene, lines, values="names: [airplane, cup]\n"):
+    """A YOLO dataset of one picture, as bytes of its text file."""
+    (tmp_path / "labels").mkdir(exist_ok=True)
+    (tmp_path / "labels" / "one.txt").write_bytes(lines)
+    (tmp_path / "data.yaml").write_text(f"train: images\n{values}")
+    return tmp_path / "data.yaml"
+
+
+def test_yolo_lines_whose_class_is_no_number_are_counted(tmp_path, scene):
+    notes = ScanNotes()
+    lines = b"\xef\xbb\xbf1 .5 .5 .2 .2\r\nnan .5 .5 .2 .2\n1e999 .5 .5 .2 .2\n0.5 .5 .5 .2 .2\n0.0 .3 .3 .2 .2\n"
+    found = labels(yolo(tmp_path, scene, lines), notes)
+    assert found["images/one.jpg#box=0"] == ("cup", "train")
+    assert found["images/one.jpg#box=4"] == ("airplane", "train")
+    assert problems(notes)["lines that are no box and no polygon, left out"] == 3
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_yolo_poses_are_boxes_with_keypoints(tmp_path, scene, dimensions):
+    lines = b"1 .5 .5 .2 .4" + b" .9" * (4 * dimensions)
+    path = yolo(tmp_path, scene, lines, f"names: [airplane, cup]\nkpt_shape: [4, {dimensions}]\n")
+    assert place(rows(path)["images/one.jpg#box=0"]) == pytest.approx((160, 90, 80, 120))
+
+
+def test_a_yolo_picture_in_two_splits_is_said(tmp_path, scene):
+    notes = ScanNotes()
+    path = yolo(tmp_path, scene, b"1 .5 .5 .2 .2\n", "val: images\nnames: [airplane, cup]\n")
+    assert labels(path, notes)["images/one.jpg"] == ("cup", "train")
+    assert problems(notes) == {"pictures listed twice, taken as they are listed first": 1}
+
+
+def test_the_nearest_folder_of_images_has_the_labels_of_yolo(tmp_path, scene):
+    shutil.move(scene.parent, tmp_path / "images2" / "images")
+    shutil.move(tmp_path / "images2", tmp_path / "images")
+    path = yolo(tmp_path, scene, b"")
+    (tmp_path / "images" / "labels").mkdir()
+    (tmp_path / "images" / "labels" / "one.txt").write_text("1 .5 .5 .2 .2\n")
+    assert labels(path)["images/images/one.jpg"] == ("cup", "train")
+
+
+def photos(*files):
+    return [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+
+
+def written(path, columns, **features):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), path)
+    return path
+
+
+KINDS = {"_type": "ClassLabel", "names": ["airplane", "cup"]}
+
+
+@pytest.mark.parametrize(
+    ("objects", "feature"),
+    [
+        ([{"bbox": [1.0, 2.0, 30.0, 40.0], "category": 1}], [{"category": KINDS}]),
+        ({"bbox": [[1.0, 2.0, 30.0, 40.0]], "labels": ["cup"]}, None),
+    ],
+)
+def test_objects_of_the_hub_in_other_shapes(tmp_path, objects, feature):
+    features = {} if feature is None else {"objects": feature}
+    path = written(tmp_path / "a.parquet", {"image": photos(CUP), "objects": [objects]}, **features)
+    found = rows(path)["a.parquet/00000000#box=0"]
+    assert (found["label"], place(found)) == ("cup", (1, 2, 30, 40))
+
+
+def test_labels_that_pandas_made_floats(tmp_path):
+    columns = {"image": photos(AIRPLANE, CUP, SUNFLOWER), "label": [0.0, 1.0, float("nan")]}
+    notes = ScanNotes()
+    found = labels(written(tmp_path / "a.parquet", columns, label=KINDS), notes)
+    assert [label for label, _ in found.values()] == ["airplane", "cup", ""]
+    assert problems(notes) == {"pictures without annotation": 1}
+
+
+def test_columns_of_plain_bytes_are_images_by_their_name(tmp_path, warm):
+    path = written(tmp_path / "a.parquet", {"md5": [b"x"], "jpg": [CUP.read_bytes()], "label": ["cup"]})
+    store = ood_audit.embed([path], store=tmp_path / "store", device="cpu").store
+    assert store.query("SELECT status, folder, format FROM images").rows == [("ok", "cup", "JPEG")]
+
+
+def test_a_second_column_of_images_is_said(tmp_path):
+    notes = ScanNotes()
+    assert len(rows(written(tmp_path / "a.parquet", {"left": photos(CUP), "right": photos(CUP)}), notes)) == 1
+    assert notes.problems["further columns of images, left out"] == (1, "a.parquet, right")
+
+
+@pytest.mark.parametrize("name", ["default/test/0000.parquet", "plain_text/test-00000-of-00001.parquet"])
+def test_configurations_of_the_hub_are_folders(tmp_path, name):
+    written(tmp_path / "hub" / name, {"image": photos(CUP), "label": ["cup"]})
+    assert labels(tmp_path / "hub") == {f"{name}/00000000": ("cup", "test")}
+
+
+def test_voc_with_folders_of_pictures(tmp_path):
+    for folder, name in (("a", "cup"), ("b", "airplane")):
+        compose(tmp_path / "JPEGImages" / folder / "1.jpg", (CUP, 10, 20, 150, 100))
+        xml = tmp_path / "Annotations" / folder / "1.xml"
+        xml.parent.mkdir(parents=True)
+        bounds = "<bndbox><xmin>11</xmin><ymin>21</ymin><xmax>160</xmax><ymax>120</ymax></bndbox>"
+        xml.write_text(f"<annotation><object><name>{name}</name>{bounds}</object></annotation>")
+    (tmp_path / "ImageSets").mkdir()
+    (tmp_path / "ImageSets" / "train.txt").write_text("a/1\n")
+    (tmp_path / "ImageSets" / "val.txt").write_text("b/1\n")
+    found = labels(tmp_path)
+    assert found["JPEGImages/a/1.jpg"] == ("cup", "train")
+    assert found["JPEGImages/b/1.jpg"] == ("airplane", "val")
+
+
+def test_folders_are_classes_where_metadata_has_none(tmp_path):
+    for name in ("cup", "airplane"):
+        compose(tmp_path / "test" / name / "1.jpg", (CUP, 10, 20, 150, 100))
+    lines = [{"file_name": f"{name}/1.jpg", "text": "a caption"} for name in ("cup", "airplane")]
+    (tmp_path / "test" / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    notes = ScanNotes()
+    found = labels(tmp_path, notes)
+    assert found == {f"test/{name}/1.jpg": (name, "test") for name in ("cup", "airplane")}
+    assert (sorted(notes.classes), notes.problems) == (["airplane", "cup"], {})

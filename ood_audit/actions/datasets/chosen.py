@@ -84,6 +84,7 @@ class Chosen:
 
     Attributes:
         relabelled: The ids of the images and boxes that got the label of a verdict, as far as they were asked for.
+        left_out: How many boxes a format has left out, as they have no class.
 
     """
 
@@ -93,6 +94,7 @@ class Chosen:
             db.execute("CREATE TABLE selected (image_id VARCHAR, uri VARCHAR)")
         self.store = store
         self.relabelled: set[str] = set()
+        self.left_out = 0
         self._db = db
         self._keep = keep or everything
         self._selected = {one for (one,) in db.execute("SELECT DISTINCT image_id FROM selected").fetchall()}

@@ -13,7 +13,7 @@ from ood_audit.actions.datasets.chosen import Chosen, Picture
 from ood_audit.actions.datasets.files import Copies, new_folder, reference, split_names
 from ood_audit.errors import UsageError
 from ood_audit.images.datasets.coco import Original
-from ood_audit.images.datasets.places import Local
+from ood_audit.images.datasets.registry import originals
 from ood_audit.images.uri import Box
 from ood_audit.store import annotations
 from ood_audit.store.files import replacing
@@ -26,9 +26,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def write(chosen: Chosen, out: Path, *, copy: bool) -> tuple[int, int]:
     """Write the pictures to a file `….json`, or to a new folder with a file for each split.
 
-    What is from COCO files keeps their numbers and all of their fields, segmentations among them, where all pictures
-    are from one; with several, what belongs to one box or image is kept and numbered anew. Of a file in an archive or
-    on a server only boxes and labels are known.
+    What is from COCO files keeps all of its fields, segmentations among them, wherever they lie. Where all pictures are
+    from one file, numbers are kept as well; with several, images and boxes are numbered anew, classes only if the files
+    disagree, and of `info`, `licenses` and the like there is what all of them have.
 
     Returns:
         How many pictures and boxes were written.
@@ -68,10 +68,24 @@ class _Entries:
     def __init__(self, chosen: Chosen, names: list[str]) -> None:
         described = annotations.described(chosen.store)
         self._files = {str(one["source"]) for one in described if one["format"] == "COCO"}
-        self._source, self._original = "", Original(Local(), "")
-        self._one = len(self._files) == 1 and len(chosen.sources) == 1 and set(chosen.sources) == self._files
-        self._one = self._one and self._of(chosen.sources[0]).is_read
-        known = self._of(chosen.sources[0]).categories if self._one else {}
+        self._source, self._originals = "", list[Original]()
+        self._categories: dict[str, JsonObject] = {}
+        known: dict[str, int] = {}
+        others, files, clash = list[JsonObject](), 0, False
+        for source in chosen.sources:
+            originals = self._of(source)
+            files += len(originals)
+            others += [one.others for one in originals] or [{}]
+            for one in originals:
+                for name, number in one.categories.items():
+                    clash |= known.setdefault(name, number) != number
+                    self._categories[name] = one.category(name) | self._categories.get(name, {})
+        self._one = files == len(chosen.sources) == 1
+        self._others = {
+            name: value for name, value in others[0].items() if all(other.get(name) == value for other in others)
+        }
+        if clash or len(set(known.values())) < len(known):  # the same class, or the same number, is not the same in all
+            known = {}
         free = count(max(known.values(), default=0) + 1)
         self._numbers = {name: known[name] if name in known else next(free) for name in names}
         self._image = self._annotation = 0
@@ -80,9 +94,11 @@ class _Entries:
     def write(self, file: TextIO, pictures: Iterator[Picture], name: Callable[[Picture], str]) -> tuple[int, int]:
         """Write a whole file; the annotations wait on disk for the images to be through."""
         images = boxes = entries = 0
-        original = self._original.category if self._one else lambda name: {}
-        categories = [_json(original(one) | {"id": number, "name": one}) for one, number in self._numbers.items()]
-        file.write(f'{{"categories": [{", ".join(categories)}],\n"images": [')
+        others = "".join(f"{_json(key)}: {_json(value)},\n" for key, value in self._others.items())
+        categories = [
+            _json(self._categories.get(one, {}) | {"id": number, "name": one}) for one, number in self._numbers.items()
+        ]
+        file.write(f'{{{others}"categories": [{", ".join(categories)}],\n"images": [')
         with tempfile.TemporaryFile("w+", encoding="utf-8") as waiting:
             for picture in pictures:
                 image, own = self._entry(picture, name(picture))
@@ -98,23 +114,26 @@ class _Entries:
             file.write("\n]}\n")
         return images, boxes
 
-    def _of(self, source: str) -> Original:
+    def _of(self, source: str) -> list[Original]:
         if source != self._source:  # pictures come by source
-            self._source, self._original = source, Original(Local(), source if source in self._files else "")
-        return self._original
+            self._source = source
+            self._originals = originals(source) if source in self._files else []
+        return self._originals
 
     def _entry(self, picture: Picture, name: str) -> tuple[JsonObject, list[JsonObject]]:
-        original = self._of(picture.source)
-        before = original.image(picture.path)
+        found = [(one, before) for one in self._of(picture.source) if (before := one.image(picture.path))]
+        found.sort(key=lambda pair: pair[0].split != picture.split)  # in a zip file, two may have a picture of one name
+        original, before = found[0] if found else (None, {})
         self._image += 1
         number = before["id"] if self._one and "id" in before else self._image
         image = before | {"id": number, "file_name": name, "width": picture.width, "height": picture.height}
         if picture.split:
             image["split"] = picture.split
-        known = before.get("id", "")
-        own = [self._box(original.annotation(known, box.id), number, box, label) for box, label in picture.boxes]
-        for crowd in original.crowds(known):
-            label = original.label(crowd)
+        own = []
+        for box, label in picture.boxes:
+            entry = {} if original is None else original.annotation(before["id"], box.id)
+            own.append(self._box(entry, number, box, label))
+        for crowd, label in [] if original is None else original.crowds(before["id"]):
             own.append(crowd | {"id": self._next(crowd), "image_id": number, "category_id": self._numbers.get(label)})
         if picture.own_label:
             own.append({"id": self._next({}), "image_id": number, "category_id": self._numbers[picture.own_label]})
@@ -140,7 +159,7 @@ class _Entries:
         return self._annotation
 
 
-def _json(entry: JsonObject) -> str:
+def _json(entry: object) -> str:
     """As JSON; escaped where it holds bytes of names that are not UTF-8."""
     text = json.dumps(entry, ensure_ascii=False)
     return json.dumps(entry) if _SURROGATE.search(text) else text

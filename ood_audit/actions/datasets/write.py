@@ -34,7 +34,8 @@ class ExportedDataset:
     Attributes:
         images: How many images, without boxes.
         boxes: How many boxes in them.
-        relabelled: How many of these have another label than the dataset gave them, by a verdict.
+        left_out: How many further boxes YOLO has no place for, as they have no class.
+        relabelled: How many of the images and boxes have another label than the dataset gave them, by a verdict.
         outdated: How many findings were left out, as their image has changed.
         evaluation: By split that models are judged on, how many images were selected by what a model says.
 
@@ -42,6 +43,7 @@ class ExportedDataset:
 
     images: int
     boxes: int = 0
+    left_out: int = 0
     relabelled: int = 0
     outdated: int = 0
     evaluation: dict[str, int] = field(default_factory=dict)
@@ -103,7 +105,7 @@ def export_dataset(
         if not chosen.splits:
             raise OodAuditError("no image is left to write")
         pictures, boxes = FORMATS[format](chosen, _target(out, chosen.sources), copy=copy)
-        return ExportedDataset(pictures, boxes, len(chosen.relabelled), outdated, evaluation)
+        return ExportedDataset(pictures, boxes, chosen.left_out, len(chosen.relabelled), outdated, evaluation)
 
 
 def _target(out: str | os.PathLike[str], sources: list[str]) -> Path:

@@ -39,6 +39,7 @@ def write(chosen: Chosen, out: Path, *, copy: bool) -> tuple[int, int]:
             lines = _lines(picture, numbers)
             (folder / "labels" / name / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
             pictures, boxes = pictures + 1, boxes + len(lines)
+            chosen.left_out += len(picture.boxes) - len(lines)
         if not boxes:
             raise UsageError(
                 "none of these images has a box of a class, and YOLO's labels are of such; write coco, parquet or csv"

@@ -1,6 +1,7 @@
 """COCO: one JSON file with `images`, `annotations` and `categories`."""
 
 import json
+import math
 import os
 import re
 from collections import defaultdict
@@ -70,7 +71,10 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
             f"{printable(source)} has no list `images`, as COCO's files have; give a COCO file, or a list of images as "
             ".txt or .csv"
         )
-    names = {entry["id"]: str(entry["name"]) for entry in lists["categories"] if _has(entry, "id", "name")}
+    names: dict[_Id, str] = {}
+    for entry in lists["categories"]:
+        if _has(entry, "id", "name") and names.setdefault(_id(entry["id"]), str(entry["name"])) != str(entry["name"]):
+            notes.add_problem("classes with the id of another, left out", str(entry["name"]))
     for name in names.values():
         notes.add_class(name)
     boxes, labels = _annotations(lists["annotations"], names, notes)
@@ -78,18 +82,26 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
     if len(entries) < len(lists["images"]):
         notes.add_problem("images without an id or a file name, left out", os.path.basename(source))
     folder = _folder(place, source, [str(entry["file_name"]) for entry in entries[: place.looked_at]], images)
-    split = of_file(source) or named(os.path.basename(os.path.dirname(source)))
+    split = split_of(source)
     known = set()
     for entry in entries:
-        known.add(entry["id"])
+        own_id = _id(entry["id"])
+        if own_id in known:
+            notes.add_problem("images with the id of another, whose annotations are taken for both", entry["file_name"])
+        known.add(own_id)
         size = (entry["width"], entry["height"]) if _are_numbers(entry.get("width"), entry.get("height")) else None
-        own = boxes.get(entry["id"], [])
-        where = location(folder, str(entry["file_name"]))
+        own = boxes.get(own_id, [])
+        where = _location(place, folder, str(entry["file_name"]))
         part = entry.get("split")
         part = canonical(part) if isinstance(part, str) and part else split
-        yield Picture(where, labels.get(entry["id"], []), part, own, size)
+        yield Picture(where, labels.get(own_id, []), part, own, size)
     for image_id in (boxes.keys() | labels.keys()) - known:
         notes.add_problem("images that are annotated and not listed", f"image id {image_id}")
+
+
+def split_of(source: str) -> str | None:
+    """The split of a file, by its name or that of its folder."""
+    return of_file(source) or named(os.path.basename(os.path.dirname(source)))
 
 
 class Original:
@@ -100,7 +112,9 @@ class Original:
         source: The file. Where it can't be read any more, nothing is found in it.
 
     Attributes:
+        split: The split that its name says.
         categories: The numbers of its classes by name.
+        others: What it has beside images, annotations and categories: `info` and `licenses`, as a rule.
 
     """
 
@@ -110,28 +124,24 @@ class Original:
         self._annotations: dict[tuple[_Id, str], tuple[int, int]] = {}
         self._crowds: dict[_Id, list[tuple[int, int]]] = defaultdict(list)
         self._categories: dict[str, tuple[int, int]] = {}
+        self.split = split_of(source)
         self.categories: dict[str, int] = {}
-        if source.lower().endswith(".zip"):  # which is no text
-            return
+        self.others: JsonObject = {}
         with suppress(OSError, ValueError, IndexError, RecursionError):
             self._text = _text(place, source)
-            _read(self._text, self._note)
+            _read(self._text, self._note, self.others)
 
     def _note(self, name: str, number: int, entry: JsonObject, start: int, end: int) -> None:
         if name == "images" and _has(entry, "id", "file_name"):
             self._images[_parts(str(entry["file_name"]))] = start, end
         elif name == "annotations" and _has(entry, "image_id"):
+            image_id = _id(entry["image_id"])
             if entry.get("iscrowd") == 1:
-                self._crowds[entry["image_id"]].append((start, end))
-            self._annotations[entry["image_id"], str(entry.get("id", number))] = start, end
-        elif name == "categories" and _has(entry, "id", "name") and isinstance(entry["id"], int):
-            self.categories.setdefault(str(entry["name"]), entry["id"])
+                self._crowds[image_id].append((start, end))
+            self._annotations[image_id, str(entry.get("id", number))] = start, end
+        elif name == "categories" and _has(entry, "id", "name") and isinstance(known := _id(entry["id"]), int):
+            self.categories.setdefault(str(entry["name"]), known)
             self._categories.setdefault(str(entry["name"]), (start, end))
-
-    @property
-    def is_read(self) -> bool:
-        """Whether the file could be read."""
-        return bool(self._text)
 
     def category(self, name: str) -> JsonObject:
         """The entry of a class; empty where there is none."""
@@ -145,16 +155,13 @@ class Original:
 
     def annotation(self, image_id: _Id, box_id: str) -> JsonObject:
         """The entry of a box of an image; empty where there is none."""
-        return self._entry(self._annotations.get((image_id, box_id)))
+        return self._entry(self._annotations.get((_id(image_id), box_id)))
 
-    def crowds(self, image_id: _Id) -> list[JsonObject]:
-        """The entries of the boxes around a crowd in an image, which are no image of their own."""
-        return [self._entry(span) for span in self._crowds.get(image_id, [])]
-
-    def label(self, annotation: JsonObject) -> str:
-        """The name of an entry's class, or ""."""
-        number = annotation.get("category_id")
-        return next((name for name, own in self.categories.items() if own == number), "")
+    def crowds(self, image_id: _Id) -> list[tuple[JsonObject, str]]:
+        """The entries of the boxes around a crowd in an image, which are no image of their own, and their classes."""
+        entries = [self._entry(span) for span in self._crowds.get(_id(image_id), [])]
+        names: dict[_Id, str] = {number: name for name, number in self.categories.items()}
+        return [(entry, names.get(_id(entry.get("category_id") or 0), "")) for entry in entries]
 
     def _entry(self, span: tuple[int, int] | None) -> JsonObject:
         entry: JsonObject = {} if span is None else json.loads(self._text[slice(*span)])
@@ -175,8 +182,8 @@ def _annotations(
         if not _has(entry, "image_id"):
             notes.add_problem("annotations without an image, left out", f"annotation {number}")
             continue
-        category = entry.get("category_id")
-        label = names.get(category, "") if isinstance(category, (int, str)) else ""
+        category, image_id = entry.get("category_id"), _id(entry["image_id"])
+        label = names.get(_id(category), "") if isinstance(category, (int, str, float)) else ""
         if not label:
             notes.add_problem("annotations whose class has no name", f"category id {category}")
         place = entry.get("bbox")
@@ -185,13 +192,12 @@ def _annotations(
                 "boxes around a crowd, which are no single object, left out", f"annotation {entry.get('id', number)}"
             )
             if label:
-                labels[entry["image_id"]].append(label)
+                labels[image_id].append(label)
         elif place is None:
             if label:
-                labels[entry["image_id"]].append(label)
-        elif isinstance(place, list) and len(place) == 4 and _are_numbers(*place):
-            box = Box(str(entry.get("id", number)), *map(float, place))
-            boxes[entry["image_id"]].append((box, label))
+                labels[image_id].append(label)
+        elif numbers := _four_numbers(place):
+            boxes[image_id].append((Box(str(entry.get("id", number)), *numbers), label))
         else:
             notes.add_problem("boxes that are no four numbers, left out", f"annotation {entry.get('id', number)}")
     return boxes, labels
@@ -206,7 +212,13 @@ def _folder(place: Place, source: str, names: list[str], images: str | None) -> 
     above = os.path.dirname(own)
     below = ("", "images", *stem.split("_"), stem, *(f"images/{part}" for part in (*stem.split("_"), stem)))
     folders = dict.fromkeys(os.path.normpath(os.path.join(top, part)) for top in (own, above) for part in below)
-    return max(folders, key=lambda folder: sum(place.is_file(location(folder, name)) for name in names))
+    return max(folders, key=lambda folder: sum(place.is_file(_location(place, folder, name)) for name in names))
+
+
+def _location(place: Place, folder: str, name: str) -> str:
+    """The absolute path of an image. A backslash is a slash, unless there is a file that has it in its name."""
+    as_it_is = os.path.join(folder, name)
+    return as_it_is if "\\" in name and place.is_file(as_it_is) else location(folder, name)
 
 
 def _lists(place: Place, source: str) -> tuple[Lists, bool]:
@@ -218,6 +230,8 @@ def _lists(place: Place, source: str) -> tuple[Lists, bool]:
     found: Lists = {name: [] for name in _FIELDS}
 
     def keep(name: str, number: int, entry: JsonObject, start: int, end: int) -> None:
+        if name == "annotations" and entry.get("bbox") is None and (box := _around(entry.get("segmentation"))):
+            entry["bbox"] = box
         found[name].append({key: entry[key] for key in _FIELDS[name] if key in entry})
 
     try:
@@ -231,12 +245,13 @@ def _text(place: Place, source: str) -> str:
     return place.read(source).decode("utf-8-sig", "surrogateescape")
 
 
-def _read(text: str, keep: Callable[[str, int, JsonObject, int, int], None]) -> None:
+def _read(text: str, keep: Callable[[str, int, JsonObject, int, int], None], others: JsonObject | None = None) -> None:
     """Read the lists of an object entry by entry, so that all entries before the damage are there when this fails.
 
     Args:
         text: The file.
         keep: Called with the name of a list, and of each entry that is an object its number, itself, its start and end.
+        others: Gets what is beside these lists.
 
     """
     scan = json.JSONDecoder().raw_decode
@@ -248,7 +263,9 @@ def _read(text: str, keep: Callable[[str, int, JsonObject, int, int], None]) -> 
         name, at = scan(text, at)
         at = _next(text, at)
         if name not in _FIELDS or text[at] != "[":
-            _, at = scan(text, at)
+            value, at = scan(text, at)
+            if others is not None:
+                others[name] = value
         else:
             at, number = _next(text, at + 1), 0
             while text[at] != "]":
@@ -266,7 +283,32 @@ def _next(text: str, at: int) -> int:
 
 
 def _has(entry: JsonObject, *names: str) -> bool:
-    return all(isinstance(entry.get(name), (str, int)) for name in names)
+    return all(isinstance(entry.get(name), (str, int, float)) for name in names)
+
+
+def _id(value: _Id | float) -> _Id:
+    """One spelling of an id: 7, 7.0 and "7" are the same."""
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdecimal() and str(int(value)) == value else value
+    return int(value) if math.isfinite(value) else str(value)
+
+
+def _four_numbers(place: object) -> list[float]:
+    """The numbers of a box, which may be written as text; none where there are not four."""
+    if not isinstance(place, list) or len(place) != 4 or any(isinstance(value, bool) for value in place):
+        return []
+    try:
+        return [float(value) for value in place]
+    except (TypeError, ValueError):
+        return []
+
+
+def _around(polygons: object) -> list[float]:
+    """The box around polygons, where an annotation has no other."""
+    if not isinstance(polygons, list) or not all(isinstance(one, list) and _are_numbers(*one) for one in polygons):
+        return []
+    xs, ys = ([value for one in polygons for value in one[start::2]] for start in (0, 1))
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)] if xs and ys else []
 
 
 def _are_numbers(*values: object) -> bool:

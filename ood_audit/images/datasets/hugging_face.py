@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from glob import escape, glob
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
+from urllib.parse import quote, quote_from_bytes, unquote
 
+from ood_audit.images import archives
 from ood_audit.images.access import open_file
 from ood_audit.images.datasets.pictures import ImageRow, Picture, picture_rows
 from ood_audit.images.found import ScanNotes
-from ood_audit.images.parquets import SUFFIX, image_column, row_name
-from ood_audit.images.splits import NAMES, canonical, of_file
-from ood_audit.images.uri import Box, file_uri, is_remote, local_path
+from ood_audit.images.parquets import SUFFIX, image_column, image_columns, row_name
+from ood_audit.images.splits import NAMES, canonical, named, of_file
+from ood_audit.images.uri import Box, file_uri, is_remote, location
+from ood_audit.images.zips import SUFFIX as ZIP
 from ood_audit.text import printable, storable
 from ood_audit.values import JsonObject, Row
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 NAME = "Hugging Face Parquet"
 _LOOKED_AT = 20  # shards; the first one may be damaged
 _LABELS = ("label", "labels", "class", "category", "fine_label")
+_CATEGORIES = ("category", "categories", "label", "labels")  # of objects
 _FOLDERS = ("", "data", *NAMES, *(f"{above}/{name}" for above in ("data", "default") for name in NAMES))
 
 
@@ -44,13 +47,35 @@ def rows(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
 
 def _shards(source: str) -> list[tuple[str, str]]:
     """The shards by their paths from the folder of the source, with their URIs."""
+    if (source.partition("?")[0] if is_remote(source) else source).lower().endswith(ZIP):
+        return _zipped_shards(source)
     if is_remote(source):
         return _remote_shards(source)
     if not os.path.isdir(source):
         is_one = source.lower().endswith(SUFFIX) and os.path.isfile(source)
         return [(os.path.basename(source), file_uri(source))] if is_one else []
-    paths = (path for folder in _FOLDERS for path in sorted(glob(os.path.join(escape(source), folder, f"*{SUFFIX}"))))
+    paths = [path for folder in _FOLDERS for path in sorted(glob(os.path.join(escape(source), folder, f"*{SUFFIX}")))]
+    paths = paths or sorted(glob(os.path.join(escape(source), "*", f"*{SUFFIX}")))  # a folder for each configuration
     return [(os.path.relpath(path, source).replace(os.sep, "/"), file_uri(path)) for path in paths]
+
+
+def _zipped_shards(source: str) -> list[tuple[str, str]]:
+    """Those in a zip file, in any folder; none where it can't be read, which is said where its images are listed."""
+    uri = source if is_remote(source) else file_uri(source)
+    name = os.path.basename(source.partition("?")[0] if is_remote(source) else source)
+    try:
+        with open_file(uri) as (file, size, mtime_ns):
+            members = archives.index(uri, file, size, mtime_ns).sizes
+    except OSError:
+        return []
+    own = sorted(member for member in members if member.lower().endswith(SUFFIX) and not member.startswith("__MACOSX/"))
+    return [(f"{name}/{member}", f"{uri}#{quote_from_bytes(os.fsencode(member))}") for member in own]
+
+
+def _split(path: str) -> str | None:
+    """The split of a shard, by its name, or that of the nearest folder that has one."""
+    *folders, name = path.split("/")
+    return of_file(name) or next((split for folder in reversed(folders) if (split := named(folder))), None)
 
 
 def _remote_shards(source: str) -> list[tuple[str, str]]:
@@ -62,10 +87,12 @@ def _remote_shards(source: str) -> list[tuple[str, str]]:
     found, pending = [], [""]
     while pending:
         folder = pending.pop(0)
-        folders, files = object_store.names(f"{prefix}/{quote(folder)}".rstrip("/") + mark + query)
-        paths = [f"{folder}/{name}".strip("/") for name in files if name.lower().endswith(SUFFIX)]
+        above = f"{folder}/".lstrip("/")
+        known = {one.removeprefix(above).partition("/")[0] for one in _FOLDERS if one.startswith(above)} - {""}
+        folders, files = object_store.names(f"{prefix}/{quote(folder)}".rstrip("/") + mark + query, known)
+        paths = [f"{above}{name}" for name in files if name.lower().endswith(SUFFIX)]
         found += [(path, f"{prefix}/{quote(path)}{mark}{query}") for path in paths]
-        pending += [below for name in folders if (below := f"{folder}/{name}".strip("/")) in _FOLDERS]
+        pending += [f"{above}{name}" for name in folders]
     return found
 
 
@@ -93,17 +120,19 @@ def _shard_rows(uri: str, path: str, notes: ScanNotes) -> Iterator[ImageRow]:
             opened, _, mtime_ns = stack.enter_context(open_file(uri))
             file = stack.enter_context(pq.ParquetFile(opened))
         except (pa.ArrowException, OSError) as error:  # its images in the store are left as they are
-            notes.unreadable[uri if is_remote(uri) else local_path(uri)] = printable(str(error).splitlines()[0])
+            notes.unreadable[location(uri)] = printable(str(error).splitlines()[0])
             return
         schema = file.schema_arrow
         if image_column(schema) is None:
             notes.skipped[SUFFIX] += 1
             return
+        for column in image_columns(schema)[1:]:
+            notes.add_problem("further columns of images, left out", f"{path}, {column}")
         labels = _Labels(schema)
         for name in labels.names:
             notes.add_class(name)
         facts = -1, mtime_ns
-        split, row = of_file(uri.partition("?")[0]), 0
+        split, row = _split(path), 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             try:
@@ -139,7 +168,8 @@ class _Labels:
         self.columns = [name for name in (self._label, self._objects, self._split) if name is not None] + sizes
         self._label_names = _class_names(features.get(self._label or "")) or []
         objects = _inner(features.get("objects"))
-        self._category = next((name for name in ("category", "categories", "label") if name in objects), "category")
+        fields = objects or _fields(schema.field(self._objects).type if self._objects else None)
+        self._category = next((name for name in _CATEGORIES if name in fields), "category")
         self._category_names = _class_names(objects.get(self._category)) or []
         self.names = list(dict.fromkeys([*self._label_names, *self._category_names]))
 
@@ -152,7 +182,7 @@ class _Labels:
             picture.split = canonical(part)
         if isinstance(row.get("width"), int) and isinstance(row.get("height"), int):
             picture.size = row["width"], row["height"]
-        objects = row.get(self._objects or "") or {}
+        objects = _columns(row.get(self._objects or ""))
         places = objects.get("bbox") or []
         kinds = objects.get(self._category) or [None] * len(places)
         for number, (place, kind) in enumerate(zip(places, kinds, strict=False)):
@@ -164,10 +194,31 @@ class _Labels:
         return picture
 
 
+def _columns(objects: object) -> JsonObject:
+    """The objects of a picture by column, also where each of them is a struct."""
+    if isinstance(objects, list):
+        rows = [one for one in objects if isinstance(one, dict)]
+        return {name: [one.get(name) for one in rows] for name in (rows[0] if rows else ())}
+    return objects if isinstance(objects, dict) else {}
+
+
+def _fields(kind: "pa.DataType | None") -> list[str]:
+    """The names of the fields of a struct, or of a list of structs."""
+    import pyarrow as pa
+
+    if kind is not None and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        kind = kind.value_type
+    if kind is None or not pa.types.is_struct(kind):
+        return []
+    return [kind.field(i).name for i in range(kind.num_fields)]
+
+
 def _named(value: object, names: list[str], where: str, notes: ScanNotes) -> str:
     """The name of a class; -1 and null, by which the Hub means an image without a label, are ""."""
-    if value is None or value == -1:
+    if value is None or value == -1 or value != value:  # NaN is how pandas writes null
         return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and 0 <= value < len(names):
         return names[value]
     if isinstance(value, str):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ood_audit.images.datasets.pictures import Picture, location
 from ood_audit.images.datasets.places import Place
 from ood_audit.images.found import ScanNotes
-from ood_audit.images.splits import NAMES, named
+from ood_audit.images.splits import NAMES, is_split, named
 from ood_audit.images.uri import Box
 from ood_audit.values import JsonObject
 
@@ -49,7 +49,12 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
     for name in sorted(classes):
         notes.add_label(name, os.path.basename(source))
     for path in place.images(source, notes):
-        yield described.pop(path) if path in described else Picture(path)
+        *folders, _ = os.path.relpath(path, source).split(os.sep)
+        picture = described.pop(path) if path in described else Picture(path)
+        if not classes and folders and not is_split(folders[-1]):  # the files say other things, the folders the classes
+            picture.labels = [folders[-1]]
+            notes.add_class(folders[-1])
+        yield picture
     yield from described.values()
 
 

@@ -35,7 +35,7 @@ def is_dataset(source: str, *, is_remote_folder: bool = False) -> bool:
     """
     plain = source.partition("?")[0] if is_remote(source) else source
     if plain.lower().endswith(_ZIP):
-        return bool(_in_zip(source))
+        return bool(_in_zip(source)) or hugging_face.reads(source)
     if is_remote(source):
         is_shard = plain.lower().endswith(".parquet") and not source.startswith("http")
         return plain.lower().endswith(SUFFIXES) or ((is_remote_folder or is_shard) and hugging_face.reads(source))
@@ -56,8 +56,8 @@ def listed(source: str, notes: ScanNotes, images: str | None = None) -> Iterator
 
     """
     plain = source.partition("?")[0] if is_remote(source) else source
-    if plain.lower().endswith(_ZIP):
-        yield from _of_zip(source, notes)
+    if plain.lower().endswith(_ZIP) and (found := _in_zip(source)):
+        yield from _of_zip(found, notes)
     elif is_remote(source) and plain.lower().endswith(SUFFIXES):
         yield from _remote(source, notes)
     elif hugging_face.reads(source):
@@ -70,10 +70,23 @@ def listed(source: str, notes: ScanNotes, images: str | None = None) -> Iterator
         yield from rows(local, one.base(source), one.pictures(local, source, notes, images), notes)
 
 
-def _of_zip(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
+def originals(source: str) -> list[coco.Original]:
+    """The COCO files of a source, here, in a zip file or elsewhere; none where it can't be reached any more."""
+    plain = source.partition("?")[0] if is_remote(source) else source
+    if plain.lower().endswith(_ZIP):
+        return [coco.Original(place, path) for one, place, path in _in_zip(source) if one is coco]
+    if not is_remote(source):
+        return [coco.Original(Local(), source)]
+    try:
+        place, path = _elsewhere(source, coco.base(plain))
+    except OSError:
+        return []
+    return [coco.Original(place, path)]
+
+
+def _of_zip(found: list[tuple[Any, Listed, str]], notes: ScanNotes) -> Iterator[ImageRow]:
     """The same of the datasets in a zip file. Other images in it, such as masks, are counted."""
     named: set[str] = set()
-    found = _in_zip(source)
     for one, place, path in found:
         notes.format = one.NAME
         for row in rows(place, "/", one.pictures(place, path, notes, None), notes):
@@ -89,18 +102,24 @@ def _of_zip(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
 
 def _remote(source: str, notes: ScanNotes) -> Iterator[ImageRow]:
     """The same of a file of annotations at a canonical URI; its images are below the same folder."""
-    plain, mark, query = source.partition("?")
+    plain = source.partition("?")[0]
     one = coco if plain.lower().endswith(".json") else yolo
     notes.format = one.NAME
     above = one.base(plain)
     try:
-        place = of_folder(above + ("" if source.startswith("http") else mark + query))
+        place, path = _elsewhere(source, above)
     except OSError as error:
         raise OodAuditError(
             f"cannot list {printable(above)}: {error.strerror}; the images in the store are unchanged"
         ) from error
-    path = plain.removeprefix(above)
     yield from rows(place, "/", one.pictures(place, path, notes, None), notes)
+
+
+def _elsewhere(source: str, above: str) -> tuple[Listed, str]:
+    """The folder that the file at a URI belongs to, as a place, and the path in it; OSError if it can't be listed."""
+    plain, mark, query = source.partition("?")
+    place = of_folder(above + ("" if source.startswith("http") else mark + query))
+    return place, plain.removeprefix(above)
 
 
 def _in_zip(source: str) -> list[tuple[Any, Listed, str]]:

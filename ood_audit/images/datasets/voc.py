@@ -37,8 +37,9 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
     splits = _splits(place, os.path.join(source, "ImageSets"), notes)
     classes: set[str] = set()
     for path in place.images(folder, notes):
-        stem = os.path.splitext(os.path.basename(path))[0]
-        picture = Picture(path, split=splits.get(stem))
+        stems = [os.path.splitext(name)[0] for name in (os.path.relpath(path, folder), os.path.basename(path))]
+        stem = next((stem for stem in stems if stem in annotated), stems[0])
+        picture = Picture(path, split=next((splits[stem] for stem in stems if stem in splits), None))
         if stem in annotated:
             _annotate(place, picture, annotated.pop(stem), notes)
         classes.update(label for _, label in picture.boxes if label)
@@ -52,9 +53,9 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
 
 
 def _annotations(place: Place, folder: str) -> dict[str, str]:
-    """The XML files by the names of their images, without the endings."""
+    """The XML files by the paths of their images in the folder of these, without the endings."""
     paths = (path for path in place.files(folder) if path.lower().endswith(".xml"))
-    return {os.path.splitext(os.path.basename(path))[0]: path for path in paths}
+    return {os.path.splitext(os.path.relpath(path, folder))[0]: path for path in paths}
 
 
 def _splits(place: Place, folder: str, notes: ScanNotes) -> dict[str, str]:

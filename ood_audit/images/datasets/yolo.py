@@ -1,5 +1,6 @@
 """YOLO: a `data.yaml` that names the classes and the splits, and a text file of boxes beside each image."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -45,7 +46,7 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
     """The images of all splits; see `pictures.Picture`.
 
     Raises:
-        UsageError: The file can't be read, or names no split.
+        UsageError: The file can't be read, names no split, or nothing is where it says.
 
     """
     values = _read(place, source)
@@ -55,10 +56,16 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
     splits = [(key, where) for key in NAMES for where in _listed(values.get(key))]
     if not splits:
         raise UsageError(f"{printable(source)} names no split; a YOLO file has at least `train: images/train`")
+    keypoints = _keypoints(values.get("kpt_shape"))
     root = os.path.join(os.path.dirname(source), str(values.get("path") or ""))
     roots = [images] if images is not None else [root, os.path.dirname(source)]
-    for split, where in splits:
-        found = _found(place, where, roots)
+    places = [_found(place, where, roots) for _, where in splits]
+    if not any(places):
+        raise UsageError(
+            f"nothing is where {printable(source)} says: {printable(splits[0][1])}; correct the paths, each that of a "
+            "folder or of a .txt that lists images (at https:// of a .txt, as folders can't be listed there)"
+        )
+    for (split, where), found in zip(splits, places, strict=True):
         if found is None:
             notes.add_problem("missing splits", f"{split}: {where}")
             continue
@@ -66,7 +73,7 @@ def pictures(place: Place, source: str, notes: ScanNotes, images: str | None) ->
         many = 1
         while some := list(islice(every, many)):
             for image, lines, size in place.each(partial(_annotated, place), some):
-                yield _picture(image, lines, size, NAMES[split], names, notes)
+                yield _picture(image, lines, size, NAMES[split], names, keypoints, notes)
             many = _TOGETHER
 
 
@@ -96,6 +103,11 @@ def _names(names: object) -> dict[int, str]:
     }
 
 
+def _keypoints(shape: object) -> int:
+    """How many numbers for keypoints follow each box, by `kpt_shape`."""
+    return math.prod(shape) if isinstance(shape, list) and all(isinstance(side, int) for side in shape) else 0
+
+
 def _listed(value: object) -> list[str]:
     return [place for place in (value if isinstance(value, list) else [value]) if isinstance(place, str)]
 
@@ -104,7 +116,11 @@ def _found(place: Place, where: str, roots: list[str]) -> str | None:
     """Where a split lies. The files that Roboflow writes say `../train/images` of a folder beside them."""
     spellings = [where, where.removeprefix("../")]
     paths = (location(root, spelling) for spelling in spellings for root in roots)
-    return next((path for path in paths if place.is_file(path) or place.is_folder(path)), None)
+    return next((path for path in paths if place.is_folder(path) or (_is_list(path) and place.is_file(path))), None)
+
+
+def _is_list(path: str) -> bool:
+    return path.lower().endswith(".txt")
 
 
 def _images(place: Place, where: str, notes: ScanNotes) -> Iterator[str]:
@@ -120,7 +136,7 @@ def _images(place: Place, where: str, notes: ScanNotes) -> Iterator[str]:
 def _annotated(place: Place, image: str) -> tuple[str, list[list[str]] | None, tuple[int, int] | None]:
     """An image with the lines of its text file, None where there is none, and its size where there are lines."""
     try:
-        text = place.read(_annotations(place, image)).decode("utf-8", "replace")
+        text = place.read(_annotations(place, image)).decode("utf-8-sig", "replace")
     except OSError:
         return image, None, None
     lines = [line.split() for line in text.splitlines() if line.strip()]
@@ -133,6 +149,7 @@ def _picture(
     size: tuple[int, int] | None,
     split: str,
     names: dict[int, str],
+    keypoints: int,
     notes: ScanNotes,
 ) -> Picture:
     if lines is None or size is None:  # the picture is missing or damaged, which its row says
@@ -140,7 +157,7 @@ def _picture(
     boxes = []
     for number, values in enumerate(lines):
         where = f"{os.path.splitext(os.path.basename(image))[0]}.txt, line {number + 1}"
-        if (box := _box(str(number), values, *size)) is None:
+        if (box := _box(str(number), values, *size, keypoints)) is None:
             notes.add_problem("lines that are no box and no polygon, left out", where)
             continue
         label = names.get(int(float(values[0])), "")
@@ -151,21 +168,25 @@ def _picture(
 
 
 def _annotations(place: Place, image: str) -> str:
-    """The text file of an image: in the folder `labels` where the image is in `images`, else beside it."""
+    """The text file of an image: with `labels` in place of the nearest folder `images` above it, or beside it."""
     stem = os.path.splitext(image)[0]
-    above, mark, below = stem.rpartition(f"{os.sep}images{os.sep}")
-    moved = f"{above}{os.sep}labels{os.sep}{below}.txt" if mark else ""
-    return moved if mark and place.is_file(moved) else f"{stem}.txt"
+    parts = stem.split(os.sep)
+    for at in reversed([at for at, part in enumerate(parts[:-1]) if part == "images"]):
+        moved = os.sep.join([*parts[:at], "labels", *parts[at + 1 :]]) + ".txt"
+        if place.is_file(moved):
+            return moved
+    return f"{stem}.txt"
 
 
-def _box(number: str, values: list[str], width: int, height: int) -> Box | None:
+def _box(number: str, values: list[str], width: int, height: int, keypoints: int) -> Box | None:
     """A line's box, or the box around its polygon, in pixels."""
     try:
-        float(values[0])
+        if not float(values[0]).is_integer():  # nor is what is no number
+            return None
         place = [float(value) for value in values[1:]]
     except ValueError:
         return None
-    if len(place) in (4, 5):  # a fifth is a confidence
+    if len(place) in (4, 5, 4 + keypoints):  # a fifth is a confidence
         x, y, w, h = place[:4]
         return Box(number, (x - w / 2) * width, (y - h / 2) * height, w * width, h * height)
     if len(place) < 6 or len(place) % 2:

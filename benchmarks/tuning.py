@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from benchmarks.clip import Floats, Set, clip_sets, embedded
+from benchmarks.clip import Floats, Set, clip_sets, embedded, unit
 from ood_audit.classes import wordnet
 from ood_audit.encoders.clip import ClipEncoder, load_encoder
 from ood_audit.encoders.identity import ScoreDefaults
@@ -44,6 +44,7 @@ SHOTS = 8
 SHARE = 0.2
 CLIP = ScoreDefaults(0.01, 1, 0.0)
 HEAD = ("accuracy", "AUROC", "FPR95")
+moved = partial(settings_of, method="residual", gap=0.5)
 RECIPES: dict[str, TuneSettings | None] = {
     "none": None,
     "CoOp": settings_of(loss="coop"),
@@ -55,15 +56,17 @@ RECIPES: dict[str, TuneSettings | None] = {
     "EBM as found, adaptive mask": settings_of(mask="adaptive"),
     "EBM as found + unlabelled": settings_of(unlabelled=True),
     "residual": settings_of(method="residual"),
-    "residual, not held apart": settings_of(method="residual", apart=0.0),
-    "residual, EBM as printed": settings_of(method="residual", loss="ebm", ebm="literal"),
-    "residual, EBM as found": settings_of(method="residual", loss="ebm"),
-    "residual, EBM as found, without its energy term": settings_of(method="residual", loss="ebm", lambda_=0.0),
-    "residual, EBM as found, adaptive mask": settings_of(method="residual", loss="ebm", mask="adaptive"),
-    "residual + pull": settings_of(method="residual", regulariser="pull"),
-    "residual + OGEN": settings_of(method="residual", regulariser="ogen"),
-    "residual + distillation": settings_of(method="residual", distil=1000.0),
-    "residual + unlabelled": settings_of(method="residual", unlabelled=True),
+    "residual, names moved": moved(),
+    "residual, names not moved": settings_of(method="residual", gap=0.0),
+    "residual, not held apart": moved(apart=0.0),
+    "residual, EBM as printed": moved(loss="ebm", ebm="literal"),
+    "residual, EBM as found": moved(loss="ebm"),
+    "residual, EBM as found, without its energy term": moved(loss="ebm", lambda_=0.0),
+    "residual, EBM as found, adaptive mask": moved(loss="ebm", mask="adaptive"),
+    "residual + pull": moved(regulariser="pull"),
+    "residual + OGEN": moved(regulariser="ogen"),
+    "residual + distillation": moved(distil=1000.0),
+    "residual + unlabelled": moved(unlabelled=True),
 }
 WEIGHED = ("CoOp", "EBM as found", "residual")
 
@@ -119,17 +122,25 @@ def figures(images: Floats, labels: NDArray[np.int64], classes: Floats, backgrou
     return [100 * float(v) for v in (right, metrics.auroc(~known, score), metrics.fpr95(~known, score))]
 
 
-def tuned(of: Draw, recipe: TuneSettings | None, seed: int, encoder: ClipEncoder | None, unlabelled: Floats) -> Floats:
-    """(K, D) class features."""
+def tuned(
+    of: Draw, recipe: TuneSettings | None, seed: int, encoder: ClipEncoder | None, unlabelled: Floats
+) -> tuple[Floats, Floats | None]:
+    """(K, D) class features, and (D,) what the background is moved by beside them, None for nothing."""
     if recipe is None:
-        return of.texts
+        return of.texts, None
     settings = replace(recipe, seed=seed)
     beside = Beside(of.background, unlabelled)
     if settings.method == "residual":
-        return residual.fit(of.images, of.labels, of.texts, CLIP, settings, beside=beside).class_features
+        found = residual.fit(of.images, of.labels, of.texts, CLIP, settings, beside=beside)
+        return found.class_features, found.shift
     assert encoder is not None
     names = [(name,) for name in of.names]
-    return trainer.fit(of.images, of.labels, names, encoder, settings, beside=beside).class_features
+    return trainer.fit(of.images, of.labels, names, encoder, settings, beside=beside).class_features, None
+
+
+def beside_names(background: Floats | None, shift: Floats | None, weight: float = 1.0) -> Floats | None:
+    """The background, moved by so much of a shift."""
+    return background if background is None or shift is None else unit(background + weight * shift)
 
 
 class Kept:
@@ -153,12 +164,13 @@ class Kept:
 def measured(of: Draw, recipe: TuneSettings | None, seed: int, encoder: ClipEncoder | None) -> list[list[float]]:
     """Figures of each style in turn, of what was tuned as it is; then the same as reports weigh it."""
     every = np.concatenate([images for images, _ in of.audited.values()])
-    classes = tuned(of, recipe, seed, encoder, every)
+    classes, shift = tuned(of, recipe, seed, encoder, every)
     plain, weighed = [], []
     for images, truth in of.audited.values():
-        plain += figures(images, truth, classes, of.background)
+        plain += figures(images, truth, classes, beside_names(of.background, shift))
         alike = kinship(of.images, of.labels, images, of.texts)
-        weighed += figures(images, truth, between(of.texts, classes, alike), of.background)
+        names = beside_names(of.background, shift, alike)
+        weighed += figures(images, truth, between(of.texts, classes, alike), names)
     return [plain, weighed]
 
 
@@ -211,8 +223,8 @@ def shares(of: Set, seeds: int, kept: Kept) -> list[list[str]]:
             images, labels = one.audited["photo"]
             inside, outside = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
             some = outside[: round((share or 0.0) / (1 - (share or 0.0)) * len(inside))]
-            classes = tuned(one, recipe, seed, None, images[np.r_[inside, some]])
-            return [figures(images, labels, classes, one.background)]
+            classes, shift = tuned(one, recipe, seed, None, images[np.r_[inside, some]])
+            return [figures(images, labels, classes, beside_names(one.background, shift))]
 
         key = [of.name, "share", share, asdict(recipe)]
         runs = [kept.get([*key, seed], partial(measure, seed))[0] for seed in range(seeds)]

@@ -65,6 +65,12 @@ class Pool:
         """(M', D): the features of the names that name no class; made once, as they are large."""
         return self.features[self.outside()].astype(np.float32)
 
+    def moved(self, shift: NDArray[np.float32]) -> "Pool":
+        """The same names, their features moved by (D,) and given length 1 again; the classes stay."""
+        features = self.features + shift
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        return replace(self, features=features.astype(np.float16))
+
     def thinned(self, most: int) -> "Pool":
         """At most `most` of the names that name no class, evenly from all of them."""
         rows = np.flatnonzero(self.outside())

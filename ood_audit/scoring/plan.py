@@ -88,7 +88,6 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     choose_device(context.device)
     store, vocabulary, given = context.store, context.vocabulary, settings.given(prompts)
     encoder = texts.encoder_of(store, context.device, context.on_progress)
-    names = _Names(context, encoder)
     by_name = cached_features(store, vocabulary, encoder)
     defaults = encoder_defaults(store, encoder)
     duplicate = defaults.pop("duplicate")
@@ -96,6 +95,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     labelled = _labelled(context, prompts)
     alike = _kinship(context, labelled, by_name, settings.seed)
     text = by_name if prompts is None else between(by_name, prompts.class_features, alike)
+    names = _Names(context, encoder, None if prompts is None or prompts.shift is None else alike * prompts.shift)
     shown, known_images = references.collect(store, vocabulary, text, labelled, defaults, seed=settings.seed)
     sample = references.thinned(known_images, settings.seed)
     can_choose = selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
@@ -158,7 +158,8 @@ class _Names:
 
     """
 
-    def __init__(self, context: Context, encoder: _Encoder) -> None:
+    def __init__(self, context: Context, encoder: _Encoder, shift: NDArray[np.float32] | None) -> None:
+        self._shift = shift  # of the background, beside tuned class features
         self.loaded: dict[str, pools.Pool] = {}
         self.has_background = pools.is_available(context.store, "background")
         self._context = context
@@ -169,9 +170,10 @@ class _Names:
         if name not in self.loaded:
             context = self._context
             on_progress = counting(context.on_progress, "encoding names")
-            self.loaded[name] = pools.load(
-                context.store, context.vocabulary, name, self._encoder, on_progress, context.note
-            )
+            pool = pools.load(context.store, context.vocabulary, name, self._encoder, on_progress, context.note)
+            if name == "background" and self._shift is not None:
+                pool = pool.moved(self._shift)
+            self.loaded[name] = pool
         return self.loaded[name]
 
     def select(

@@ -81,32 +81,30 @@ def with_background(logits: Tensor, background: Tensor | None) -> Tensor:
     return logits if background is None else torch.cat([logits, background[:, None]], dim=1)
 
 
-def coop(images: Tensor, classes: Tensor, labels: Tensor, *, scale: float, background: Tensor | None = None) -> Tensor:
+def coop(cosines: Tensor, labels: Tensor, *, scale: float, background: Tensor | None = None) -> Tensor:
     """L = CE(scale · s, y): CoOp.
 
     Args:
-        images: z.
-        classes: t.
+        cosines: s.
         labels: y.
         scale: what cosines are multiplied by.
         background: (N,) log Σ_b exp(scale · z·b) over the background names b. The softmax then runs over them, too.
 
     """
-    return functional.cross_entropy(with_background(scale * images @ classes.T, background), labels)
+    return functional.cross_entropy(with_background(scale * cosines, background), labels)
 
 
-def apart(images: Tensor, classes: Tensor, labels: Tensor, *, scale: float, background: Tensor) -> Tensor:
+def apart(cosines: Tensor, labels: Tensor, *, scale: float, background: Tensor) -> Tensor:
     """Mean of −log of the background's share where the class of the image is left out: to the others it is unknown.
 
     Args:
-        images: z.
-        classes: t.
+        cosines: s.
         labels: y.
         scale: what cosines are multiplied by.
         background: (N,) log Σ_b exp(scale · z·b) over the background names b.
 
     """
-    others = (scale * images @ classes.T).scatter(1, labels[:, None], -torch.inf)
+    others = (scale * cosines).scatter(1, labels[:, None], -torch.inf)
     mean: Tensor = (with_background(others, background).logsumexp(1) - background).mean()
     return mean
 

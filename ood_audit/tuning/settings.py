@@ -33,6 +33,9 @@ class TuneSettings:
             renormalised EBM and where `pull` is given, else `none`.
         pull: κ, how strongly the class features are pulled. None: 4.
         ogen: the weight of OGEN's loss.
+        gap: how far the features of class names and background names are moved along the way from names to labelled
+            images before a residual is learned, 1 being all of it. None: half of it, unless the folds judge 0 better.
+            0 without a background, and for prompts.
         background: whether the softmax of the cross-entropy runs over the background names, too.
         apart: the weight of a term that holds each image apart from the classes that it is not of: among these and the
             background names it is to be one of the background. 0 without a background.
@@ -65,6 +68,7 @@ class TuneSettings:
     regulariser: str | None = None
     pull: float | None = None
     ogen: float = 1.0
+    gap: float | None = None
     background: bool = False
     apart: float = 0.0
     distil: float = 0.0

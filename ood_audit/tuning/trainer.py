@@ -47,7 +47,7 @@ from ood_audit.tuning.settings import DEFAULTS, TuneSettings
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None, torch.Generator], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, torch.Generator], Tensor]
 
 _HELD_OUT = 0.25  # the share of each class's labelled images, at least one of them
 _LEFT_OUT = 0.3  # the share of the class names
@@ -118,6 +118,8 @@ class Tuned:
         held_out: (H,) rows of the features given that were not trained on: for calibration.
         interrupted: Ctrl-C ended the training early.
         settings: as given.
+        shift: (D,) float32, what is to be added to the features of background names that these class features are
+            compared with, before they are given length 1 again; None for nothing.
 
     """
 
@@ -129,6 +131,7 @@ class Tuned:
     held_out: Ints
     interrupted: bool
     settings: TuneSettings
+    shift: Floats | None = None
 
     @property
     def epoch(self) -> int:
@@ -227,6 +230,7 @@ class Problem:
         scale: what cosines are multiplied by in a cross-entropy.
         defaults: the ΔEnergy settings of the figures.
         beside: the background names and the images under audit.
+        shift: (D,), what all names are moved by before anything is learned, see `moved`.
 
     """
 
@@ -236,6 +240,12 @@ class Problem:
     scale: float
     defaults: ScoreDefaults
     beside: Beside = NOTHING
+    shift: Tensor | None = None
+
+
+def moved(names: Tensor, shift: Tensor | None) -> Tensor:
+    """normalise(t + shift), (M, D), of unit text features; without a shift they are as they were."""
+    return names if shift is None else torch.nn.functional.normalize(names + shift, dim=1)
 
 
 def train(
@@ -243,6 +253,8 @@ def train(
     learner: "Callable[[Sequence[int]], Learner]",
     settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None = None,
+    *,
+    folds_alone: bool = False,
 ) -> Tuned:
     """Train learners with all classes and without those of each fold; keep the epoch that the folds judge best.
 
@@ -251,6 +263,7 @@ def train(
         learner: makes a learner of the classes that are given to it.
         settings: how.
         on_progress: called after every epoch with its figures and the number of epochs at most.
+        folds_alone: whether only the figures are wanted: no class features are learned, and no progress is reported.
 
     Raises:
         UsageError: a setting makes no sense or the training diverges by it, or there are fewer than two classes with
@@ -266,7 +279,7 @@ def train(
     if labels.min() < 0 or labels.max() >= len(problem.words) or len(labels) != len(problem.features):
         raise ValueError("labels are indices of classes, one for each image")
     if settings.loss != "ebm" or settings.mask != "adaptive" or settings.mask_proportion is not None:
-        return _train(problem, learner, settings, on_progress)
+        return _train(problem, learner, settings, None if folds_alone else on_progress, folds_alone=folds_alone)
     tried: list[Tuned] = []
     for share in _SHARES:
         tried.append(_train(problem, learner, replace(settings, mask_proportion=share), on_progress))
@@ -280,10 +293,12 @@ def _train(
     learner: "Callable[[Sequence[int]], Learner]",
     settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None,
+    *,
+    folds_alone: bool = False,
 ) -> Tuned:
     """`train`, with one share of elements to mask."""
     rows = split(problem.labels, settings.shots, settings.seed)
-    words = problem.words
+    words = moved(problem.words, problem.shift)
     data = _Data(problem, settings)
     epochs = settings.epochs or 0  # `train` has seen to it that it is a number
 
@@ -297,13 +312,13 @@ def _train(
             # Folds that hold the same images out err alike, which their differences don't tell.
             own = settings.method == "residual"
             folds.append(run(kept, split(problem.labels, settings.shots, settings.seed + number) if own else rows))
-        before = _figures(0, None, main, folds, words)
+        before = _figures(0, None, main, folds, problem.words)
         history = [_figures(0, None, main, folds)]
         states = [main.learner.state()]
         interrupted = False
         try:
             for epoch in range(1, epochs + 1):
-                mean = main.epoch(epoch - 1)
+                mean = None if folds_alone else main.epoch(epoch - 1)
                 for fold in folds:
                     fold.epoch(epoch - 1)
                 figures, state = _figures(epoch, mean, main, folds), main.learner.state()
@@ -324,6 +339,7 @@ def _train(
         rows[1],
         interrupted,
         settings,
+        None if problem.shift is None else problem.shift.cpu().numpy(),
     )
 
 
@@ -349,7 +365,7 @@ def check(settings: TuneSettings) -> None:
             raise UsageError(f"`{name}` {chosen}: choose {', '.join(filter(None, allowed))}")
     if settings.mask_proportion is not None and not 0 <= settings.mask_proportion <= 1:
         raise UsageError(f"`mask_proportion` {settings.mask_proportion}: choose between 0 and 1")
-    for name in ("lambda_", "pull", "ogen", "apart", "distil", "consistency"):
+    for name in ("lambda_", "pull", "ogen", "gap", "apart", "distil", "consistency"):
         if (value := getattr(settings, name)) is not None and not 0 <= value < float("inf"):
             raise UsageError(f"`{name}` {value}: choose 0 or more")
     if settings.pull is not None and settings.regulariser not in (None, "pull"):
@@ -388,6 +404,12 @@ def foremost(merits: Sequence[Sequence[float]]) -> int:
     error = gain.std(1, ddof=1) / np.sqrt(table.shape[1]) if table.shape[1] > 1 else np.zeros(len(table))
     least = gain.mean(1) - error
     return int(least.argmax()) if least.max() > 0 else early
+
+
+def surely_better(merits: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether merits are better than others by more than the standard error of their difference over the same folds."""
+    gain = np.array(merits) - np.array(others)
+    return len(gain) > 1 and bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def split(labels: Ints, shots: int | None, seed: int) -> tuple[Ints, Ints]:
@@ -455,23 +477,24 @@ class _Data:
     def __init__(self, problem: Problem, settings: TuneSettings) -> None:
         device = problem.words.device
 
-        def moved(array: NDArray[np.generic]) -> Tensor:
+        def on_device(array: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-        self.images, self.targets = moved(problem.features), moved(np.asarray(problem.labels, dtype=np.int64))
+        self.images, self.targets = on_device(problem.features), on_device(np.asarray(problem.labels, dtype=np.int64))
         self.scale, self.defaults = problem.scale, problem.defaults
-        self.names = problem.words[:0]
+        self.names = self.written = problem.words[:0]  # as they are moved, and as they were
         self.background: Tensor | None = None  # the part of a softmax's denominator that is the names', by image
         self.more = 0.0
         names, unlabelled = problem.beside.background, problem.beside.unlabelled
         if names is not None and len(names) and (settings.background or settings.regulariser == "ogen"):
             some = np.linspace(0, len(names) - 1, min(_MOST_NAMES, len(names))).astype(np.int64)
-            self.names, self.more = moved(names[some]), float(np.log(len(names) / len(some)))
+            self.written, self.more = on_device(names[some]), float(np.log(len(names) / len(some)))
+            self.names = moved(self.written, problem.shift)
             if settings.background:
                 self.background = self.of_names(self.images)
         self.unlabelled: Tensor | None = None
         if settings.unlabelled and unlabelled is not None and len(unlabelled):
-            self.unlabelled = moved(unlabelled)
+            self.unlabelled = on_device(unlabelled)
 
     def of_names(self, images: Tensor) -> Tensor:
         """(N,) log Σ_b exp(scale · z·b) over all background names, by those that stand for them."""
@@ -506,10 +529,7 @@ class _Run:
         self.images, self.labels = data.images[train], own[data.targets[train]]
         self.background = None if data.background is None else data.background[train]
         self.held_out, self.held_out_labels = data.images[held_out], own[data.targets[held_out]]
-        self.outside = None  # what of the energies is the background's
-        if data.background is not None:
-            named = (self.held_out @ data.names.T) / data.defaults.temperature
-            self.outside = named.logsumexp(dim=1) + data.more
+        self.outside = self._outside(data.names)
         self.generator = torch.Generator().manual_seed(settings.seed)
         epochs = settings.epochs or 0
         steps = epochs * -(-len(self.labels) // settings.batch_size)
@@ -542,9 +562,10 @@ class _Run:
         images, labels = self.images[rows], self.labels[rows]
         background = None if self.background is None else self.background[rows]
         classes = self.learner.class_features()
-        loss = self.loss(images, classes, labels, background, self.generator)
+        cosines = images @ classes.T
+        loss = self.loss(images, classes, cosines, labels, background, self.generator)
         if background is not None and self.settings.apart:
-            term = losses.apart(images, classes, labels, scale=self.data.scale, background=background)
+            term = losses.apart(cosines, labels, scale=self.data.scale, background=background)
             loss = loss + self.settings.apart * term
         if self.pull:
             loss = loss + self.pull * losses.pull(classes, self.written)
@@ -552,7 +573,7 @@ class _Run:
             loss = loss + self.settings.ogen * self.ogen.loss(images, classes, labels, epoch)
         if teacher is not None and self.settings.distil:
             scale = self.data.scale
-            own, its = scale * images @ classes.T, scale * images @ teacher.T
+            own, its = scale * cosines, scale * images @ teacher.T
             loss = loss + self.settings.distil * losses.distillation(own, its, scale)
         if teacher is not None and self.data.unlabelled is not None:
             loss = loss + self.settings.consistency * self._unlabelled_loss(classes, teacher, self.data.unlabelled)
@@ -579,10 +600,20 @@ class _Run:
         with torch.no_grad():
             return self.learner.features(torch.stack(list(self.window)).mean(0))
 
+    def _outside(self, names: Tensor) -> Tensor | None:
+        """What of the energies of held-out images is the background's."""
+        if self.data.background is None:
+            return None
+        return (self.held_out @ names.T / self.data.defaults.temperature).logsumexp(dim=1) + self.data.more
+
     def evaluate(self, classes: Tensor | None = None) -> tuple[float | None, float | None, float | None]:
-        """Accuracy and mean ΔEnergy of held-out images of known classes; AUROC of those of left-out classes."""
+        """Accuracy and mean ΔEnergy of held-out images of known classes; AUROC of those of left-out classes.
+
+        With class features of hand-written prompts the background names are as they were, too.
+        """
         if len(self.held_out) == 0:
             return None, None, None
+        outside = self.outside if classes is None else self._outside(self.data.written)
         with torch.no_grad():
             if classes is None:
                 classes = self.learner.class_features()
@@ -590,7 +621,7 @@ class _Run:
         if not cosines.isfinite().all():
             raise UsageError(f"`lr` {self.settings.lr}: the training diverged; choose a smaller one")
         own = self.data.defaults
-        changes = energy_changes(cosines, own.temperature, own.top_c, own.reset_to, self.outside)
+        changes = energy_changes(cosines, own.temperature, own.top_c, own.reset_to, outside)
         change = changes.sum(dim=1)
         known = self.held_out_labels >= 0
         accuracy = (cosines.argmax(1) == self.held_out_labels)[known].float().mean().item()
@@ -630,14 +661,19 @@ def _pull(settings: TuneSettings) -> float:
 
 def _loss(settings: TuneSettings, scale: float) -> Loss:
     if settings.loss == "coop":
-        return lambda images, classes, labels, background, generator: losses.coop(
-            images, classes, labels, scale=scale, background=background
+        return lambda images, classes, cosines, labels, background, generator: losses.coop(
+            cosines, labels, scale=scale, background=background
         )
     reading = {"literal": losses.ebm_literal, "renormalised": losses.ebm_renormalised}[settings.ebm]
     proportion = _MASKED if settings.mask_proportion is None else settings.mask_proportion
 
     def loss(
-        images: Tensor, classes: Tensor, labels: Tensor, background: Tensor | None, generator: torch.Generator
+        images: Tensor,
+        classes: Tensor,
+        cosines: Tensor,
+        labels: Tensor,
+        background: Tensor | None,
+        generator: torch.Generator,
     ) -> Tensor:
         kept = losses.mask(images, classes, labels, proportion=proportion, how=settings.mask, generator=generator)
         return reading(

@@ -122,7 +122,9 @@ def tune(
         else:
             found = trainer.fit(own.features, own.labels, vocabulary.spoken, encoder(), settings, on_epoch, beside)
         if found.settings.epochs == 0:  # the text as it is, and all images for references and calibration
-            found = replace(found, class_features=text, held_out=np.arange(len(own.labels)), after=found.before)
+            found = replace(
+                found, class_features=text, shift=None, held_out=np.arange(len(own.labels)), after=found.before
+            )
         improved = _improved(found)
         with writing(store.root, "scores", wait=COMMIT_SECONDS):
             path = _save(store, name, vocabulary, own, found, improved)
@@ -161,14 +163,15 @@ def _save(
     found: Tuned,
     improved: bool,
 ) -> Path:
+    learned = "context" if found.settings.method == "prompt" else "residual"
+    arrays = {learned: found.learned, "class_features": found.class_features}
+    if found.shift is not None:
+        arrays["shift"] = found.shift
     return tuned.save(
         store,
         name,
         vocabulary,
-        {
-            "context" if found.settings.method == "prompt" else "residual": found.learned,
-            "class_features": found.class_features,
-        },
+        arrays,
         replace(own, held_out=found.held_out),
         {
             "created": datetime.now(timezone.utc).isoformat(),

@@ -74,7 +74,7 @@ def test_background_names_are_one_more_class(images):
     z, labels, texts, names = images
     whole = functional.cross_entropy(10 * z @ torch.cat([texts, names]).T, labels)
     background = torch.logsumexp(10 * z @ names.T, dim=1)
-    torch.testing.assert_close(losses.coop(z, texts, labels, scale=10.0, background=background), whole)
+    torch.testing.assert_close(losses.coop(z @ texts.T, labels, scale=10.0, background=background), whole)
 
 
 def test_statistics_and_nearest_classes(images):

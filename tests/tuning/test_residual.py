@@ -10,11 +10,13 @@ import ood_audit
 from ood_audit.classes import prompts
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
+from ood_audit.scoring import plan
+from ood_audit.scoring.context import Context
 from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import open_store
 from ood_audit.tuning import losses, residual
 from ood_audit.tuning.settings import DEFAULTS
-from ood_audit.tuning.trainer import foremost
+from ood_audit.tuning.trainer import Beside, foremost, surely_better
 from tests.conftest import EXAMPLES
 from tests.helpers.cli import invoke
 from tests.helpers.made import problem
@@ -46,7 +48,7 @@ def test_gradient_is_the_slope():
     labels = torch.tensor([0, 1, 2, 3, 0, 1, 2])
 
     def loss(own):
-        return losses.coop(images, residual.class_features(text, own), labels, scale=10.0)
+        return losses.coop(images @ residual.class_features(text, own).T, labels, scale=10.0)
 
     assert torch.autograd.gradcheck(loss, r.requires_grad_())
 
@@ -106,13 +108,13 @@ def test_apart_by_hand():
     """Of two images one is like another class than its own, and nothing else counts."""
     images, classes, labels = torch.eye(3)[:2], torch.eye(3)[[0, 2]], torch.tensor([1, 0])
     background = torch.tensor([2.0, 3.0])
-    found = losses.apart(images, classes, labels, scale=4.0, background=background)
+    found = losses.apart(images @ classes.T, labels, scale=4.0, background=background)
     first, second = (torch.tensor([own, b]).logsumexp(0) - b for own, b in ((4.0, 2.0), (0.0, 3.0)))
     torch.testing.assert_close(found, (first + second) / 2)
     images, classes = (torch.nn.functional.normalize(torch.randn(n, 4).double(), dim=1) for n in (5, 3))
     labels, own = torch.tensor([0, 1, 2, 0, 1]), torch.randn(5).double()
     assert torch.autograd.gradcheck(
-        lambda t: losses.apart(images, t, labels, scale=3.0, background=own), classes.requires_grad_()
+        lambda t: losses.apart(images @ t.T, labels, scale=3.0, background=own), classes.requires_grad_()
     )
 
 
@@ -203,3 +205,59 @@ def test_imported_vectors_without_names_say_what_is_missing(tmp_path):
     done = invoke("tune", "--store", store, "--labels", tmp_path / "classes.txt", "--method", "residual")
     assert done.returncode == 1
     assert "give the vectors of the names with `ood-audit import --texts FILE`" in done.stderr
+
+
+def test_names_are_moved_by_half_of_the_way_to_the_images(data):
+    """What is learned is of the moved names, and beside it stands by what the background is to be moved."""
+    features, labels, text = data
+    names = problem(8, 1, seed=5)[2]
+    settings = dataclasses.replace(QUICK, epochs=0, gap=0.5)
+    found = residual.fit(features, labels, text, CLIP, settings, beside=Beside(names))
+    trained = np.setdiff1d(np.arange(len(labels)), found.held_out)
+    half = (features[trained] - text[labels[trained]]).mean(0) / 2
+    assert found.shift is not None
+    np.testing.assert_allclose(found.shift, half, atol=1e-6)
+    expected = (text + half) / np.linalg.norm(text + half, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.class_features, expected, atol=1e-6)
+    # The figures before are those of the names where they were.
+    as_they_are = dataclasses.replace(settings, gap=0.0)
+    assert found.before == residual.fit(features, labels, text, CLIP, as_they_are, beside=Beside(names)).before
+    assert residual.fit(features, labels, text, CLIP, settings).shift is None  # without a background
+
+
+def test_names_stay_where_the_folds_judge_that_better(data, monkeypatch):
+    features, labels, text = data
+    names = problem(8, 1, seed=5)[2]
+    for better, gap in ((True, 0.0), (False, 0.5)):
+        monkeypatch.setattr(residual, "surely_better", lambda merits, others, better=better: better)
+        found = residual.fit(features, labels, text, CLIP, QUICK, beside=Beside(names))
+        assert found.settings.gap == gap
+        assert (found.shift is None) == better
+        alone = dataclasses.replace(QUICK, gap=gap)
+        same = residual.fit(features, labels, text, CLIP, alone, beside=Beside(names))
+        np.testing.assert_array_equal(found.class_features, same.class_features)
+
+
+def test_surely_better_is_by_more_than_the_standard_error():
+    assert surely_better([0.9, 0.9, 0.8], [0.8, 0.8, 0.7])
+    assert not surely_better([0.8, 0.8, 0.7], [0.9, 0.9, 0.8])
+    assert not surely_better([0.9, 0.7, 0.8], [0.8, 0.9, 0.7])  # as often worse
+    assert not surely_better([0.9], [0.1])
+    assert not surely_better([], [])
+
+
+def test_reports_move_the_background_beside_the_classes(store_copy):
+    """A name of the background is compared where `tune` put it; weighed less, it is moved less."""
+    opened = open_store(store_copy)
+    labels = ood_audit.classes.vocabulary.read_vocabulary(EXAMPLES / "classes.txt")
+    settings = dataclasses.replace(QUICK, epochs=1, gap=0.5)
+    ood_audit.tune(opened, labels=EXAMPLES / "classes.txt", settings=settings, name="own")
+    found = prompts.choose(opened, labels, "own")
+    assert found is not None
+    assert found.shift is not None
+    context = Context(opened, labels, "cpu")
+    moved = plan.prepare(context, ScoreSettings(auto=True), ["auto"], found).target.pools["background"].features
+    stayed = plan.prepare(context, ScoreSettings(auto=True), ["auto"]).target.pools["background"].features
+    expected = stayed + found.shift
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(moved, expected, atol=1e-3)

@@ -93,7 +93,7 @@ def test_losses_by_hand():
 
 def test_without_its_term_and_mask_ebm_is_coop():
     images, texts, labels = problem(1)
-    coop = losses.coop(images, texts, labels, scale=10.0)
+    coop = losses.coop(images @ texts.T, labels, scale=10.0)
     none: dict[str, Any] = {"scale": 10.0, "weight": 0.0, "temperature": 1.0}
     for how, proportion in (("top", 0.0), ("random", 0.0), ("keep", 1.0)):
         kept = mask(images, texts, labels, proportion, how)

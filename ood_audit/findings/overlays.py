@@ -24,7 +24,7 @@ from ood_audit.findings.shortcuts import Shortcut
 from ood_audit.images.decode import grey_square
 from ood_audit.images.uri import is_remote
 
-WORD = "alike in one place, as by a banner or a frame"
+WORD = "look alike in one place, as by a banner or a frame"
 FEWEST = 12  # pictures of a class
 _SIDE = 64
 _EACH = 24  # pictures of a class that are looked at first

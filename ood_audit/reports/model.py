@@ -5,7 +5,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal[
-    "ood", "label", "leak", "exact-duplicate", "near-duplicate", "quality", "covariate-shift", "shortcut", "unusual"
+    "ood",
+    "label",
+    "leak",
+    "exact-duplicate",
+    "near-duplicate",
+    "quality",
+    "covariate-shift",
+    "text",
+    "shortcut",
+    "unusual",
 ]
 
 

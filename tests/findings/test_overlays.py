@@ -49,7 +49,7 @@ def test_the_banner_of_one_class_is_found_with_the_pictures_that_show_it():
     marked[3], marked[28] = plain["dog"][3], plain["dog"][28]
     (one,) = found(plain | {"dog": marked})
     assert one.group == "dog"
-    assert one.evidence == f"93% of dog look {overlays.WORD}, against 0% of the other images"
+    assert one.evidence == f"93% of dog {overlays.WORD}, against 0% of the other images"
     assert set(one.images) == {f"dog-{i:02}" for i in range(30)} - {"dog-03", "dog-28"}
     assert found(plain) == []
 
@@ -111,6 +111,6 @@ def test_a_report_lists_them(framed, tmp_path):
     store = tmp_path / "store"
     assert run_cli("embed", framed, "--store", store).returncode == 0
     done = run_cli("report", "--store", store, "--top", 3)
-    assert f"shortcut: 100% of chair look {overlays.WORD}, against 0% of the other images" in done.stderr
+    assert f"shortcut: 100% of chair {overlays.WORD}, against 0% of the other images" in done.stderr
     rows = ood_audit.open_store(store).query("SELECT DISTINCT path FROM findings WHERE kind = 'shortcut'").rows
     assert {path.partition("/")[0] for (path,) in rows} == {"chair"}

@@ -65,7 +65,7 @@ class Shortcut:
         group: The name of a class or of a split.
         is_split: Whether it is a split.
         shows: What its images do: `look like snow`, `look dark`, or `have the text "dog"`.
-        effect: d; for an overlay the share of the area that it takes, see `overlays`; for a text the share that has it.
+        effect: d; for an overlay its strength, see `overlays`; for a text the share that has it.
         share: The share of the group that does.
         share_others: The share of the other images that do.
         images: The ids of the images of the group that do, the most similar first.

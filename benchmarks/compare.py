@@ -28,7 +28,7 @@ from ood_audit.embedding.run import embed
 from ood_audit.findings import drift, overlays, shortcuts, words
 from ood_audit.findings.comparison import LEVEL, measures
 from ood_audit.findings.sides import MEASURES, Side
-from ood_audit.images.decode import grey_square
+from ood_audit.images.decode import grey
 from ood_audit.images.found import image_id
 from ood_audit.images.uri import file_uri
 from ood_audit.store import Store
@@ -283,7 +283,7 @@ def overlaid(source: Path, target: Path) -> None:
             rows.append(row | {"size_bytes": own.stat().st_size, "width": 200, "height": 200})
         return pa.Table.from_pylist(rows)
 
-    read = lru_cache(maxsize=None)(lambda uri: grey_square(uri, 64))
+    read = lru_cache(maxsize=None)(lambda uri: grey(uri, 96))
     plain = {one.group for one in overlays.find(images(), read)}
     print("overlays where none was drawn:", ", ".join(sorted(plain)) or "none")
     names = sorted(path.name for path in source.iterdir())

@@ -299,7 +299,7 @@ class Audit:
 
         Args:
             kind: One kind of finding: `ood`, `covariate-shift`, `label`, `leak`, `exact-duplicate`, `near-duplicate`,
-                `quality`, `shortcut` or `unreadable`; `duplicate` for both kinds of duplicates. None for all.
+                `quality`, `text`, `shortcut` or `unreadable`; `duplicate` for both kinds of duplicates. None for all.
             report: The report's name; None for the last one.
 
         Raises:

@@ -20,6 +20,7 @@ _SELECTIONS = {
     "leaks": ("leak",),
     "quality": ("quality",),
     "shortcuts": ("shortcut",),
+    "text": ("text",),
     "unreadable": ("unreadable",),
 }
 

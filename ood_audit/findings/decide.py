@@ -13,9 +13,10 @@ import numpy as np
 from duckdb import DuckDBPyConnection
 from numpy.typing import NDArray
 
-from ood_audit.findings import calibration, copies, folders, label_issues, leaks, quality, shift, shortcuts
+from ood_audit.findings import calibration, copies, folders, label_issues, leaks, quality, shift, shortcuts, written
 from ood_audit.findings.settings import FindingSettings
 from ood_audit.findings.shortcuts import Shortcut
+from ood_audit.findings.written import Misnamed
 from ood_audit.store.findings import Finding
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def findings(
     duplicates: Path,
     leaked: leaks.Leaks,
     found: Sequence[Shortcut],
+    misnamed: Sequence[Misnamed],
     report: str,
     *,
     look_alikes: bool = False,
@@ -210,6 +212,7 @@ def findings(
         duplicates: the file of `copies.current`.
         leaked: what the splits have in common.
         found: what goes with a class or a split.
+        misnamed: the images whose text names another class.
         report: the report's name.
         look_alikes: whether look-alikes within one recording are duplicates.
 
@@ -221,17 +224,18 @@ def findings(
         leaks.findings(leaked, report),
         copies.findings(db, duplicates, report, together),
         quality.findings(db, report),
-        _shortcuts(db, found, report),
+        written.findings(misnamed, _named(db, [one.image_id for one in misnamed]), report),
+        shortcuts.findings(found, _named(db, [image_id for one in found for image_id in one.images]), report),
         copies.unreadable(db, report),
     )
 
 
-def _shortcuts(db: DuckDBPyConnection, found: Sequence[Shortcut], report: str) -> Iterator[Finding]:
-    ids = [image_id for one in found for image_id in one.images]
+def _named(db: DuckDBPyConnection, ids: list[str]) -> dict[str, tuple[str, str]]:
+    """The URI and the path of each image."""
     rows = db.execute(
         "SELECT image_id, uri, path FROM images WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))", {"ids": ids}
     ).fetchall()
-    return shortcuts.findings(found, {image_id: (uri, path) for image_id, uri, path in rows}, report)
+    return {image_id: (uri, path) for image_id, uri, path in rows}
 
 
 def read_recipe(path: Path) -> "Recipe":

@@ -16,6 +16,8 @@ class FindingSettings:
         false_alarms: Flag images so that this share of the in-distribution ones is flagged; None for 1%, or for `fdr`.
         near_duplicates: Whether to look for near duplicates; None to do so for up to 200,000 images, and to leave out
             those that are of one recording.
+        read_text: Whether to read the text in pictures, of up to 2,000 of them: text that goes with one class or split,
+            and names of other classes. It needs the extra `text`.
 
     Raises:
         UsageError: A share is not between 0 and 1, or both are given.
@@ -23,13 +25,14 @@ class FindingSettings:
     Example:
         >>> from ood_audit import FindingSettings
         >>> FindingSettings(false_alarms=0.05)
-        FindingSettings(fdr=None, false_alarms=0.05, near_duplicates=None)
+        FindingSettings(fdr=None, false_alarms=0.05, near_duplicates=None, read_text=False)
 
     """
 
     fdr: float | None = None
     false_alarms: float | None = None
     near_duplicates: bool | None = None
+    read_text: bool = False
 
     def __post_init__(self) -> None:
         for option, level in (("`fdr`", self.fdr), ("`false_alarms`", self.false_alarms)):

@@ -64,17 +64,17 @@ class Shortcut:
     Attributes:
         group: The name of a class or of a split.
         is_split: Whether it is a split.
-        word: How its images look: `like snow`, or `dark`.
-        effect: d; for an overlay the share of the area that it takes, see `overlays`.
-        share: The share of the group that looks like it.
+        shows: What its images do: `look like snow`, `look dark`, or `have the text "dog"`.
+        effect: d; for an overlay its strength, see `overlays`; for a text the share that has it.
+        share: The share of the group that does.
         share_others: The share of the other images that do.
-        images: The ids of the images of the group that look like it, the most similar first.
+        images: The ids of the images of the group that do, the most similar first.
 
     """
 
     group: str
     is_split: bool
-    word: str
+    shows: str
     effect: float
     share: float
     share_others: float
@@ -84,7 +84,7 @@ class Shortcut:
     def evidence(self) -> str:
         """`92% of wolf look like snow, against 4% of the other images`."""
         whole = f"the split {self.group}" if self.is_split else self.group
-        return f"{self.share:.0%} of {whole} look {self.word}, against {self.share_others:.0%} of the other images"
+        return f"{self.share:.0%} of {whole} {self.shows}, against {self.share_others:.0%} of the other images"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def find(
         return None
     ids, features = _sampled(store, len(images))
     sampled = images.take(pc.index_in(ids, value_set=images["image_id"].combine_chunks()))
-    words = [*(f"like {name}" for name in names.names), *(word for word, _, _ in LOOKS)]
+    words = [*(f"look like {name}" for name in names.names), *(f"look {word}" for word, _, _ in LOOKS)]
     values = np.hstack([features @ names.features.T, looks(sampled)])
     share = np.repeat([_SHARE, _SHARE_LOOK], [len(names.names), len(LOOKS)])
     found: list[Shortcut] = []
@@ -160,7 +160,7 @@ def findings(found: Sequence[Shortcut], images: Mapping[str, tuple[str, str]], r
     """
     for one in found:
         severity = min(1.0, max(0.0, (one.share - one.share_others) / 2))  # the image itself may well be right
-        todo = f"add images of {one.group} that do not look {one.word}, and others that do"
+        todo = f"add images of {one.group} that do not {one.shows}, and others that do"
         for image_id in one.images:
             yield Finding(image_id, *images[image_id], "shortcut", severity, one.evidence, todo, report)
 

@@ -242,8 +242,8 @@ def to_webp(picture: Image.Image, quality: int) -> bytes:
     return out.getvalue()
 
 
-def grey_square(uri: str, side: int) -> NDArray[np.float32] | None:
-    """A picture in grey, scaled to so many pixels a side whatever its shape; None where it can't be read any more.
+def grey(uri: str, side: int) -> Image.Image | None:
+    """A picture in grey with so many pixels of the shorter side; None where it can't be read any more.
 
     Args:
         uri: of an image, not of a box.
@@ -254,7 +254,9 @@ def grey_square(uri: str, side: int) -> NDArray[np.float32] | None:
         with Image.open(io.BytesIO(read(uri).data), formats=formats()) as opened:
             opened.draft("L", (2 * side, 2 * side))
             upright = to_rgb(opened).convert("L")
-        return np.asarray(upright.resize((side, side), Image.Resampling.BOX), np.float32)
+        scale = side / min(upright.size)
+        size = tuple(max(side, round(scale * length)) for length in upright.size)
+        return upright.resize((size[0], size[1]), Image.Resampling.BOX)
     except Exception:  # as in `decode`
         return None
 

@@ -176,6 +176,12 @@ _TITLES: dict[Kind, _Titles] = {  # in the line of counts (one, many), title, le
         "They may show a known class as the labelled pictures do not. Many of them are ordinary pictures: this is the "
         "least certain finding.",
     ),
+    "text": (
+        "names another class",
+        "name another class",
+        "Text that names another class",
+        "The text in them names another class than their label. The label may be wrong, or the text misleads a model.",
+    ),
     "shortcut": (
         "shows a shortcut",
         "show a shortcut",
@@ -424,7 +430,9 @@ def group_title(section: Section, group: Group) -> Markup:
     if section.kind == "quality":
         return say("{} <strong>{}</strong>", count, *group.name)
     if section.kind == "shortcut":
-        return say("{} of <strong>{}</strong> look <strong>{}</strong>", count, *group.name)
+        return say("{} of <strong>{}</strong> <strong>{}</strong>", count, *group.name)
+    if section.kind == "text":
+        return say("{} in <strong>{}</strong>", count, *group.name)
     if section.kind == "covariate-shift":
         return say("{} perhaps show <strong>{}</strong>", count, *group.name)
     return say("{} look like <strong>{}</strong>", count, *group.name)
@@ -437,7 +445,7 @@ def sentence(finding: Finding, page: Page) -> Markup:
         p, p_given = finding.probabilities or (0.0, 0.0)
         text = say("In <strong>{}</strong>, but looks like <strong>{}</strong>", scored.given or "", scored.label)
         return text + f": {_percent(p)} against {_percent(p_given)}."
-    if finding.kind in ("leak", "quality"):
+    if finding.kind in ("leak", "quality", "text"):
         return say("{}.", finding.evidence[:1].upper() + finding.evidence[1:])
     if finding.twin is not None:
         same = "file" if finding.kind == "exact-duplicate" else "picture"

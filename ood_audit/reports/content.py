@@ -33,6 +33,7 @@ WITH found AS (
         WHEN 'ood' THEN [r.cluster]
         WHEN 'label' THEN [r.given_label, r.suggested_label]
         WHEN 'covariate-shift' THEN [r.label]
+        WHEN 'text' THEN [r.given_label]
         WHEN 'quality' THEN [split_part(i.evidence, ':', 1)]
         ELSE [] END AS name
     FROM read_parquet($findings, hive_partitioning = false) AS i
@@ -113,7 +114,7 @@ class Found:
     def _shortcut(self, image_id: str) -> tuple[str, ...]:
         """The group of an image that shows a shortcut."""
         one = self.shortcut_of[image_id]
-        return (one.group, one.word)
+        return (one.group, one.shows)
 
     def _with(self, kind: Kind) -> Row:
         return {**self._values, "kind": kind}

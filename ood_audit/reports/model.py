@@ -7,7 +7,16 @@ from typing import Literal
 DEFAULT_NAME = "latest"  # of a report
 
 Kind = Literal[
-    "ood", "label", "leak", "exact-duplicate", "near-duplicate", "quality", "covariate-shift", "shortcut", "unusual"
+    "ood",
+    "label",
+    "leak",
+    "exact-duplicate",
+    "near-duplicate",
+    "quality",
+    "covariate-shift",
+    "text",
+    "shortcut",
+    "unusual",
 ]
 
 

@@ -17,12 +17,14 @@ from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import cached_features
 from ood_audit.errors import StoreError, UsageError
-from ood_audit.findings import copies, leaks, naming, overlays, quality, records, shortcuts
+from ood_audit.findings import copies, leaks, naming, overlays, quality, records, shortcuts, written
 from ood_audit.findings import decide as decisions
 from ood_audit.findings.decide import Decisions
 from ood_audit.findings.settings import TURNED_MOST, FindingSettings
 from ood_audit.findings.shortcuts import Shortcut
+from ood_audit.findings.written import Misnamed
 from ood_audit.frames import Tabular
+from ood_audit.images import ocr
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.reports import content, paging, ranking, writers
 from ood_audit.reports.html import render
@@ -134,6 +136,7 @@ def report(
     if not isinstance(store, Store):
         store = open_store(store)
     find = find or FindingSettings()
+    reader = ocr.TextReader() if find.read_text else None
     with computing(store.root):
         generation = store.generation
         scores = score(
@@ -147,7 +150,7 @@ def report(
         )
         on_pairs = counting(on_progress, "looking for duplicates")
         duplicates = copies.current(store, find.near_duplicates, on_pairs, device=device, on_note=note)
-        run = _Run(store, scores, name, top, find, *duplicates, generation, device, on_progress)
+        run = _Run(store, scores, name, top, find, *duplicates, generation, device, on_progress, reader)
         with ExitStack() as lock:
             with replacing(store.reports / name) as folder:
                 folder.mkdir()
@@ -171,6 +174,7 @@ class _Run:
     generation: int
     device: str
     on_progress: Progress
+    read_text: written.Read | None
 
     @property
     def current(self) -> dict[str, str]:
@@ -186,7 +190,7 @@ class _Run:
             table, decided = self._decide(db)
             self.on_progress("looking for shortcuts")
             compared = _compared(self.scores, self.device)
-            shown = self._shortcuts(db, compared, decided)
+            shown, misnamed = self._shortcuts(db, compared, decided)
             decisions.save(table, folder)
             ranking.write_all(db, table, ranked)
         with self._connected(parts, ranked) as db:
@@ -197,7 +201,9 @@ class _Run:
             decided.notes.extend([*leaked.about(), *_about_quality(db)])
             self.on_progress("writing the report")
             asked = bool(self.find.near_duplicates)
-            made = decisions.findings(db, decided, self.duplicates, leaked, shown, self.name, look_alikes=asked)
+            made = decisions.findings(
+                db, decided, self.duplicates, leaked, shown, misnamed, self.name, look_alikes=asked
+            )
             found = verdicts.unsettled(made, passed)
             records.write(folder / findings.FILE, found, generation=self.generation)
             if passed:
@@ -230,8 +236,13 @@ class _Run:
             )
         return table, replace(decided, notes=[*decided.notes, *notes])
 
-    def _shortcuts(self, db: DuckDBPyConnection, compared: Compared, decided: Decisions) -> list[Shortcut]:
-        """The shortcuts, each with a note. Where the scores were there, the model is not loaded."""
+    def _shortcuts(
+        self, db: DuckDBPyConnection, compared: Compared, decided: Decisions
+    ) -> tuple[list[Shortcut], list[Misnamed]]:
+        """The shortcuts, each with a note, and images whose text names another class.
+
+        Where the scores were there, the model is not loaded.
+        """
         columns = ", ".join(("image_id", "uri", "size_bytes", "width", "height", "split", *shortcuts.MEASURES))
         images = db.sql(
             f"SELECT * FROM (SELECT image_id, given_label FROM scores) JOIN (SELECT {columns} FROM images) "
@@ -242,10 +253,16 @@ class _Run:
         if found is None:
             decided.notes.append("shortcuts: none looked for by names, as this model has no features of conditions")
             found = []
+        misnamed: list[Misnamed] = []
+        if self.read_text:
+            on_read = counting(self.on_progress, "reading text in pictures")
+            text = written.find(images, self.scores.vocabulary, self.read_text, on_read)
+            decided.notes.append(text.about())
+            found, misnamed = [*text.shortcuts, *found], text.misnamed
         told = {one.group for one in found if not one.is_split}
         found += [one for one in overlays.find(images) if one.group not in told]
         decided.notes.extend(f"shortcut: {one.evidence}" for one in found)
-        return found
+        return found, misnamed
 
     @contextmanager
     def _connected(self, parts: list[Path], ranked: Path | None = None) -> Iterator[DuckDBPyConnection]:

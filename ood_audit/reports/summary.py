@@ -13,6 +13,7 @@ _SENTENCES: dict[Kind, tuple[str, str]] = {  # one, many
     "exact-duplicate": ("is an exact duplicate", "are exact duplicates"),
     "near-duplicate": ("is a near duplicate", "are near duplicates"),
     "quality": ("is of odd quality", "are of odd quality"),
+    "text": ("has the name of another class in it", "have the name of another class in them"),
     "shortcut": ("shows what goes with its class", "show what goes with their class"),
     "covariate-shift": ("is perhaps in another style", "are perhaps in another style"),
 }

@@ -10,6 +10,7 @@ KINDS = (
     "exact-duplicate",
     "near-duplicate",
     "quality",
+    "text",
     "shortcut",
     "unreadable",
 )

@@ -101,7 +101,7 @@ def test_a_report_lists_the_images_that_show_it(store):
     assert "Shortcuts" in page
     assert "<b>" + "\x1b" not in page
     (section,) = [one for one in report.sections if one.kind == "shortcut"]
-    assert section.groups[0].name == ("<b>\x1b[31mwolf", "like snow")
+    assert section.groups[0].name == ("<b>\x1b[31mwolf", "look like snow")
     assert section.count == len(rows)
     assert any(note.startswith("shortcut: ") for note in report.decisions.notes)
 

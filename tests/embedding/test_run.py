@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -270,7 +271,8 @@ def test_folders_that_look_like_each_other(pictures, store, tmp_path):
 @pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
 def test_lists_with_entries_that_are_missing(pictures, store, tmp_path, kind):
     one, two, _ = sorted((pictures / "airplane").iterdir())
-    entries = [f"pictures/airplane/{one.name}", str(two), "missing.jpg", "pictures", "pictures/nul\0.jpg"]
+    null = kind != "csv" or sys.version_info >= (3, 11)  # before, csv refuses a file with a null byte
+    entries = [f"pictures/airplane/{one.name}", str(two), "missing.jpg", "pictures", *["pictures/nul\0.jpg"] * null]
     names = tmp_path / f"list.{kind}"
 
     def write(entries):
@@ -282,14 +284,14 @@ def test_lists_with_entries_that_are_missing(pictures, store, tmp_path, kind):
             pq.write_table(pa.table({"path": [*entries, None]}), names)
 
     write(entries)
-    assert run(names, store) == {"added": 2, "unreadable": 3}
+    assert run(names, store) == {"added": 2, "unreadable": 2 + null}
     errors = dict(rows(store, "path, error", "status = 'error'"))
     assert errors["missing.jpg"] == "no such file, or a link to nothing"
     assert errors["pictures"] == "is a directory"
-    assert "null byte" in errors["pictures/nul\0.jpg"]
+    assert not null or "null byte" in errors["pictures/nul\0.jpg"]
     shutil.copy(PHOTOS[-1], tmp_path / "missing.jpg")
     write(entries[1:3])
-    assert run(names, store) == {"unchanged": 1, "changed": 1, "removed": 3}
+    assert run(names, store) == {"unchanged": 1, "changed": 1, "removed": 2 + null}
     assert {status for _, status in rows(store)} == {"ok"}
 
 

@@ -177,7 +177,7 @@ with openclip._compiler_later():
     import torch
     from torch._dynamo.utils import is_compile_supported
 
-    @torch.compiler.disable(reason="none")
+    @torch.compiler.disable(recursive=False)
     def double(x):
         '''Twice.'''
         return 2 * x

@@ -73,7 +73,8 @@ def _part(loading: Future[Loaded], box: Box | None, prepare: Callable[..., Pixel
 
 
 def _encode(encoder: "Encoder", pending: list[Future[Decoded]]) -> "tuple[list[Decoded], Features | None]":
-    pending[-1].result()  # the last one first: waiting for each in turn would wake this thread as often
+    for last in pending[-1:]:  # first: waiting for each in turn would wake this thread as often
+        last.result()
     decoded = [future.result() for future in pending]
     pixels = [image.pixels for image in decoded if image.pixels is not None]
     features = encoder.encode_images(pixels) if pixels else None

@@ -167,9 +167,11 @@ def names(source: str, among: Iterable[str]) -> tuple[list[str], list[str]]:
     """
     filesystem, base = open_place(source)
     found = _told(filesystem.get_file_info, fs.FileSelector(base, allow_not_found=True))
-    below = _told(filesystem.get_file_info, [f"{base.rstrip('/')}/{name}" for name in among])
-    folders = sorted(entry.base_name for entry in below if entry.type == fs.FileType.Directory)
-    return folders, sorted(entry.base_name for entry in found if entry.type == fs.FileType.File)
+    own = sorted(entry.base_name for entry in found if entry.type == fs.FileType.File)
+    if source.startswith("gs:"):  # see `walk`
+        found = _told(filesystem.get_file_info, [f"{base.rstrip('/')}/{name}" for name in among])
+    folders = {entry.base_name for entry in found if entry.type == fs.FileType.Directory}
+    return sorted(folders & set(among)), own
 
 
 def walk(source: str, notes: ScanNotes, exclude: str | None = None) -> Iterator[tuple[str, str, int, int]]:

@@ -622,7 +622,6 @@ def test_coco_ids_that_are_given_twice_are_said(tmp_path, scene):
     assert problems(notes) == {
         "classes with the id of another, left out": 1,
         "images with the id of another, whose annotations are taken for both": 1,
-        "pictures listed twice, taken as they are listed first": 1,
         "pictures without annotation": 1,
     }
 
@@ -655,7 +654,7 @@ def test_a_yolo_picture_in_two_splits_is_said(tmp_path, scene):
     notes = ScanNotes()
     path = yolo(tmp_path, scene, b"1 .5 .5 .2 .2\n", "val: images\nnames: [airplane, cup]\n")
     assert labels(path, notes)["images/one.jpg"] == ("cup", "train")
-    assert problems(notes) == {"pictures listed twice, taken as they are listed first": 1}
+    assert problems(notes) == {"pictures in two splits, kept in the first": 1}
 
 
 def test_the_nearest_folder_of_images_has_the_labels_of_yolo(tmp_path, scene):

@@ -44,7 +44,7 @@ def rows(place: Place, base: str, pictures: Iterator[Picture], notes: ScanNotes)
         notes: Problems are counted here. None is an error: a missing picture is a row that says so.
 
     """
-    many, seen = 1, set[int]()
+    many, split_of = 1, dict[int, str | None]()
     while some := list(islice(pictures, many)):
         for picture, found in zip(some, place.each(place.facts, [one.location for one in some]), strict=True):
             try:
@@ -52,10 +52,10 @@ def rows(place: Place, base: str, pictures: Iterator[Picture], notes: ScanNotes)
             except OSError:  # in an archive or a listing there is no URI of what is not there
                 notes.add_problem("missing pictures", storable(picture.location.lstrip("/")))
                 continue
-            if hash(uri) in seen:
-                notes.add_problem("pictures listed twice, taken as they are listed first", path)
-                continue
-            seen.add(hash(uri))
+            split = split_of.setdefault(hash(uri), picture.split)
+            if split != picture.split:
+                notes.add_problem("pictures in two splits, kept in the first", path)
+                picture.split = split
             if found is None:
                 notes.add_problem("missing pictures", path)
             yield from picture_rows(uri, path, found or (0, 0), picture, notes)

@@ -15,11 +15,11 @@ from pathlib import Path
 from time import process_time
 
 import pyarrow as pa
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.findings import written
-from ood_audit.images.ocr import TextReader
+from ood_audit.images.ocr import SIDE, TextReader
 from ood_audit.images.uri import file_uri
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "images"
@@ -62,6 +62,15 @@ def captioned(paths: list[Path], texts: Mapping[str, str], folder: Path) -> Iter
         with Image.open(path) as opened:
             caption(opened.convert("RGB"), texts[path.parent.name], random.Random(number)).save(target, quality=90)
         yield path, target
+
+
+def enlarged(paths: list[Path], folder: Path) -> Iterator[Path]:
+    """Pictures of the size at which larger ones are read."""
+    folder.mkdir()
+    for number, path in enumerate(random.Random(0).sample(paths, len(paths))):
+        with Image.open(path) as opened:
+            ImageOps.contain(opened.convert("RGB"), (SIDE, SIDE)).save(folder / f"{number}.jpg", quality=90)
+        yield folder / f"{number}.jpg"
 
 
 def read_all(title: str, paths: list[Path], read: TextReader) -> dict[Path, list[str] | None]:
@@ -124,6 +133,8 @@ def main() -> None:
         "an address": dict.fromkeys(names, ADDRESS),
     }
     with tempfile.TemporaryDirectory() as temporary:
+        large = [path for path, _ in zip(enlarged(objects, Path(temporary) / "large"), range(60), strict=False)]
+        read_all(f"objects, scaled to {SIDE} pixels", large, read)
         for title, texts in kinds.items():
             pairs = dict(captioned(objects, texts, Path(temporary) / title))
             lines = read_all(title, list(pairs.values()), read)

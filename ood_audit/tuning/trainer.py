@@ -407,9 +407,9 @@ def foremost(merits: Sequence[Sequence[float]]) -> int:
 
 
 def surely_better(merits: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether merits are better than others by more than the standard error of their difference over the same folds."""
+    """Whether merits are better than others, of the same folds, by more than two standard errors of the difference."""
     gain = np.array(merits) - np.array(others)
-    return len(gain) > 1 and bool(gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
+    return len(gain) > 1 and bool(gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def split(labels: Ints, shots: int | None, seed: int) -> tuple[Ints, Ints]:

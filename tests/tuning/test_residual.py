@@ -238,10 +238,11 @@ def test_names_stay_where_the_folds_judge_that_better(data, monkeypatch):
         np.testing.assert_array_equal(found.class_features, same.class_features)
 
 
-def test_surely_better_is_by_more_than_the_standard_error():
+def test_surely_better_is_by_more_than_two_standard_errors():
     assert surely_better([0.9, 0.9, 0.8], [0.8, 0.8, 0.7])
     assert not surely_better([0.8, 0.8, 0.7], [0.9, 0.9, 0.8])
     assert not surely_better([0.9, 0.7, 0.8], [0.8, 0.9, 0.7])  # as often worse
+    assert not surely_better([0.9, 0.8, 0.76], [0.8, 0.8, 0.7])  # by 1.8 standard errors
     assert not surely_better([0.9], [0.1])
     assert not surely_better([], [])
 

@@ -385,7 +385,7 @@ def _patch(patch: pytest.MonkeyPatch, gpu: PretendGpu) -> None:
             _Mode(gpu).__enter__()
         enter(device, threads)
 
-    patch.setattr("ood_audit.embedding.pipeline.enter_forward_thread", enter_forward_thread)
+    patch.setattr("ood_audit.encoders.device.enter_forward_thread", enter_forward_thread)
     patch.setattr(torch.nn.functional, "scaled_dot_product_attention", _attention)
     if gpu.kind == "mps":
         patch.setattr(torch.backends.mps, "is_available", lambda: True)

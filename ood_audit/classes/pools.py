@@ -31,7 +31,7 @@ NAMES = ("background", "neglabel", "csp")
 
 _SAME = 0.95  # names with a larger text cosine mean one thing
 _SHARE, _QUANTILE = 0.15, 0.95
-_CHUNK_BYTES = 32 << 20  # float32 cosines at a time
+_CHUNK_BYTES = 4 << 20  # float32 cosines at a time
 
 Progress = Callable[[int, int], None]
 
@@ -105,8 +105,10 @@ def load(
     key = f"{corpus.key} {len(names)}"
     found = background.read(path, key)
     if found is None:
-        prompts = replace(vocabulary, templates=corpus.noun_prompts)
-        classes = prompts.features(encoder().encode_texts)
+        if vocabulary.templates == corpus.noun_prompts:
+            classes = cached_features(store, vocabulary, encoder)
+        else:
+            classes = replace(vocabulary, templates=corpus.noun_prompts).features(encoder().encode_texts)
         rows, pairs = np.arange(len(names), dtype=np.int32), np.empty((0, 2), np.int32)
         if name == "background":
             pairs = naming(names, features, vocabulary, classes)

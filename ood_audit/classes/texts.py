@@ -1,17 +1,21 @@
 """Who turns texts into features for a store: its encoder, or the vectors that were imported for its names."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.encoders.identity import IMPORTED
 from ood_audit.errors import EncoderError, UsageError
 from ood_audit.names import key
 from ood_audit.progress import Progress, silent
+from ood_audit.store.files import read_json, write_json
 from ood_audit.store.store import Store
 from ood_audit.text import printable
+from ood_audit.values import JsonObject
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +89,15 @@ def _load(
             f"this store have {store.encoder.dimension}; import them again with the right `model`"
         )
     return own
+
+
+def encoder_defaults(store: Store, encoder: Callable[[], TextEncoder]) -> JsonObject:
+    """The encoder's card, see `ScoreDefaults`: read from its weights once, and kept in the store."""
+    path = store.root / "score_defaults.json"
+    if not path.exists() or "duplicate" not in read_json(path):  # older ones had other settings
+        own = IMPORTED if store.encoder.is_imported else encoder().score_defaults
+        write_json(path, asdict(own))
+    return read_json(path)
 
 
 def class_names(store: Store) -> list[str]:

@@ -1,7 +1,7 @@
 """What a score run computes: what images are compared with, by which scores, and with which settings."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.prompts import Prompts
 from ood_audit.classes.vocabulary import Vocabulary, cached_features
 from ood_audit.encoders.device import choose_device
-from ood_audit.encoders.identity import IMPORTED
 from ood_audit.progress import counting
 from ood_audit.scoring import joining, knows, pictures, references, scores, selection
 from ood_audit.scoring.context import Context
@@ -26,7 +25,6 @@ from ood_audit.scoring.scores import Options, Score
 from ood_audit.scoring.settings import ScoreSettings, settings_of
 from ood_audit.scoring.similarity import Target
 from ood_audit.store import Store
-from ood_audit.store.files import read_json, write_json
 from ood_audit.store.views import count_readable
 
 Run = tuple[Score, Options]  # the function of a score, and its settings
@@ -89,7 +87,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     store, vocabulary, given = context.store, context.vocabulary, settings.given(prompts)
     encoder = texts.encoder_of(store, context.device, context.on_progress)
     by_name = cached_features(store, vocabulary, encoder)
-    defaults = encoder_defaults(store, encoder)
+    defaults = texts.encoder_defaults(store, encoder)
     duplicate = defaults.pop("duplicate")
     context.on_progress("reading the features")
     labelled = _labelled(context, prompts)
@@ -250,12 +248,3 @@ def _class_folders(store: Store, vocabulary: Vocabulary) -> NDArray[np.int64]:
     """(F,) the classes that a folder with readable images is named as."""
     folders = store.query("SELECT DISTINCT folder FROM images WHERE status = 'ok'").rows
     return np.array(sorted({k for (folder,) in folders if (k := vocabulary.class_of(folder)) is not None}), np.int64)
-
-
-def encoder_defaults(store: Store, encoder: _Encoder) -> Options:
-    """The encoder's card, see `ScoreDefaults`: read from its weights once, and kept in the store."""
-    path = store.root / "score_defaults.json"
-    if not path.exists() or "duplicate" not in read_json(path):  # older ones had other settings
-        own = IMPORTED if store.encoder.is_imported else encoder().score_defaults
-        write_json(path, asdict(own))
-    return read_json(path)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ood_audit.classes import labelled, prompts, vocabulary
+from ood_audit.classes import labelled, prompts, texts, vocabulary
 from ood_audit.classes.vocabulary import Vocabulary
+from ood_audit.encoders.cpu import return_freed_memory
 from ood_audit.errors import OodAuditError, StoreError
 from ood_audit.progress import Progress, silent
 from ood_audit.scoring import scores
@@ -150,16 +151,30 @@ def _compute(
     lock: ExitStack,
 ) -> None:
     """Compute scores, and enter into `lock` before they appear in the store."""
+    _encode_classes(context)
     from ood_audit.scoring import plan, recipe, table
 
     store, method = context.store, settings.method
     prepared = plan.prepare(context, settings, [method], tuned)
+    return_freed_memory()
     with replacing(path) as temporary:
         joined = table.write(context, temporary, prepared, method, total)
         lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
     table.keep_prototypes(path.with_suffix(_PROTOTYPES), prepared, method)
     write_json(path.with_suffix(".json"), {**request, **recipe.recipe_of(prepared, method, joined)})
     _drop_outdated(store, request["generation"])
+
+
+def _encode_classes(context: Context) -> None:
+    """Encode the names of the classes, for `plan` to find them in the store.
+
+    The starter's text tower needs no torch. Before that is imported, its 200 MB are free again.
+    """
+    encoder = texts.encoder_of(context.store, context.device, context.on_progress)
+    vocabulary.cached_features(context.store, context.vocabulary, encoder)
+    texts.encoder_defaults(context.store, encoder)
+    del encoder
+    return_freed_memory()
 
 
 def prototypes_of(scored: Scores) -> "list[Prototypes | None]":

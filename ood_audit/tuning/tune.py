@@ -19,7 +19,6 @@ from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, counting, silent
-from ood_audit.scoring.plan import encoder_defaults
 from ood_audit.store import DEFAULT_STORE, Store, open_store, writing
 from ood_audit.store.locks import COMMIT_SECONDS, computing
 from ood_audit.store.parts import iter_features
@@ -117,7 +116,7 @@ def tune(
         if settings.unlabelled:
             beside = replace(beside, unlabelled=_unlabelled(store))
         if settings.method == "residual":
-            defaults = ScoreDefaults(**encoder_defaults(store, encoder))
+            defaults = ScoreDefaults(**texts.encoder_defaults(store, encoder))
             found = residual.fit(own.features, own.labels, text, defaults, settings, on_epoch, beside)
         else:
             found = trainer.fit(own.features, own.labels, vocabulary.spoken, encoder(), settings, on_epoch, beside)

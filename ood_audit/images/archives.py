@@ -100,7 +100,7 @@ def open_member(index: Index, file: BinaryIO, member: str) -> Iterator[tuple[Bin
     name = os.fsdecode(unquote_to_bytes(member))
     if not isinstance(index, zips.ZipIndex) or name not in index.sizes:
         raise UnreadableError(f"no such file in the {index.kind}")
-    with index.open(file, name) as opened:
+    with index.member(file, name) as opened:
         yield cast(BinaryIO, opened), index.sizes[name]
 
 

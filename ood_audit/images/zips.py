@@ -48,7 +48,7 @@ class ZipIndex:
         info = self._archive.getinfo(name)
         if info.file_size > _BOMB_BYTES and info.file_size > _BOMB_RATIO * info.compress_size:
             raise UnreadableError(f"decompression bomb: {info.compress_size:,} bytes become {info.file_size:,}")
-        with self.open(file, name) as member:
+        with self.member(file, name) as member:
             try:
                 return _all_of(member, info)
             except OSError:
@@ -56,7 +56,7 @@ class ZipIndex:
             except Exception as error:  # BadZipFile, zlib.error, EOFError, struct.error, …
                 raise _damaged(error) from error
 
-    def open(self, file: BinaryIO, name: str) -> IO[bytes]:
+    def member(self, file: BinaryIO, name: str) -> IO[bytes]:
         """A member for reading.
 
         Raises:

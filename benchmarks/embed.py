@@ -21,7 +21,6 @@ enlarged to 2000 × 1500 with grain: decoded in full, and at the reduced scale t
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from benchmarks.memory import own_peak
 
 LIMIT = 0.9
 MEMORY = 900  # MB
@@ -162,7 +163,7 @@ def peak(pictures: Path, model: str, weights: str | None) -> None:
 
     with tempfile.TemporaryDirectory() as store:
         embed(pictures, store=store, model=model, weights=weights)
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    print(json.dumps(own_peak()))
 
 
 def imports(_: Path) -> None:
@@ -171,7 +172,7 @@ def imports(_: Path) -> None:
     import pyarrow.parquet  # noqa: F401
     import torch  # noqa: F401
 
-    print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    print(json.dumps(own_peak()))
 
 
 def child(what: str, pictures: Path, *rest: object) -> Any:

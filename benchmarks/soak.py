@@ -186,8 +186,15 @@ def warm_up() -> None:
     for name in (*modules, *late, "scoring.plan", "scoring.recipe", "scoring.table", "store.compaction"):
         __import__(f"ood_audit.{name}")
     encoder = clip.load_encoder("starter", device="cpu")
+
+    def loaded(asked: object, *_: object, precision: str = "auto", **__: object) -> Any:
+        """The encoder, in the precision that is asked for by name or by a store's identity."""
+        if "bf16" in (precision, getattr(asked, "precision", None)) and encoder.precision != "bf16":
+            encoder.use_bf16()
+        return encoder
+
     for name in ("load_encoder", "load_same_encoder"):
-        setattr(loading, name, lambda *args, **options: encoder)
+        setattr(loading, name, loaded)
     parts.PART_ROWS = _PART_ROWS
     assert imagehash and pyarrow and safetensors.numpy and scipy.fftpack and scipy.sparse.csgraph and sklearn.cluster
 

@@ -5,10 +5,9 @@ import importlib.util
 import os
 import platform
 import sys
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ood_audit.encoders.identity import EncoderIdentity
-from ood_audit.values import JsonObject
 
 if TYPE_CHECKING:
     from ood_audit.encoders.clip import ClipEncoder
@@ -23,26 +22,16 @@ def load_encoder(
     weights: str | None = None,
     device: str = "auto",
     precision: str = "auto",
-    recorded: JsonObject | None = None,
-    texts_only: bool = False,
-    fall_back: bool = True,
+    **options: Any,
 ) -> Encoder:
-    """Load an encoder; see `clip.load_encoder` for arguments and errors."""
+    """Load an encoder of images; see `clip.load_encoder` for arguments, further options and errors."""
     if _is_light(model, weights, device, precision):
         from ood_audit.encoders.light import StarterEncoder
 
         return StarterEncoder("fp32" if precision == "auto" else precision)
     from ood_audit.encoders import clip
 
-    return clip.load_encoder(
-        model,
-        weights=weights,
-        device=device,
-        precision=precision,
-        recorded=recorded,
-        texts_only=texts_only,
-        fall_back=fall_back,
-    )
+    return clip.load_encoder(model, weights=weights, device=device, precision=precision, **options)
 
 
 def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto", fall_back: bool = True) -> Encoder:

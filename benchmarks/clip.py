@@ -166,7 +166,8 @@ def as_in_0_1_0(folder: Folder) -> NDArray[np.float64]:
     if folder.background is not None:
         outside = 0.8 * torch.from_numpy(folder.images @ folder.background.T)
     raw = delta_energy(0.8 * to_text + 0.2 * near, temperature=0.015, top_c=1, reset_to=0.0, background=outside)
-    return -raw.double().numpy()
+    found: NDArray[np.float64] = -raw.double().numpy()
+    return found
 
 
 def table(sets: list[Set], measure: Callable[[Folder], dict[str, NDArray[np.float64]]] = scores) -> bool:

@@ -1,19 +1,12 @@
 """What is tuned for CPUs, each with what it gains.
 
-Nothing here changes a result by more than the rounding of float32. What needs no torch does not import it.
+Nothing here changes a result by more than the rounding of float32. None of it needs torch.
 """
 
 import ctypes
-import math
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _CPU_FACTS = Path("/proc/cpuinfo")
 _ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
@@ -70,35 +63,3 @@ def _glibc() -> "ctypes.CDLL | None":
         return library if library.mallopt and library.malloc_trim else None
     except (OSError, AttributeError):
         return None
-
-
-def log_sum_exp(values: "Tensor", temperature: float) -> "Tensor":
-    """(N, K) → (N,), log Σ exp(values/temperature) of each row; −inf where all of them are.
-
-    It is computed by torch's softmax, one fused kernel. torch's own logsumexp is as fast at τ = 0.01, but takes eight
-    times as long where most exponentials underflow, as at τ = 0.002 (measured on AMD EPYC).
-    """
-    import torch
-
-    scaled = values if temperature == 1 else values / temperature
-    top = scaled.amax(dim=1)
-    return torch.where(top.isneginf(), top, top - scaled.log_softmax(dim=1).amax(dim=1))
-
-
-@contextmanager
-def without(values: "Tensor", where: "Tensor", removed: "Tensor") -> Iterator[None]:
-    """Set some values of each row of an (N, K) tensor to −inf, and put them back at the end.
-
-    A copy would take as long as all else that ΔEnergy does with the similarities.
-
-    Args:
-        values: (N, K), changed in place.
-        where: (N, c) int64, positions in each row.
-        removed: (N, c), the values that are there.
-
-    """
-    try:
-        values.scatter_(1, where, -math.inf)
-        yield
-    finally:
-        values.scatter_(1, where, removed)

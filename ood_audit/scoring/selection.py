@@ -388,7 +388,7 @@ def _delta_energies(
     """ΔE of each candidate of ΔEnergy, in the order of `Grid.candidates`."""
     import torch
 
-    from ood_audit.encoders.cpu import log_sum_exp
+    from ood_audit.arrays import log_sum_exp
     from ood_audit.scoring.scores.delta_energy import changes_of
 
     settings = [settings for method, settings in grid.candidates() if method == "delta-energy"]

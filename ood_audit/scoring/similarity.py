@@ -13,9 +13,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from ood_audit.arrays import log_sum_exp, without
 from ood_audit.classes import prototypes
 from ood_audit.classes.prototypes import Prototypes, References
-from ood_audit.encoders.cpu import log_sum_exp, without, worker_count
+from ood_audit.encoders.cpu import worker_count
 from ood_audit.encoders.device import (
     CPU,
     choose_device,
@@ -127,7 +128,9 @@ class Chunk:
 
     def log_sum(self, weight: float, temperature: float) -> torch.Tensor:
         """(N,) log Σ exp(s/τ) of the similarities."""
-        return self._once(("log_sum", weight, temperature), lambda: log_sum_exp(self.similarities(weight), temperature))
+        key = "log_sum", weight, temperature
+        found: torch.Tensor = self._once(key, lambda: log_sum_exp(self.similarities(weight), temperature))
+        return found
 
     def outside(self, temperature: float) -> torch.Tensor:
         """(N,) log Σ exp(s/τ) of the cosines to the background vocabulary."""

@@ -89,16 +89,6 @@ def test_an_image_of_a_class_is_higher_than_one_of_a_negative():
     assert 0 <= outside < inside <= 1
 
 
-def test_the_global_generator_is_left_alone():
-    generator = np.random.default_rng(3)
-    x, t, n = unit(generator, 2), unit(generator, 2), unit(generator, 200)
-    torch.manual_seed(5)
-    first = torch.rand(3)
-    torch.manual_seed(5)
-    neglabel(x @ t.T, images=x, neglabel_classes=t, neglabel_negatives=n)
-    assert torch.equal(torch.rand(3), first)
-
-
 @pytest.mark.parametrize("groups", [0, 51])
 def test_more_groups_than_negatives(groups):
     generator = np.random.default_rng(4)

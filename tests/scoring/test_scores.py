@@ -1,5 +1,7 @@
 """Each score against a slow version of its formula; what `--score` takes and refuses."""
 
+import doctest
+import sys
 import types
 from typing import Any
 
@@ -48,8 +50,8 @@ def knn(row, images, references, neighbours):
     return -distances[min(neighbours, len(distances)) - 1]
 
 
-def raw(function, cosines, classes, options):
-    """Apply a score, with classes where it wants them and something for all else."""
+def raw(function, cosines, classes, options, as_arrays=False):
+    """Apply a score to tensors or as many arrays, with classes where it wants them and something for all else."""
     draw = torch.Generator().manual_seed(0)
 
     def unit(rows):
@@ -66,7 +68,10 @@ def raw(function, cosines, classes, options):
         **{f"{name}_negatives": unit(300) for name in ("neglabel", "csp")},
     }
     options = {name: value for name, value in options.items() if name not in ("background", "prototypes")}
-    return function(cosines, **{name: everything[name] for name in scores.inputs(function)}, **options)
+    given = {name: everything[name] for name in scores.inputs(function)}
+    if as_arrays:
+        cosines, given = cosines.numpy(), {name: of if of is None else of.numpy() for name, of in given.items()}
+    return function(cosines, **given, **options)
 
 
 SLOW: dict[str, Any] = {"mcm": mcm, "energy": energy, "maxlogit": maxlogit, "logitgap": logitgap, "simlabel": simlabel}
@@ -103,6 +108,25 @@ def test_temperature_is_the_formulas(name):
     cosines = np.random.default_rng(0).uniform(0, 0.3, (4, 9))
     got = raw(scores.load(name), torch.from_numpy(cosines), None, {"temperature": 0.01})
     np.testing.assert_allclose(got, [SLOW[name](row, None, 0.01) for row in cosines], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", scores.BUILT_IN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 7, 200])
+def test_arrays_and_tensors_score_alike(name, dtype, count):
+    """To the rounding of their dtype, which is that of what is given; and what is given stays as it is."""
+    function = scores.load(name)
+    options = settings_of(name, function, {"temperature": 0.05, "top_c": 2, "reset_to": 0.0})
+    draw = torch.Generator().manual_seed(count)
+    cosines = torch.rand(9, count, generator=draw, dtype=dtype) - 0.5
+    classes = torch.nn.functional.normalize(torch.randn(count, 6, generator=draw, dtype=dtype), dim=1)
+    before = cosines.clone()
+    by_tensors = raw(function, cosines, classes, options)
+    by_arrays = raw(function, cosines, classes, options, as_arrays=True)
+    assert torch.equal(cosines, before)
+    assert isinstance(by_arrays, np.ndarray)
+    assert by_tensors.dtype == torch.from_numpy(by_arrays).dtype == dtype
+    np.testing.assert_allclose(by_arrays, by_tensors, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", scores.BUILT_IN)
@@ -182,6 +206,12 @@ def test_knn_counts_the_farthest_where_neighbours_are_few():
         reference_folds=torch.tensor([0]),
     )
     assert none.tolist() == [-2.0]
+
+
+@pytest.mark.parametrize("name", scores.BUILT_IN)
+def test_examples_in_docstrings_run(name):
+    module = sys.modules[scores.load(name).__module__]
+    assert doctest.testmod(module).failed == 0
 
 
 def test_settings_come_from_the_score_and_from_the_encoder():

@@ -1,8 +1,9 @@
 """The scores: one in each file, as functions of cosines; every `ood_score` is higher for more OOD.
 
-A score is a function `(cosines: Tensor (N, K), *, inputs…, options…) -> Tensor (N,)` whose value is higher for more
-in-distribution; `ood_score` is its negative. What it is given beside the cosines it asks for by the names of its
-parameters, see `INPUTS`. Others can be added by a package with an entry point of the group `ood_audit.scores`.
+A score is a function `(cosines: (N, K), *, inputs…, options…) -> (N,)` whose value is higher for more in-distribution;
+`ood_score` is its negative. Its arrays are NumPy's on a CPU and torch tensors on a GPU, see `ood_audit.arrays`. What it
+is given beside the cosines it asks for by the names of its parameters, see `INPUTS`. Others can be added by a package
+with an entry point of the group `ood_audit.scores`.
 """
 
 import inspect
@@ -10,15 +11,13 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
+from ood_audit.arrays import Array
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
-if TYPE_CHECKING:
-    import torch
-
-Score: TypeAlias = Callable[..., "torch.Tensor"]
+Score: TypeAlias = Callable[..., Array]
 Options: TypeAlias = dict[str, Any]  # by name; the scores of other packages may have any
 
 BUILT_IN = {

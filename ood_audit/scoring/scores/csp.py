@@ -5,20 +5,19 @@ The formula is NegLabel's; the negatives are nouns without persons, quantities a
 MengyuanChen21/NeurIPS2024-CSP. `ood_score` is minus the value, which is higher for more in-distribution.
 """
 
-from torch import Tensor
-
+from ood_audit.arrays import Array
 from ood_audit.scoring.scores.neglabel import grouped_share
 
 
 def csp(
-    cosines: Tensor,
+    cosines: Array,
     *,
-    images: Tensor,
-    csp_classes: Tensor,
-    csp_negatives: Tensor,
+    images: Array,
+    csp_classes: Array,
+    csp_negatives: Array,
     temperature: float = 0.01,
     groups: int = 100,
     seed: int = 0,
-) -> Tensor:
+) -> Array:
     """CSP of each image; the arguments and the value are those of `neglabel`, under the prompts of CSP."""
     return grouped_share(images, csp_classes, csp_negatives, temperature, groups, seed)

@@ -16,14 +16,13 @@ c are ours to choose. `ood_score` is −ΔE.
 
 import math
 
-import torch
-from torch import Tensor
+from ood_audit.arrays import Array, largest, log_add_exp, log_sum_exp, namespace, put
 
 
 def delta_energy(
-    cosines: Tensor, *, temperature: float, top_c: int, reset_to: float, background: Tensor | None = None
-) -> Tensor:
-    """ΔE of each row.
+    cosines: Array, *, temperature: float, top_c: int, reset_to: float, background: Array | None = None
+) -> Array:
+    """ΔE of each row, of NumPy arrays or torch tensors.
 
     Args:
         cosines: (N, K) float.
@@ -35,14 +34,20 @@ def delta_energy(
     Returns:
         (N,), in the dtype of `cosines`.
 
+    Example:
+        >>> import numpy as np
+        >>> cosines = np.array([[0.31, 0.20, 0.18], [0.22, 0.21, 0.20]])
+        >>> delta_energy(cosines, temperature=0.05, top_c=1, reset_to=0.0).round(3).tolist()
+        [1.846, 0.506]
+
     """
-    outside = None if background is None else (background / temperature).logsumexp(dim=1)
-    return energy_changes(cosines, temperature, top_c, reset_to, outside).sum(dim=1)
+    outside = None if background is None else log_sum_exp(background, temperature)
+    return namespace(cosines).sum(energy_changes(cosines, temperature, top_c, reset_to, outside), axis=1)
 
 
 def energy_changes(
-    cosines: Tensor, temperature: float, top_c: int, reset_to: float, outside: Tensor | None = None
-) -> Tensor:
+    cosines: Array, temperature: float, top_c: int, reset_to: float, outside: Array | None = None
+) -> Array:
     """E_k − E_0 for k = 1 … c: the terms of ΔE.
 
     Two forms of the same number are used, each where float32 resolves it. Where p_(k) = softmax(s/τ)_(k) is small,
@@ -60,17 +65,18 @@ def energy_changes(
         (N, min(c, K)), in the dtype of `cosines`.
 
     """
-    top, where = cosines.topk(min(top_c, cosines.shape[1]), dim=1)
+    xp = namespace(cosines)
+    top, where = largest(cosines, min(top_c, cosines.shape[1]))
     # Everything but the top c; for K <= c and no background that is nothing, and its log is -inf.
-    rest = (cosines.scatter(1, where, -math.inf) / temperature).logsumexp(dim=1)
+    left = xp.asarray(cosines, copy=True)
+    put(left, where, -math.inf)
+    rest = log_sum_exp(left, temperature)
     if outside is not None:
-        rest = torch.logaddexp(rest, outside)
+        rest = xp.logaddexp(rest, outside)
     return changes_of(top, rest, temperature, reset_to)[0]
 
 
-def changes_of(
-    top: Tensor, rest: Tensor, temperature: float | Tensor, reset_to: float | Tensor
-) -> tuple[Tensor, Tensor]:
+def changes_of(top: Array, rest: Array, temperature: float | Array, reset_to: float | Array) -> tuple[Array, Array]:
     """E_k − E_0 for the k-th largest, and E_0.
 
     Args:
@@ -83,20 +89,17 @@ def changes_of(
         (N, c) and (N,), in the dtype of `top`.
 
     """
-    low = torch.as_tensor(reset_to / temperature, dtype=top.dtype, device=top.device).expand_as(rest)
-    top = (top.T / temperature).T
-    energy = -torch.cat([rest[:, None], top], dim=1).logsumexp(dim=1)
+    xp = namespace(top)
+    low = xp.zeros_like(rest) + reset_to / temperature
+    highest = [top[:, k] / temperature for k in range(top.shape[1])]
+    energy = -log_add_exp(rest, *highest)
     changes = []
-    for k in range(top.shape[1]):
-        kept = [top[:, j] for j in range(top.shape[1]) if j != k]
-        reset = torch.stack([rest, low, *kept], dim=1).logsumexp(dim=1)
-        gap = top[:, k] - low
+    for k, high in enumerate(highest):
+        reset = log_add_exp(rest, low, *highest[:k], *highest[k + 1 :])
+        gap, excess = high - low, low + energy
         # p_(k) (1 − exp(−gap)); for gap < 0 as −exp(v/τ + E_0) (1 − exp(gap)), so that no exponential overflows.
-        share = torch.where(
-            gap >= 0,
-            -torch.exp(top[:, k] + energy) * torch.expm1(-gap.clamp(min=0)),
-            torch.exp((low + energy).clamp(max=0)) * torch.expm1(gap.clamp(max=0)),
-        )
-        exact = (share <= 0.5) & (low + energy <= 0)
-        changes.append(torch.where(exact, -torch.log1p(-share.clamp(max=0.5)), -reset - energy))
-    return torch.stack(changes, dim=1), energy
+        factor = xp.where(gap >= 0, -xp.exp(high + energy), xp.exp(-xp.abs(excess)))
+        share = factor * xp.expm1(-xp.abs(gap))
+        exact = (share <= 0.5) & (excess <= 0)
+        changes.append(xp.where(exact, -xp.log1p(-xp.where(exact, share, 0)), -reset - energy))
+    return xp.stack(changes, axis=1), energy

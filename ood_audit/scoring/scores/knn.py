@@ -7,16 +7,17 @@ distance. The references are labelled or presumed in-distribution; those among t
 neighbours, nor those of others of their fold.
 """
 
-import torch
-from torch import Tensor
+from ood_audit.arrays import Array, largest, namespace
 
 _BLOCK = 1024
 
 
 def knn(
-    cosines: Tensor, *, images: Tensor, folds: Tensor, references: Tensor, reference_folds: Tensor, neighbours: int = 10
-) -> Tensor:
+    cosines: Array, *, images: Array, folds: Array, references: Array, reference_folds: Array, neighbours: int = 10
+) -> Array:
     """(N, D) images and (M, D) references → (N,) raw values; with fewer neighbours the farthest counts, with none −2.
+
+    All are NumPy arrays, or torch tensors on one device.
 
     Args:
         cosines: (N, K), not used: k-NN knows no classes.
@@ -26,11 +27,22 @@ def knn(
         reference_folds: (M,) int; −1 for references that are not under audit.
         neighbours: k.
 
+    Example:
+        >>> import numpy as np
+        >>> images, references = np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([[1.0, 0.0]])
+        >>> folds, elsewhere = np.array([0, 1]), np.array([-1])
+        >>> knn(images, images=images, folds=folds, references=references, reference_folds=elsewhere).round(3).tolist()
+        [-0.0, -0.894]
+
     """
+    xp = namespace(images)
     found = []
-    for rows, fold in zip(torch.split(images, _BLOCK), torch.split(folds, _BLOCK), strict=True):
-        own = fold[:, None] == reference_folds[None, :]
-        nearest = (rows @ references.T).masked_fill(own, -1.0).topk(min(neighbours, len(references)), dim=1).values
-        last = ((~own).sum(dim=1).clamp(1, nearest.shape[1]) - 1)[:, None]
-        found.append(-torch.sqrt((2 - 2 * nearest.gather(1, last)[:, 0]).clamp(min=0)))
-    return torch.cat(found)
+    for start in range(0, len(images), _BLOCK):
+        some = slice(start, start + _BLOCK)
+        cosines = images[some] @ references.T
+        own = folds[some][:, None] == reference_folds[None, :]
+        cosines[own] = -1.0
+        nearest, _ = largest(cosines, min(neighbours, len(references)))
+        last = xp.clip(xp.sum(~own, axis=1), 1, nearest.shape[1])[:, None] - 1
+        found.append(-xp.sqrt(xp.clip(2 - 2 * xp.take_along_axis(nearest, last, axis=1)[:, 0], 0)))
+    return xp.concat(found)

@@ -7,16 +7,24 @@ take 5 of 10 classes, 10 of 20, 20 of 100 and 88 of 1,000, and give no rule. `oo
 class there is nothing to stand out from: the value is s_(1).
 """
 
-from torch import Tensor
+from ood_audit.arrays import Array, largest, namespace
 
 _FEWEST = 5  # the least number of runners-up, where there are so many
 
 
-def logitgap(cosines: Tensor, *, share: float = 0.2) -> Tensor:
-    """(N, K) cosines → (N,) raw values; `share` is that of the classes among which the runners-up are averaged."""
+def logitgap(cosines: Array, *, share: float = 0.2) -> Array:
+    """(N, K) cosines → (N,) raw values, of a NumPy array or a torch tensor.
+
+    `share` is that of the classes among which the runners-up are averaged.
+
+    >>> import numpy as np
+    >>> logitgap(np.array([[0.1, 0.3, 0.2]])).round(6).tolist()
+    [0.15]
+
+    """
     classes = cosines.shape[1]
     if classes == 1:
         return cosines[:, 0]
     runners_up = min(classes - 1, max(_FEWEST, round(share * classes)))
-    top = cosines.topk(runners_up + 1, dim=1).values
-    return top[:, 0] - top[:, 1:].mean(dim=1)
+    top, _ = largest(cosines, runners_up + 1)
+    return top[:, 0] - namespace(top).mean(top[:, 1:], axis=1)

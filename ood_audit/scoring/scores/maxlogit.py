@@ -5,9 +5,15 @@
 `ood_score` is −max s.
 """
 
-from torch import Tensor
+from ood_audit.arrays import Array, namespace
 
 
-def maxlogit(cosines: Tensor) -> Tensor:
-    """(N, K) cosines → (N,) raw values."""
-    return cosines.amax(dim=1)
+def maxlogit(cosines: Array) -> Array:
+    """(N, K) cosines → (N,) raw values, of a NumPy array or a torch tensor.
+
+    >>> import numpy as np
+    >>> maxlogit(np.array([[0.1, 0.3], [0.2, 0.1]])).tolist()
+    [0.3, 0.2]
+
+    """
+    return namespace(cosines).max(cosines, axis=1)

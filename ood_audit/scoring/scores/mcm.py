@@ -6,11 +6,16 @@ Follows deeplearning-wisc/MCM, utils/detection_util.py: raw cosines and τ = 1. 
 probability of CLIP's own classifier. `ood_score` is −MCM.
 """
 
-import torch
-from torch import Tensor
+from ood_audit.arrays import Array, log_sum_exp, namespace
 
 
-def mcm(cosines: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """(N, K) cosines → (N,) raw values, as exp(max_j s_j/τ − log Σ exp(s/τ))."""
-    logits = cosines / temperature
-    return torch.exp(logits.amax(dim=1) - logits.logsumexp(dim=1))
+def mcm(cosines: Array, *, temperature: float = 1.0) -> Array:
+    """(N, K) cosines → (N,) raw values, as exp(max_j s_j/τ − log Σ exp(s/τ)), of a NumPy array or a torch tensor.
+
+    >>> import numpy as np
+    >>> mcm(np.array([[0.1, 0.3], [0.2, 0.2]]), temperature=0.1).round(4).tolist()
+    [0.8808, 0.5]
+
+    """
+    xp = namespace(cosines)
+    return xp.exp(xp.max(cosines, axis=1) / temperature - log_sum_exp(cosines, temperature))

@@ -10,25 +10,28 @@ the end (of the adjectives, the least far), the rest permuted at random and cut 
 prompts of the method (see `classes.pools`), so its s are not the `cosines` of other scores. `ood_score` is −NegLabel.
 """
 
-import torch
-from torch import Tensor
+from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ood_audit.arrays import Array, beside, log_sum_exp, namespace
 from ood_audit.errors import UsageError
 
 _SLICE_BYTES = 32 << 20  # cosines to the negatives at a time; their exponentials take as much again
 
 
 def neglabel(
-    cosines: Tensor,
+    cosines: Array,
     *,
-    images: Tensor,
-    neglabel_classes: Tensor,
-    neglabel_negatives: Tensor,
+    images: Array,
+    neglabel_classes: Array,
+    neglabel_negatives: Array,
     temperature: float = 0.01,
     groups: int = 100,
     seed: int = 0,
-) -> Tensor:
-    """NegLabel of each image.
+) -> Array:
+    """NegLabel of each image; all arrays are NumPy's, or torch tensors on one device.
 
     Args:
         cosines: (N, K), not used: those to the classes under the vocabulary's own prompts.
@@ -49,20 +52,30 @@ def neglabel(
     return grouped_share(images, neglabel_classes, neglabel_negatives, temperature, groups, seed)
 
 
-def grouped_share(
-    images: Tensor, classes: Tensor, negatives: Tensor, temperature: float, groups: int, seed: int
-) -> Tensor:
+def grouped_share(images: Array, classes: Array, negatives: Array, temperature: float, groups: int, seed: int) -> Array:
     """The formula above, for any negatives. (N, D), (K, D), (M, D) → (N,)."""
     if not 1 <= groups <= len(negatives):
         raise UsageError(f"{groups} groups of {len(negatives)} negatives: choose between 1 and {len(negatives)}")
     size = len(negatives) // groups
-    order = torch.randperm(size * groups, generator=torch.Generator().manual_seed(seed))
-    negatives = negatives[order.to(negatives.device)]
-    values = images.new_empty(len(images))
-    rows = max(1, _SLICE_BYTES // (images.element_size() * max(len(negatives), len(classes))))
+    xp = namespace(images)
+    negatives = negatives[beside(_permutation(size * groups, seed), negatives)]
+    found = []
+    rows = max(1, _SLICE_BYTES // (4 * max(len(negatives), len(classes))))
     for start in range(0, len(images), rows):
         some = images[start : start + rows]
-        inside = (some @ classes.T).div_(temperature).logsumexp(dim=1)
-        outside = (some @ negatives.T).div_(temperature).view(len(some), groups, size).logsumexp(dim=2)
-        values[start : start + rows] = torch.sigmoid(inside[:, None] - outside).mean(dim=1)
-    return values
+        inside = log_sum_exp(some @ classes.T, temperature)
+        outside = log_sum_exp(xp.reshape(some @ negatives.T, (-1, size)), temperature)
+        less = xp.reshape(outside, (-1, groups)) - inside[:, None]
+        found.append(xp.mean(xp.exp(-xp.logaddexp(less, xp.zeros_like(less))), axis=1))
+    return xp.concat(found)
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int) -> NDArray[np.int64]:
+    """What `torch.randperm` gives with this seed, which the published code calls."""
+    order = np.arange(count)
+    drawn = np.random.RandomState(seed).randint(0, 1 << 32, max(0, count - 1), np.uint32)
+    for i, number in enumerate(drawn.tolist()):
+        j = i + number % (count - i)
+        order[i], order[j] = order[j], order[i]
+    return order

@@ -9,22 +9,30 @@ itself. Here there are only the names: the 10 classes with the highest text–te
 `ood_score` is −SimLabel.
 """
 
-from torch import Tensor
+import numpy as np
 
+from ood_audit.arrays import Array, beside, largest, namespace
 from ood_audit.scoring.scores.mcm import mcm
 
 
 def simlabel(
-    cosines: Tensor, *, classes: Tensor, temperature: float = 1.0, alpha: float = 1.0, similar: int = 10
-) -> Tensor:
-    """(N, K) cosines and the (K, D) text features of the classes → (N,) raw values."""
+    cosines: Array, *, classes: Array, temperature: float = 1.0, alpha: float = 1.0, similar: int = 10
+) -> Array:
+    """(N, K) cosines and the (K, D) text features of the classes → (N,) raw values, of NumPy arrays or torch tensors.
+
+    >>> import numpy as np
+    >>> simlabel(np.array([[0.1, 0.3]]), classes=np.eye(2)).tolist()
+    [0.5]
+
+    """
+    xp = namespace(cosines)
     likeness = classes @ classes.T
-    likeness.fill_diagonal_(-2.0)
+    likeness[beside(np.eye(len(classes), dtype=bool), likeness)] = -2.0
     count = min(similar, len(classes) - 1)
     if count == 0:
         return mcm(cosines, temperature=temperature)
-    nearest = likeness.topk(count, dim=1).indices
-    affinity = cosines.clone()
-    for column in nearest.unbind(1):  # not cosines[:, nearest], which is `similar` times as large
-        affinity += alpha / count * cosines[:, column]
+    _, nearest = largest(likeness, count)
+    affinity = xp.asarray(cosines, copy=True)
+    for turn in range(count):  # not cosines[:, nearest], which is `similar` times as large
+        affinity += alpha / count * xp.take(cosines, nearest[:, turn], axis=1)
     return mcm(affinity, temperature=temperature)

@@ -1,0 +1,108 @@
+"""One code for NumPy arrays on a CPU and torch tensors on a GPU: the array API standard, and what it lacks.
+
+The standard's functions are those of `namespace(array)`. torch is not imported for NumPy arrays.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numpy as np
+from array_api_compat import array_namespace
+
+Array: TypeAlias = Any  # a NumPy array or a torch tensor: no type that both have knows their operators
+_CELLS = 65_536  # numbers at a time: float32 in the second cache of a processor
+_FEW = 16  # as many passes over the values take less time than a partition of them
+
+
+def namespace(array: Array) -> ModuleType:
+    """The functions of the array API standard for a NumPy array or a torch tensor."""
+    found: ModuleType = array_namespace(array)
+    return found
+
+
+def beside(array: Array, other: Array) -> Array:
+    """A NumPy array as what `other` is: itself, or a tensor on the same device."""
+    if isinstance(other, np.ndarray):
+        return array
+    import torch
+
+    return torch.from_numpy(array).to(other.device)
+
+
+def to_numpy(array: Array) -> Array:
+    """A NumPy array as it is, a tensor copied from its device."""
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()
+
+
+def largest(values: Array, count: int) -> tuple[Array, Array]:
+    """The `count` largest values of each row, the largest first, and their columns: (N, count) each, of (N, K)."""
+    if not isinstance(values, np.ndarray):
+        top, where = values.topk(count, dim=1)
+        return top, where
+    if count > _FEW:
+        where = np.argpartition(values, -count, axis=1)[:, -count:]
+        order = np.argsort(-np.take_along_axis(values, where, axis=1), axis=1, kind="stable")
+        where = np.take_along_axis(where, order, axis=1)
+    else:
+        left, rows = values.copy() if count > 1 else values, np.arange(len(values))
+        where = np.empty((len(values), count), np.int64)
+        for turn in range(count):
+            where[:, turn] = left.argmax(axis=1)
+            if turn + 1 < count:
+                left[rows, where[:, turn]] = -math.inf
+    return np.take_along_axis(values, where, axis=1), where
+
+
+def log_sum_exp(values: Array, temperature: float = 1.0) -> Array:
+    """(N, K) → (N,), log Σ exp(values/temperature) of each row; −inf where all of them are."""
+    if not isinstance(values, np.ndarray):
+        return (values / temperature).logsumexp(dim=1)
+    found = np.empty(len(values), values.dtype)
+    size = max(1, _CELLS // max(1, values.shape[1]))
+    for start in range(0, len(values), size):
+        some = slice(start, start + size)
+        top = values[some].max(axis=1, keepdims=True, initial=-math.inf)
+        top[np.isneginf(top)] = 0
+        powers = values[some] - top
+        powers /= temperature
+        with np.errstate(divide="ignore", under="ignore"):
+            found[some] = np.log(np.exp(powers, out=powers).sum(axis=1)) + top[:, 0] / temperature
+    return found
+
+
+def log_add_exp(*values: Array) -> Array:
+    """(N,) each → (N,), log Σ exp of the values, of which one is finite in every place."""
+    xp = namespace(values[0])
+    stacked = xp.stack(values)
+    top = xp.max(stacked, axis=0)
+    return xp.log(xp.sum(xp.exp(stacked - top), axis=0)) + top
+
+
+def put(values: Array, where: Array, new: Array | float) -> None:
+    """Set the values of an (N, K) array at the columns `where`, (N, c), in place."""
+    if isinstance(values, np.ndarray):
+        np.put_along_axis(values, where, new, axis=1)
+    else:
+        values.scatter_(1, where, new)
+
+
+@contextmanager
+def without(values: Array, where: Array, removed: Array) -> Iterator[None]:
+    """Set some values of each row of an (N, K) array to −inf, and put them back at the end.
+
+    A copy would take as long as all else that ΔEnergy does with the similarities.
+
+    Args:
+        values: (N, K), changed in place.
+        where: (N, c) int64, columns in each row.
+        removed: (N, c), the values that are there.
+
+    """
+    try:
+        put(values, where, -math.inf)
+        yield
+    finally:
+        put(values, where, removed)

@@ -1,0 +1,67 @@
+"""What the array API standard lacks: the same of NumPy arrays and of torch tensors, beside slow versions."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from scipy.special import logsumexp
+
+from ood_audit.arrays import largest, log_add_exp, log_sum_exp, to_numpy, without
+
+KINDS = [np.asarray, torch.from_numpy]
+rows = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.floats(-1, 1, width=32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(rows, st.floats(1e-4, 10), st.data())
+def test_log_sum_exp(kind, values, temperature, data):
+    gone = data.draw(arrays(bool, values.shape))
+    values[gone] = -np.inf
+    before = values.copy()
+    found = to_numpy(log_sum_exp(kind(values), temperature))
+    expected = logsumexp(values.astype(np.float64) / temperature, axis=1)
+    assert found.shape == expected.shape
+    assert found.dtype == np.float32
+    assert (np.isneginf(found) == gone.all(axis=1)).all()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(values, before)
+
+
+def test_log_sum_exp_of_many_rows_and_of_none():
+    values = np.random.default_rng(0).normal(size=(5000, 70)).astype(np.float32)
+    np.testing.assert_allclose(log_sum_exp(values, 0.1), logsumexp(values / 0.1, axis=1), rtol=1e-5)
+    assert log_sum_exp(values[:0]).shape == (0,)
+    assert np.isneginf(log_sum_exp(values[:, :0])).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_log_add_exp(kind):
+    values = np.random.default_rng(0).normal(0, 300, (4, 9)).astype(np.float32)
+    values[0, :3] = -np.inf
+    found = to_numpy(log_add_exp(*map(kind, values)))
+    np.testing.assert_allclose(found, logsumexp(values.astype(np.float64), axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(rows, st.data())
+def test_largest(kind, values, data):
+    count = data.draw(st.integers(1, values.shape[1]))
+    before = values.copy()
+    top, where = map(to_numpy, largest(kind(values), count))
+    np.testing.assert_array_equal(top, -np.sort(-values, axis=1)[:, :count])
+    np.testing.assert_array_equal(np.take_along_axis(values, where, axis=1), top)
+    assert all(len(set(row)) == count for row in where.tolist())
+    np.testing.assert_array_equal(values, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_put_back_even_if_an_error_comes_between(kind):
+    values = kind(np.array([[0.1, 0.3, 0.2], [0.6, 0.4, 0.5]]))
+    before, where = to_numpy(values).copy(), kind(np.array([[1], [0]]))
+    removed = kind(np.array([[0.3], [0.6]]))
+    with pytest.raises(KeyError), without(values, where, removed):
+        assert to_numpy(values).max(axis=1).tolist() == [0.2, 0.5]
+        raise KeyError
+    np.testing.assert_array_equal(values, before)

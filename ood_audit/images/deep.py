@@ -5,10 +5,12 @@ what the file states (PNG's sBIT; TIFF's BitsPerSample, SMinSampleValue, SMaxSam
 maximum of a PGM), or else what its samples need. Samples without a value are left out, and become black.
 
 Pillow keeps one byte of each sample of a deep colour picture, and it is the wrong one here. Where it matters, the other
-byte comes from a second pass with the opposite byte order.
+byte comes from a second pass with the opposite byte order. Colour in JPEG 2000, and pictures of SGI, have no such pass;
+the bits in use of the byte that there is are spread over all 8.
 """
 
 import math
+import re
 import sys
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
@@ -30,8 +32,10 @@ _SWAPPED = {
 }  # the opposite byte order, by the last letter of Pillow's raw modes
 _MIN_SAMPLE, _MAX_SAMPLE = (340, 280), (341, 281)  # SMinSampleValue, MinSampleValue, and so on
 _GREY_AND_ALPHA = "LA;16B"
+_OVERSHOOT = 1.05  # lossy compression takes white so far beyond the bits in use, at most
+_FEWEST_VALUES = 8  # a picture of fewer may well have its values far apart
 _NO_DATA = 42113  # GDAL's tag, a text
-_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339
+_PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 262, 320, 339
 
 Values = NDArray[Any]  # samples of any type
 
@@ -77,16 +81,19 @@ def load(image: Image.Image) -> Image.Image:
 
     """
     _mend_planes(image)
+    _mend_palette(image)
     tiles = list(getattr(image, "tile", ()))
     raw = str(_raw_mode(tiles[0])) if tiles else ""
     if image.mode in ("RGB", "RGBA") and (";16" in raw or _is_deep_ppm(image, tiles)):
         return _load_colour(image, tiles)
-    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
-        image.load()
-        return image
+    signed_bytes = image.mode == "L" and getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT) in (2, (2,))
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;") and not signed_bytes:
+        return _load_bytes(image)
     stated = _stated(image, tiles)
     image.load()
     values = np.asarray(image)
+    if signed_bytes:
+        values = values.view(np.int8)
     if stated.unsigned:
         values = values.view(np.uint32)
     grey = _scaled(values, stated)
@@ -95,32 +102,78 @@ def load(image: Image.Image) -> Image.Image:
 
 def _load_colour(image: Image.Image, tiles: list["_Tile"]) -> Image.Image:
     stated = _stated(image, tiles)
+    premultiplied = str(_raw_mode(tiles[0])).startswith("RGBa")
     if _is_deep_ppm(image, tiles):
-        values = _ppm_values(image, tiles[0].offset)
+        values = _ppm_values(image, tiles[0])
     else:
         loaded = _both_bytes(image, tiles, stated)
         if loaded is None:
             return image
         values = loaded
     colour, alpha = values[..., :3], values[..., 3:]
+    most = 2.0 ** (stated.bits or _bits(colour)) - 1
+    if alpha.size and alpha.max() > most:
+        most = _FULL
+    if premultiplied:  # by alpha, as a share of what is opaque
+        colour = np.round(colour * (most / np.maximum(alpha, 1))).clip(0, _FULL).astype(np.uint16)
     pixels = _scaled(colour, stated)
     if not alpha.size:
         return Image.fromarray(pixels, "RGB")
-    most = 2.0 ** (stated.bits or _bits(colour)) - 1
-    opaque = _to_bytes(alpha, 0.0, most if alpha.max() <= most else _FULL)
-    return Image.fromarray(np.concatenate([pixels, opaque], axis=2), "RGBA")
+    return Image.fromarray(np.concatenate([pixels, _to_bytes(alpha, 0.0, most)], axis=2), "RGBA")
+
+
+def _load_bytes(image: Image.Image) -> Image.Image:
+    """Load a picture of which Pillow gives 8 bits; spread them where the file says that fewer are in use."""
+    bits = _bits_in_bytes(image)
+    image.load()
+    if bits is None:
+        return image
+    values = np.asarray(image)
+    channels = values.shape[2] if values.ndim == 3 else 1
+    colour = values[..., :-1] if channels in (2, 4) else values
+    if not 0 < colour.max() < 2**bits:
+        return image
+    if image.format != "PNG":  # which says how many; elsewhere it is what nearly all samples need, as some overshoot
+        bits = max(1, int(np.quantile(colour, 0.99)).bit_length())
+    pixels = _to_bytes(colour, 0.0, 2.0**bits - 1)
+    if channels in (2, 4):
+        pixels = np.concatenate([pixels, values[..., -1:]], axis=2)
+    return Image.fromarray(pixels, image.mode)
+
+
+def _bits_in_bytes(image: Image.Image) -> int | None:
+    """Of how many bits the samples are at most if not all 8 are in use; None where they are as they should be."""
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        return None
+    file: IO[bytes] | None = getattr(image, "fp", None)
+    if image.format == "PNG":
+        bits = _significant_bits(image)
+        return bits if bits is not None and bits < 8 else None
+    if image.format not in ("JPEG2000", "SGI") or file is None:
+        return None
+    before = file.tell()
+    file.seek(0)
+    head = file.read(4096)
+    file.seek(before)
+    if image.format == "SGI":
+        return 7 if head[3:4] == b"\2" else None  # bytes a sample
+    size = head.find(b"\xff\x4f\xff\x51")  # the start of the codestream, whose first marker has the depth
+    return 7 if size >= 0 and head[size + 42 : size + 43] > b"\7" else None
 
 
 def _both_bytes(image: Image.Image, tiles: list["_Tile"], stated: _Stated) -> Values | None:
     """The 16-bit samples, (H, W, channels); None where the high bytes, which `image` then has, are the picture."""
-    raw_modes = [str(_raw_mode(tile)) for tile in tiles]
+    raw_modes = [str(_raw_mode(tile)).replace("RGBa", "RGBA") for tile in tiles]
     file, kind = getattr(image, "fp", None), image.format
-    image.load()
     others = [_opposite(raw) for raw in raw_modes]
+    if all(others):
+        image.tile = [_with_raw_mode(tile, raw) for tile, raw in zip(tiles, raw_modes, strict=True)]  # type: ignore[attr-defined]
+    image.load()
     if file is None or not all(others):
         return None
     high = np.asarray(image)
-    if stated.no_data is None and high[..., :3].max() >= 128:  # all of the bits are in use
+    premultiplied = str(_raw_mode(tiles[0])).startswith("RGBa")
+    if stated.no_data is None and not premultiplied and high[..., :3].max() >= 128:  # all of the bits are in use
         return None
     file.seek(0)
     again = Image.open(file, formats=[kind] if kind else None)
@@ -147,14 +200,21 @@ def _is_deep_ppm(image: Image.Image, tiles: list["_Tile"]) -> bool:
     return image.format == "PPM" and image.mode == "RGB" and bool(tiles) and tiles[0][3] == ("RGB", 65535)
 
 
-def _ppm_values(image: Image.Image, offset: int) -> Values:
+def _ppm_values(image: Image.Image, tile: "_Tile") -> Values:
     file: IO[bytes] = image.fp  # type: ignore[attr-defined]
     size = image.width * image.height * 3
-    file.seek(offset)
-    data = file.read(2 * size)
-    if len(data) < 2 * size:
-        raise OSError("image file is truncated")
-    return np.frombuffer(data, ">u2").astype(np.uint16).reshape(image.height, image.width, 3)
+    file.seek(tile.offset)
+    if tile.codec_name == "ppm_plain":
+        numbers = re.sub(rb"#[^\r\n]*", b"", file.read()).split()[:size]
+        samples = np.array(numbers, np.int64)
+        if samples.size < size or samples.min() < 0 or samples.max() > _FULL:
+            raise OSError("image file is truncated, or has samples out of range")
+    else:
+        data = file.read(2 * size)
+        if len(data) < 2 * size:
+            raise OSError("image file is truncated")
+        samples = np.frombuffer(data, ">u2")
+    return samples.astype(np.uint16).reshape(image.height, image.width, 3)
 
 
 def _mend_planes(image: Image.Image) -> None:
@@ -166,6 +226,14 @@ def _mend_planes(image: Image.Image) -> None:
     tiles = image.tile  # type: ignore[attr-defined]
     if all(tile[0] == "raw" and _raw_mode(tile) in ("R", "G", "B") for tile in tiles):
         image.tile = [_with_raw_mode(tile, f"{_raw_mode(tile)};16{order}") for tile in tiles]  # type: ignore[attr-defined]
+
+
+def _mend_palette(image: Image.Image) -> None:
+    """Take the colours of a TIFF's palette as they are where its writer left them at 8 bits instead of 16."""
+    colours = getattr(image, "tag_v2", {}).get(_COLOUR_MAP)
+    if image.mode == "P" and colours and 0 < max(colours) < 256:
+        count = len(colours) // 3
+        image.putpalette(bytes(np.reshape(colours[: 3 * count], (3, count)).T.reshape(-1).tolist()))
 
 
 def _raw_mode(tile: "_Tile") -> object:
@@ -286,6 +354,7 @@ def _given_limits(values: Values, stated: _Stated) -> tuple[float, float] | None
 
 def _usual_limits(values: Values) -> tuple[float, float]:
     """The range of floats or signed integers without outliers; 0 to 1 or to 255 where that is what they seem to be."""
+    values = _without_fill(values)
     some = values[:: max(1, values.size // 1_000_000)].astype(np.float64)
     first, last = np.quantile(some, [0.01, 0.99])
     width = last - first
@@ -299,8 +368,33 @@ def _usual_limits(values: Values) -> tuple[float, float]:
     return low, high
 
 
+def _without_fill(values: Values) -> Values:
+    """The values but for a number at either end that seems to stand for none, such as −9999 among shares of 1.
+
+    That is one which comes several times, and is farther from all others than these are from each other.
+    """
+    for _ in range(4):  # at each end, and perhaps two kinds of them
+        low, high = values.min(), values.max()
+        for end in (low, high):
+            others = values[values != end]
+            if (
+                1 < others.size < values.size - 1
+                and min(abs(float(others.min()) - float(end)), abs(float(others.max()) - float(end)))
+                > float(others.max()) - float(others.min())
+                and np.unique(others[:: max(1, others.size // 10_000)]).size >= _FEWEST_VALUES
+            ):
+                values = others
+                break
+        else:
+            return values
+    return values
+
+
 def _bits(values: Values) -> int:
-    return max(1, int(values.max()).bit_length())
+    """How many bits are in use; what is but a little beyond some bits came of lossy compression."""
+    largest = int(values.max())
+    bits = max(1, largest.bit_length())
+    return bits - 1 if bits > 8 and largest < _OVERSHOOT * 2 ** (bits - 1) else bits
 
 
 def _to_bytes(values: Values, low: float, high: float) -> NDArray[np.uint8]:

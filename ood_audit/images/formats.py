@@ -5,6 +5,7 @@ And what a file is that is none of them.
 
 import importlib
 import io
+import re
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ _NOT_DECODED = {"BUFR", "EPS", "FPX", "GRIB", "HDF5", "MIC", "MPEG", "WMF"}
 _MORE_EXTENSIONS = (".heic", ".heif", ".hif", ".jxl")
 _HEIF = "HEIC, which Pillow cannot read by itself: pip install pillow-heif, or convert it to JPEG"
 _VIDEO = "a video, not an image: extract its frames"
+_UNKNOWN = "not an image: its bytes are of no known format"
 _WEB_PAGE = "a web page, not an image: download the image again"
 _OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"PK\x03\x04", "a zip archive, not an image: name it .zip, and it is read as a source"),
@@ -31,6 +33,10 @@ _OTHERS: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x1aE\xdf\xa3", _VIDEO),
     (0, b"\xff\x0a", "JPEG XL, which Pillow cannot read: convert it to JPEG or PNG"),
     (4, b"JXL ", "JPEG XL, which Pillow cannot read: convert it to JPEG or PNG"),
+    (0, b"PF\n", "a PFM in colour, which Pillow cannot read: convert it to PNG, or to a TIFF of 16 bits"),
+    (0, b"P7\n", "a PAM, which Pillow cannot read: convert it to PNG or TIFF"),
+    (0, b"#?R", "a Radiance HDR, which Pillow cannot read: convert it to PNG, or to a TIFF of 16 bits"),
+    (0, b"v/1\x01", "OpenEXR, which Pillow cannot read: convert it to PNG, or to a TIFF of 16 bits"),
     (0, b"version https://git-lfs", "not an image but a pointer of Git LFS: run `git lfs pull`"),
 )
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -92,13 +98,15 @@ def why_unknown(data: bytes) -> str:
             return words
     if data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis"):
         return _VIDEO
+    if data[:3] == b"\xff\xd8\xff":
+        return _unknown_jpeg(data)
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _unknown_tiff(data)
     if b"<svg" in data[:1000]:
         return "not an image of pixels but SVG: convert it to PNG"
     if data[:1000].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return _WEB_PAGE
-    return "not an image: its bytes are of no known format"
+    return _UNKNOWN
 
 
 def unreadable_compression(image: Image.Image) -> str | None:
@@ -115,6 +123,14 @@ def unreadable_compression(image: Image.Image) -> str | None:
 def _compressed(number: int) -> str:
     name = _COMPRESSIONS.get(number, f"number {number}")
     return f"a TIFF with a compression that Pillow cannot read ({name}): save it with LZW or Deflate compression"
+
+
+def _unknown_jpeg(data: bytes) -> str:
+    frame = re.search(rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0.(.)", data, re.DOTALL)
+    bits = frame[1][0] if frame else 8
+    if bits == 8:
+        return _UNKNOWN
+    return f"a JPEG of {bits} bits a sample, which Pillow cannot read: convert it to one of 8 bits, or to PNG"
 
 
 def _unknown_tiff(data: bytes) -> str:

@@ -426,6 +426,77 @@ def test_no_data_of_integers(small):
     )
 
 
+def test_associated_alpha_of_few_bits(small):
+    """TIFF may have its colours multiplied by alpha, of which 12 bits in 16 are in use."""
+    colours, alpha = np.round(small / 255 * 4095).astype(np.uint16), np.full((40, 60, 1), 4095, np.uint16)
+    alpha[:, :30] = 2048
+    shown = colours.copy()
+    shown[:, :30] //= 2
+    content = tiff(np.concatenate([shown, alpha], axis=2), tags={338: ("H", [1])})
+    over_white = small.copy()
+    over_white[:, :30] = (small[:, :30] + 255) / 2
+    assert np.abs(eight_bits(content) - over_white).max() <= 2
+
+
+def test_plain_pnm_of_few_bits(small):
+    """The samples of P2 and P3 are numbers in text, with comments between them."""
+    values = np.round(small / 255 * 4095).astype(int)
+    for kind, samples, expected in ((b"P3", values, small), (b"P2", values[..., 1], small[..., 1:2])):
+        lines = b"\n".join(b" ".join(b"%d" % one for one in row.reshape(-1)) + b" # a row" for row in samples)
+        assert np.abs(eight_bits(kind + b"\n60 40\n65535\n" + lines + b"\n") - expected).max() <= 1
+
+
+def test_signed_bytes(small):
+    grey = small[..., 1]
+    got = eight_bits(tiff((grey - 128).astype(np.int8)))
+    assert np.abs(got - ((grey - grey.min()) * 255 / np.ptp(grey))[..., None]).max() <= 1
+
+
+def test_a_palette_of_8_bits_where_16_belong(small):
+    grey = small[..., 1].astype(np.uint8)
+    for factor in (1, 257):
+        colours = [factor * level for _ in range(3) for level in range(256)]
+        assert (eight_bits(tiff(grey, tags={262: ("H", [3]), 320: ("H", colours)})) == grey[..., None]).all()
+
+
+@pytest.mark.parametrize("fill", [-9999, -32768, -3.4e38, 1e20])
+def test_fill_that_the_file_does_not_state(small, fill):
+    """A number that comes often and is far from all others says where there is no value."""
+    grey = small[..., 1]
+    shares, metres = (grey / 255).astype(np.float32), (grey * 10 - 300).astype(np.float32)
+    for values in (shares, metres, *([metres.astype(np.int16)] if -32769 < fill < 0 else [])):
+        own = values.copy()
+        own[:15] = fill
+        got = eight_bits(tiff(own))[15:, :, 0]
+        expected = grey[15:] if values is shares else (grey[15:] - grey[15:].min()) * 255 / np.ptp(grey[15:])
+        assert np.abs(got - expected).max() <= 1
+    mask = np.where(grey > 100, 1, 0).astype(np.float32)  # two values far apart are no fill
+    assert (eight_bits(tiff(mask))[..., 0] == mask * 255).all()
+
+
+def test_lossy_compression_goes_beyond_the_bits_in_use(small):
+    grey = small[..., 1]
+    values = np.round(grey / 255 * 4095).astype(np.uint16)
+    values[10, 10] = 4150
+    assert np.abs(np.delete(eight_bits(tiff(values))[..., 0] - grey, 10 * 60 + 10)).max() <= 1
+
+
+def test_few_bits_of_which_only_one_byte_can_be_read(small):
+    """A picture of SGI with 12 bits in 16, of which Pillow has the upper 4 of the lower 12."""
+    planes = np.moveaxis(np.round(small / 255 * 4095).astype(">u2"), 2, 0)[:, ::-1]
+    head = struct.pack(">HBBHHHH", 474, 0, 2, 3, 60, 40, 3).ljust(512, b"\0")
+    assert np.abs(eight_bits(head + planes.tobytes()) - small).max() <= 17
+
+
+def test_bits_that_a_png_of_8_states(small):
+    grey = small[..., 1]
+    values = (grey / 16).astype(np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 60, 40, 8, 0, 0, 0, 0)) + chunk(b"sBIT", b"\x04")
+    content = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert np.abs(eight_bits(content) - values[..., None] * 17).max() == 0
+
+
 def test_0_may_be_white(small):
     values = np.round((255 - small[..., 1]) / 255 * 4095).astype(np.uint16)
     assert np.abs(eight_bits(tiff(values, tags={262: ("H", [0])})) - small[..., 1:2]).max() <= 1
@@ -489,6 +560,14 @@ def _zip(out):
         (bytes(128) + b"DICM", "DICOM, which Pillow cannot read"),
         (b"\r\n<!doctype HTML><html>", "a web page, not an image: download the image again"),
         (b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
+        (
+            b"\xff\xd8\xff\xc1\0\x11\x0c\0\x40\0\x40\3\1\x11\0\2\x11\1\3\x11\1" + bytes(64),
+            "a JPEG of 12 bits a sample, which Pillow cannot read",
+        ),
+        (b"PF\n2 2\n-1.0\n" + bytes(48), "a PFM in colour"),
+        (b"P7\nWIDTH 2\n", "a PAM, which Pillow cannot read"),
+        (b"#?RADIANCE\n", "a Radiance HDR"),
+        (b"v/1\x01\2\0\0\0", "OpenEXR"),
     ],
 )
 def test_what_can_not_be_read_is_named_with_a_remedy(tmp_path, content, words):
@@ -553,6 +632,9 @@ def test_mutated_files_are_errors_and_nothing_else(tmp_path, small, capfd):
         deep_png(deep_colour, sbit=10),
         pnm(deep_colour, 65535),
         pnm(deep_colour[..., 0], 1023),
+        tiff(np.concatenate([deep_colour, deep_colour[..., :1]], axis=2), tags={338: ("H", [1])}),
+        b"P3\n2 2\n65535\n" + b"1 2 3 # 4\n" * 4,
+        struct.pack(">HBBHHHH", 474, 0, 2, 3, 60, 40, 3).ljust(512, b"\0") + deep_colour.astype(">u2").tobytes(),
         *(_archive(lambda out, kind=kind: picture.save(out, kind)) for kind in ("GIF", "WEBP", "JPEG", "BMP")),
     ]
     rng = np.random.default_rng(0)

@@ -203,11 +203,11 @@ def _lines(text: str) -> ClassList:
         matches = [pattern.fullmatch(content) for _, content in contents]
         if (found := [match for match in matches if match]) and len(found) == len(contents) and _counts(found):
             again = [pattern.fullmatch(match["name"]) for match in found]  # `1 001.cat`
-            names = [match["name"] for match in (found if None in again else filter(None, again))]
+            bare = [match["name"] for match in (found if None in again else filter(None, again))]
             return ClassList(
                 [
                     Entry(_synonyms(name, number), f"line {number}", str(int(match["id"])))
-                    for name, match, (number, _) in zip(_unquoted(names), found, contents, strict=True)
+                    for name, match, (number, _) in zip(_unquoted(bare), found, contents, strict=True)
                 ],
                 form,
             )

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 _SEPARATORS = re.compile(r"[\s_\-\u2010\u2011]+")  # blanks, underscores and the three hyphens
+_NUMBERED = re.compile(r"0*(\d+)[._-]\s*(?=[^\W\d_])(.+)", re.DOTALL)
 _ENDINGS = (("ies", "y"), ("es", ""), ("s", ""))  # English plurals and what replaces their endings
 _CLOSE = 0.82  # the least ratio of difflib: "airplan" is close to "airplane", "house" is not to "horse"
 _FEWEST_LETTERS = 4  # shorter names are a letter apart from too many others
@@ -21,6 +22,18 @@ def key(name: str) -> str:
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
     return _SEPARATORS.sub(" ", folded).strip() or folded.strip()
+
+
+def unnumbered(name: str) -> tuple[str, str]:
+    """The number in front of a name, and the rest.
+
+    Example:
+        >>> unnumbered("001.ak47"), unnumbered("cat")
+        (('1', 'ak47'), ('', 'cat'))
+
+    """
+    found = _NUMBERED.fullmatch(name)
+    return (found[1], found[2]) if found else ("", name)
 
 
 def near(strange: Iterable[str], known: Sequence[str]) -> dict[str, str]:

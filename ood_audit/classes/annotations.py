@@ -35,6 +35,7 @@ IMAGE_COLUMNS = ("image_id", "uri", "path")  # the first of these that a row has
 _YES, _NO = {"1", "1.0", "true", "yes", "ood"}, {"0", "0.0", "false", "no", "id"}
 _SHOWN = 3  # names in a message
 _BOX = re.compile(r"(.*)#box=([^#&]*)(&xywh=[^#&]*)?", re.DOTALL)
+_EXCEL = re.compile(r"sep=[,;\t|]", re.IGNORECASE)  # how a file tells Excel its delimiter, in its first line
 _ESCAPED = re.compile(r"\\x([0-9a-f]{2})")  # how `text.storable` writes bytes that are not UTF-8
 
 
@@ -89,8 +90,9 @@ def labels(store: Store, vocabulary: Vocabulary | None, path: str | Path) -> dic
     if missing := [row for row in found if not row.image_id]:
         named = [f"{row.image} in {row.place}" for row in missing]
         raise UsageError(
-            f"{what} name {len(missing)} images that the store has no features of ({_some(named)}); "
-            "write paths as the store has them, relative to the embedded folder, and embed what is new"
+            f"{what} name {len(missing)} image{'s' * (len(missing) > 1)} that the store has no features of "
+            f"({_some(named)}); write paths as the store has them, relative to the embedded folder, "
+            "and embed what is new"
         )
     return {row.image_id: row.value for row in found}
 
@@ -171,6 +173,8 @@ def read_rows(
     """
     try:
         columns, records = _records(Path(path), what, wanted[0])
+    except UsageError:
+        raise
     except (OSError, ValueError, csv.Error, RecursionError) as error:  # Arrow's, JSON's and Unicode's are ValueErrors
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UsageError(f"cannot read {what}: {printable(reason)[:200]}") from error
@@ -223,16 +227,15 @@ def _records(path: Path, what: str, wanted: str) -> tuple[list[str], list[tuple[
     text = _decoded(path.read_bytes())
     if suffix in (".json", ".jsonl", ".ndjson"):
         return _json_records(text, suffix, what, wanted)
-    first = text.partition("\n")[0]
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else max(",;\t", key=first.count)
-    )
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else _delimiter(text))
     header: list[str] = []
     records = []
     start = 1
     for cells in reader:
         place, start = f"line {start}", reader.line_num + 1
         if not any(cell.strip() for cell in cells):
+            continue
+        if not header and _is_before_header(cells):
             continue
         if not header:
             header = [cell.strip() for cell in cells]
@@ -243,6 +246,17 @@ def _records(path: Path, what: str, wanted: str) -> tuple[list[str], list[tuple[
             )
         records.append((place, dict(zip(header, cells, strict=False))))
     return header, records
+
+
+def _delimiter(text: str) -> str:
+    """What stands between the columns, by the header."""
+    first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
+    return first[4:] if _EXCEL.fullmatch(first) else max(",;\t|", key=first.count)
+
+
+def _is_before_header(cells: list[str]) -> bool:
+    """Whether a row is a comment, or the line by which Excel is told the delimiter."""
+    return cells[0].startswith("#") or cells[0].lower().startswith("sep=")
 
 
 def _decoded(data: bytes) -> str:
@@ -382,8 +396,8 @@ def _spellings(name: str, folders: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield "uri", written
         if is_remote(written):
             yield from (("uri", uri) for uri in _remote(written))
-        elif written.startswith("file:"):
-            base, mark, member = re.sub("^file:(//(localhost)?)?/", "file:///", written).partition("#")
+        elif written[:5].lower() == "file:":
+            base, mark, member = re.sub("(?i)^file:(//(localhost)?)?/", "file:///", written).partition("#")
             own = os.fsdecode(unquote_to_bytes(member))
             yield from _local(os.path.normpath(local_path(base)), mark, own)
         elif os.path.isabs(written):

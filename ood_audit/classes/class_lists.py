@@ -1,12 +1,15 @@
 """Lists of classes, in the forms that they usually have: lines, CSV, JSON and YAML.
 
 cat|kitty  # comment          one class a line, synonyms after |
-0 cat    0: cat    cat 0      a number and a name on each line
+0 cat    0: cat    cat 0      a number and a name on each line; also [0] cat, 0 - cat, 0=cat, 001.cat, cat: 0
+- cat    "cat",               lines with a bullet each, or in quotes, or with a comma at the end
 n02691156 airplane            a WordNet id, with its names or without any
+cat, dog, mouse               one line, with commas, semicolons or tabs
 index,name                    CSV or TSV, with a header or without
+item { id: 1 name: "cat" }    a label map of TensorFlow
 ["cat", "dog"]                JSON or YAML: a list of names, or of objects that have a name
 {"0": "cat"}   {"cat": 0}     JSON or YAML: numbers or WordNet ids and names, either way round
-names: [cat, dog]             YAML or JSON: one of these inside of an object, as in YOLO's data.yaml
+names: [cat, dog]             YAML, JSON, TOML or Python: one of these inside of an object, as in YOLO's data.yaml
 """
 
 import csv
@@ -31,8 +34,15 @@ _MOST_VALUES = 1_000_000  # in a YAML file, whose anchors can stand for any numb
 _DEEPEST = 8
 _NUMBER = re.compile(r"\d+")
 _KNOWLEDGE_GRAPH = re.compile(r"/[mg]/\w+")  # the ids of Open Images
-_NUMBERED = re.compile(r"(?P<id>\d+)(?P<mark>\s*[,:;\t]\s*|[.)]?\s+)(?P<name>\S.*)")
-_NUMBERED_LAST = re.compile(r"(?P<name>.*\S)(?P<mark>\s*[,:;\t]\s*|\s+)(?P<id>\d+)")
+_NUMBERED = re.compile(
+    r"[\[(]?(?P<id>\d+)(?P<mark>[\])]\s*|\s*[,:;=\t]\s*|\s+[-–—]+\s+|\.?\s+|\.(?=[^\W\d]))(?P<name>\S.*)"
+)
+_NUMBERED_LAST = re.compile(r"(?P<name>.*?\S)(?P<mark>\s*[,:;=\t]\s*|\s+)(?P<id>\d+)")
+_BULLET = re.compile(r"[-*+•]\s+")
+_QUOTED = re.compile(r"""(["'])(?P<inside>[^"']*)\1""")
+_ASSIGNED = re.compile(r"^\w+\s*=\s*(?=[\[{])", re.MULTILINE)  # Python or TOML
+_ITEM = re.compile(r"\bitem\s*:?\s*\{([^{}]*)\}")
+_FIELD = re.compile(r"""(\w+)\s*:\s*(?:"([^"]*)"|'([^']*)'|([^\s,;]+))""")
 _WITH_WORDNET_ID = re.compile(r"(?P<id>n\d{8})[\s,:;]+(?P<name>\S.*)")
 _NAME_COLUMNS = (
     *("name", "class name", "label name", "category name", "display name", "classname", "class", "label", "category"),
@@ -152,6 +162,20 @@ def _parsed(text: str, suffix: str) -> ClassList:
         return _structured(_yaml(text), "YAML")
     if suffix == ".json":
         return _structured(_json(text), "JSON") if start else ClassList([], "JSON")
+    if start == "<":
+        raise _RefusedError(" is XML or HTML, which is not read; write one name on a line")
+    if items := _ITEM.findall(text):
+        return _label_map(items)
+    lines = [line for line in text.splitlines() if line.strip()]
+    if suffix in (".jsonl", ".ndjson") or (start == "{" and len(lines) > 1):
+        try:
+            return ClassList([_item(_json(line), f"line {n}") for n, line in enumerate(lines, start=1)], "JSON lines")
+        except _RefusedError:
+            if suffix in (".jsonl", ".ndjson"):
+                raise
+    if found := _ASSIGNED.search(text):
+        start, text = text[found.end()], text[found.end() :]
+        text = text[: text.rfind("]" if start == "[" else "}") + 1]
     if start in ("[", "{"):
         for parse, form in ((_json, "JSON"), (_yaml, "YAML")):
             try:
@@ -172,17 +196,18 @@ def _lines(text: str) -> ClassList:
         content = re.sub(r"(^|\s)#.*", "", line).strip()
         if content:
             contents.append((number, content))
-    if len(contents) == 1 and contents[0][1].count(",") > 1:
-        number, content = contents[0]
-        own = [" ".join(name.split()) for name in content.split(",")]
-        return ClassList([Entry((name,), f"line {number}") for name in own if name], "one line, with commas")
+    if len(contents) == 1 and (several := _in_one_line(contents[0])):
+        return several
+    contents = _bare(contents)
     for pattern, form in ((_NUMBERED, "a number and a name a line"), (_NUMBERED_LAST, "a name and a number a line")):
         matches = [pattern.fullmatch(content) for _, content in contents]
         if (found := [match for match in matches if match]) and len(found) == len(contents) and _counts(found):
+            again = [pattern.fullmatch(match["name"]) for match in found]  # `1 001.cat`
+            bare = [match["name"] for match in (found if None in again else filter(None, again))]
             return ClassList(
                 [
-                    Entry(_synonyms(match["name"], number), f"line {number}", str(int(match["id"])))
-                    for match, (number, _) in zip(found, contents, strict=True)
+                    Entry(_synonyms(name, number), f"line {number}", str(int(match["id"])))
+                    for name, match, (number, _) in zip(_unquoted(bare), found, contents, strict=True)
                 ],
                 form,
             )
@@ -195,6 +220,41 @@ def _lines(text: str) -> ClassList:
             entries.append(Entry(_synonyms(content, number), f"line {number}"))
     ids = sum(bool(entry.id or wordnet.ID.fullmatch(entry.names[0])) for entry in entries)
     return ClassList(entries, "one a line, with WordNet ids" if ids else "one a line")
+
+
+def _in_one_line(content: tuple[int, str]) -> ClassList | None:
+    number, line = content
+    for delimiter, named in ((",", "commas"), (";", "semicolons"), ("\t", "tabs")):
+        if line.count(delimiter) > 1:
+            cells = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))
+            names = _unquoted([name for cell in cells if (name := " ".join(cell.split()))])
+            return ClassList([Entry((name,), f"line {number}") for name in names], f"one line, with {named}")
+    return None
+
+
+def _bare(contents: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The lines without what all of them have around their names: bullets, commas at the end, quotes."""
+    lines = [content for _, content in contents]
+    if all(map(_BULLET.match, lines)):
+        lines = [_BULLET.sub("", line, count=1) for line in lines]
+    if len(lines) > 1 and all(line.endswith((",", ";")) for line in lines[:-1]):
+        lines = [line.rstrip(",; ") or line for line in lines]
+    return [(number, line) for (number, _), line in zip(contents, _unquoted(lines), strict=True)]
+
+
+def _unquoted(names: list[str]) -> list[str]:
+    """Names without the quotes that all of them are in."""
+    quoted = [_QUOTED.fullmatch(name) for name in names]
+    return names if None in quoted else [match["inside"].strip() for match in quoted if match]
+
+
+def _label_map(items: list[str]) -> ClassList:
+    entries = []
+    for number, item in enumerate(items, start=1):
+        fields = {name: next(filter(None, values), "") for name, *values in _FIELD.findall(item)}
+        name = fields.get("display_name") or fields.get("name") or ""
+        entries.append(Entry((" ".join(name.split()),), f"item {number}", fields.get("id", "")))
+    return ClassList(entries, "a label map")
 
 
 def _counts(found: list[re.Match[str]]) -> bool:
@@ -338,11 +398,24 @@ def _structured(value: object, kind: str, inside: str = "") -> ClassList:
             for name, content in value:
                 if key(name) == wanted and isinstance(content, list) and not inside:
                     return _structured(content, kind, name)
+        if deeper := _wrapped(value):
+            return _structured(deeper[1], kind, deeper[0])
         return _object(value, f"{inside} of {kind}" if inside else f"a {kind} object")
     if isinstance(value, list):
         entries = [_item(item, f"entry {n}") for n, item in enumerate(value, start=1)]
         return ClassList(entries, f"{inside} of {kind}" if inside else f"a {kind} list")
     raise _RefusedError(f" holds no list of classes; write a {kind} list of names, or one name a line")
+
+
+def _wrapped(pairs: _Pairs) -> tuple[str, object] | None:
+    """The one list of names that lies deeper inside of an object, as in the `features` of a data set of the Hub."""
+    found: list[tuple[str, object]] = []
+    for _, content in pairs:
+        if isinstance(content, _Pairs):
+            own = [(name, value) for name, value in content if key(name) in _WRAPPERS and isinstance(value, list)]
+            deeper = None if own else _wrapped(content)
+            found += [deeper] if deeper else own
+    return found[0] if len(found) == 1 else None
 
 
 def _item(item: object, place: str) -> Entry:
@@ -383,8 +456,18 @@ def _object(pairs: _Pairs, form: str) -> ClassList:
             [Entry((_text(name), *map(_text, value)), place) for (name, value), place in named],
             f"{form}, name: synonyms",
         )
+    if all(value in ("", None) or (isinstance(value, _Pairs) and _id_of(value)) for _, value in pairs):
+        named = zip(pairs, places, strict=True)
+        return ClassList(
+            [Entry((_text(name),), place, _id_of(value) if value else "") for (name, value), place in named], form
+        )
     keys = ", ".join(printable(name)[:40] for name, _ in pairs[:5])
     raise _RefusedError(f" holds no list of classes: its keys are {keys}; write names: [...], or one name a line")
+
+
+def _id_of(value: _Pairs) -> str:
+    values = {key(name): own for name, own in value}
+    return next((str(values[wanted]) for wanted in _ID_COLUMNS if _is_text(values.get(wanted))), "")
 
 
 def _is_text(value: object) -> bool:

@@ -17,7 +17,7 @@ from ood_audit.classes import class_lists, texts, wordnet
 from ood_audit.classes.class_lists import ClassList, Entry
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.images.splits import children, divides, is_split
-from ood_audit.names import key, near
+from ood_audit.names import key, near, unnumbered
 from ood_audit.store import annotations
 from ood_audit.store.files import read_json, replacing, write_json
 from ood_audit.store.store import Store
@@ -70,14 +70,21 @@ class Vocabulary:
         return self._ids.get(last)
 
     def position(self, label: str) -> int | None:
-        """The class with this name, synonym, WordNet id or number; names are compared by `names.key`."""
+        """The class with this name, synonym, WordNet id or number; names are compared by `names.key`.
+
+        `001.cat` is the cat where no other class has that number.
+        """
         found = self._named(label)
         return self._ids.get(label.strip()) if found is None else found
 
     def _named(self, name: str) -> int | None:
         found = self._index.get(key(name))
         wordnet_id = name.strip().lower()
-        if found is not None or not wordnet.ID.fullmatch(wordnet_id):
+        if found is None and not wordnet.ID.fullmatch(wordnet_id):
+            number, rest = unnumbered(name.strip())
+            own = self._index.get(key(rest)) if number else None
+            return own if own is not None and self._ids.get(number, own) == own else None
+        if found is not None:
             return found
         if wordnet_id in self._ids:
             return self._ids[wordnet_id]
@@ -209,11 +216,17 @@ def from_folders(store: Store) -> Folders:
     if len(classes) < 2 or "" in classes:
         only = next(iter(classes.values()), "") if len(classes) == 1 else ""
         return Folders(None, splits, without, only)
+    numbered = {name: unnumbered(name) for name in classes.values()}
+    numbers = {number for number, _ in numbered.values()}
+    rests = {key(rest) for _, rest in numbered.values()}
+    counted = "" not in numbers and len(numbers) == len(rests) == len(numbered)  # `001.cat`, `002.dog`
     entries = []
     for name in sorted(classes.values()):
         found = wordnet.named(name)
-        spoken = " ".join(name.replace("_", " ").split()) or name
-        entries.append(Entry((found[0] if found else spoken,), name, name if wordnet.ID.fullmatch(name) else ""))
+        number, bare = numbered[name] if counted else ("", name)
+        spoken = " ".join(bare.replace("_", " ").split()) or bare
+        own_id = name if wordnet.ID.fullmatch(name) else number
+        entries.append(Entry((found[0] if found else spoken,), name, own_id))
     found_names = _assembled(ClassList(entries, ""), "the folder names", (DEFAULT_TEMPLATE,))
     return Folders(found_names, splits, without)
 

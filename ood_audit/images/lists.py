@@ -7,9 +7,10 @@ relative ones start from the list's own folder. A column `uri` with `file:///…
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import BinaryIO
 from urllib.parse import quote, quote_from_bytes, unquote_to_bytes, urlsplit
 
@@ -22,6 +23,7 @@ from ood_audit.images.uri import archive_and_member, box_uri, file_uri, image_an
 from ood_audit.text import printable, storable
 from ood_audit.values import Row
 
+_FILE = re.compile(r"file:(//(localhost)?)?/", re.IGNORECASE)
 _LABELS = ("label", "class")
 ListRow = tuple[str, str, int, int, str | None, str | None, dict[str, str | float] | None]
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")
@@ -81,10 +83,11 @@ def _entry(spelling: Spelling, source: str, entry: str) -> tuple[str, str]:
 
 def local_entry(base: str, entry: str, spelling: Spelling) -> tuple[str, str]:
     """URI and path of what an entry names that starts from a folder."""
-    if entry.startswith("file:///"):
-        archive, mark, member = entry.partition("#")
-        _, path = local_entry(base, local_path(archive), spelling)
-        return entry, f"{path}/{storable(os.fsdecode(unquote_to_bytes(member)))}" if mark else path
+    if entry[:5].lower() == "file:":
+        archive, mark, member = _FILE.sub("file:///", entry).partition("#")
+        uri, path = local_entry(base, local_path(archive), spelling)
+        name = unquote_to_bytes(member)
+        return (f"{uri}#{quote_from_bytes(name)}", f"{path}/{storable(os.fsdecode(name))}") if mark else (uri, path)
     if is_remote(entry):
         return _named(entry), entry.partition("?")[0]
     location = spelling(os.path.normpath(os.path.join(base, entry)))
@@ -130,18 +133,23 @@ def _entries(source: str) -> Iterator[tuple[str, str | None, str | None]]:
             if suffix == ".parquet":
                 yield from _parquet_entries(file, source)
                 return
-            lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            start = file.read(2)
+            file.seek(0)
+            encoding = "utf-16" if start in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+            errors = "strict" if encoding == "utf-16" else "surrogateescape"
+            lines = io.TextIOWrapper(file, encoding=encoding, errors=errors, newline="")
             if suffix == ".txt":
                 for line in lines:
                     if line.strip("\r\n"):
                         yield line.strip("\r\n"), None, None
                 return
-            rows = csv.DictReader(lines)
+            first = lines.readline()
+            rows = csv.DictReader(chain([first], lines), delimiter=max(",;\t", key=first.count))
             names = rows.fieldnames or []
             column = _column(names, source)
             label, split = _of(names, _LABELS), _of(names, ("split",))
             yield from (_cells(row, column, label, split) for row in rows if row[column])
-    except (OSError, csv.Error) as error:
+    except (OSError, UnicodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot read the list {printable(source)}: {reason}") from error
 
@@ -172,7 +180,7 @@ def _of(names: Sequence[str], wanted: Sequence[str]) -> str | None:
 
 def _cells(row: Row, path: str, label: str | None, split: str | None) -> tuple[str, str | None, str | None]:
     """The path, label and split of a row; its `uri` in place of the path where that is one of a file."""
-    exact = row.get("uri")
+    exact = row.get(next((name for name in row if name and name.strip().lower() == "uri"), ""))
     entry = exact if isinstance(exact, str) and exact.startswith("file:///") else row[path]
     text = "" if label is None or row[label] is None else storable(str(row[label])).strip()
     part = "" if split is None or row[split] is None else storable(str(row[split])).strip()
@@ -180,8 +188,7 @@ def _cells(row: Row, path: str, label: str | None, split: str | None) -> tuple[s
 
 
 def _column(names: Sequence[str], source: str) -> str:
-    for name in ("path", "url"):
-        if name in names:
-            return name
+    if (column := _of(names, ("path",)) or _of(names, ("url",))) is not None:
+        return column
     found = ", ".join(names) or "none"
     raise UsageError(f"the list {printable(source)} needs a column named 'path' (it has: {found})")

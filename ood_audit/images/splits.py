@@ -18,8 +18,9 @@ NAMES = {
     "testing": "test",
 }
 EVALUATION = ("val", "test")  # the splits that a model is judged on
-_NAMED = re.compile(rf"({'|'.join(NAMES)})( set| ?\d+)?")
-_OTHER = re.compile(r"(trainval|eval|holdout)( set| ?\d+)?|(fold|split|part) ?\d+")
+_KIND = r"( ?set| ?\d+| (images?|imgs?|data|split))?"
+_NAMED = re.compile(rf"((images?|imgs?|data) )?({'|'.join(NAMES)}){_KIND}")
+_OTHER = re.compile(rf"(trainval|eval|evaluation|holdout|unlabell?ed){_KIND}|(fold|split|part|shard|batch) ?\d+")
 _WHOLE = ("images", "image", "imgs", "img", "jpeg", "jpegs", "jpg", "png", "jpegimages", "data", "dataset", "all")
 
 
@@ -32,7 +33,7 @@ def named(name: str) -> str | None:
 
     """
     found = _NAMED.fullmatch(key(name))
-    return NAMES[found[1]] if found else None
+    return NAMES[found[3]] if found else None
 
 
 def canonical(name: str) -> str:

@@ -161,15 +161,55 @@ TWO = [("cat",), ("electric guitar",)]
         ("c.csv", "cat\nelectric guitar\n", "", "CSV without a header"),
         ("c.csv", "Class;extra\ncat;x\nelectric guitar;y\n", "", "CSV, column Class"),
         ("c.tsv", "label\tname\n5\tcat\n6\telectric guitar\n", "56", "CSV, column name"),
+        ("c.txt", "[0] cat\n[1] electric guitar\n", "01", "a number and a name a line"),
+        ("c.txt", "0 - cat\n1 - electric guitar\n", "01", "a number and a name a line"),
+        ("c.txt", "0=cat\n1 = electric guitar\n", "01", "a number and a name a line"),
+        ("c.txt", "001.cat\n002.electric_guitar\n", "12", "a number and a name a line"),
+        ("c.txt", "1 001.cat\n2 002.electric_guitar\n", "12", "a number and a name a line"),
+        ("c.txt", '0: "cat"\n1: "electric guitar"\n', "01", "a number and a name a line"),
+        ("c.txt", "cat: 0\nelectric guitar: 1\n", "01", "a name and a number a line"),
+        ("c.txt", "- cat\n- electric guitar\n", "", "one a line"),
+        ("c.txt", '"cat"\n"electric guitar"\n', "", "one a line"),
+        ("c.txt", "'cat',\n'electric guitar'\n", "", "one a line"),
+        ("c.py", "NAMES = ['cat',\n  'electric guitar']  # two\nx = 1\n", "", "a YAML list"),
+        ("c.toml", 'names = ["cat", "electric guitar"]\n', "", "a JSON list"),
+        ("c.jsonl", '{"id": 4, "name": "cat"}\n{"id": 2, "name": "electric guitar"}\n', "42", "JSON lines"),
+        (
+            "c.pbtxt",
+            'item {\n id: 1\n name: "cat"\n}\nitem { name: "x" display_name: "electric guitar" id: 2 }',
+            "12",
+            None,
+        ),
+        ("c.json", '{"features": {"label": {"names": ["cat", "electric guitar"]}}}', "", "names of JSON"),
+        ("c.json", '{"classes": {"cat": {"id": 3}, "electric guitar": {"id": 1}}}', "31", "classes of JSON"),
+        ("c.yaml", "cat:\nelectric guitar:\n", "", "a YAML object"),
     ],
 )
 def test_the_usual_forms_of_class_lists(tmp_path, name, content, ids, form):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     found = read_vocabulary(path)
-    assert list(found.classes) == TWO
+    assert [tuple(map(key, names)) for names in found.classes] == TWO
     assert found.ids == tuple(ids)
     assert class_lists.read(path).form == form or form is None
+
+
+@pytest.mark.parametrize(
+    ("content", "last"), [("cat, mouse, a b", "a b"), ("cat;mouse;a, b", "a, b"), ('cat\tmouse\t"a, b"', "a, b")]
+)
+def test_names_in_one_line(tmp_path, content, last):
+    assert read_vocabulary(write(tmp_path, content)).names == ["cat", "mouse", last]
+
+
+def test_folders_that_are_numbered_are_those_of_the_names(tmp_path):
+    """As those of CUB and Caltech-256: `001.cat`."""
+    found = from_folders(stored(tmp_path, "001.cat", "002.electric_guitar")).vocabulary
+    assert found is not None and (found.names, found.ids) == (["cat", "electric guitar"], ("1", "2"))
+    assert [found.class_of(name) for name in ("001.cat", "cat", "x/002.electric_guitar", "002.cat")] == [0, 0, 1, None]
+    listed = Vocabulary((("cat",), ("dog",)))
+    assert (listed.class_of("17_dog"), listed.class_of("17"), listed.class_of("001.mouse")) == (1, None, None)
+    same = from_folders(stored(tmp_path / "same", "1-cat", "2-cat")).vocabulary  # the numbers tell them apart
+    assert same is not None and same.names == ["1-cat", "2-cat"]
 
 
 @pytest.mark.parametrize(
@@ -213,6 +253,7 @@ def test_folders_of_wordnet_ids_and_numbers_match_names():
     [
         ("c.json", "", "names no class"),
         ("c.json", "{", "is no JSON"),
+        ("c.txt", "<names><name>cat</name></names>", "is XML or HTML, which is not read"),
         ("c.json", "[" * 100_000, "nested too deeply"),
         ("c.json", "[[], 1]", "entry 1: .* is no name"),
         ("c.json", "[true]", "entry 1: True is no name"),
@@ -271,6 +312,8 @@ def stored(tmp_path, *folders):
         (["images/cat", "images/dog"], ["cat", "dog"], ["images"], 0),
         (["train", "val", "test"], None, ["test", "train", "val"], 3),
         (["train2017", "val2017", "extra"], None, ["train2017", "val2017"], 2),
+        (["trainset/cat", "Test_Images/cat", "valid-data/dog"], ["cat", "dog"], None, 0),
+        (["unlabeled", "images_train/cat", "images_test/dog"], ["cat", "dog"], None, 1),
     ],
 )
 def test_splits_name_no_class(tmp_path, folders, classes, splits, without):

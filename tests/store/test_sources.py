@@ -104,6 +104,30 @@ def test_lists(tmp_path, kind):
     assert found[1].uri == file_uri(str(PICTURE))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeff ID;Path \r\n1;in/a b.jpg\r\n",
+        "label\tPATH\nx\tin/a b.jpg\n",
+        'path,label\n"in/a b.jpg","two\nlines"\n',
+        "path\nFILE:{folder}/in/%61%20b.jpg\n",
+        "path\nfile://localhost{folder}/in/../in/a%20b.jpg\n",
+        "path,uri\nother,file://{folder}/in/%61%20b.jpg\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_lists_as_other_programs_write_them(tmp_path, content, encoding):
+    """Each names the one file, by its one URI."""
+    (tmp_path / "in").mkdir()
+    shutil.copy(PICTURE, tmp_path / "in" / "a b.jpg")
+    path = tmp_path / "list.csv"
+    path.write_bytes(
+        content.replace("{folder}", str(tmp_path)).lstrip("\ufeff" if encoding == "utf-16" else "").encode(encoding)
+    )
+    (image,) = scan(resolve(path), ScanNotes())
+    assert (image.uri, image.path, image.size_bytes > 0) == (file_uri(f"{tmp_path}/in/a b.jpg"), "in/a b.jpg", True)
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_lists_need_a_path_column(tmp_path, kind):
     path = tmp_path / f"list.{kind}"

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from ood_audit.scoring.settings import ScoreSettings as ScoreSettings
     from ood_audit.store import open_store as open_store
     from ood_audit.store.findings import Finding as Finding
+    from ood_audit.store.forget import forget as forget
     from ood_audit.store.sources import Source as Source
-    from ood_audit.store.sources import forget as forget
     from ood_audit.store.sources import sources as sources
     from ood_audit.tuning.settings import TuneSettings as TuneSettings
     from ood_audit.tuning.tune import TuneResult as TuneResult
@@ -100,7 +100,7 @@ _API = {
     "evaluate": "ood_audit.scoring.evaluation",
     "export": "ood_audit.actions.export",
     "export_dataset": "ood_audit.actions.datasets.write",
-    "forget": "ood_audit.store.sources",
+    "forget": "ood_audit.store.forget",
     "import_features": "ood_audit.embedding.imported",
     "open": "ood_audit.audit",
     "open_store": "ood_audit.store",

@@ -144,17 +144,21 @@ class Audit:
 
         """
         from ood_audit.classes.labelled import registered
+        from ood_audit.store.totals import scored, totals
 
         if not self._exists():
             return Status(0, 0, None, 0, 0, 0, [])
         store = self.store
-        ((ok, unreadable, classes, scored),) = store.query(
-            "SELECT count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'error'), "
-            "(SELECT count(*) FROM labels), (SELECT count(*) FROM scores) FROM images"
-        ).rows
-        labelled = sum(own.images for own in registered(store))
-        reports = sorted(path.name for path in store.reports.glob("[!.]*"))
-        return Status(ok, unreadable, store.encoder.model, classes, scored, labelled, reports)
+        found = totals(store)
+        return Status(
+            images=sum(total.images for total in found),
+            unreadable=sum(total.unreadable for total in found),
+            model=store.encoder.model,
+            classes=len(store.classes()),
+            scored=scored(store),
+            labelled=sum(own.images for own in registered(store)),
+            reports=sorted(path.name for path in store.reports.glob("[!.]*")),
+        )
 
     @property
     def sources(self) -> "list[Source]":

@@ -12,6 +12,7 @@ from ood_audit.commands.options import Chosen, selection, selection_options, sto
 from ood_audit.commands.output import note, note_evaluation, note_missing, note_outdated
 from ood_audit.errors import UsageError
 from ood_audit.progress import bars
+from ood_audit.store.sources import sources
 from ood_audit.store.store import Store
 from ood_audit.text import printable
 
@@ -97,7 +98,7 @@ def _list(opened: Store, output: str | None, chosen: Chosen, format: str, null: 
         note(f"images in another split than before: {result.moved}")
     note_evaluation(result.evaluation)
     note_outdated(result.outdated)
-    note_missing(opened)
+    note_missing(sources(opened))
 
 
 def _dataset(
@@ -120,4 +121,4 @@ def _dataset(
         note(f"open it with: {OPEN.format(shlex.quote(output))}")
     note_evaluation(result.evaluation)
     note_outdated(result.outdated)
-    note_missing(opened)
+    note_missing(sources(opened))

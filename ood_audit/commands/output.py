@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import click
 
 from ood_audit.commands.options import as_options
-from ood_audit.store.store import Store
 from ood_audit.text import JsonText, printable, write_csv
 
 if TYPE_CHECKING:
@@ -45,11 +44,11 @@ def note_evaluation(images: Mapping[str, int]) -> None:
         )
 
 
-def note_missing(store: Store, known: "Sequence[Source] | None" = None) -> None:
-    """Warn of sources that are no longer where the store has them, if some are; `known` ones need no query."""
+def note_missing(known: "Sequence[Source]") -> None:
+    """Warn of sources that are no longer where the store has them, if some are."""
     from ood_audit.store.sources import warning
 
-    if (text := warning(store, known)) is not None:
+    if (text := warning(known)) is not None:
         note(f"warning: {text}")
 
 

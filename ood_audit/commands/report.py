@@ -16,6 +16,7 @@ from ood_audit.commands.options import (
 from ood_audit.commands.output import note, note_missing, print_rows
 from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import bars
+from ood_audit.store.sources import sources
 
 COLUMNS = (
     *("rank", "path", "ood_score", "delta_energy", "label", "label_2", "margin", "max_cosine"),
@@ -170,7 +171,7 @@ def command(
         issues = [f"label issues: {found.labels['found']}"] if found.labels["labelled"] else []
         quality = [f"of odd quality: {odd}"] if odd else []
         note("; ".join([*issues, f"duplicates: {found.duplicates['extra']}", *quality]))
-    note_missing(scores.store)
+    note_missing(sources(scores.store))
     note(f"report: {result.html}")
     if fail_over is None:
         return 0

@@ -27,7 +27,12 @@ def command(forget: tuple[str, ...], dry_run: bool, store: str, format: str) -> 
 
     if dry_run and not forget:
         raise UsageError("--dry-run says what --forget would do; add --forget SOURCE")
-    found = sources.forget(forget, store, dry_run=dry_run) if forget else sources.sources(store)
+    if forget:
+        from ood_audit.store.forget import forget as forgotten
+
+        found = forgotten(forget, store, dry_run=dry_run)
+    else:
+        found = sources.sources(store)
     print_rows([field.name for field in fields(sources.Source)], map(astuple, found), format)
     images = sum(source.images + source.unreadable for source in found)
     if forget:

@@ -13,17 +13,12 @@ from ood_audit.store.store import Store, open_store
 @format_option
 def command(store: str, format: str) -> None:
     """Show what the store holds: images, encoder, classes, labelled images, scores and reports."""
-    from ood_audit.store.sources import listed
-    from ood_audit.store.views import connect
+    from ood_audit.store.sources import source_of
+    from ood_audit.store.totals import scored, totals
 
     opened = open_store(store)
-    with connect(opened, reports=False) as db:
-        counts = db.execute(
-            "SELECT coalesce(sum(size_bytes), 0)::BIGINT, (SELECT count(*) FROM labels), (SELECT count(*) FROM scores) "
-            "FROM images"
-        ).fetchall()
-        found = listed(db)
-    size, classes, scored = counts[0]
+    found = totals(opened)
+    known = list(map(source_of, found))
     encoder = opened.encoder
     runs = sorted(opened.runs.glob("*.json"))
     last = read_json(runs[-1]) if runs else None
@@ -35,25 +30,25 @@ def command(store: str, format: str) -> None:
         ),
         ("precision", encoder.precision),
         ("dimension", encoder.dimension),
-        ("images", sum(source.images for source in found)),
-        ("unreadable", sum(source.unreadable for source in found)),
+        ("images", sum(total.images for total in found)),
+        ("unreadable", sum(total.unreadable for total in found)),
         ("sources", len(found)),
-        ("missing_sources", sum(source.is_missing for source in found)),
-        ("image_bytes", size),
+        ("missing_sources", sum(source.is_missing for source in known)),
+        ("image_bytes", sum(total.size_bytes for total in found)),
         ("parts", len(opened.parts)),
-        ("classes", classes),
+        ("classes", len(opened.classes())),
         ("labelled_images", sum(read_json(path)["images"] for path in opened.root.glob("labelled/[!.]*.json"))),
-        ("scored", scored),
+        ("scored", scored(opened)),
         ("scores_in_step", _in_step(opened)),
         ("reports", ", ".join(sorted(path.name for path in opened.reports.glob("[!.]*")))),
-        ("last_run", last["finished"] if last else ""),
-        ("last_run_interrupted", bool(last and last["interrupted"])),
+        ("last_run", last.get("finished", "") if last else ""),
+        ("last_run_interrupted", bool(last and last.get("interrupted"))),
     ]
     if format == "table":
         print_rows(["what", "value"], rows, format)
     else:
         print_rows([name for name, _ in rows], [[value for _, value in rows]], format)
-    note_missing(opened, found)
+    note_missing(known)
 
 
 def _in_step(store: Store) -> bool:

@@ -21,7 +21,7 @@ from ood_audit.images.found import ImageRef
 from ood_audit.images.spelling import Spelling
 from ood_audit.images.uri import file_uri, is_file, is_remote, local_path
 from ood_audit.progress import Progress, silent
-from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
+from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, totals, writing
 from ood_audit.store.files import replacing, write_json
 from ood_audit.store.parts import PartWriter
 from ood_audit.store.store import store_root
@@ -130,6 +130,7 @@ def import_features(
         before = listing.mark_known(own)
         run = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         counts = _write(own, run, vectors, listing, source, on_progress)
+        totals.keep(own)
         if known["classes"] is not None:
             _keep_texts(own.imported_texts("classes"), *known["classes"])
         if known["background"] is not None:
@@ -144,7 +145,9 @@ def import_features(
             classes=len(known["classes"][0]) if known["classes"] else 0,
             background=len(known["background"][0]) if known["background"] else 0,
         )
-        write_json(own.runs / f"{run}.json", {"run_id": run, "sources": [storable(str(source))], "counts": counts})
+        finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        record = {"run_id": run, "finished": finished, "sources": [storable(str(source))], "counts": counts}
+        write_json(own.runs / f"{run}.json", record)
     return result
 
 

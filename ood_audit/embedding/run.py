@@ -24,7 +24,7 @@ from ood_audit.encoders.warn import log_once, warnings_to
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.images.sources import ScanNotes, scan
 from ood_audit.progress import Progress, counting, silent
-from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, writing
+from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, totals, writing
 from ood_audit.store.files import write_json
 from ood_audit.store.store import store_root
 from ood_audit.store.views import connect
@@ -222,6 +222,7 @@ class _Run:
                     if error is not None and not self.first_unreadable:
                         self.first_unreadable = f"{printable(image.path)}: {error}"
                     self.on_progress("embedding", done, to_do - adopted)
+        totals.keep(self.store)
         self.on_progress("building the index")
         images = sum(pq.read_metadata(part).num_rows for part in self.store.parts)
         if 2 * self.store.encoder.dimension * images <= BUILD_NOW_BYTES:  # else it would read so much, and give up

@@ -161,7 +161,7 @@ def _compute(
         joined = table.write(context, temporary, prepared, method, total)
         lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))
     table.keep_prototypes(path.with_suffix(_PROTOTYPES), prepared, method)
-    write_json(path.with_suffix(".json"), {**request, **recipe.recipe_of(prepared, method, joined)})
+    write_json(path.with_suffix(".json"), {**request, "images": total, **recipe.recipe_of(prepared, method, joined)})
     _drop_outdated(store, request["generation"])
 
 

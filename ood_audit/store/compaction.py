@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ood_audit.errors import StoreError
 from ood_audit.progress import Progress, silent
+from ood_audit.store import totals
 from ood_audit.store.files import flush, remove, replacing
 from ood_audit.store.folder import span
 from ood_audit.store.locks import has_readers, writing
@@ -79,6 +80,7 @@ def compact(store: Store, *, on_progress: Progress = silent) -> Compacted:
                 dropped += rows - kept
                 on_progress("compacting", done, total)
             _sweep(store)
+        totals.keep(store)
         left = len(_replaced(store))
         return Compacted(parts_before, len(store.parts), dropped, bytes_before, _bytes(store), left)
 

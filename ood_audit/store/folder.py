@@ -99,6 +99,12 @@ class StoreFolder:
         """Change what `current` gives."""
         write_json(self.root / "current.json", {**self.current(), **ids})
 
+    def classes(self, current: JsonObject | None = None) -> list[list[str]]:
+        """The classes last used, or those of a `current` vocabulary: of each its name, and then its synonyms."""
+        path = self.vocabularies / f"{(current or self.current()).get('vocabulary')}.json"
+        classes: list[list[str]] = read_json(path).get("classes", []) if path.exists() else []
+        return classes
+
     @property
     def current_report(self) -> str:
         """The name of the report whose findings are the view `findings`."""

@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +22,16 @@ from ood_audit.store.files import (
 
 COMMIT_SECONDS = 20.0  # how long a finished score run or report waits for another one to take its name
 _WRITES = {  # the temporary files of each kind of writer
-    "images": ("images/.*", "index/.*", "runs/.*", "texts/.*", ".import*", ".store.json.*", ".images.writer.json.*"),
+    "images": (
+        "images/.*",
+        "index/.*",
+        "runs/.*",
+        ".totals.json.*",
+        "texts/.*",
+        ".import*",
+        ".store.json.*",
+        ".images.writer.json.*",
+    ),
     "scores": (
         "vocabularies/.*",
         "prompts/.*",
@@ -106,7 +114,7 @@ def reading(root: Path) -> Iterator[None]:
     Unlike a lock it keeps no one else from reading or writing. A store on a read-only disk can be read as well: nothing
     on this machine can delete its parts.
     """
-    marker = temporary_name(root / f"{_READER}-{secrets.token_hex(4)}")
+    marker = temporary_name(root / f"{_READER}-{os.urandom(4).hex()}")
     try:
         with suppress(OSError):
             marker.touch()

@@ -16,7 +16,7 @@ import duckdb
 
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store import findings, schema
-from ood_audit.store.files import read_json, temporary_name
+from ood_audit.store.files import temporary_name
 from ood_audit.store.folder import StoreFolder, span
 from ood_audit.text import JsonText, printable, storable
 from ood_audit.values import JsonObject, Row, RowValues
@@ -172,7 +172,7 @@ def _create_views(
     connection.execute(_IMAGES)
     scores = store.scores / f"{current.get('scores')}.parquet"
     _view(connection, "scores", [scores] if scores.exists() else [], schema.SCORES)
-    _labels(connection, store.vocabularies / f"{current.get('vocabulary')}.json")
+    _labels(connection, store.classes(current))
 
 
 def _create_report_views(
@@ -348,8 +348,7 @@ def _read(files: list[Path]) -> str:
     return f"read_parquet([{paths}], hive_partitioning = false, union_by_name = true)"
 
 
-def _labels(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
-    classes = read_json(path).get("classes", []) if path.exists() else []
+def _labels(connection: duckdb.DuckDBPyConnection, classes: list[list[str]]) -> None:
     connection.execute(
         "CREATE TABLE labels AS SELECT position, names[1] AS label, names[2:] AS synonyms "
         "FROM (SELECT unnest(range(len(classes))) AS position, unnest(classes) AS names "

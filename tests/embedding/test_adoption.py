@@ -21,8 +21,9 @@ from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.images.sources import file_uri
 from ood_audit.images.uri import local_path
 from ood_audit.store.compaction import compact
+from ood_audit.store.forget import forget
 from ood_audit.store.parts import PartWriter, iter_features
-from ood_audit.store.sources import forget, sources
+from ood_audit.store.sources import sources
 from tests.conftest import EXAMPLES
 from tests.helpers.cli import invoke
 from tests.helpers.findings import write_findings

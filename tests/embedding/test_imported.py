@@ -1,7 +1,9 @@
 """`import`: vectors that others computed, in all their forms, and whatever may be wrong with them."""
 
+import json
 import re
 import shutil
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +286,13 @@ def test_normalised():
     assert valid.tolist() == [True, False, False]
     np.testing.assert_allclose(unit_rows[0], [0.6, 0.8])
     assert changed
+
+
+def test_status_tells_when_vectors_were_imported(data, tmp_path):
+    np.save(tmp_path / "v.npy", data[0])
+    import_features(tmp_path / "v.npy", store=tmp_path / "s")
+    done = invoke("status", "--store", tmp_path / "s", "--format", "jsonl")
+    (values,) = map(json.loads, done.stdout.splitlines())
+    assert values["images"] == 130
+    assert datetime.now(timezone.utc) - datetime.fromisoformat(values["last_run"]) < timedelta(minutes=5)
+    assert not values["last_run_interrupted"]

@@ -137,7 +137,7 @@ HEAVY = ("torch", "open_clip", "faiss", "pyarrow", "numpy", "PIL")
     [
         (["--help"], (*HEAVY, "duckdb")),
         (["embed", "--help"], (*HEAVY, "duckdb")),
-        (["status"], HEAVY),
+        (["status"], (*HEAVY, "duckdb")),
         (["query", "SELECT count(*) FROM report"], HEAVY),
         (["report", "--top", "3"], ("torch", "open_clip", "faiss")),
     ],

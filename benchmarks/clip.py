@@ -1,10 +1,11 @@
 """How the default ranking does on features of real CLIPs, and on those of the bundled starter.
 
-    python -m benchmarks.clip CLIP [OBJECTS]
+    python -m benchmarks.clip CLIP [OBJECTS [PHOTOS]]
 
 CLIP is a folder of .npz files with features that published CLIPs made: `cifar10_vitb32`, `whurs19_vitb32`,
 `whurs19_vitl14` and `imagenet285_vitb32` (images, labels, names, texts), and `nouns_vitb32` (names, texts), the
-background. OBJECTS is a folder with images/, classes.txt and truth.csv; it is embedded with the starter.
+background. OBJECTS is a folder with images/, classes.txt and truth.csv, PHOTOS one with a folder of photos a class;
+both are embedded with the starter.
 
 Half of the names of a set are the vocabulary. Their images are in distribution. A thinned part of the other images is
 out of distribution, so that it makes up 1, 5 and 20% of the folder; several draws of names and images. Names of the
@@ -32,7 +33,7 @@ from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.scoring.scores.mcm import mcm
 
 SHARES = (0.01, 0.05, 0.2)
-DRAWS = 5
+DRAWS = 6
 LIMIT = 0.5  # points of AUROC
 WITH_0_1_0 = True
 TEMPERATURE = 0.01
@@ -77,6 +78,12 @@ def objects(folder: Path) -> Set:
     with (folder / "truth.csv").open(encoding="utf-8", newline="") as file:
         truth = {row["path"]: row["truth"] for row in csv.DictReader(file)}
     return embedded("objects, starter", folder / "images", names, truth.__getitem__)
+
+
+def photos(folder: Path) -> Set:
+    """A folder with a folder of photos a class."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return embedded("photos, starter", folder, names, lambda path: Path(path).parent.name)
 
 
 def embedded(title: str, folder: Path, names: list[str], class_of: Callable[[str], str]) -> Set:
@@ -134,21 +141,30 @@ def draw(of: Set, share: float, seed: int) -> Folder:
 def scores(folder: Folder) -> dict[str, NDArray[np.float64]]:
     """Each score of the table, higher for more OOD."""
     cosines = torch.from_numpy(folder.images @ folder.texts.T)
-    outside = None if folder.background is None else torch.from_numpy(folder.images @ folder.background.T)
-    energy = -delta_energy(cosines, temperature=TEMPERATURE, top_c=1, reset_to=0.0, background=outside).double().numpy()
-    lse = np.full(len(energy), -np.inf)
-    if outside is not None:
-        lse = (outside.double() / TEMPERATURE).logsumexp(dim=1).numpy()
     joint = joining.prepare(folder.images, len(folder.images), folder.texts, folder.duplicate)
-    evidence = Evidence(energy, joining.standing(joint, cosines.numpy()), lse, TEMPERATURE)
+    joint = joining.corrected(joint, folder.background, TEMPERATURE)
+    energy, outside = by_energy(folder, joint.correction)
+    evidence = Evidence(energy, joining.standing(joint, cosines.numpy()), outside, TEMPERATURE)
     joined = joining.join(joint, evidence, evidence, [folder.images])
     return {
         "MCM": -mcm(cosines).double().numpy(),
         "ΔEnergy, c = 2, τ = 1": -delta_energy(cosines, temperature=1.0, top_c=2, reset_to=0.0).double().numpy(),
-        "b": energy,
+        "b": by_energy(folder)[0],
         **({"0.1.0": as_in_0_1_0(folder)} if WITH_0_1_0 else {}),
         "default": joined.ood_score,
     }
+
+
+def by_energy(folder: Folder, correction: Floats | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """−ΔEnergy with the background, and the log-sum-exp of the background; of corrected cosines if there is one."""
+    way = np.zeros(folder.texts.shape[1], np.float32) if correction is None else correction
+    cosines = torch.from_numpy(folder.images @ folder.texts.T + folder.texts @ way)
+    outside, lse = None, np.full(len(cosines), -np.inf)
+    if folder.background is not None:
+        outside = torch.from_numpy(folder.images @ folder.background.T + folder.background @ way)
+        lse = (outside.double() / TEMPERATURE).logsumexp(dim=1).numpy()
+    raw = delta_energy(cosines, temperature=TEMPERATURE, top_c=1, reset_to=0.0, background=outside)
+    return -raw.double().numpy(), lse
 
 
 def as_in_0_1_0(folder: Folder) -> NDArray[np.float64]:
@@ -198,6 +214,8 @@ def main() -> None:
     sets = list(clip_sets(Path(sys.argv[1])))
     if len(sys.argv) > 2:
         sets.append(objects(Path(sys.argv[2])))
+    if len(sys.argv) > 3:
+        sets.append(photos(Path(sys.argv[3])))
     sys.exit(0 if table(sets) else 1)
 
 

@@ -144,9 +144,7 @@ def main() -> None:
         if options.only in of.name
     ]
     if options.only in PHOTOS:
-        classes = sorted(path.name for path in options.photos.iterdir() if path.is_dir())
-        photos = clip.embedded(PHOTOS, options.photos, classes, lambda path: Path(path).parent.name)
-        within.append(table(with_fewer_names(photos), 5, options.draws))
+        within.append(table(with_fewer_names(clip.photos(options.photos)), 5, options.draws))
     if options.only in OBJECTS:
         objects = clip.objects(options.objects)
         within.append(table(with_fewer_names(objects), len(objects.names), options.draws))

@@ -2,7 +2,7 @@
 
 With n images of K classes and cosines s, each piece of evidence is higher for more out-of-distribution images:
 
-    energy    −ΔE, with one reset (c = 1) and the background
+    energy    −ΔE, with one reset (c = 1) and the background, of corrected cosines, see below
     standing  −max_k z_ik with z_ik = (s_ik − mean_k) / std_k over the folder: an image may be as close to a name as
               other images of this folder are to theirs; this corrects names that are near to everything, or to nothing
     novelty   1 − cosine to the k-th nearest neighbour in the folder, k = n / K / 5; near duplicates do not count
@@ -11,12 +11,20 @@ With n images of K classes and cosines s, each piece of evidence is higher for m
 
 R is the rank in (0, 1), and P its normal quantile, so that the tails count more than they would in a sum of ranks:
 
-    ood_score = P(energy) + (¼ + ¼ G) P(standing) + w [ ¾ P(max(R(novelty), ⅘ R(around))) + ¼ P(around) ]
+    ood_score = P(energy) + ¼ G P(standing) + w [ ¾ P(max(R(novelty), ⅘ R(around))) + ¼ P(around) ]
 
-w is G / 2 where a class has 16 images or more, 0 where it has 8 or fewer, and in between in between. G, from 0 to 1, is
+w is ¾ G where a class has 16 images or more, 0 where it has 8 or fewer, and in between in between. G, from 0 to 1, is
 how much novelty helps when classes of this very folder play unknown ones: the nearest class of each image of the more
 confident 70% loses its name and its images, which are no neighbours any more. What counts is the gain in AUROC that
 novelty brings in telling such images from all others: nothing up to 3 points, all from 6 points on.
+
+CLIP's images and texts lie apart (Liang et al., "Mind the gap", NeurIPS 2022), so that a name can be similar to all
+images of a folder, whatever they show, or to none because it lies far out among the names. Where there are 20 images or
+more, the cosine of each name t, of a class or of the background, is corrected for both in the energy, and there alone:
+
+    s + t·(a n − ½ m)    m the mean image of the folder, n the mean class name, a = ⅘ τ / std of t·n, at most ¼
+
+The standard deviation is that over the background names, or over the classes where there are none.
 
 Where the folder has many images, the neighbours are those in a sample of it. Labelled images that are too few to choose
 anything by do not change the ranking: they are scored by the ranks that they would have, and calibrate flags. The rule
@@ -49,7 +57,10 @@ _BLOCK = 1024
 _CONFIDENT = 0.7  # the share of the images that play images of an unknown class
 _AROUND = 0.8  # how high strange neighbours alone can put an image
 _GAIN = (3.0, 6.0)  # points of AUROC that novelty has to bring, to count at all and to count fully
-_MOST_WEIGHT = 0.5  # more would gain more on aerial pictures, and cost up to a point of AUROC on CIFAR-10
+_MOST_WEIGHT = 0.75  # more would gain more on aerial pictures, and cost a little where many images are unknown
+_STANDING = 0.25
+_FEWEST = 20  # images whose mean says anything about the others
+_HUB, _CENTRAL, _MOST_CENTRAL = 0.5, 0.8, 0.25
 _IMAGES_A_CLASS = (8.0, 16.0)
 _HIGH = 0.9  # the rank above which a piece of evidence speaks by itself
 UNLIKE = ("every class", "the rest of the folder", "both")
@@ -68,6 +79,7 @@ class Joint:
         text: (K, D) text features.
         duplicate: the cosine above which two images are near duplicates.
         weight: the weight of novelty; None to choose it.
+        correction: (D,) a n − ½ m, see the module; None where cosines are taken as they are.
 
     """
 
@@ -79,6 +91,7 @@ class Joint:
     text: Floats
     duplicate: float
     weight: float | None = None
+    correction: Floats | None = None
 
     @property
     def rank(self) -> int:
@@ -91,9 +104,9 @@ class Evidence:
     """(N,) each, of the same images.
 
     Attributes:
-        energy: −ΔE.
+        energy: −ΔE, of corrected cosines where the `Joint` has a correction.
         standing: see the module.
-        outside: the log-sum-exp of the background at the temperature of ΔE; −inf without one.
+        outside: the log-sum-exp of the background at the temperature of ΔE, corrected like that; −inf without one.
         temperature: that temperature.
 
     """
@@ -166,6 +179,24 @@ def prepare(neighbours: Floats, total: int, text: Floats, duplicate: float, weig
     return Joint(neighbours, is_whole, total, cosines.mean(axis=0, dtype=np.float64), std, text, duplicate, weight)
 
 
+def corrected(joint: Joint, background: Floats | None, temperature: float) -> Joint:
+    """`joint` with the correction of its cosines, see the module; as it is where there are too few images.
+
+    Args:
+        joint: what evidence is computed from.
+        background: (M, D) text features of the background names; None without any.
+        temperature: τ of ΔE.
+
+    """
+    if joint.images < _FEWEST:
+        return joint
+    middle = joint.text.mean(axis=0)
+    spread = float(((joint.text if background is None else background) @ middle).std())
+    central = min(_MOST_CENTRAL, _CENTRAL * temperature / max(spread, 1e-6))
+    correction = central * middle - _HUB * joint.neighbours.mean(axis=0)
+    return replace(joint, correction=correction.astype(np.float32))
+
+
 def standing(joint: Joint, cosines: Floats) -> Numbers:
     """(N, K) cosines to the text features → (N,)."""
     found: Numbers = -((cosines - joint.mean) / joint.std).max(axis=1)
@@ -177,7 +208,8 @@ def evidence_of(chunk: "Chunk", joint: Joint, temperature: float, background: bo
     cosines = chunk.to_text.float().cpu().numpy()
     if not background:
         return standing(joint, cosines), np.full(len(cosines), -np.inf)
-    return standing(joint, cosines), chunk.outside(temperature).cpu().double().numpy()
+    outside = chunk.outside(temperature, corrected=joint.correction is not None)
+    return standing(joint, cosines), outside.cpu().double().numpy()
 
 
 def join(
@@ -202,8 +234,8 @@ def join(
 
     """
     cosines = joint.neighbours @ joint.text.T
-    gate = _gate(joint, cosines, of_neighbours)
-    base = quantiles(evidence.energy) + (0.25 + 0.25 * gate) * quantiles(evidence.standing)
+    gate = _gate(joint, cosines if joint.correction is None else cosines + joint.text @ joint.correction, of_neighbours)
+    base = quantiles(evidence.energy) + _STANDING * gate * quantiles(evidence.standing)
     enough = _ramp(joint.images / len(joint.text), *_IMAGES_A_CLASS)
     weight = _MOST_WEIGHT * gate * enough if joint.weight is None else joint.weight
     standings = (cosines - joint.mean) / joint.std
@@ -224,7 +256,7 @@ def join(
     theirs, around_them = _compared(joint, features, standings)
     among = _mixed(ranks_within(theirs, novelty), ranks_within(around_them, around))
     score = ndtri(ranks_within(own.energy, evidence.energy))
-    score += (0.25 + 0.25 * gate) * ndtri(ranks_within(own.standing, evidence.standing))
+    score += _STANDING * gate * ndtri(ranks_within(own.standing, evidence.standing))
     if weight:
         score += weight * 0.75 * ndtri(ranks_within(among, mixed))
         score += weight * 0.25 * ndtri(ranks_within(around_them, around))
@@ -264,7 +296,7 @@ def _compared(joint: Joint, features: Floats, standings: Numbers) -> tuple[Numbe
 
 
 def _gate(joint: Joint, cosines: Floats, evidence: Evidence) -> float:
-    """G, from 0 to 1. `cosines` (m, K) and `evidence` are those of the neighbours.
+    """G, from 0 to 1. `cosines` (m, K) and `evidence` are those of the neighbours, corrected alike.
 
     The name that a class loses is not put into the background: unknown things are not named there to the letter.
     """

@@ -13,19 +13,24 @@ _NAMES = 4096  # at a time, on a CPU
 _CELLS = 4 << 20  # cosines at a time: with fewer names for more images, which are the same in 16 MB
 
 
-def sums(images: Tensor, names: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def sums(images: Tensor, names: Tensor, temperature: float, correction: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The log Σ exp(s/τ) of the cosines of images to names, and the largest cosine: (N,) each.
 
     Args:
         images: (N, D).
         names: (M, D), on the same device.
         temperature: τ > 0.
+        correction: (M,) what is added to the cosines to each name before they are summed up, see `scoring.joining`.
 
     """
-    found, largest = [], []
+    found, largest, start = [], [], 0
     for cosines in _cosines(images, names):
         top = cosines.amax(dim=1)
         largest.append(top)
+        if correction is not None:
+            cosines += correction[start : start + cosines.shape[1]]
+            start += cosines.shape[1]
+            top = cosines.amax(dim=1)
         found.append(cosines.sub_(top[:, None]).mul_(1 / temperature).exp_().sum(dim=1).log_() + top / temperature)
     return torch.stack(found).logsumexp(dim=0), torch.stack(largest).amax(dim=0)
 

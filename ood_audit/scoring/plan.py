@@ -131,8 +131,12 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     if "auto" in methods and settings.auto and not known:
         context.on_progress("reading the features")
         joint = joining.read(store, text, duplicate, given.get("novelty"), parts)
+        function, own = runs["auto"]
+        if prompts is None:  # tuned ones may have been moved towards the images already
+            joint = joining.corrected(joint, background if own["background"] else None, own["temperature"])
+        runs["auto"] = function, {**own, "corrected": joint.correction is not None}
     return Plan(
-        target=Target(text, shown, made, names.loaded),
+        target=Target(text, shown, made, names.loaded, None if joint is None else joint.correction),
         runs=runs,
         delta=settings_of("delta-energy", None, defaults),
         parts=parts,

@@ -50,6 +50,8 @@ class Target:
         references: pictures of the classes.
         prototypes: of the classes, one a fold or one for all; None where the references are too few for a fold.
         pools: by name, see `ood_audit.classes.pools`.
+        correction: (D,) its product with the text feature of a name is what a corrected cosine to that name has more,
+            see `scoring.joining`; None where nothing is corrected.
 
     """
 
@@ -57,6 +59,7 @@ class Target:
     references: References | None = None
     prototypes: Sequence[Prototypes | None] = ()
     pools: "dict[str, Pool]" = field(default_factory=dict)
+    correction: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -114,16 +117,24 @@ class Chunk:
         """(N,) cosine to the nearest name of a class, less that to the nearest name of another thing (background)."""
         return self._once("lead", lambda: self.to_text.amax(dim=1) - self.nearest_thing)
 
-    def similarities(self, weight: float) -> torch.Tensor:
-        """(N, K): text and prototypes joined, with this weight of the prototypes."""
-        if not weight:
-            return self.to_text
-        return self._once(("similarities", weight), lambda: torch.lerp(self.to_text, self.to_prototypes, weight))
+    @property
+    def to_text_corrected(self) -> torch.Tensor:
+        """(N, K) cosines to the text features with what the target corrects them by."""
+        return self._once("to_text_corrected", lambda: self.to_text + self.tensors["classes_correction"])
 
-    def largest(self, weight: float, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def similarities(self, weight: float, *, corrected: bool = False) -> torch.Tensor:
+        """(N, K): text and prototypes joined, with this weight of the prototypes."""
+        to_text = self.to_text_corrected if corrected else self.to_text
+        if not weight:
+            return to_text
+        key = ("similarities", weight, corrected)
+        return self._once(key, lambda: torch.lerp(to_text, self.to_prototypes, weight))
+
+    def largest(self, weight: float, count: int, *, corrected: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         """The `count` largest similarities of each image and their classes, (N, count) each; fewer of fewer classes."""
         found = min(max(count, 2), len(self.target.text))  # two are always asked for
-        top, where = self._once(("largest", weight, found), lambda: self.similarities(weight).topk(found, dim=1))
+        similarities = self.similarities(weight, corrected=corrected)
+        top, where = self._once(("largest", weight, found, corrected), lambda: similarities.topk(found, dim=1))
         return top[:, :count], where[:, :count]
 
     def log_sum(self, weight: float, temperature: float) -> torch.Tensor:
@@ -132,12 +143,13 @@ class Chunk:
         found: torch.Tensor = self._once(key, lambda: log_sum_exp(self.similarities(weight), temperature))
         return found
 
-    def outside(self, temperature: float) -> torch.Tensor:
+    def outside(self, temperature: float, *, corrected: bool = False) -> torch.Tensor:
         """(N,) log Σ exp(s/τ) of the cosines to the background vocabulary."""
-        return self._once(("outside", temperature), lambda: self._outside(temperature))
+        return self._once(("outside", temperature, corrected), lambda: self._outside(temperature, corrected))
 
-    def _outside(self, temperature: float) -> torch.Tensor:
-        found, largest = outside.sums(self.images, self.tensors["background"], temperature)
+    def _outside(self, temperature: float, corrected: bool) -> torch.Tensor:
+        correction = self.tensors["background_correction"] if corrected else None
+        found, largest = outside.sums(self.images, self.tensors["background"], temperature, correction)
         self._once("nearest thing", lambda: largest)
         return found
 
@@ -151,16 +163,23 @@ class Chunk:
         return self._once(("energies", *sorted(settings.items())), lambda: self._energies(**settings))
 
     def _energies(
-        self, *, temperature: float, top_c: int, reset_to: float, background: bool = False, prototypes: float = 0.0
+        self,
+        *,
+        temperature: float,
+        top_c: int,
+        reset_to: float,
+        background: bool = False,
+        prototypes: float = 0.0,
+        corrected: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         from ood_audit.scoring.scores.delta_energy import changes_of
 
-        similarities = self.similarities(prototypes)
-        top, where = self.largest(prototypes, top_c)
+        similarities = self.similarities(prototypes, corrected=corrected)
+        top, where = self.largest(prototypes, top_c, corrected=corrected)
         with without(similarities, where, top):
             rest = log_sum_exp(similarities, temperature)
         if background:
-            rest = torch.logaddexp(rest, self.outside(temperature / (1 - prototypes)))
+            rest = torch.logaddexp(rest, self.outside(temperature / (1 - prototypes), corrected=corrected))
         changes, energy = changes_of(top, rest, temperature, reset_to)
         return changes.sum(dim=1), energy
 
@@ -355,4 +374,8 @@ def _tensors(target: Target, where: torch.device) -> dict[str, torch.Tensor]:
         else:
             tensors[f"{name}_classes"] = torch.from_numpy(pool.classes).to(where)
             tensors[f"{name}_negatives"] = torch.from_numpy(pool.negatives).to(where)
+    if target.correction is not None:
+        correction = torch.from_numpy(target.correction).to(where)
+        for name in tensors.keys() & {"classes", "background"}:
+            tensors[f"{name}_correction"] = tensors[name] @ correction
     return tensors

@@ -138,6 +138,40 @@ def test_tiny_folders(images, classes):
     assert joined.weight == 0
 
 
+def test_the_correction_takes_half_of_what_a_name_is_to_all_images():
+    rng = np.random.default_rng(2)
+    images, names = unit(rng.normal(size=(30, 16)) + 0.3), unit(rng.normal(size=(200, 16)))
+    joint = joining.corrected(joining.prepare(images, 30, names[:5], 0.99), names[5:], T)
+    mean, middle = images.mean(axis=0), names[:5].mean(axis=0)
+    spread = (names[5:] @ middle).std()
+    expected = [-0.5 * t @ mean + 0.8 * T / spread * t @ middle for t in names]
+    np.testing.assert_allclose(names @ joint.correction, expected, atol=1e-6)
+    warm = joining.corrected(joint, names[5:], 1.0)  # one τ of a softmax over everything would outweigh the cosines
+    np.testing.assert_allclose(names @ warm.correction, [-0.5 * t @ mean + 0.25 * t @ middle for t in names], atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 19])
+def test_few_images_correct_nothing(count):
+    rng = np.random.default_rng(0)
+    joint = joining.prepare(unit(rng.normal(size=(count, 8))), count, unit(rng.normal(size=(3, 8))), 0.99)
+    assert joining.corrected(joint, None, T).correction is None
+
+
+def test_a_name_that_all_images_are_near_to_no_longer_hides_the_unknown():
+    """All images lie towards one name, as in CLIP: images of nothing are taken for it, unless that is corrected."""
+    rng = np.random.default_rng(0)
+    axes = np.eye(24, dtype=np.float32)
+    text = unit(axes[:4] + 0.8 * axes[20] * (np.arange(4) == 3)[:, None])
+    of = np.repeat(np.arange(3), 40)
+    images = unit(0.7 * axes[np.r_[of, np.full(12, 10)]] + axes[20] + 0.12 * rng.normal(size=(132, 24)))
+    is_ood = np.arange(132) >= 120
+    joint = joining.corrected(joining.prepare(images, 132, text, 0.999), None, T)
+    none = np.full(132, -np.inf)
+    plain = energy_of((images @ text.T).astype(np.float64), none, 0.05)
+    found = energy_of((images @ text.T + text @ joint.correction).astype(np.float64), none, 0.05)
+    assert auroc(is_ood, found) > auroc(is_ood, plain) + 0.1
+
+
 @pytest.fixture
 def one_folder(tmp_path):
     """A store of the made-up folder, whose images are in no folder named as a class."""
@@ -165,6 +199,20 @@ def test_report_ranks_by_it_and_says_which_evidence_speaks(one_folder):
     alone = ood_audit.score(store, settings=ScoreSettings(method="delta-energy", background=False, temperature=0.1))
     ((missing,),) = store.query("SELECT count(*) FROM scores WHERE novelty IS NULL").rows
     assert missing == alone.images
+
+
+def test_only_the_ranking_is_by_corrected_cosines(one_folder):
+    """Nearest classes and cosines are as they were, and ΔEnergy alone is the paper's."""
+    store, _ = one_folder
+    columns = "SELECT label, label_2, max_cosine, lead, delta_energy FROM scores ORDER BY path"
+    default = ood_audit.score(store, settings=ScoreSettings(background=False, temperature=0.1))
+    by_default = store.query(columns).rows
+    alone = ood_audit.score(store, settings=ScoreSettings(method="delta-energy", background=False, temperature=0.1))
+    by_energy = store.query(columns).rows
+    assert default.parameters["corrected"] is True
+    assert "corrected" not in alone.parameters
+    assert [row[:4] for row in by_default] == [row[:4] for row in by_energy]
+    assert max(abs(one[4] - other[4]) for one, other in zip(by_default, by_energy, strict=True)) > 1e-3
 
 
 def test_novelty_can_be_set_and_switched_off(one_folder):

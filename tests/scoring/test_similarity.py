@@ -1,6 +1,7 @@
 # mypy: disable-error-code="arg-type, union-attr, func-returns-value, call-arg"
 """What images are compared with: joined, scaled, fold by fold, and in chunks of any size."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from ood_audit.classes import prototypes
 from ood_audit.classes.pools import Pool
 from ood_audit.classes.prototypes import FOLDS, References, fit_folds, fold_of
-from ood_audit.scoring import scores, similarity
+from ood_audit.scoring import outside, scores, similarity
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.scoring.similarity import Target, chunk_of, chunks
 from ood_audit.store.parts import FeatureBatch
@@ -112,6 +113,26 @@ def test_the_background_has_the_weight_of_the_text(images, target, weight):
     without = chunk.raw(delta_energy, {**SETTINGS, "background": False, "prototypes": weight})
     torch.testing.assert_close(without, delta_energy(chunk.similarities(weight), **SETTINGS))
     assert not torch.allclose(got, without)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+def test_corrected_cosines(images, target, weight, monkeypatch):
+    """Each cosine to a name has the product of the name with the correction more; those to prototypes have not."""
+    monkeypatch.setattr(outside, "_NAMES", 10)  # the background in three blocks
+    ids, features = images
+    way = np.random.default_rng(3).normal(size=DIMENSION).astype(np.float32) / 4
+    chunk = chunk_of(ids, features, replace(target, correction=way))
+    to_text = torch.from_numpy(features @ target.text.T + target.text @ way)
+    names = target.pools["background"].features[5:].astype(np.float32)
+    beside = torch.from_numpy(features @ names.T + names @ way)
+    joined = torch.lerp(to_text, chunk.to_prototypes, weight)
+    settings = {**SETTINGS, "background": True, "prototypes": weight}
+    got = chunk.raw(delta_energy, {**settings, "corrected": True})
+    expected = delta_energy(joined, background=(1 - weight) * beside, **SETTINGS)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    plain = chunk_of(ids, features, target)
+    torch.testing.assert_close(chunk.raw(delta_energy, settings), plain.raw(delta_energy, settings))
+    torch.testing.assert_close(chunk.lead, plain.lead)
 
 
 def test_a_score_is_given_what_it_asks_for(images, target):

@@ -22,7 +22,7 @@ from ood_audit.findings.duplicates import COSINE
 from ood_audit.findings.listed import Listed
 
 SECONDS, RECALL = 300.0, 0.95
-_BATCH, _BLOCK, _NEIGHBOURS = 8192, 1024, 65
+_BATCH, _NEIGHBOURS = 8192, 65
 
 
 def made(images: int, dimension: int) -> tuple[NDArray[np.float16], NDArray[np.int64]]:
@@ -63,8 +63,8 @@ def main() -> None:
     place[index.order] = np.arange(options.images)
     found = asked = 0
     began = time.perf_counter(), time.process_time()
-    for start in range(0, options.images, _BLOCK * options.sample):
-        count = min(_BLOCK, options.images - start)
+    for start in range(0, options.images, index.at_once * options.sample):
+        count = min(index.at_once, options.images - start)
         _, rows = index.search(index.reconstruct_n(start, count), _NEIGHBOURS)
         twins = partner[index.order[start : start + count]]
         has = np.flatnonzero(twins >= 0)

@@ -10,6 +10,7 @@ looked for by the perceptual hashes that `embed` keeps, and confirmed by their f
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -194,7 +195,11 @@ def find(
 
 
 class _Index(Protocol):
-    """Where neighbours are looked up: an index of FAISS on the CPU, or `nearest.OnGpu`."""
+    """Where neighbours are looked up: `Listed` on the CPU, or `nearest.OnGpu`."""
+
+    @property
+    def at_once(self) -> int:
+        """How many rows to search for at once."""
 
     def search(self, features: NDArray[np.float32], k: int, /) -> tuple[NDArray[np.float32], Rows]:
         """The (Q, k) cosines of the nearest vectors, nearest first, and their rows."""
@@ -227,9 +232,8 @@ class _Search:
         """The rows of images that match, each pair once."""
         total = len(self.image_ids)
         found = [np.empty((2, 0), np.int64)]
-        for start in range(0, total, _BLOCK):
-            count = min(_BLOCK, total - start)
-            near, neighbours = self._source.neighbours(start, count, min(_NEIGHBOURS + 1, total))
+        for start, near, neighbours in self._source.neighbours(min(_NEIGHBOURS + 1, total)):
+            count = len(neighbours)
             rows = np.repeat(np.arange(start, start + count), neighbours.shape[1])
             others = neighbours.ravel()
             close = (near.ravel() >= self.cosine) & (others >= 0) & (self._pictures[others] != self._pictures[rows])
@@ -400,9 +404,14 @@ class _Source:
         self._index: _Index | None = None
         self._try(lambda index: None)
 
-    def neighbours(self, start: int, count: int, k: int) -> tuple[NDArray[np.float32], Rows]:
-        """The (N, k) cosines and rows of the nearest to each of some rows, nearest first."""
-        return self._try(lambda index: index.search(index.reconstruct_n(start, count), k))
+    def neighbours(self, k: int) -> Iterator[tuple[int, NDArray[np.float32], Rows]]:
+        """For some rows after others the first, and the (N, k) cosines and rows of the nearest to each."""
+        start, total = 0, len(self.image_ids)
+        while start < total:
+            near, rows = self._try(partial(_search, start=start, total=total, k=k))
+            for first in range(0, len(rows), _BLOCK):
+                yield start + first, near[first : first + _BLOCK], rows[first : first + _BLOCK]
+            start += len(rows)
 
     def features(self, rows: Rows) -> NDArray[np.float32]:
         """The features of some rows, (N, D)."""
@@ -463,6 +472,11 @@ class _Source:
         for ids, features in _features(self._store, self._parts, self._copies):
             self.image_ids.extend(ids)
             yield features
+
+
+def _search(index: _Index, start: int, total: int, k: int) -> tuple[NDArray[np.float32], Rows]:
+    """As many rows from `start` on as the index takes at once."""
+    return index.search(index.reconstruct_n(start, min(index.at_once, total - start)), k)
 
 
 def _gpu(device: str) -> "torch.device | None":

@@ -28,6 +28,8 @@ class OnGpu:
 
     """
 
+    at_once = 1024  # rows to search for
+
     def __init__(self, batches: Iterable[Floats], total: int, dimension: int, device: torch.device) -> None:
         self._device = device
         self._chunk = _CHUNK

@@ -105,7 +105,8 @@ def find(
     vocabulary: Vocabulary,
     text: Floats,
     encoder: Callable[[], texts.TextEncoder] | None,
-) -> list[Shortcut] | None:
+    note: Callable[[str], None],
+) -> list[Shortcut]:
     """The strongest shortcut of each class and of each split, the strongest first.
 
     Args:
@@ -114,16 +115,16 @@ def find(
         vocabulary: The classes.
         text: (K, D) their text features.
         encoder: Encodes the condition names where that was not done yet; None to do without.
-
-    Returns:
-        The shortcuts; None where the condition names have no text features.
+        note: Told where the condition names have no text features, so that only measures of the pictures count.
 
     """
     columns = [name for name in ("given_label", "split") if pc.count_distinct(images[name]).as_py() > 1]
     if not columns:
         return []
     if (names := conditions(store, encoder)) is None:
-        return None
+        why = "they are not encoded in the cache" if encoder is None else "the model that encodes them is not there"
+        note(f"shortcuts: none looked for by the names of conditions, as {why}")
+        names = Names([], np.zeros((0, text.shape[1]), np.float32), 0.0)
     ids, features = _sampled(store, len(images))
     sampled = images.take(pc.index_in(ids, value_set=images["image_id"].combine_chunks()))
     words = [*(f"look like {name}" for name in names.names), *(f"look {word}" for word, _, _ in LOOKS)]

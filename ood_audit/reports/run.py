@@ -249,10 +249,7 @@ class _Run:
             "USING (image_id)"
         ).to_arrow_table()
         encoder = None if self.scores.reused else texts.encoder_of(self.store, self.device)
-        found = shortcuts.find(self.store, images, self.scores.vocabulary, compared.text, encoder)
-        if found is None:
-            decided.notes.append("shortcuts: none looked for by names, as this model has no features of conditions")
-            found = []
+        found = shortcuts.find(self.store, images, self.scores.vocabulary, compared.text, encoder, decided.notes.append)
         misnamed: list[Misnamed] = []
         if self.read_text:
             on_read = counting(self.on_progress, "reading text in pictures")

@@ -118,6 +118,24 @@ def test_a_split_has_shortcuts_too(tmp_path, monkeypatch):
     assert "of the split test look like snow" in row.evidence
 
 
+def test_pictures_are_measured_where_no_names_can_be_encoded(store, monkeypatch):
+    """They may be in no cache, and a report on scores that are there loads no model."""
+    monkeypatch.setattr(shortcuts, "conditions", lambda store, encoder: None)
+    rows = store.query("SELECT image_id, folder AS given_label, split FROM images ORDER BY image_id").rows
+    names = ("image_id", "given_label", "split")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    grey = [0.0 if row[1] == "cat" else 0.4 + 0.001 * i for i, row in enumerate(rows)]
+    for name in shortcuts.MEASURES:
+        values = grey if name == "saturation" else [0.5] * len(rows)
+        table = table.append_column(name, pa.array(values, pa.float32()))
+    notes: list[str] = []
+    vocabulary = Vocabulary((("cat",), ("dog",), ("wolf",)))
+    found = shortcuts.find(store, table, vocabulary, unit(AXES[:3]), None, notes.append)
+    assert [(one.group, one.shows) for one in found] == [("cat", "look grey")]
+    assert notes == ["shortcuts: none looked for by the names of conditions, as they are not encoded in the cache"]
+
+
 def test_no_condition_has_two_names():
     corpus = background.CORPORA["conditions"]()
     assert len(corpus.names) == len(set(corpus.names)) < 200

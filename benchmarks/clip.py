@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ood_audit.arrays import log_sum_exp
 from ood_audit.classes import wordnet
 from ood_audit.scoring import joining, metrics
 from ood_audit.scoring.joining import Evidence
@@ -133,18 +133,18 @@ def draw(of: Set, share: float, seed: int) -> Folder:
 
 def scores(folder: Folder) -> dict[str, NDArray[np.float64]]:
     """Each score of the table, higher for more OOD."""
-    cosines = torch.from_numpy(folder.images @ folder.texts.T)
-    outside = None if folder.background is None else torch.from_numpy(folder.images @ folder.background.T)
-    energy = -delta_energy(cosines, temperature=TEMPERATURE, top_c=1, reset_to=0.0, background=outside).double().numpy()
+    cosines = folder.images @ folder.texts.T
+    outside = None if folder.background is None else folder.images @ folder.background.T
+    energy = -delta_energy(cosines, temperature=TEMPERATURE, top_c=1, reset_to=0.0, background=outside).astype(float)
     lse = np.full(len(energy), -np.inf)
     if outside is not None:
-        lse = (outside.double() / TEMPERATURE).logsumexp(dim=1).numpy()
+        lse = log_sum_exp(outside.astype(np.float64), TEMPERATURE)
     joint = joining.prepare(folder.images, len(folder.images), folder.texts, folder.duplicate)
-    evidence = Evidence(energy, joining.standing(joint, cosines.numpy()), lse, TEMPERATURE)
+    evidence = Evidence(energy, joining.standing(joint, cosines), lse, TEMPERATURE)
     joined = joining.join(joint, evidence, evidence, [folder.images])
     return {
-        "MCM": -mcm(cosines).double().numpy(),
-        "ΔEnergy, c = 2, τ = 1": -delta_energy(cosines, temperature=1.0, top_c=2, reset_to=0.0).double().numpy(),
+        "MCM": -mcm(cosines).astype(float),
+        "ΔEnergy, c = 2, τ = 1": -delta_energy(cosines, temperature=1.0, top_c=2, reset_to=0.0).astype(float),
         "b": energy,
         **({"0.1.0": as_in_0_1_0(folder)} if WITH_0_1_0 else {}),
         "default": joined.ood_score,
@@ -157,16 +157,16 @@ def as_in_0_1_0(folder: Folder) -> NDArray[np.float64]:
     from ood_audit.classes.prototypes import References
     from ood_audit.scoring.selection import presume
 
-    to_text = torch.from_numpy(folder.images @ folder.texts.T)
+    to_text = folder.images @ folder.texts.T
     rows, labels = presume(to_text, {"temperature": 1.0, "top_c": 2, "reset_to": 0.0})
     folds = np.arange(len(folder.images)) % prototypes.FOLDS
     made = prototypes.fit_folds(References(folder.images[rows], labels, folds[rows], "presumed"), folder.texts)
-    near = prototypes.unseen_cosines(made, torch.from_numpy(folder.images), torch.from_numpy(folds), to_text)
+    near = prototypes.unseen_cosines(made, folder.images, folds, to_text)
     outside = None
     if folder.background is not None:
-        outside = 0.8 * torch.from_numpy(folder.images @ folder.background.T)
+        outside = 0.8 * (folder.images @ folder.background.T)
     raw = delta_energy(0.8 * to_text + 0.2 * near, temperature=0.015, top_c=1, reset_to=0.0, background=outside)
-    found: NDArray[np.float64] = -raw.double().numpy()
+    found: NDArray[np.float64] = -raw.astype(np.float64)
     return found
 
 

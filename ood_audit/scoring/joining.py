@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
+from ood_audit.arrays import to_numpy
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 from ood_audit.store.views import count_readable
@@ -174,10 +175,10 @@ def standing(joint: Joint, cosines: Floats) -> Numbers:
 
 def evidence_of(chunk: "Chunk", joint: Joint, temperature: float, background: bool) -> tuple[Numbers, Numbers]:
     """`standing` and `outside` of the images of a chunk, (N,) each; `energy` is what the score gives."""
-    cosines = chunk.to_text.float().cpu().numpy()
+    cosines = to_numpy(chunk.to_text)
     if not background:
         return standing(joint, cosines), np.full(len(cosines), -np.inf)
-    return standing(joint, cosines), chunk.outside(temperature).cpu().double().numpy()
+    return standing(joint, cosines), to_numpy(chunk.outside(temperature)).astype(np.float64)
 
 
 def join(

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ood_audit.arrays import log_sum_exp
 from ood_audit.classes import wordnet
 from ood_audit.scoring import joining, metrics
 from ood_audit.scoring.joining import Evidence
@@ -140,15 +140,15 @@ def draw(of: Set, share: float, seed: int) -> Folder:
 
 def scores(folder: Folder) -> dict[str, NDArray[np.float64]]:
     """Each score of the table, higher for more OOD."""
-    cosines = torch.from_numpy(folder.images @ folder.texts.T)
+    cosines = folder.images @ folder.texts.T
     joint = joining.prepare(folder.images, len(folder.images), folder.texts, folder.duplicate)
     joint = joining.corrected(joint, folder.background, TEMPERATURE)
     energy, outside = by_energy(folder, joint.correction)
-    evidence = Evidence(energy, joining.standing(joint, cosines.numpy()), outside, TEMPERATURE)
+    evidence = Evidence(energy, joining.standing(joint, cosines), outside, TEMPERATURE)
     joined = joining.join(joint, evidence, evidence, [folder.images])
     return {
-        "MCM": -mcm(cosines).double().numpy(),
-        "ΔEnergy, c = 2, τ = 1": -delta_energy(cosines, temperature=1.0, top_c=2, reset_to=0.0).double().numpy(),
+        "MCM": -mcm(cosines).astype(float),
+        "ΔEnergy, c = 2, τ = 1": -delta_energy(cosines, temperature=1.0, top_c=2, reset_to=0.0).astype(float),
         "b": by_energy(folder)[0],
         **({"0.1.0": as_in_0_1_0(folder)} if WITH_0_1_0 else {}),
         "default": joined.ood_score,
@@ -158,13 +158,13 @@ def scores(folder: Folder) -> dict[str, NDArray[np.float64]]:
 def by_energy(folder: Folder, correction: Floats | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """−ΔEnergy with the background, and the log-sum-exp of the background; of corrected cosines if there is one."""
     way = np.zeros(folder.texts.shape[1], np.float32) if correction is None else correction
-    cosines = torch.from_numpy(folder.images @ folder.texts.T + folder.texts @ way)
+    cosines = folder.images @ folder.texts.T + folder.texts @ way
     outside, lse = None, np.full(len(cosines), -np.inf)
     if folder.background is not None:
-        outside = torch.from_numpy(folder.images @ folder.background.T + folder.background @ way)
-        lse = (outside.double() / TEMPERATURE).logsumexp(dim=1).numpy()
+        outside = folder.images @ folder.background.T + folder.background @ way
+        lse = log_sum_exp(outside.astype(np.float64), TEMPERATURE)
     raw = delta_energy(cosines, temperature=TEMPERATURE, top_c=1, reset_to=0.0, background=outside)
-    return -raw.double().numpy(), lse
+    return -raw.astype(np.float64), lse
 
 
 def as_in_0_1_0(folder: Folder) -> NDArray[np.float64]:
@@ -173,16 +173,16 @@ def as_in_0_1_0(folder: Folder) -> NDArray[np.float64]:
     from ood_audit.classes.prototypes import References
     from ood_audit.scoring.selection import presume
 
-    to_text = torch.from_numpy(folder.images @ folder.texts.T)
+    to_text = folder.images @ folder.texts.T
     rows, labels = presume(to_text, {"temperature": 1.0, "top_c": 2, "reset_to": 0.0})
     folds = np.arange(len(folder.images)) % prototypes.FOLDS
     made = prototypes.fit_folds(References(folder.images[rows], labels, folds[rows], "presumed"), folder.texts)
-    near = prototypes.unseen_cosines(made, torch.from_numpy(folder.images), torch.from_numpy(folds), to_text)
+    near = prototypes.unseen_cosines(made, folder.images, folds, to_text)
     outside = None
     if folder.background is not None:
-        outside = 0.8 * torch.from_numpy(folder.images @ folder.background.T)
+        outside = 0.8 * (folder.images @ folder.background.T)
     raw = delta_energy(0.8 * to_text + 0.2 * near, temperature=0.015, top_c=1, reset_to=0.0, background=outside)
-    found: NDArray[np.float64] = -raw.double().numpy()
+    found: NDArray[np.float64] = -raw.astype(np.float64)
     return found
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from zlib import crc32
 
 import numpy as np
@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.covariance import ledoit_wolf_shrinkage
 
-if TYPE_CHECKING:
-    import torch
+from ood_audit.arrays import Array, beside, namespace
 
 Floats = NDArray[np.float32]
 FOLDS = 5
@@ -71,31 +70,25 @@ class Prototypes:
     slope: float
     intercept: float
 
-    def cosines(self, images: "torch.Tensor", to_text: "torch.Tensor") -> "torch.Tensor":
-        """(N, D) image features and their (N, K) cosines to the text features → (N, K); torch tensors on one device."""
-        import torch
-
-        center, whiten, means, missing = self._on(images.device)
-        whitened = torch.nn.functional.normalize((images - center) @ whiten, dim=1)
+    def cosines(self, images: Array, to_text: Array) -> Array:
+        """(N, D) image features and their (N, K) cosines to the text features → (N, K); arrays, or tensors on a GPU."""
+        center, whiten, means, missing = self._beside(images)
+        whitened = (images - center) @ whiten
+        whitened /= _lengths(whitened)
         found = whitened @ means.T
         if not self.missing.any():
             return found
-        return torch.where(missing, self.slope * to_text + self.intercept, found)
+        return namespace(found).where(missing, self.slope * to_text + self.intercept, found)
 
-    def cosines_without_torch(self, images: Floats, to_text: Floats) -> Floats:
-        """As `cosines`, of NumPy arrays: for few images, where torch would take longer to import."""
-        found: Floats = _unit((images - self.center) @ self.whiten) @ self.means.T
-        return np.where(self.missing, self.slope * to_text + self.intercept, found).astype(np.float32)
-
-    def _on(self, device: "torch.device") -> tuple["torch.Tensor", ...]:
-        """`center`, `whiten`, `means` and `missing` as tensors on a device, moved there once."""
-        import torch
-
+    def _beside(self, images: Array) -> tuple[Array, ...]:
+        """`center`, `whiten`, `means` and `missing` as what the images are; moved to a GPU once."""
+        arrays = (self.center, self.whiten, self.means, self.missing)
+        if isinstance(images, np.ndarray):
+            return arrays
         where, tensors = self.__dict__.get("_moved", (None, ()))
-        if where != device:
-            arrays = (self.center, self.whiten, self.means, self.missing)
-            tensors = tuple(torch.from_numpy(array).to(device) for array in arrays)
-            self.__dict__["_moved"] = device, tensors  # the class is frozen
+        if where != images.device:
+            tensors = tuple(beside(array, images) for array in arrays)
+            self.__dict__["_moved"] = images.device, tensors  # the class is frozen
         return tuple(tensors)
 
     @cached_property
@@ -105,49 +98,33 @@ class Prototypes:
         return missing
 
 
-def unseen_cosines(
-    made: "Sequence[Prototypes | None]", images: "torch.Tensor", folds: "torch.Tensor | None", to_text: "torch.Tensor"
-) -> "torch.Tensor":
+def unseen_cosines(made: "Sequence[Prototypes | None]", images: Array, folds: Array | None, to_text: Array) -> Array:
     """(N, K) cosines of images to the prototypes that have not seen them; to the text where there are none.
 
     Args:
         made: as `fit_folds` gives them.
-        images: (N, D) image features, a torch tensor, as what follows.
+        images: (N, D) image features, a NumPy array, or a torch tensor as what follows.
         folds: (N,) the fold of each image; those of no fold are compared with the text. None where one set is for all.
         to_text: (N, K) their cosines to the text features.
 
     """
     if folds is None or len(made) < 2:
         return made[0].cosines(images, to_text) if made and made[0] is not None else to_text
-    found = to_text.clone()
+    xp = namespace(to_text)
+    found = xp.asarray(to_text, copy=True)
     for fold, those in enumerate(made):
-        rows = (folds == fold).nonzero()[:, 0]
-        if those is not None and len(rows):
+        rows = folds == fold
+        if those is not None and xp.any(rows):
             found[rows] = those.cosines(images[rows], to_text[rows])
     return found
 
 
-def joined_without_torch(
-    made: "Sequence[Prototypes | None]", weight: float, images: Floats, paths: Sequence[str], to_text: Floats
-) -> Floats:
-    """(N, K) text and prototypes joined, as the scores compare images with them; of NumPy arrays.
-
-    Args:
-        made: as `fit_folds` gives them.
-        weight: of the prototypes.
-        images: (N, D) image features.
-        paths: (N,) their paths within their sources.
-        to_text: (N, K) their cosines to the text features.
-
-    """
-    folds = fold_of(paths) if len(made) > 1 else np.zeros(len(paths), np.int64)
-    to_prototypes = to_text.copy()
-    for fold, those in enumerate(made):
-        rows = np.flatnonzero(folds == fold)
-        if those is not None:
-            to_prototypes[rows] = those.cosines_without_torch(images[rows], to_text[rows])
-    joined: Floats = (1 - weight) * to_text + weight * to_prototypes
-    return joined
+def joined(to_text: Array, to_prototypes: Array, weight: float) -> Array:
+    """(N, K) cosines to the text features and to the prototypes, these with a weight, as the scores take them."""
+    found = to_prototypes - to_text
+    found *= weight
+    found += to_text
+    return found
 
 
 def save(path: Path, made: "Sequence[Prototypes | None]") -> None:
@@ -236,8 +213,15 @@ def _whitening(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.floating]:
-    unit: NDArray[np.floating] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    unit: NDArray[np.floating] = rows / _lengths(rows)
     return unit
+
+
+def _lengths(rows: Array) -> Array:
+    """(N, 1), none of them 0, to divide by."""
+    xp = namespace(rows)
+    lengths = xp.linalg.vector_norm(rows, axis=1, keepdims=True)
+    return xp.where(lengths > 1e-12, lengths, 1e-12)
 
 
 def fit_folds(references: References, text: Floats) -> list[Prototypes | None]:

@@ -11,8 +11,8 @@ from ood_audit.embedding.processes import call_apart, embed_in_processes
 from ood_audit.embedding.sharing import by_cores
 from ood_audit.embedding.work import Results, Work, write_batch
 from ood_audit.encoders.cpu import worker_count
+from ood_audit.encoders.gpu import is_cpu
 from ood_audit.encoders.identity import EncoderIdentity
-from ood_audit.encoders.loading import is_cpu
 from ood_audit.images.sources import ImageRef
 from ood_audit.store.parts import PartWriter
 

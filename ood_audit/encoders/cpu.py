@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+_MOST_AT_ONCE = 8  # beyond it, Python's lock is what they wait for
 _CPU_FACTS = Path("/proc/cpuinfo")
 _ISA_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
 
@@ -17,6 +18,18 @@ def worker_count() -> int:
     import joblib
 
     return int(joblib.cpu_count())
+
+
+def thread_count() -> int:
+    """How many threads compute: one for each core that this process may use, as far as OMP_NUM_THREADS allows."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return min(worker_count(), int(asked)) if asked.isdecimal() and int(asked) else worker_count()
+
+
+def side_by_side(threads: int) -> tuple[int, int]:
+    """How many computations run at once where there are so many threads, and how many threads each has."""
+    each = -(-threads // _MOST_AT_ONCE)
+    return threads // each, each
 
 
 def bf16_in_hardware() -> bool:

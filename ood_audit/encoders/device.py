@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ood_audit.encoders.cpu import worker_count
+from ood_audit.encoders.cpu import side_by_side, worker_count
 from ood_audit.encoders.warn import warn_once
 from ood_audit.errors import UsageError
 from ood_audit.text import printable
 
-_FORWARD_THREADS = 8  # beyond it, Python's lock is what they wait for
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CPU = torch.device("cpu")
 FP16_NEEDS_GPU = "`precision` fp16 needs a GPU to encode images; on a CPU use fp32 or bf16, with a store of its own"
@@ -191,9 +190,7 @@ def forward_threads(device: torch.device, cores: int) -> tuple[int, int]:
     """
     if device.type != "cpu":
         return 2 if device.type == "cuda" else 1, torch.get_num_threads()
-    budget = max(1, min(cores, torch.get_num_threads()))
-    each = -(-budget // _FORWARD_THREADS)
-    return budget // each, each
+    return side_by_side(max(1, min(cores, torch.get_num_threads())))
 
 
 def enter_forward_thread(device: torch.device, threads: int) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ood_audit.encoders import tokens, towers
-from ood_audit.encoders.cpu import bf16_in_hardware, return_freed_memory, reuse_freed_memory, worker_count
+from ood_audit.encoders.cpu import bf16_in_hardware, return_freed_memory, reuse_freed_memory, thread_count
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.encoders.pixels import REDUCED, Pixels, shortest
 from ood_audit.encoders.registry import CONFIG, STARTER, score_defaults
@@ -118,7 +117,7 @@ class StarterEncoder:
     @cached_property
     def _text_request(self) -> Any:  # OpenVINO has no types
         graph = towers.text_tower(_tower(images=False), self._text["heads"])
-        compiled = towers.compile_graph(graph, "fp32", streams=1, threads=_threads())
+        compiled = towers.compile_graph(graph, "fp32", streams=1, threads=thread_count())
         del graph
         return_freed_memory()  # the graph, whose weights OpenVINO has laid out anew
         return compiled.create_infer_request()
@@ -126,7 +125,7 @@ class StarterEncoder:
     def forward_pool(self, cores: int) -> tuple[ThreadPoolExecutor, int]:
         """The threads for its forward passes, where so many cores may be used, and how many they are."""
         reuse_freed_memory()
-        passes = min(cores, _threads())
+        passes = min(cores, thread_count())
         return ThreadPoolExecutor(passes, "forward"), passes
 
     @property
@@ -150,17 +149,11 @@ class StarterEncoder:
             if self._requests is None:
                 mean, std = self._preprocessing["mean"], self._preprocessing["std"]
                 graph = towers.image_tower(_tower(images=True), _BATCH, self._size, mean, std)
-                compiled = towers.compile_graph(graph, self.precision, streams=_threads(), threads=_threads())
+                compiled = towers.compile_graph(graph, self.precision, streams=thread_count(), threads=thread_count())
                 self._requests = SimpleQueue()
-                for _ in range(_threads()):
+                for _ in range(thread_count()):
                     self._requests.put(compiled.create_infer_request())
             return self._requests
-
-
-def _threads() -> int:
-    """One for each core that this process may use, as far as OMP_NUM_THREADS allows."""
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return min(worker_count(), int(asked)) if asked.isdecimal() and int(asked) else worker_count()
 
 
 def _read() -> tuple[JsonObject, towers.Weights]:

@@ -1,12 +1,10 @@
 """Loads an encoder: by torch, or the starter on a CPU without it, which takes seconds and 500 MB less to start."""
 
-import ctypes
 import importlib.util
-import os
 import platform
-import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ood_audit.encoders.gpu import is_cpu
 from ood_audit.encoders.identity import EncoderIdentity
 
 if TYPE_CHECKING:
@@ -45,28 +43,6 @@ def load_same_encoder(identity: EncoderIdentity, *, device: str = "auto", fall_b
     from ood_audit.encoders import clip
 
     return clip.load_same_encoder(identity, device=device, fall_back=fall_back)
-
-
-def is_cpu(device: str) -> bool:
-    """Whether `auto`, `cpu`, `cuda`, `cuda:N` or `mps` is the CPU. torch is imported only where there may be a GPU."""
-    if device != "auto":
-        return device == "cpu"
-    if sys.platform == "linux" and "torch" not in sys.modules and not _gpu_driver():
-        return True
-    import torch
-
-    return not (torch.cuda.is_available() or torch.backends.mps.is_available())
-
-
-def _gpu_driver() -> bool:
-    """Whether there is a driver of NVIDIA's or AMD's, without which torch finds no GPU."""
-    if os.path.exists("/dev/kfd"):
-        return True
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def _is_light(model: str, weights: str | None, device: str, precision: str) -> bool:

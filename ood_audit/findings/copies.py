@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ood_audit.encoders.gpu import choose_gpu
 from ood_audit.errors import StoreError
 from ood_audit.store import schema
 from ood_audit.store.files import replacing
@@ -84,10 +85,12 @@ def current(
 
 
 def _most_on(device: str, dimension: int) -> int:
-    from ood_audit.encoders.device import choose_device
+    gpu = choose_gpu(device)
+    if gpu is None:
+        return 0
     from ood_audit.findings.nearest import most_on
 
-    return most_on(choose_device(device), dimension)
+    return most_on(gpu, dimension)
 
 
 def findings(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ood_audit.encoders.gpu import choose_gpu
 from ood_audit.errors import UsageError
 from ood_audit.findings.fingerprints import (
     HASH_BITS,
@@ -480,10 +481,8 @@ def _search(index: _Index, start: int, total: int, k: int) -> tuple[NDArray[np.f
 
 
 def _gpu(device: str) -> "torch.device | None":
-    from ood_audit.encoders.device import choose_device
-
-    chosen = choose_device(device)
-    return chosen if chosen.type == "cuda" else None
+    chosen = choose_gpu(device)
+    return chosen if chosen is not None and chosen.type == "cuda" else None
 
 
 def _features(store: Store, parts: list[Path], leave_out: set[str]) -> Iterator[tuple[list[str], NDArray[np.float32]]]:

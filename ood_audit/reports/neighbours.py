@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ood_audit.classes.prototypes import Prototypes, joined_without_torch, sample
+from ood_audit.classes.prototypes import Prototypes, fold_of, joined, sample, unseen_cosines
 from ood_audit.findings.map import coordinates
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features, unit
@@ -43,7 +43,9 @@ class Compared:
         to_text: Floats = images @ self.text.T
         if not self.prototypes:
             return to_text
-        return joined_without_torch(self.prototypes, self.weight, images, paths, to_text)
+        to_prototypes = unseen_cosines(self.prototypes, images, fold_of(paths), to_text)
+        found: Floats = joined(to_text, to_prototypes, self.weight)
+        return found
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import to_numpy
 from ood_audit.classes import annotations, background, prompts, vocabulary
 from ood_audit.classes.annotations import Truth
 from ood_audit.classes.vocabulary import Vocabulary
@@ -21,7 +22,7 @@ from ood_audit.scoring.plan import Plan, prepare
 from ood_audit.scoring.recipe import name_of
 from ood_audit.scoring.settings import ScoreSettings, described
 from ood_audit.scoring.similarity import Chunk, map_chunks
-from ood_audit.scoring.table import evidence_of, joined_with
+from ood_audit.scoring.table import evidence_of, joined_with, raw_of
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.locks import computing
 from ood_audit.store.views import count_readable
@@ -174,10 +175,8 @@ def _scored(context: Context, plan: Plan) -> _Scored:
     def compute(
         chunk: Chunk,
     ) -> tuple[list[str], list[str], list[Numbers], list[NDArray[np.int64]], tuple[Numbers, ...]]:
-        runs = plan.runs.values()
-        # Apple's GPUs have no float64.
-        values = [-chunk.raw(function, settings).cpu().double().numpy() for function, settings in runs]
-        nearest = [chunk.similarities(settings["prototypes"]).argmax(dim=1).cpu().numpy() for _, settings in runs]
+        values = [raw_of(chunk, plan, method) for method in plan.runs]
+        nearest = [to_numpy(chunk.largest(settings["prototypes"], 1)[1])[:, 0] for _, settings in plan.runs.values()]
         evidence = evidence_of(chunk, plan, "auto") if joint else ()
         return chunk.image_ids, chunk.paths, values, nearest, evidence
 

@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
+from ood_audit.arrays import to_numpy
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
 from ood_audit.store.views import count_readable
@@ -205,11 +206,11 @@ def standing(joint: Joint, cosines: Floats) -> Numbers:
 
 def evidence_of(chunk: "Chunk", joint: Joint, temperature: float, background: bool) -> tuple[Numbers, Numbers]:
     """`standing` and `outside` of the images of a chunk, (N,) each; `energy` is what the score gives."""
-    cosines = chunk.to_text.float().cpu().numpy()
+    cosines = to_numpy(chunk.to_text)
     if not background:
         return standing(joint, cosines), np.full(len(cosines), -np.inf)
-    outside = chunk.outside(temperature, corrected=joint.correction is not None)
-    return standing(joint, cosines), outside.cpu().double().numpy()
+    outside = to_numpy(chunk.outside(temperature, corrected=joint.correction is not None))
+    return standing(joint, cosines), outside.astype(np.float64)
 
 
 def join(

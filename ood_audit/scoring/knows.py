@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ood_audit.classes import prototypes
+from ood_audit.scoring import outside
 from ood_audit.scoring.joining import auroc, energy_of, ranks
 from ood_audit.scoring.selection import FEWEST_CLASSES, FEWEST_IMAGES
 from ood_audit.text import printable
@@ -50,17 +51,13 @@ def doubt(images: Floats, text: Floats, background: Floats | None, temperature: 
         temperature: τ of ΔEnergy.
 
     """
-    import torch
-
-    from ood_audit.scoring import outside
-
     if len(images) < FEWEST_IMAGES or len(text) < FEWEST_CLASSES:
         return None
     images = images[prototypes.sample(len(images), most=_MOST_IMAGES)]
     cosines = (images @ text.T).astype(np.float64)
     others = np.full(len(images), -np.inf)
     if background is not None:
-        others = outside.sums(torch.from_numpy(images), torch.from_numpy(background), temperature)[0].double().numpy()
+        others = outside.sums(images, background, temperature)[0].astype(np.float64)
     nearest = cosines.argmax(axis=1)
     energy = energy_of(cosines, others, temperature)
     confident = ranks(energy) < _CONFIDENT

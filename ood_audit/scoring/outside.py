@@ -6,41 +6,42 @@ are summed up while they are in the caches, some names at a time.
 
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from ood_audit.arrays import Array, log_add_exp, log_sum_exp, namespace
 
 _NAMES = 4096  # at a time, on a CPU
 _CELLS = 4 << 20  # cosines at a time: with fewer names for more images, which are the same in 16 MB
 
 
-def sums(images: Tensor, names: Tensor, temperature: float, correction: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def sums(images: Array, names: Array, temperature: float, correction: Array | None = None) -> tuple[Array, Array]:
     """The log Σ exp(s/τ) of the cosines of images to names, and the largest cosine: (N,) each.
 
     Args:
-        images: (N, D).
-        names: (M, D), on the same device.
+        images: (N, D), a NumPy array, or a torch tensor on a GPU.
+        names: (M, D), the same.
         temperature: τ > 0.
         correction: (M,) what is added to the cosines to each name before they are summed up, see `scoring.joining`.
 
     """
+    xp = namespace(images)
     found, largest, start = [], [], 0
     for cosines in _cosines(images, names):
-        top = cosines.amax(dim=1)
-        largest.append(top)
+        largest.append(xp.max(cosines, axis=1))
         if correction is not None:
             cosines += correction[start : start + cosines.shape[1]]
             start += cosines.shape[1]
-            top = cosines.amax(dim=1)
-        found.append(cosines.sub_(top[:, None]).mul_(1 / temperature).exp_().sum(dim=1).log_() + top / temperature)
-    return torch.stack(found).logsumexp(dim=0), torch.stack(largest).amax(dim=0)
+        found.append(log_sum_exp(cosines, temperature))
+    return log_add_exp(*found), xp.max(xp.stack(largest), axis=0)
 
 
-def nearest(images: Tensor, names: Tensor) -> Tensor:
+def nearest(images: Array, names: Array) -> Array:
     """(N,) the largest cosine of each image to a name."""
-    return torch.stack([cosines.amax(dim=1) for cosines in _cosines(images, names)]).amax(dim=0)
+    xp = namespace(images)
+    return xp.max(xp.stack([xp.max(cosines, axis=1) for cosines in _cosines(images, names)]), axis=0)
 
 
-def _cosines(images: Tensor, names: Tensor) -> Iterator[Tensor]:
+def _cosines(images: Array, names: Array) -> Iterator[Array]:
     few = min(_NAMES, max(256, _CELLS // max(1, len(images))))
-    size = few if images.device.type == "cpu" else max(1, len(names))
-    return (images @ some.T for some in torch.split(names, size))
+    size = few if isinstance(images, np.ndarray) else max(1, len(names))
+    return (images @ names[start : start + size].T for start in range(0, len(names), size))

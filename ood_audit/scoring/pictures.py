@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import Array, beside, namespace, to_numpy
 from ood_audit.classes import prototypes
 from ood_audit.scoring import selection
 from ood_audit.scoring.joining import auroc, quantiles_within
 from ood_audit.scoring.scores import Options
 
 if TYPE_CHECKING:
-    import torch
-
     from ood_audit.classes.pools import Pool
     from ood_audit.scoring.selection import Round, Sample
     from ood_audit.scoring.similarity import Chunk
@@ -116,34 +115,29 @@ def forecasts(
 
 def _evidence_in(played: "Round", settings: Options, pictures: Pictures) -> PictureEvidence:
     """The evidence about the judged images of a round, by pictures of the kept classes."""
-    import torch
-
-    similarities = torch.lerp(played.to_text, played.to_prototypes, _DISTANCE_WEIGHT)
-    kept = torch.from_numpy(pictures.features[played.kept[pictures.labels]])
-    nearest = _nearest(torch.from_numpy(played.features), kept, pictures.duplicate)
-    found = -played.delta_energy(settings), -similarities.amax(dim=1), nearest
-    return PictureEvidence(*(values.double().numpy() for values in found))
+    similarities = prototypes.joined(played.to_text, played.to_prototypes, _DISTANCE_WEIGHT)
+    kept = pictures.features[played.kept[pictures.labels]]
+    nearest = _nearest(played.features, kept, pictures.duplicate)
+    found = -played.delta_energy(settings), -similarities.max(axis=1), nearest
+    return PictureEvidence(*(values.astype(np.float64) for values in found))
 
 
 def evidence_of(chunk: "Chunk", pictures: Pictures) -> tuple[Numbers, Numbers]:
     """`distance` and `nearest` of the images of a chunk, (N,) each; `energy` is what the score gives."""
-    import torch
-
-    distance = -chunk.largest(_DISTANCE_WEIGHT, 1)[0][:, 0]
-    features = torch.from_numpy(pictures.features).to(chunk.images.device)
-    nearest = _nearest(chunk.images, features, pictures.duplicate)
-    return distance.cpu().double().numpy(), nearest.cpu().double().numpy()
+    distance = -to_numpy(chunk.largest(_DISTANCE_WEIGHT, 1)[0][:, 0]).astype(np.float64)
+    nearest = _nearest(chunk.images, beside(pictures.features, chunk.images), pictures.duplicate)
+    return distance, to_numpy(nearest).astype(np.float64)
 
 
-def _nearest(images: "torch.Tensor", pictures: "torch.Tensor", duplicate: float) -> "torch.Tensor":
+def _nearest(images: Array, pictures: Array, duplicate: float) -> Array:
     """(N, D) images and (M, D) pictures → (N,) `nearest`."""
-    import torch
-
+    xp = namespace(images)
     found = []
     for start in range(0, len(images), _BLOCK):
         cosines = images[start : start + _BLOCK] @ pictures.T
-        found.append(-cosines.masked_fill_(cosines > duplicate, -1.0).amax(dim=1))
-    return torch.cat(found)
+        cosines[cosines > duplicate] = -1.0
+        found.append(-xp.max(cosines, axis=1))
+    return xp.concat(found)
 
 
 def join(images: PictureEvidence, of: PictureEvidence | None = None) -> Numbers:

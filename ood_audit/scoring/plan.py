@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ood_audit.classes import labelled as labelled_images
@@ -13,7 +12,7 @@ from ood_audit.classes import pools, prototypes, texts
 from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.prompts import Prompts
 from ood_audit.classes.vocabulary import Vocabulary, cached_features
-from ood_audit.encoders.device import choose_device
+from ood_audit.encoders.gpu import choose_gpu
 from ood_audit.progress import counting
 from ood_audit.scoring import joining, knows, pictures, references, scores, selection
 from ood_audit.scoring.context import Context
@@ -82,8 +81,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
         UsageError: A setting was given that a score does not have.
 
     """
-    torch.manual_seed(settings.seed)
-    choose_device(context.device)
+    choose_gpu(context.device)  # an error about it comes first
     store, vocabulary, given = context.store, context.vocabulary, settings.given(prompts)
     encoder = texts.encoder_of(store, context.device, context.on_progress)
     by_name = cached_features(store, vocabulary, encoder)

@@ -2,8 +2,9 @@
 
 from typing import TypedDict
 
-import torch
+import numpy as np
 
+from ood_audit.arrays import without
 from ood_audit.classes.prototypes import sample
 from ood_audit.scoring import pictures, scores
 from ood_audit.scoring.joining import Joined
@@ -88,7 +89,7 @@ def _calibration(plan: Plan, method: str, joined: Joined | None) -> CalibrationS
     chunk = chunk_of(own.names, own.features, own.target(plan.target))
     function, settings = plan.runs[method]
     nearest = chunk.largest(settings["prototypes"], 1)[1][:, 0]
-    distance = 1 - chunk.to_prototypes.gather(1, nearest[:, None])[:, 0]
+    distance = 1 - np.take_along_axis(chunk.to_prototypes, nearest[:, None], axis=1)[:, 0]
     score = -chunk.raw(function, settings) if joined is None or joined.calibration is None else joined.calibration
     return {
         "ood_score": score.tolist(),
@@ -108,7 +109,9 @@ def _lead_of_unknown(plan: Plan) -> list[float] | None:
         return None
     rows = sample(len(known.labels), most=_MOST_KNOWN)
     chunk, labels = chunk_of([""] * len(rows), known.features[rows], plan.target), known.labels[rows]
-    own = torch.from_numpy(labels)[:, None].to(chunk.images.device)
-    others = chunk.to_text.scatter(1, own, -torch.inf).amax(dim=1)
-    lead = others - torch.maximum(chunk.nearest_thing, chunk.to_text.gather(1, own)[:, 0])
-    return [float(number) for number in lead]
+    own = labels[:, None]
+    named = np.take_along_axis(chunk.to_text, own, axis=1)
+    with without(chunk.to_text, own, named):
+        others = chunk.to_text.max(axis=1)
+    lead: list[float] = (others - np.maximum(chunk.nearest_thing, named[:, 0])).tolist()
+    return lead

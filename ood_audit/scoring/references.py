@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ood_audit.arrays import log_sum_exp
 from ood_audit.classes import prototypes
-from ood_audit.classes.prototypes import DEFAULT_WEIGHT, FOLDS, Prototypes, References
+from ood_audit.classes.prototypes import DEFAULT_WEIGHT, FOLDS, Floats, Prototypes, References
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.scoring.scores import Options
 from ood_audit.scoring.selection import FEWEST_CLASSES, FEWEST_IMAGES, MOST_IMAGES, Sample, presume
@@ -16,14 +18,11 @@ from ood_audit.store.parts import iter_features
 from ood_audit.store.views import count_readable
 
 if TYPE_CHECKING:
-    import torch
-    from numpy.typing import NDArray
-
     from ood_audit.classes.labelled import Labelled
     from ood_audit.scoring.similarity import Target
 
 _COSINES = 1 << 26  # the largest number of cosines of images to classes: 256 MiB
-_SHARPNESS = np.geomspace(0.003, 1.0, 40)
+_SHARPNESS: list[float] = np.geomspace(0.003, 1.0, 40).tolist()
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class Calibration:
     """
 
     names: list[str]
-    features: "NDArray[np.float32]"
-    labels: "NDArray[np.int64]"
+    features: Floats
+    labels: NDArray[np.int64]
     prototypes: "Sequence[Prototypes | None]"
 
     def target(self, other: "Target") -> "Target":
@@ -48,9 +47,7 @@ class Calibration:
         return replace(other, prototypes=self.prototypes)
 
 
-def apart(
-    store: Store, references: References, labelled: "Labelled", text: "NDArray[np.float32]"
-) -> Calibration | None:
+def apart(store: Store, references: References, labelled: "Labelled", text: Floats) -> Calibration | None:
     """The labelled images that no prompt was tuned on, or 1,000 of them; None where there are none.
 
     They are references as well, so each is scored by prototypes made without a fifth of them, its own.
@@ -70,26 +67,24 @@ def apart(
     return Calibration(names, labelled.features[rows], labelled.labels[rows], made)
 
 
-def sharpness(sample: Sample, text: "NDArray[np.float32]") -> float:
+def sharpness(sample: Sample, text: Floats) -> float:
     """The temperature at which the softmax of the similarities fits the sample's labels best, by likelihood."""
-    import torch
-
     rows = np.flatnonzero(sample.trusted & (sample.labels >= 0))
     if len(rows) < FEWEST_IMAGES:
         return 0.05
     folds = np.arange(len(rows)) % FOLDS
     those = References(sample.features[rows], sample.labels[rows], folds, "labelled")
-    to_text = torch.from_numpy(those.features) @ torch.from_numpy(text).T
-    joined = (1 - DEFAULT_WEIGHT) * to_text + DEFAULT_WEIGHT * _cosines(those.features, folds, those, text)
-    labels = torch.from_numpy(those.labels)
-    losses = [float(torch.nn.functional.cross_entropy(joined / t, labels)) for t in _SHARPNESS]
-    return float(_SHARPNESS[int(np.argmin(losses))])
+    to_text = those.features @ text.T
+    joined = prototypes.joined(to_text, _cosines(those.features, folds, those, to_text, text), DEFAULT_WEIGHT)
+    own = joined[np.arange(len(rows)), those.labels]
+    losses = [float((log_sum_exp(joined, t) - own / t).mean()) for t in _SHARPNESS]
+    return _SHARPNESS[int(np.argmin(losses))]
 
 
 def collect(
     store: Store,
     vocabulary: Vocabulary,
-    text: "NDArray[np.float32]",
+    text: Floats,
     labelled: "Labelled | None",
     defaults: Options,
     *,
@@ -109,13 +104,10 @@ def collect(
         seed: of the sampling.
 
     """
-    import torch
-
     ids, paths, features, folders = _sampled(store, seed, most=max(MOST_IMAGES, _COSINES // len(text)))
     folds = prototypes.fold_of(paths)
     labels = np.array([-1 if (k := vocabulary.class_of(folder)) is None else k for folder in folders], np.int64)
-    images = torch.from_numpy(features)
-    to_text = images @ torch.from_numpy(text).T
+    to_text = features @ text.T
     in_folders = labels >= 0
     source: Literal["labelled", "folders", "labelled and folders", "presumed"] = "folders"
     references = References(features[in_folders], labels[in_folders], folds[in_folders], source)
@@ -139,37 +131,30 @@ def collect(
         return references, sample
     rows, guessed = presume(to_text, defaults)
     references = References(features[rows], guessed, folds[rows], "presumed")
-    by_prototypes = _cosines(features, folds, references, text)
-    joined = (1 - DEFAULT_WEIGHT) * to_text + DEFAULT_WEIGHT * by_prototypes
-    trusted = (to_text.argmax(dim=1) == by_prototypes.argmax(dim=1)).numpy()
-    return references, Sample(features, joined.argmax(dim=1).numpy(), trusted, presumed=True)
+    by_prototypes = _cosines(features, folds, references, to_text, text)
+    joined = prototypes.joined(to_text, by_prototypes, DEFAULT_WEIGHT)
+    trusted = to_text.argmax(axis=1) == by_prototypes.argmax(axis=1)
+    return references, Sample(features, joined.argmax(axis=1), trusted, presumed=True)
 
 
-def _predicted(references: References, text: "NDArray[np.float32]") -> "NDArray[np.int64]":
+def _predicted(references: References, text: Floats) -> NDArray[np.int64]:
     """(M,) the nearest class of each reference, by text and prototypes that have not seen it."""
-    import torch
-
     folds = np.where(references.folds < 0, np.arange(len(references.folds)) % FOLDS, references.folds)
     apart = References(references.features, references.labels, folds, references.source)
-    to_text = torch.from_numpy(references.features) @ torch.from_numpy(text).T
-    by_prototypes = _cosines(references.features, folds, apart, text)
-    joined = (1 - DEFAULT_WEIGHT) * to_text + DEFAULT_WEIGHT * by_prototypes
-    result: NDArray[np.int64] = joined.argmax(dim=1).numpy()
+    to_text = references.features @ text.T
+    by_prototypes = _cosines(references.features, folds, apart, to_text, text)
+    result: NDArray[np.int64] = prototypes.joined(to_text, by_prototypes, DEFAULT_WEIGHT).argmax(axis=1)
     return result
 
 
 def _cosines(
-    features: "NDArray[np.float32]", folds: "NDArray[np.int64]", references: References, text: "NDArray[np.float32]"
-) -> "torch.Tensor":
-    import torch
-
-    images = torch.from_numpy(features)
-    to_text = images @ torch.from_numpy(text).T
-    made = prototypes.fit_folds(references, text)
-    return prototypes.unseen_cosines(made, images, torch.from_numpy(folds), to_text)
+    features: Floats, folds: NDArray[np.int64], references: References, to_text: Floats, text: Floats
+) -> Floats:
+    found: Floats = prototypes.unseen_cosines(prototypes.fit_folds(references, text), features, folds, to_text)
+    return found
 
 
-def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], list[str], NDArray[np.float32], list[str]]":
+def _sampled(store: Store, seed: int, most: int) -> tuple[list[str], list[str], Floats, list[str]]:
     """Ids, paths, features and folders of all readable images, or of about as many as teach anything."""
     total = count_readable(store)
     share = min(most, prototypes.MOST) / max(1, total)
@@ -183,7 +168,7 @@ def _sampled(store: Store, seed: int, most: int) -> "tuple[list[str], list[str],
     return ids, paths, np.concatenate(features), folders
 
 
-def features_of(store: Store, seed: int, most: int = MOST_IMAGES) -> "NDArray[np.float32]":
+def features_of(store: Store, seed: int, most: int = MOST_IMAGES) -> Floats:
     """(N, D) features of all readable images, or of about `most`."""
     return _sampled(store, seed, most)[2]
 

@@ -1,6 +1,6 @@
 """`score`: settle what images are compared with, and how, and stream the store through it, into `scores/`.
 
-What computes is imported where it is called, so that a finished score is read without torch.
+What computes is imported where it is called, so that a finished score is read without what it was computed with.
 """
 
 import hashlib
@@ -168,7 +168,7 @@ def _compute(
 def _encode_classes(context: Context) -> None:
     """Encode the names of the classes, for `plan` to find them in the store.
 
-    The starter's text tower needs no torch. Before that is imported, its 200 MB are free again.
+    The text tower, 200 MB for the starter, is free again before what scores takes memory.
     """
     encoder = texts.encoder_of(context.store, context.device, context.on_progress)
     vocabulary.cached_features(context.store, context.vocabulary, encoder)

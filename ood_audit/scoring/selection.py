@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import largest, log_sum_exp, without
 from ood_audit.classes import prototypes
-from ood_audit.classes.prototypes import DEFAULT_WEIGHT
+from ood_audit.classes.prototypes import DEFAULT_WEIGHT, Floats, joined
 from ood_audit.scoring import scores
 from ood_audit.scoring.scores import Options
+from ood_audit.scoring.scores.delta_energy import changes_of, delta_energy
 
 if TYPE_CHECKING:
-    import torch
-
     from ood_audit.classes.pools import Pool
 
 ROUNDS = 12
@@ -163,8 +163,8 @@ class Round:
     features: NDArray[np.float32]
     is_ood: NDArray[np.bool_]
     kept: NDArray[np.bool_]
-    to_text: "torch.Tensor"
-    outside: "dict[tuple[float, float], torch.Tensor]"
+    to_text: Floats
+    outside: dict[tuple[float, float], Floats]
     references: NDArray[np.float32]
     labels: NDArray[np.int64]
     text: NDArray[np.float32]
@@ -172,17 +172,14 @@ class Round:
     reference_part_of: NDArray[np.int64]
 
     @cached_property
-    def to_prototypes(self) -> "torch.Tensor":
+    def to_prototypes(self) -> Floats:
         """(J, K') cosines to the prototypes of the kept classes, made without the images that they score."""
-        import torch
-
         others = [self.reference_part_of != part for part in range(_PARTS)]
         made = [prototypes.fit(self.references[rows], self.labels[rows], self.text) for rows in others]
-        images, parts = torch.from_numpy(self.features), torch.from_numpy(self.part_of)
-        found: torch.Tensor = prototypes.unseen_cosines(made, images, parts, self.to_text)
+        found: Floats = prototypes.unseen_cosines(made, self.features, self.part_of, self.to_text)
         return found
 
-    def delta_energy(self, settings: Options) -> "torch.Tensor":
+    def delta_energy(self, settings: Options) -> Floats:
         """(J,) ΔE of the judged images by some settings of `Grid.candidates`, with these alone in the grid."""
         grid = Grid.only(settings)
         return next(_delta_energies(grid, self.to_text, self.to_prototypes, self.outside))
@@ -218,8 +215,6 @@ def select(
         on_progress: called with the number of rounds done and to do.
 
     """
-    import torch
-
     grid = grid or Grid()
     if sample.presumed and len(grid.prototypes) > 1:
         grid = Grid(**{**vars(grid), "prototypes": (DEFAULT_WEIGHT,)})
@@ -227,12 +222,12 @@ def select(
     aurocs = np.empty((rounds, len(candidates)))
     on_progress(0, rounds)
     for i, played in enumerate(play(sample, text, defaults, grid, background=background, rounds=rounds, seed=seed)):
-        joined = played.to_prototypes if any(grid.prototypes) else played.to_text
-        columns = list(_delta_energies(grid, played.to_text, joined, played.outside))
+        to_prototypes = played.to_prototypes if any(grid.prototypes) else played.to_text
+        columns = list(_delta_energies(grid, played.to_text, to_prototypes, played.outside))
         if grid.every_score:
-            columns += _other_scores(grid, played.to_text, joined)
+            columns += _other_scores(grid, played.to_text, to_prototypes)
             columns.append(_knn(played))
-        aurocs[i] = _aurocs(torch.stack(columns, dim=1).numpy(), played.is_ood)
+        aurocs[i] = _aurocs(np.stack(columns), played.is_ood)
         on_progress(i + 1, rounds)
     mean = aurocs.mean(axis=0)
     chosen = _simplest_of_the_best(candidates, aurocs)
@@ -250,16 +245,14 @@ def play(
     seed: int = 0,
 ) -> Iterator[Round]:
     """The rounds in which classes are dropped; see `select` for the arguments."""
-    import torch
-
     rng = np.random.default_rng(seed)
     kept = _kept_classes(sample, len(text), rounds, rng)
     judged = np.flatnonzero(sample.trusted & (sample.labels >= 0))
     features = sample.features[judged]
     outside = {}
     if background is not None and True in grid.background:
-        outside = _outside(torch.from_numpy(features), background, kept, grid)
-    to_text = torch.from_numpy(sample.features) @ torch.from_numpy(text).T
+        outside = _outside(features, background, kept, grid)
+    to_text = sample.features @ text.T
     for i, keep in enumerate(kept):
         to_kept = to_text[:, np.flatnonzero(keep)]
         rows, labels = _references(sample, keep, to_kept, defaults)
@@ -317,7 +310,7 @@ def _kept_classes(sample: Sample, classes: int, rounds: int, rng: np.random.Gene
 
 
 def _references(
-    sample: Sample, keep: NDArray[np.bool_], to_text: "torch.Tensor", defaults: Options
+    sample: Sample, keep: NDArray[np.bool_], to_text: Floats, defaults: Options
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the sample that show the kept classes, and the class of each, counted among the kept."""
     if sample.presumed:
@@ -326,117 +319,99 @@ def _references(
     return rows, (np.cumsum(keep) - 1)[sample.labels[rows]]
 
 
-def presume(to_text: "torch.Tensor", defaults: Options) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def presume(to_text: Floats, defaults: Options) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The more confident half of the images, by ΔEnergy, and their nearest classes: (rows, labels)."""
-    from ood_audit.scoring.scores.delta_energy import delta_energy
-
     confidence = delta_energy(to_text, **defaults)
-    rows = (confidence >= confidence.median()).nonzero()[:, 0]
-    return rows.cpu().numpy(), to_text[rows].argmax(dim=1).cpu().numpy()
+    rows = np.flatnonzero(confidence >= np.quantile(confidence, 0.5, method="lower"))
+    return rows, to_text[rows].argmax(axis=1)
 
 
 def _outside(
-    images: "torch.Tensor", pool: "Pool", kept: Sequence[NDArray[np.bool_]], grid: Grid
-) -> "dict[tuple[float, float], torch.Tensor]":
+    images: Floats, pool: "Pool", kept: Sequence[NDArray[np.bool_]], grid: Grid
+) -> dict[tuple[float, float], Floats]:
     """(N, rounds) log-sum-exp of the background, by weight and temperature: names of no class, and of dropped ones."""
-    import torch
-
     names_class = ~pool.outside()
-    returned = torch.from_numpy(np.stack([pool.outside(keep)[names_class] for keep in kept], axis=1)).float()
-    others = torch.from_numpy(pool.negatives).T
-    naming = torch.from_numpy(pool.features[names_class].astype(np.float32)).T
-    scales = {(w, t): (1 - w) / t for w, t in product(grid.prototypes, grid.background_temperature)}
-    found = {key: torch.empty(len(images), len(kept)) for key in scales}
+    returned = np.stack([pool.outside(keep)[names_class] for keep in kept], axis=1).astype(np.float32)
+    naming = pool.features[names_class].astype(np.float32)
+    scales = {(w, t): float((1 - w) / t) for w, t in product(grid.prototypes, grid.background_temperature)}
+    found = {key: np.empty((len(images), len(kept)), np.float32) for key in scales}
     for start in range(0, len(images), _ROWS):
         rows = slice(start, start + _ROWS)
-        always = _log_sums(images[rows] @ others, set(scales.values()))
-        to_naming = images[rows] @ naming
+        always = _log_sums(images[rows] @ pool.negatives.T, set(scales.values()))
+        to_naming = images[rows] @ naming.T
+        top = to_naming.max(axis=1, keepdims=True, initial=-1.0)
+        to_naming -= top
         for key, scale in scales.items():
-            top = to_naming.amax(dim=1, keepdim=True) if len(naming.T) else torch.zeros(len(to_naming), 1)
-            back = (((to_naming - top) * scale).exp() @ returned).log() + top * scale  # log 0 = -inf where none returns
-            found[key][rows] = torch.logaddexp(always[scale][:, None], back)
+            with np.errstate(divide="ignore"):  # where none returns
+                back = np.log(np.exp(to_naming * scale) @ returned) + top * scale
+            found[key][rows] = np.logaddexp(always[scale][:, None], back)
     return found
 
 
-def _log_sums(values: "torch.Tensor", scales: Collection[float]) -> "dict[float, torch.Tensor]":
-    """(N, M) → (N,) log Σ exp(scale × values) by scale; `values` is changed in place.
-
-    One buffer serves all scales, which is why a few rows at a time take half as long as torch's logsumexp of all.
-    """
-    import torch
-
+def _log_sums(values: Floats, scales: Collection[float]) -> dict[float, Floats]:
+    """(N, M) → (N,) log Σ exp(scale × values) by scale; `values` is changed in place, and one buffer serves all."""
     if not values.shape[1]:
-        return {scale: torch.full((len(values),), -torch.inf) for scale in scales}
-    top = values.amax(dim=1, keepdim=True)
+        return {scale: np.full(len(values), -np.inf, np.float32) for scale in scales}
+    top = values.max(axis=1, keepdims=True)
     values -= top
-    least, buffer = float(values.min()), torch.empty_like(values)
+    least, buffer = float(values.min()), np.empty_like(values)
     found = {}
     for scale in scales:
-        torch.mul(values, scale, out=buffer)
+        np.multiply(values, scale, out=buffer)
         if least * scale < _UNDERFLOW:  # denormal numbers are slow
-            buffer.clamp_(min=_UNDERFLOW)
-        found[scale] = buffer.exp_().sum(dim=1).log() + top[:, 0] * scale
+            np.maximum(buffer, _UNDERFLOW, out=buffer)
+        found[scale] = np.log(np.exp(buffer, out=buffer).sum(axis=1)) + top[:, 0] * scale
     return found
 
 
 def _delta_energies(
-    grid: Grid,
-    to_text: "torch.Tensor",
-    to_prototypes: "torch.Tensor",
-    outside: "dict[tuple[float, float], torch.Tensor]",
-) -> "Iterator[torch.Tensor]":
+    grid: Grid, to_text: Floats, to_prototypes: Floats, outside: dict[tuple[float, float], Floats]
+) -> Iterator[Floats]:
     """ΔE of each candidate of ΔEnergy, in the order of `Grid.candidates`."""
-    import torch
-
-    from ood_audit.arrays import log_sum_exp
-    from ood_audit.scoring.scores.delta_energy import changes_of
-
     settings = [settings for method, settings in grid.candidates() if method == "delta-energy"]
     for (weight, background), alike in groupby(settings, key=lambda one: (one["prototypes"], one["background"])):
         those = list(alike)
         kinds = list(dict.fromkeys((one["temperature"], one["reset_to"]) for one in those))
-        similarities = (1 - weight) * to_text + weight * to_prototypes
-        top, where = similarities.topk(min(max(grid.top_c), similarities.shape[1]), dim=1)
-        left = similarities.scatter(1, where, -torch.inf)
-        rests = {temperature: log_sum_exp(left, temperature) for temperature in {kind[0] for kind in kinds}}
+        similarities = joined(to_text, to_prototypes, weight)
+        top, where = largest(similarities, min(max(grid.top_c), similarities.shape[1]))
+        with without(similarities, where, top):
+            rests = {temperature: log_sum_exp(similarities, temperature) for temperature in {kind[0] for kind in kinds}}
         if background:
-            rests = {t: torch.logaddexp(rest, outside[weight, t]) for t, rest in rests.items()}
-        # All temperatures at once, as rows below each other: each call of torch costs more than what it computes.
-        temperature, reset_to = torch.tensor(kinds).repeat_interleave(len(top), dim=0).T
-        rest = torch.cat([rests[kind[0]] for kind in kinds])
-        changes, _ = changes_of(top.repeat(len(kinds), 1), rest, temperature, reset_to)
-        of_kind = dict(zip(kinds, torch.split(changes.cumsum(dim=1), len(top)), strict=True))
+            rests = {t: np.logaddexp(rest, outside[weight, t]) for t, rest in rests.items()}
+        # All temperatures at once, as rows below each other: each call costs more than what it computes.
+        temperature, reset_to = np.repeat(np.array(kinds, np.float32), len(top), axis=0).T
+        rest = np.concatenate([rests[kind[0]] for kind in kinds])
+        changes, _ = changes_of(np.tile(top, (len(kinds), 1)), rest, temperature, reset_to)
+        of_kind = dict(zip(kinds, np.split(changes.cumsum(axis=1), len(kinds)), strict=True))
         for one in those:
             yield of_kind[one["temperature"], one["reset_to"]][:, min(one["top_c"], changes.shape[1]) - 1]
 
 
-def _other_scores(grid: Grid, to_text: "torch.Tensor", to_prototypes: "torch.Tensor") -> "list[torch.Tensor]":
+def _other_scores(grid: Grid, to_text: Floats, to_prototypes: Floats) -> list[Floats]:
     return [
-        scores.load(name)((1 - weight) * to_text + weight * to_prototypes, **options)
+        scores.load(name)(joined(to_text, to_prototypes, weight), **options)
         for weight, (name, options) in product(grid.prototypes, _OTHERS)
     ]
 
 
-def _knn(played: Round) -> "torch.Tensor":
-    import torch
-
-    near: torch.Tensor = scores.load("knn")(
+def _knn(played: Round) -> Floats:
+    near: Floats = scores.load("knn")(
         played.to_text,
-        images=torch.from_numpy(played.features),
-        folds=torch.from_numpy(played.part_of),
-        references=torch.from_numpy(played.references),
-        reference_folds=torch.from_numpy(played.reference_part_of),
+        images=played.features,
+        folds=played.part_of,
+        references=played.references,
+        reference_folds=played.reference_part_of,
     )
     return near
 
 
 def _aurocs(raw: NDArray[np.floating], is_ood: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(N, C) raw values → (C,) AUROCs, by the ranks of the in-distribution images."""
+    """(C, N) raw values → (C,) AUROCs, by the ranks of the in-distribution images."""
     from scipy.stats import rankdata
 
     inside = int((~is_ood).sum())
     if inside in (0, len(is_ood)):
-        return np.full(raw.shape[1], 0.5)
-    ranks = rankdata(np.ascontiguousarray(raw.T), axis=1)[:, ~is_ood].sum(axis=1)
+        return np.full(len(raw), 0.5)
+    ranks = rankdata(raw, axis=1)[:, ~is_ood].sum(axis=1)
     result: NDArray[np.float64] = (ranks - inside * (inside + 1) / 2) / (inside * (len(is_ood) - inside))
     return result

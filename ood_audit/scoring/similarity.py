@@ -10,21 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from ood_audit.arrays import log_sum_exp, without
+from ood_audit.arrays import Array, beside, largest, log_sum_exp, namespace, without
 from ood_audit.classes import prototypes
 from ood_audit.classes.prototypes import Prototypes, References
-from ood_audit.encoders.cpu import worker_count
-from ood_audit.encoders.device import (
-    CPU,
-    choose_device,
-    enter_forward_thread,
-    forward_threads,
-    is_out_of_memory,
-    release_memory,
-)
+from ood_audit.encoders.cpu import side_by_side, thread_count
+from ood_audit.encoders.gpu import choose_gpu
 from ood_audit.encoders.warn import warn_once
 from ood_audit.scoring import outside, scores
 from ood_audit.scoring.scores import Options, Score
@@ -32,6 +25,8 @@ from ood_audit.store import Store
 from ood_audit.store.parts import FeatureBatch, iter_features
 
 if TYPE_CHECKING:
+    import torch
+
     from ood_audit.classes.pools import Pool
 
 _Value = TypeVar("_Value")
@@ -64,15 +59,17 @@ class Target:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some images, on a device, beside a target; what is derived is computed once, when it is asked for.
+    """Some images beside a target; what is derived is computed once, when it is asked for.
+
+    On a CPU all arrays are NumPy's, on a GPU torch tensors.
 
     By `_once`: a cached_property of Python 3.11 has one lock for all chunks, behind which those of other threads wait.
     """
 
     batch: FeatureBatch
-    images: torch.Tensor
+    images: Array
     target: Target
-    tensors: dict[str, torch.Tensor]
+    arrays: dict[str, Array]
     _known: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
@@ -88,77 +85,73 @@ class Chunk:
         return paths
 
     @property
-    def folds(self) -> torch.Tensor:
+    def folds(self) -> Array:
         """(N,) int64."""
-        return self._once("folds", lambda: torch.from_numpy(prototypes.fold_of(self.paths)).to(self.images.device))
+        return self._once("folds", lambda: beside(prototypes.fold_of(self.paths), self.images))
 
     @property
-    def to_text(self) -> torch.Tensor:
+    def to_text(self) -> Array:
         """(N, K) cosines to the text features."""
-        return self._once("to_text", lambda: self.images @ self.tensors["classes"].T)
+        return self._once("to_text", lambda: self.images @ self.arrays["classes"].T)
 
     @property
-    def to_prototypes(self) -> torch.Tensor:
+    def to_prototypes(self) -> Array:
         """(N, K) cosines to the prototypes that have not seen the image; those to text where there are none."""
         made = self.target.prototypes
         folds = self.folds if len(made) > 1 else None
-        found: torch.Tensor = self._once(
-            "to_prototypes", lambda: prototypes.unseen_cosines(made, self.images, folds, self.to_text)
-        )
-        return found
+        return self._once("to_prototypes", lambda: prototypes.unseen_cosines(made, self.images, folds, self.to_text))
 
     @property
-    def to_background(self) -> torch.Tensor:
+    def to_background(self) -> Array:
         """(N, B) cosines to the background vocabulary."""
-        return self._once("to_background", lambda: self.images @ self.tensors["background"].T)
+        return self._once("to_background", lambda: self.images @ self.arrays["background"].T)
 
     @property
-    def lead(self) -> torch.Tensor:
+    def lead(self) -> Array:
         """(N,) cosine to the nearest name of a class, less that to the nearest name of another thing (background)."""
-        return self._once("lead", lambda: self.to_text.amax(dim=1) - self.nearest_thing)
+        return self._once("lead", lambda: namespace(self.images).max(self.to_text, axis=1) - self.nearest_thing)
 
     @property
-    def to_text_corrected(self) -> torch.Tensor:
+    def to_text_corrected(self) -> Array:
         """(N, K) cosines to the text features with what the target corrects them by."""
-        return self._once("to_text_corrected", lambda: self.to_text + self.tensors["classes_correction"])
+        return self._once("to_text_corrected", lambda: self.to_text + self.arrays["classes_correction"])
 
-    def similarities(self, weight: float, *, corrected: bool = False) -> torch.Tensor:
+    def similarities(self, weight: float, *, corrected: bool = False) -> Array:
         """(N, K): text and prototypes joined, with this weight of the prototypes."""
         to_text = self.to_text_corrected if corrected else self.to_text
         if not weight:
             return to_text
-        key = ("similarities", weight, corrected)
-        return self._once(key, lambda: torch.lerp(to_text, self.to_prototypes, weight))
+        key = "similarities", weight, corrected
+        return self._once(key, lambda: prototypes.joined(to_text, self.to_prototypes, weight))
 
-    def largest(self, weight: float, count: int, *, corrected: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    def largest(self, weight: float, count: int, *, corrected: bool = False) -> tuple[Array, Array]:
         """The `count` largest similarities of each image and their classes, (N, count) each; fewer of fewer classes."""
         found = min(max(count, 2), len(self.target.text))  # two are always asked for
         similarities = self.similarities(weight, corrected=corrected)
-        top, where = self._once(("largest", weight, found, corrected), lambda: similarities.topk(found, dim=1))
+        top, where = self._once(("largest", weight, found, corrected), lambda: largest(similarities, found))
         return top[:, :count], where[:, :count]
 
-    def log_sum(self, weight: float, temperature: float) -> torch.Tensor:
+    def log_sum(self, weight: float, temperature: float) -> Array:
         """(N,) log Σ exp(s/τ) of the similarities."""
         key = "log_sum", weight, temperature
-        found: torch.Tensor = self._once(key, lambda: log_sum_exp(self.similarities(weight), temperature))
-        return found
+        return self._once(key, lambda: log_sum_exp(self.similarities(weight), temperature))
 
-    def outside(self, temperature: float, *, corrected: bool = False) -> torch.Tensor:
+    def outside(self, temperature: float, *, corrected: bool = False) -> Array:
         """(N,) log Σ exp(s/τ) of the cosines to the background vocabulary."""
         return self._once(("outside", temperature, corrected), lambda: self._outside(temperature, corrected))
 
-    def _outside(self, temperature: float, corrected: bool) -> torch.Tensor:
-        correction = self.tensors["background_correction"] if corrected else None
-        found, largest = outside.sums(self.images, self.tensors["background"], temperature, correction)
+    def _outside(self, temperature: float, corrected: bool) -> Array:
+        correction = self.arrays["background_correction"] if corrected else None
+        found, largest = outside.sums(self.images, self.arrays["background"], temperature, correction)
         self._once("nearest thing", lambda: largest)
         return found
 
     @property
-    def nearest_thing(self) -> torch.Tensor:
+    def nearest_thing(self) -> Array:
         """(N,) the cosine to the nearest name of the background vocabulary."""
-        return self._once("nearest thing", lambda: outside.nearest(self.images, self.tensors["background"]))
+        return self._once("nearest thing", lambda: outside.nearest(self.images, self.arrays["background"]))
 
-    def energies(self, settings: Options) -> tuple[torch.Tensor, torch.Tensor]:
+    def energies(self, settings: Options) -> tuple[Array, Array]:
         """ΔE and E_0, (N,) each, by these settings of ΔEnergy."""
         return self._once(("energies", *sorted(settings.items())), lambda: self._energies(**settings))
 
@@ -171,7 +164,7 @@ class Chunk:
         background: bool = False,
         prototypes: float = 0.0,
         corrected: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Array, Array]:
         from ood_audit.scoring.scores.delta_energy import changes_of
 
         similarities = self.similarities(prototypes, corrected=corrected)
@@ -179,9 +172,10 @@ class Chunk:
         with without(similarities, where, top):
             rest = log_sum_exp(similarities, temperature)
         if background:
-            rest = torch.logaddexp(rest, self.outside(temperature / (1 - prototypes), corrected=corrected))
+            others = self.outside(temperature / (1 - prototypes), corrected=corrected)
+            rest = namespace(rest).logaddexp(rest, others)
         changes, energy = changes_of(top, rest, temperature, reset_to)
-        return changes.sum(dim=1), energy
+        return namespace(changes).sum(changes, axis=1), energy
 
     def _once(self, key: Hashable, value: Callable[[], _Value]) -> _Value:
         if key not in self._known:
@@ -189,7 +183,7 @@ class Chunk:
         found: _Value = self._known[key]
         return found
 
-    def raw(self, function: Score, settings: Options) -> torch.Tensor:
+    def raw(self, function: Score, settings: Options) -> Array:
         """(N,) the raw values of a score.
 
         Args:
@@ -202,16 +196,15 @@ class Chunk:
         own = dict(settings)
         weight = own.pop("prototypes", 0.0)
         background = own.pop("background", False)
-        given: dict[str, torch.Tensor | None] = {}
+        given: dict[str, Array] = {}
         for name in scores.inputs(function):
             if name == "background":
                 given[name] = (1 - weight) * self.to_background if background else None
             elif name in ("images", "folds"):
                 given[name] = getattr(self, name)
             else:
-                given[name] = self.tensors[name]
-        result: torch.Tensor = function(self.similarities(weight), **given, **own)
-        return result
+                given[name] = self.arrays[name]
+        return function(self.similarities(weight), **given, **own)
 
 
 def chunks(store: Store, target: Target, device: str) -> Iterator[Chunk]:
@@ -219,11 +212,10 @@ def chunks(store: Store, target: Target, device: str) -> Iterator[Chunk]:
 
     What is derived from a chunk on a GPU can run out of memory, which `map_chunks` handles and this does not.
     """
-    where = choose_device(device)
-    tensors = _tensors(target, where)
-    with torch.inference_mode():
-        for part in _parts(iter_features(store), target, where):
-            yield _chunk(part, where, target, tensors)
+    where = choose_gpu(device)
+    arrays = _arrays(target, where)
+    for part in _parts(iter_features(store), target, where):
+        yield _chunk(part, where, target, arrays)
 
 
 def map_chunks(
@@ -239,9 +231,9 @@ def map_chunks(
 
     If a GPU runs out of memory, the chunks are halved. If it has no room for a single image, the CPU goes on.
     """
-    where = choose_device(device)
+    where = choose_gpu(device)
     batches: Iterator[FeatureBatch] = iter_features(store, parts=parts)
-    if where.type != "cpu":
+    if where is not None:
         left: list[FeatureBatch] = []
         batches = _parts(batches, target, where)
         yield from _map_on_gpu(batches, target, where, function, left)
@@ -249,32 +241,33 @@ def map_chunks(
             return
         warn_once(f"out of memory on {where}: it has no room for scoring; continuing on the CPU")
         batches = chain(left, batches)
-    yield from _map_on_cpu(_parts(batches, target, CPU), target, function)
+    yield from _map_on_cpu(_parts(batches, target, None), target, function)
 
 
 def _map_on_gpu(
     parts: Iterator[FeatureBatch],
     target: Target,
-    where: torch.device,
+    where: "torch.device",
     function: Callable[[Chunk], _Value],
     left: list[FeatureBatch],
 ) -> Iterator[_Value]:
     """What `map_chunks` gives, until there is no memory for a single image. Then `left` gets the part in hand."""
-    tensors: dict[str, torch.Tensor] = {}
+    from ood_audit.encoders.device import is_out_of_memory, release_memory
+
+    arrays: dict[str, Array] = {}
     limit = _GPU_MOST_IMAGES
     for part in parts:
         start = 0
         while start < len(part.codes):
             some = part.slice(start, limit)
             try:
-                with torch.inference_mode():
-                    tensors = tensors or _tensors(target, where)
-                    value = function(_chunk(some, where, target, tensors))
+                arrays = arrays or _arrays(target, where)
+                value = function(_chunk(some, where, target, arrays))
                 start += len(some.codes)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                size = len(some.codes) if tensors else 1
+                size = len(some.codes) if arrays else 1
                 if size == 1:
                     left.append(part.slice(start, len(part.codes)))
             else:
@@ -288,32 +281,30 @@ def _map_on_gpu(
 
 
 def _map_on_cpu(parts: Iterator[FeatureBatch], target: Target, function: Callable[[Chunk], _Value]) -> Iterator[_Value]:
-    tensors = _tensors(target, CPU)
+    arrays = _arrays(target, None)
 
     def work(part: FeatureBatch) -> _Value:
-        with torch.inference_mode():  # each thread has a mode of its own
-            return function(_chunk(part, CPU, target, tensors))
+        return function(_chunk(part, None, target, arrays))
 
-    threads_before = torch.get_num_threads()
-    passes, threads = forward_threads(CPU, worker_count())
-    pool = ThreadPoolExecutor(passes, "chunk", initializer=enter_forward_thread, initargs=(CPU, threads))
+    at_once, threads = side_by_side(thread_count())
+    pool = ThreadPoolExecutor(at_once, "chunk")
     pending: deque[Future[_Value]] = deque()
-    try:
-        for part in parts:
-            pending.append(pool.submit(work, part))
-            if len(pending) > 2 * passes:
+    with threadpool_limits(threads, "blas"):
+        try:
+            for part in parts:
+                pending.append(pool.submit(work, part))
+                if len(pending) > 2 * at_once:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads_before)  # what a thread sets is also the default of new ones
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _parts(batches: Iterator[FeatureBatch], target: Target, where: torch.device) -> Iterator[FeatureBatch]:
-    """The images in the chunks that suit a device: slices of the batches, or on a GPU also several of them joined."""
+def _parts(batches: Iterator[FeatureBatch], target: Target, where: "torch.device | None") -> Iterator[FeatureBatch]:
+    """The images in chunks: on a CPU slices of the batches, on a GPU also several of them joined."""
     widest = max([len(target.text), *(len(pool.names) for name, pool in target.pools.items() if name == "background")])
-    if where.type == "cpu":
+    if where is None:
         rows = max(1, _CHUNK_BYTES // (4 * min(widest, _WIDEST)))
     else:
         rows = min(_GPU_MOST_IMAGES, max(1, _GPU_CHUNK_BYTES // (4 * widest)))
@@ -348,34 +339,39 @@ def _concatenated(batches: Sequence[FeatureBatch]) -> FeatureBatch:
     )
 
 
-def _chunk(part: FeatureBatch, where: torch.device, target: Target, tensors: dict[str, torch.Tensor]) -> Chunk:
+def _chunk(part: FeatureBatch, where: "torch.device | None", target: Target, arrays: dict[str, Array]) -> Chunk:
+    if where is None:
+        return Chunk(part, part.features, target, arrays)
+    import torch
+
     images = torch.tensor(part.codes, device=where).float()
     images /= images.norm(dim=1, keepdim=True)  # float16 rounding
-    return Chunk(part, images, target, tensors)
+    return Chunk(part, images, target, arrays)
 
 
 def chunk_of(names: Sequence[str], features: NDArray[np.float32], target: Target) -> Chunk:
     """Some images that are not in the store, on the CPU; `names` stand for their paths."""
-    tensors = _tensors(target, CPU)
     own = pa.array(names, pa.string())
-    return Chunk(
-        FeatureBatch(own, own, pa.array([""] * len(names)), features), torch.from_numpy(features), target, tensors
-    )
+    part = FeatureBatch(own, own, pa.array([""] * len(names)), features)
+    return Chunk(part, features, target, _arrays(target, None))
 
 
-def _tensors(target: Target, where: torch.device) -> dict[str, torch.Tensor]:
-    tensors = {"classes": torch.from_numpy(target.text).to(where)}
+def _arrays(target: Target, where: "torch.device | None") -> dict[str, Array]:
+    """What scores ask for by name, see `scores.INPUTS`: NumPy arrays, or tensors on a GPU."""
+    arrays: dict[str, Array] = {"classes": target.text}
     if target.references is not None:
-        tensors["references"] = torch.from_numpy(target.references.features).to(where)
-        tensors["reference_folds"] = torch.from_numpy(target.references.folds).to(where)
+        arrays["references"] = target.references.features
+        arrays["reference_folds"] = target.references.folds
     for name, pool in target.pools.items():
         if name == "background":
-            tensors["background"] = torch.from_numpy(pool.negatives).to(where)
+            arrays["background"] = pool.negatives
         else:
-            tensors[f"{name}_classes"] = torch.from_numpy(pool.classes).to(where)
-            tensors[f"{name}_negatives"] = torch.from_numpy(pool.negatives).to(where)
+            arrays |= {f"{name}_classes": pool.classes, f"{name}_negatives": pool.negatives}
     if target.correction is not None:
-        correction = torch.from_numpy(target.correction).to(where)
-        for name in tensors.keys() & {"classes", "background"}:
-            tensors[f"{name}_correction"] = tensors[name] @ correction
-    return tensors
+        for name in arrays.keys() & {"classes", "background"}:
+            arrays[f"{name}_correction"] = arrays[name] @ target.correction
+    if where is None:
+        return arrays
+    import torch
+
+    return {name: torch.from_numpy(array).to(where) for name, array in arrays.items()}

@@ -9,9 +9,9 @@ from typing import TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
+from ood_audit.arrays import Array, beside, namespace, to_numpy
 from ood_audit.classes.prototypes import DEFAULT_WEIGHT, save
 from ood_audit.progress import counting
 from ood_audit.scoring import joining, pictures
@@ -160,7 +160,7 @@ def _evidence_about(
     for start in range(0, len(features), _NEIGHBOURS):
         rows = slice(start, start + _NEIGHBOURS)
         chunk = chunk_of(names[rows], features[rows], target)
-        found.append((_raw(chunk, plan, method), *evidence_of(chunk, plan, method)))
+        found.append((raw_of(chunk, plan, method), *evidence_of(chunk, plan, method)))
     alone, first, second = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return alone, first, second
 
@@ -187,9 +187,10 @@ def evidence_of(chunk: Chunk, plan: Plan, method: str) -> tuple[Numbers, Numbers
     return joining.evidence_of(chunk, plan.joint, settings["temperature"], settings["background"])
 
 
-def _raw(chunk: Chunk, plan: Plan, method: str) -> Numbers:
+def raw_of(chunk: Chunk, plan: Plan, method: str) -> Numbers:
     """(N,) float64, the ood_score of a chunk by the score alone."""
-    return -chunk.raw(*plan.runs[method]).cpu().double().numpy()
+    raw: Numbers = to_numpy(chunk.raw(*plan.runs[method])).astype(np.float64)  # Apple's GPUs have no float64
+    return -raw
 
 
 def _columns_and_evidence(chunk: Chunk, plan: Plan, method: str, columns: Callable[[Chunk], _Columns]) -> _Columns:
@@ -218,7 +219,7 @@ def _columns(
         "given_label": pa.DictionaryArray.from_arrays(pa.array(given, pa.int32(), mask=given < 0), labels),
         "folder_rank": pa.array(_folder_ranks(chunk, plan, given), pa.int32(), mask=~np.isin(given, plan.folders)),
     }
-    columns |= {name: pa.array(values.float().cpu().numpy()) for name, values in numbers.items()}
+    columns |= {name: pa.array(to_numpy(values).astype(np.float32, copy=False)) for name, values in numbers.items()}
     columns |= {name: pa.array(values, pa.float32(), from_pandas=True) for name, values in known.items()}
     if len(labels) > 1:
         columns["label_2"] = pa.DictionaryArray.from_arrays(pa.array(index[:, 1], pa.int32()), labels)
@@ -226,14 +227,12 @@ def _columns(
     return columns
 
 
-def _numbers(
-    chunk: Chunk, plan: Plan, method: str
-) -> tuple[dict[str, torch.Tensor], NDArray[np.float32], NDArray[np.int64]]:
+def _numbers(chunk: Chunk, plan: Plan, method: str) -> tuple[dict[str, Array], NDArray[np.float32], NDArray[np.int64]]:
     """The (N,) scores of a chunk by column; its two largest similarities and their classes."""
     function, settings = plan.runs[method]
     raw = chunk.raw(function, settings)
     change, energy = chunk.energies(settings if function is delta_energy else plan.delta)
-    best, index = (found.cpu().numpy() for found in chunk.largest(settings["prototypes"], 2))
+    best, index = (to_numpy(found) for found in chunk.largest(settings["prototypes"], 2))
     max_cosine = chunk.largest(0.0, 1)[0][:, 0]
     return {"ood_score": -raw, "delta_energy": change, "energy": energy, "max_cosine": max_cosine}, best, index
 
@@ -252,12 +251,14 @@ def _beside(
     given = _given(chunk, plan, class_of)
     similarities = chunk.similarities(weight)
     normalizer = chunk.log_sum(weight, plan.sharpness)
-    both = torch.from_numpy(np.stack([nearest, given.clip(0)], axis=1)).to(similarities.device)
-    shares = (similarities.gather(1, both) / plan.sharpness - normalizer[:, None]).exp().float().cpu().numpy()
+    xp = namespace(similarities)
+    both = beside(np.stack([nearest, given.clip(0)], axis=1), similarities)
+    of_both = xp.take_along_axis(similarities, both, axis=1)
+    shares = to_numpy(xp.exp(of_both / plan.sharpness - normalizer[:, None]))
     distance = np.full(len(given), np.nan)
     if any(plan.target.prototypes):
-        distance = 1 - chunk.to_prototypes.gather(1, both[:, :1])[:, 0].float().cpu().numpy()
-    lead = chunk.lead.float().cpu().numpy() if leads(plan.target) else np.full(len(given), np.nan)
+        distance = 1 - to_numpy(xp.take_along_axis(chunk.to_prototypes, both[:, :1], axis=1)[:, 0])
+    lead = to_numpy(chunk.lead) if leads(plan.target) else np.full(len(given), np.nan)
     given_confidence = np.where(given < 0, np.nan, shares[:, 1])
     return given, {
         "confidence": shares[:, 0],
@@ -273,9 +274,11 @@ def _folder_ranks(chunk: Chunk, plan: Plan, given: NDArray[np.int64]) -> NDArray
     By prototypes at their usual weight whatever the score: they have not seen the image, and know the classes best.
     """
     similarities = chunk.similarities(DEFAULT_WEIGHT)
-    own = torch.from_numpy(given.clip(0))[:, None].to(similarities.device)
-    those = torch.from_numpy(plan.folders).to(similarities.device)
-    return (similarities[:, those] > similarities.gather(1, own)).sum(dim=1).cpu().numpy()
+    xp = namespace(similarities)
+    own = xp.take_along_axis(similarities, beside(given.clip(0)[:, None], similarities), axis=1)
+    those = xp.take(similarities, beside(plan.folders, similarities), axis=1)
+    found: NDArray[np.int64] = to_numpy(xp.sum(those > own, axis=1))
+    return found
 
 
 def leads(target: Target) -> bool:

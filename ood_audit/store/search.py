@@ -10,6 +10,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.encoders.gpu import choose_gpu
 from ood_audit.text import printable
 from ood_audit.values import JsonObject
 
@@ -149,9 +150,8 @@ def _gpus_work() -> bool:
     """Whether FAISS has a GPU to use. On one that is too old for its kernels it ends the process, so torch is asked."""
     if not faiss.get_num_gpus():
         return False
-    from ood_audit.encoders.device import choose_device
-
-    return choose_device("auto").type == "cuda"
+    gpu = choose_gpu("auto")
+    return gpu is not None and gpu.type == "cuda"
 
 
 def _on_gpus(index: faiss.Index) -> faiss.Index:

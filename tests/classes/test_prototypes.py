@@ -29,8 +29,7 @@ def problem(seed, classes=4, references=30, dimension=8, images=5):
 
 
 def cosines(made, images, text):
-    images, text = torch.from_numpy(images), torch.from_numpy(text)
-    return made.cosines(images, images @ text.T).numpy()
+    return made.cosines(images, images @ text.T)
 
 
 def slow(image, k, features, labels):
@@ -53,6 +52,16 @@ def test_agrees_with_the_formula(seed, classes, more, dimension):
     made = fit(features, labels, text)
     expected = [[slow(image, k, features, labels) for k in range(classes)] for image in images]
     np.testing.assert_allclose(cosines(made, images, text), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("classes", [4, 6])
+def test_tensors_have_the_cosines_of_arrays(classes):
+    """Of six classes two have no references."""
+    text, features, labels, images = problem(0)
+    text = np.concatenate([text, unit(np.ones((2, 8)))])[:classes]
+    made = fit(features, labels, text)
+    tensors = torch.from_numpy(images), torch.from_numpy(images @ text.T)
+    np.testing.assert_allclose(made.cosines(*tensors), cosines(made, images, text), atol=1e-6)
 
 
 @settings(max_examples=20, deadline=None)

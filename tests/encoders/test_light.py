@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ood_audit.classes import background
-from ood_audit.encoders import clip, loading
+from ood_audit.encoders import clip, gpu, loading
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import EncoderError
 from ood_audit.images.decode import decode
@@ -93,10 +93,12 @@ def test_texts_have_the_features_of_torch(starter, encoder):
     assert starter.score_defaults == encoder.score_defaults
 
 
-def test_embed_imports_neither_torch_nor_what_reports_home(tmp_path, pictures):
+def test_neither_torch_is_imported_nor_what_reports_home(tmp_path, pictures):
+    """Not by `embed`, nor by a first report, whose classes and background are encoded."""
     script = (
         "import sys, ood_audit\n"
-        f"ood_audit.embed({str(pictures)!r}, store={str(tmp_path / 'store')!r}, device='cpu')\n"
+        f"made = ood_audit.embed({str(pictures)!r}, store={str(tmp_path / 'store')!r}, device='cpu')\n"
+        "ood_audit.report(made.store, labels=['butterfly', 'cup'], device='cpu')\n"
         "print([name for name in ('torch', 'open_clip', 'openvino_telemetry') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -142,11 +144,11 @@ def test_who_loads_the_starter(monkeypatch, change, is_light):
 
 
 def test_a_gpu_is_seen_before_torch_is_imported(monkeypatch):
-    assert loading.is_cpu("cpu")
-    assert not loading.is_cpu("cuda:1")
+    assert gpu.is_cpu("cpu")
+    assert not gpu.is_cpu("cuda:1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert not loading.is_cpu("auto")  # torch is imported, and knows
+    assert not gpu.is_cpu("auto")  # torch is imported, and knows
     monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr(loading, "_gpu_driver", lambda: False)
-    assert loading.is_cpu("auto")
+    monkeypatch.setattr(gpu, "_gpu_driver", lambda: False)
+    assert gpu.is_cpu("auto")
     assert "torch" not in sys.modules

@@ -291,7 +291,7 @@ def test_how_many_are_compared_by_default_depends_on_the_device(altered, monkeyp
     assert nearest.most_on(torch.device("cuda"), 768) == 4_000_000
     assert nearest.most_on(torch.device("cuda"), 2048) == (10 << 30) // 4096
     assert nearest.most_on(torch.device("cpu"), dimension) == nearest.most_on(torch.device("mps"), dimension) == 0
-    monkeypatch.setattr("ood_audit.encoders.device.choose_device", torch.device)
+    monkeypatch.setattr(copies, "choose_gpu", lambda device: None if device == "cpu" else torch.device(device))
     for device in ("cpu", "cuda"):
         copies.current(store, device=device)
         (store.root / "duplicates.parquet").unlink()

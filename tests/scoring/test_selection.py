@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -163,12 +162,12 @@ def test_no_image_is_scored_by_prototypes_that_it_taught():
 
 def test_half_of_the_images_are_presumed_the_more_confident():
     sample, text = problem(image_noise=0.2)
-    to_text = torch.from_numpy(sample.features @ text.T)
+    to_text = sample.features @ text.T
     rows, labels = selection.presume(to_text, DEFAULTS)
-    confidence = delta_energy(to_text, **DEFAULTS).numpy()
+    confidence = delta_energy(to_text, **DEFAULTS)
     assert len(rows) in (120, 121)
     assert confidence[rows].min() >= np.delete(confidence, rows).max()
-    assert (labels == to_text.argmax(1).numpy()[rows]).all()
+    assert (labels == to_text.argmax(1)[rows]).all()
 
 
 def test_presumed_labels_do_not_choose_the_weight():
@@ -189,19 +188,19 @@ def test_candidates_are_scored_as_the_score_does(monkeypatch, background, weight
     others = pool(sample, text, unit(np.random.default_rng(1).normal(size=(40, 32))))
     grid = Grid(prototypes=(weight,), background=(background,))
     seen = []
-    monkeypatch.setattr(selection, "_aurocs", lambda raw, is_ood: seen.append((raw, is_ood)) or np.zeros(raw.shape[1]))
+    monkeypatch.setattr(selection, "_aurocs", lambda raw, is_ood: seen.append((raw, is_ood)) or np.zeros(len(raw)))
     found = select(sample, text, DEFAULTS, grid=grid, background=others, rounds=3, seed=3)
     kept = selection._kept_classes(sample, 12, 3, np.random.default_rng(3))
     rounds = selection.play(sample, text, DEFAULTS, grid, background=others, rounds=3, seed=3)
     judged = sample.features[sample.trusted]
     for keep, (raw, is_ood), played in zip(kept, seen, rounds, strict=True):
         np.testing.assert_array_equal(is_ood, ~keep[sample.labels[sample.trusted]])
-        to_kept = torch.from_numpy(judged @ text[keep].T)
+        to_kept = judged @ text[keep].T
         similarities = (1 - weight) * to_kept + weight * played.to_prototypes
         naming_kept = {row for row, k in others.pairs if keep[k]}
         outside = [i for i in range(len(others.names)) if i not in naming_kept]
         assert set(np.flatnonzero(~keep)) <= set(outside)  # a dropped class's own name is back
-        beside = torch.from_numpy((1 - weight) * judged @ others.features[outside].astype(np.float32).T)
+        beside = (1 - weight) * judged @ others.features[outside].astype(np.float32).T
         for column, (name, own) in enumerate(found.candidates):
             assert name == "delta-energy"
             expected = delta_energy(
@@ -209,25 +208,24 @@ def test_candidates_are_scored_as_the_score_does(monkeypatch, background, weight
                 **{setting: own[setting] for setting in DEFAULTS},
                 background=beside if own["background"] else None,
             )
-            np.testing.assert_allclose(raw[:, column], expected, rtol=2e-4, atol=2e-6, err_msg=str(own))
+            np.testing.assert_allclose(raw[column], expected, rtol=2e-4, atol=2e-6, err_msg=str(own))
 
 
 def test_other_scores_are_scored_as_they_are(monkeypatch):
     sample, text = problem(seed=2)
     grid = Grid(**QUICK, prototypes=(0.0, 0.2), every_score=True)
     seen = []
-    monkeypatch.setattr(selection, "_aurocs", lambda raw, is_ood: seen.append(raw) or np.zeros(raw.shape[1]))
+    monkeypatch.setattr(selection, "_aurocs", lambda raw, is_ood: seen.append(raw) or np.zeros(len(raw)))
     found = select(sample, text, DEFAULTS, grid=grid, rounds=1)
     (played,) = selection.play(sample, text, DEFAULTS, grid, rounds=1)
     for column, (name, own) in enumerate(found.candidates):
         weight = own["prototypes"]
         options = {key: value for key, value in own.items() if key not in ("prototypes", "background")}
         if name == "knn":
-            options |= {"images": torch.from_numpy(played.features), "references": torch.from_numpy(played.references)}
-            options |= {"folds": torch.from_numpy(played.part_of)}
-            options |= {"reference_folds": torch.from_numpy(played.reference_part_of)}
+            options |= {"images": played.features, "references": played.references}
+            options |= {"folds": played.part_of, "reference_folds": played.reference_part_of}
         expected = scores.load(name)((1 - weight) * played.to_text + weight * played.to_prototypes, **options)
-        np.testing.assert_allclose(seen[0][:, column], expected, rtol=1e-5, atol=1e-6, err_msg=f"{name} {own}")
+        np.testing.assert_allclose(seen[0][column], expected, rtol=1e-5, atol=1e-6, err_msg=f"{name} {own}")
 
 
 @settings(max_examples=50, deadline=None)
@@ -236,15 +234,15 @@ def test_auroc_is_scikit_learns(seed, count, ties):
     rng = np.random.default_rng(seed)
     is_ood = rng.random(count) < 0.4
     is_ood[:2] = [True, False]
-    raw = rng.normal(size=(count, 3))
+    raw = rng.normal(size=(3, count))
     raw = raw.round() if ties else raw
-    expected = [roc_auc_score(~is_ood, column) for column in raw.T]
+    expected = [roc_auc_score(~is_ood, column) for column in raw]
     np.testing.assert_allclose(selection._aurocs(raw, is_ood), expected, atol=1e-12)
 
 
 def test_auroc_of_one_kind_tells_nothing():
-    assert selection._aurocs(np.zeros((3, 2)), np.ones(3, bool)).tolist() == [0.5, 0.5]
-    assert selection._aurocs(np.zeros((3, 2)), np.zeros(3, bool)).tolist() == [0.5, 0.5]
+    assert selection._aurocs(np.zeros((2, 3)), np.ones(3, bool)).tolist() == [0.5, 0.5]
+    assert selection._aurocs(np.zeros((2, 3)), np.zeros(3, bool)).tolist() == [0.5, 0.5]
 
 
 def test_given_values_are_the_only_ones():

@@ -268,7 +268,7 @@ def third_party(monkeypatch):
     from ood_audit.scoring import scores
 
     def spread(cosines, *, how="std", power=1.0):
-        return cosines.std(dim=1) ** power
+        return cosines.std(1) ** power
 
     entry = SimpleNamespace(name="spread", load=lambda: spread)
     monkeypatch.setattr(scores, "entry_points", lambda group, name=None: [entry] if name in (None, "spread") else [])
@@ -489,8 +489,9 @@ def test_a_report_on_scored_images_needs_no_torch(made, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "(as scored before)" in done.stderr
     assert "prompts: mine (tuned)" in done.stderr
-    other = run_process("report", "--store", store.root, "--top-c", 4, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
-    assert "torch" in other.stderr  # the block holds: to score anew needs it
+    options += ["--top-c", 4, "--device", "cuda"]
+    other = run_process("report", "--store", store.root, *options, PYTHONPATH=path, OOD_AUDIT_REPORT_AUTO="1")
+    assert "torch" in other.stderr  # the block holds: a GPU needs it
 
 
 def test_a_second_writer_is_told_of_the_first(made, monkeypatch):

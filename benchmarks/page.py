@@ -90,7 +90,7 @@ def page(folder: Path, count: int) -> Page:
     drawn = sprites(list(islice(cycle(files), len(points))))
     return Page(
         name="latest",
-        title="latest",
+        title=folder.resolve().name,
         created="2025-01-01T00:00:00+00:00",
         store="/data/.ood-audit",
         doubt="",

@@ -50,6 +50,8 @@ def main() -> None:
                 f"{figures['memory']:6.0f} MB{memory}",
                 flush=True,
             )
+        counted = open_store(store).query("SELECT kind, count(*) FROM findings GROUP BY kind ORDER BY kind").rows
+        print(f"findings: {', '.join(f'{kind} {count:,}' for kind, count in counted)}")
 
 
 if __name__ == "__main__":

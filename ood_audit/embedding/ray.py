@@ -52,6 +52,7 @@ _EACH = 4  # pieces that each worker should get at least, so that all end at abo
 _PEEK = 100_000  # images: with more, there are enough whole pieces for all
 _PIECES = 20_000  # at a time: Ray Data holds a task for each
 _AT_ONCE = 2  # pieces that a worker has at hand: while the last batches of one pass, the next one is decoded
+_FED = 8  # workers that one process reads pieces for: Ray Data takes a sixth of a second for each piece
 _TRIES = 3  # of a piece whose worker dies; Ray's own are without end
 _LOST = 16  # pieces that may be given up; with more, it is not the images
 _FATAL = "ends the process that reads it"
@@ -303,7 +304,8 @@ def _dataset(path: Path, pieces: Sequence[_Piece], encoder: Workers, batch_size:
 
     tries = ray.remote(_Tries).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(_TRIES)
     with _quiet(ray.data.DataContext.get_current()):
-        work = ray.data.read_datasource(WorkFile(), num_cpus=0, concurrency=1, override_num_blocks=len(pieces))
+        readers = 1 + encoder.plan.count // _FED
+        work = ray.data.read_datasource(WorkFile(), num_cpus=0, concurrency=readers, override_num_blocks=len(pieces))
         return work.map_batches(
             _Encoder,
             fn_constructor_args=(encoder, batch_size, tries, __version__),

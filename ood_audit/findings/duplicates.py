@@ -65,6 +65,7 @@ _TURNED_CANDIDATES = 64  # bits between the stored hashes, which are taken at tw
 # to 5% of each side, are within 20 of the 64 bits, and half of them have no other of 5,000 pictures as near.
 _STILL = 20
 _TURNED_NEIGHBOURS = 64
+_AS_ROWS, _AS_COLUMNS = range(1, 4), range(4, 8)  # the turns by which of the two still codes stays the same
 # Bits by which the stored hashes of two pictures differ more, in any orientation, than those of their fingerprints may:
 # then no file is read to compare them. Of 616 altered copies that match, the farthest are 62 bits apart, which leaves
 # 28 to spare; of 209,000 pairs of like pictures that are none, a fifth of a percent is as near as that.
@@ -255,13 +256,14 @@ class _Search:
             return found[0]
         rows, index = self._turned_index
         some = rows[(rows >= start) & (rows < start + count)]
-        for codes in still_codes(self._hashes[some, 0]).swapaxes(0, 1) if len(some) else ():
-            distances, entries = index.search(np.ascontiguousarray(codes), _TURNED_NEIGHBOURS)
+        codes = still_codes(self._hashes[some, 0]).swapaxes(0, 1)
+        for own, turns in zip(codes, (_AS_ROWS, _AS_COLUMNS), strict=True) if len(some) else ():
+            distances, entries = index.search(np.ascontiguousarray(own), _TURNED_NEIGHBOURS)
             close = (distances <= _STILL) & (entries >= 0)
             one, other = np.repeat(some, close.sum(axis=1)), rows[entries[close] // 2]  # an image has two entries
-            found.append(np.stack([one, other])[:, one != other])
-        one, other = np.concatenate(found, axis=1)
-        return np.stack([one, other])[:, self._stored_within(one, other, _TURNED_CANDIDATES, range(1, 8))]
+            one, other = one[one != other], other[one != other]
+            found.append(np.stack([one, other])[:, self._stored_within(one, other, _TURNED_CANDIDATES, turns)])
+        return np.concatenate(found, axis=1)
 
     def _may_match(self, one: Rows, other: Rows) -> NDArray[np.bool_]:
         """Whether the stored hashes of rows and others, (N,) each, allow that they look alike; also where none are."""
@@ -273,11 +275,9 @@ class _Search:
     def _stored_within(self, one: Rows, other: Rows, bits: int, turns: Iterable[int]) -> NDArray[np.bool_]:
         """Whether the stored hashes of rows and others, (N,) each, are as near in one of some orientations."""
         rows, places = np.unique(one, return_inverse=True)
-        near = np.zeros(len(one), np.bool_)
-        for turn in turns:
-            left = np.flatnonzero(~near)
-            hashes = turned_hashes(self._hashes[rows], turn)[places[left]]
-            near[left] = stored_distances(hashes, self._hashes[other[left]]) <= bits
+        near, theirs = np.zeros(len(one), np.bool_), self._hashes[other]
+        for turn in turns:  # of all, as few are near
+            near |= stored_distances(turned_hashes(self._hashes[rows], turn)[places], theirs) <= bits
         return near
 
     def match(self, one: Rows, other: Rows) -> tuple[NDArray[np.bool_], Rows, NDArray[np.bool_]]:

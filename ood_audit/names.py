@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 _SEPARATORS = re.compile(r"[\s_\-\u2010\u2011]+")  # blanks, underscores and the three hyphens
+_INVISIBLE = re.compile(r"[\u00ad\u200b\u200e\u200f\u2060\ufeff]")  # soft hyphens, marks of direction and of byte order
+_LITTLE = re.compile(r"[\u0300-\u036f'\u2018\u2019`.\u2013\u2014]")  # accents, once they are apart, and apostrophes
 _NUMBERED = re.compile(r"0*(\d+)[._-]\s*(?=[^\W\d_])(.+)", re.DOTALL)
 _ENDINGS = (("ies", "y"), ("es", ""), ("s", ""))  # English plurals and what replaces their endings
 _CLOSE = 0.82  # the least ratio of difflib: "airplan" is close to "airplane", "house" is not to "horse"
@@ -17,9 +19,10 @@ _MOST_PAIRS = 50_000  # names compared letter by letter, at most
 def key(name: str) -> str:
     """What is compared in place of a name: two names of one class have the same key.
 
-    It is Unicode's composed form (NFC) without case, in which a run of blanks, underscores and hyphens is one space. A
-    name that is nothing but these is its own key.
+    It is Unicode's composed form (NFC) without case and without what cannot be seen, in which a run of blanks,
+    underscores and hyphens is one space. A name that is nothing but these is its own key.
     """
+    name = _INVISIBLE.sub("", name)
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
     return _SEPARATORS.sub(" ", folded).strip() or folded.strip()
 
@@ -66,8 +69,8 @@ def near(strange: Iterable[str], known: Sequence[str]) -> dict[str, str]:
 
 
 def _bare(name: str) -> str:
-    """A key without spaces and plural endings."""
-    joined = name.replace(" ", "")
+    """A key without spaces, accents, apostrophes, wide letters and plural endings."""
+    joined = _LITTLE.sub("", unicodedata.normalize("NFKD", name)).replace(" ", "")
     for ending, singular in _ENDINGS:
         if joined.endswith(ending) and len(joined) > len(ending) + 2:
             return joined[: -len(ending)] + singular

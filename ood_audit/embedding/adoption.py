@@ -77,6 +77,20 @@ SELECT o.uri, o.source, o.path, o.size_bytes, o.mtime_ns
 FROM (FROM pairs ANTI JOIN adopted USING (uri)) AS p
 JOIN donors AS o ON o.image_id = p.image_id AND o.state = 'not found'
 """
+# Where the rest of a source has moved to, as far as the paths inside of it are the same.
+_PLACES = """
+CREATE TABLE places AS
+SELECT DISTINCT old_source, source, left(path, len(path) - len(old_path)) AS above
+FROM adopted WHERE outcome = 'moved' AND ends_with(path, old_path)
+"""
+# A file of it that was changed on the way is another one at the place where it belongs.
+_CHANGED_ON_THE_WAY = """
+SELECT DISTINCT c.uri, c.old_source, c.path, c.size_bytes, c.mtime_ns
+FROM changes AS c JOIN places AS p ON p.old_source = c.old_source
+JOIN changes AS n ON n.state = 'new' AND n.path = p.above || c.path
+JOIN sources AS s ON s.id = n.source AND s.source = p.source
+WHERE c.state = 'not found'
+"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,8 @@ class Adoption:
     """What `find` found.
 
     Attributes:
-        replaced: The unreadable images that have moved: each is to be removed, and its file is still to be embedded.
+        replaced: The images that have moved but are to be embedded where they are now, as they were unreadable, or were
+            changed on the way: each is to be removed.
         db: A connection with the views of the store and the table `adopted`, of the files whose features the store has.
             None where there are no such files.
 
@@ -118,13 +133,26 @@ def find(changes: Changes, on_progress: Callable[[int, int], None]) -> Adoption:
     for key in ("path", "split_part(path, '/', -1)", "''"):
         db.execute(_PAIRS.format(key=key))
     db.execute(_ADOPTED)
-    replaced = [ImageRef(*row) for row in db.execute(_REPLACED).fetchall()]
+    replaced = db.execute(_REPLACED).fetchall()
     db.execute("DELETE FROM changes WHERE uri IN (SELECT uri FROM adopted)")
     db.execute(
         "DELETE FROM changes WHERE state = 'not found' "
         "AND uri IN (SELECT o.uri FROM donors AS o JOIN pairs USING (image_id))"
     )
-    return Adoption(replaced, db if count else None)
+    replaced += _changed_on_the_way(db)
+    return Adoption([ImageRef(*row) for row in replaced], db if count else None)
+
+
+def _changed_on_the_way(db: duckdb.DuckDBPyConnection) -> list[RowValues]:
+    """The images of sources that are away whose files were changed when the others moved."""
+    db.execute(_PLACES)
+    for (source,) in db.execute("SELECT DISTINCT old_source FROM places").fetchall():
+        if not _is_away(source):
+            db.execute("DELETE FROM places WHERE old_source = ?", [source])
+    rows = db.execute(_CHANGED_ON_THE_WAY).fetchall()
+    for uri, *_ in rows:
+        db.execute("DELETE FROM changes WHERE uri = ?", [uri])
+    return rows
 
 
 def relabel(changes: Changes, writer: PartWriter) -> Iterator[None]:

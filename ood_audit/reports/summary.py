@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ood_audit.reports.model import Kind, Section
+from ood_audit.reports.model import Group, Kind, Section
 from ood_audit.reports.run import Report
 
 _GROUPS = 4  # groups named for each kind
@@ -44,13 +44,23 @@ def lines(report: Report) -> Iterator[str]:
 
 
 def _groups(section: Section) -> str:
-    """`: gun 9, trilobite 6, others 21`."""
+    """`: gun 9, trilobite 6, others 21`, or `: 4 in crab look like lobster, others 2`."""
     named = [group for group in section.groups if group.name]
     if not named:
         return ""
-    parts = [f"{' → '.join(group.name)} {group.count:,}" for group in named[:_GROUPS]]
+    parts = [_named(section.kind, group) for group in named[:_GROUPS]]
     rest = section.count - sum(group.count for group in named[:_GROUPS])
     return ": " + ", ".join([*parts, *([f"others {rest:,}"] if rest else [])])
+
+
+def _named(kind: Kind, group: Group) -> str:
+    if kind == "label":
+        given, seen = group.name
+        return f"{group.count:,} in {given} look like {seen}"
+    if kind == "shortcut":
+        return f"{group.count:,} of {' '.join(group.name)}"
+    (name,) = group.name
+    return f"{group.count:,} in {name}" if kind == "text" else f"{name} {group.count:,}"
 
 
 def _certainty(report: Report) -> str:

@@ -118,6 +118,7 @@ def test_key_of_unicode_and_of_nothing():
     composed = "\u00e9clair"
     assert key(unicodedata.normalize("NFD", composed)) == key(composed) == composed
     assert key("STRASSE") == key("stra\u00dfe")
+    assert key("\ufeffca\u200bt\u00ad") == key("Cat\u200e") == "cat"
     assert (key("_"), key("-"), key(" ")) == ("_", "-", "")
     assert Vocabulary(((composed,),)).class_of(unicodedata.normalize("NFD", composed)) == 0
 
@@ -131,6 +132,10 @@ def test_near_names():
         "dalmation": "dalmatian",
         "chari": "chair",
         "boxes": "box",
+        "\uff42\uff4f\uff58": "box",  # wide letters
+        "box.": "box",
+        "b\u00f3x": "box",
+        "air\u2013plane": "airplane",
     }
     assert near([*close, "house", "cup", "fox", "zebra"], known) == close
 

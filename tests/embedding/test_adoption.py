@@ -126,6 +126,26 @@ def test_a_folder_that_was_renamed(pictures, store, tmp_path, embedded):
     assert run(new, store) == {"unchanged": 6}
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_folder_that_moved_and_was_changed_in_part(pictures, store, tmp_path, embedded, nested):
+    """A changed file is at its new place only; one that is gone stays, with a warning, as its source is missing."""
+    run(pictures, store)
+    embedded.clear()
+    new = tmp_path / "above" / "renamed" if nested else tmp_path / "renamed"
+    new.parent.mkdir(exist_ok=True)
+    pictures.rename(new)
+    shutil.copy(min((new / "sunflower").iterdir()), new / "airplane" / "img_0001.jpg")
+    (new / "airplane" / "img_0001.jpg").open("ab").write(b"x")
+    (new / "airplane" / "more.jpg").write_bytes((new / "airplane" / "img_0001.jpg").read_bytes() + b"y")
+    (new / "airplane" / "img_0003.jpg").unlink()
+    assert run(new.parent if nested else new, store) == {"moved": 4, "added": 2}
+    assert sorted(map(os.path.basename, embedded)) == ["img_0001.jpg", "more.jpg"]
+    assert [(one.images, one.state) for one in sorted(sources(store), key=lambda one: one.images)] == [
+        (1, "missing"),
+        (6, "present"),
+    ]
+
+
 def test_a_folder_that_was_renamed_inside_of_its_source(pictures, store, embedded):
     run(pictures, store)
     embedded.clear()

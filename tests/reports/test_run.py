@@ -1,5 +1,6 @@
 """The parts of a report that the command line tests don't reach."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 import ood_audit
 from ood_audit import ScoreSettings
 from ood_audit.errors import UsageError
-from ood_audit.reports import paging, ranking
+from ood_audit.reports import paging, ranking, summary
+from ood_audit.reports.model import Group, Kind, Section
 from ood_audit.store import open_store
 from ood_audit.store.views import connect
 
@@ -101,3 +103,25 @@ def test_scores_do_not_depend_on_the_chunk(store_copy, monkeypatch, method):
     assert [row[:2] for row in whole] == [row[:2] for row in pieces]
     for one, other in zip(whole, pieces, strict=True):
         assert one[2:] == pytest.approx(other[2:], abs=1e-5)
+
+
+def test_groups_are_told_in_words(store_copy):
+    made = ood_audit.report(store_copy, settings=ScoreSettings(auto=False))
+    found: dict[Kind, dict[tuple[str, ...], int]] = {
+        "ood": {("gun",): 4, (): 8},
+        "label": {("crab", "lobster"): 4, (): 2},
+        "shortcut": {("car", "look grey"): 14},
+        "text": {("cup",): 3},
+        "exact-duplicate": {(): 3},
+    }
+    sections = [
+        Section(kind, sum(groups.values()), [Group(name, count, ()) for name, count in groups.items()])
+        for kind, groups in found.items()
+    ]
+    assert list(summary.lines(replace(made, sections=sections)))[1:6] == [
+        "12 belong to no class: gun 4, others 8",
+        "6 look mislabelled: 4 in crab look like lobster, others 2",
+        "14 show what goes with their class: 14 of car look grey",
+        "3 have the name of another class in them: 3 in cup",
+        "3 are exact duplicates",
+    ]

@@ -34,7 +34,7 @@ def windows_files(monkeypatch: pytest.MonkeyPatch) -> None:
     opened, renamed, unlinked = os.open, os.rename, os.unlink
 
     def open_file(path: str, mode: int, *args: int, **kwargs: int) -> int:
-        if os.path.isdir(path) and not kwargs:  # with `dir_fd` it is rmtree, which has another way on Windows
+        if os.path.isdir(path):
             raise PermissionError(errno.EACCES, "Permission denied", path)
         flags[handle := opened(path, mode, *args, **kwargs)] = mode
         return handle
@@ -55,6 +55,7 @@ def windows_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (files, moving):
         monkeypatch.setattr(module, "_WINDOWS", True)
+    monkeypatch.setattr(shutil, "_use_fd_functions", False)  # `rmtree` goes by names there
     monkeypatch.setattr(os, "open", open_file)
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "rename", rename)

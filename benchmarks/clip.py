@@ -142,17 +142,21 @@ def scores(folder: Folder) -> dict[str, NDArray[np.float64]]:
     """Each score of the table, higher for more OOD."""
     cosines = folder.images @ folder.texts.T
     joint = joining.prepare(folder.images, len(folder.images), folder.texts, folder.duplicate)
-    joint = joining.corrected(joint, folder.background, TEMPERATURE)
-    energy, outside = by_energy(folder, joint.correction)
-    evidence = Evidence(energy, joining.standing(joint, cosines), outside, TEMPERATURE)
-    joined = joining.join(joint, evidence, evidence, [folder.images])
     return {
         "MCM": -mcm(cosines).astype(float),
         "ΔEnergy, c = 2, τ = 1": -delta_energy(cosines, temperature=1.0, top_c=2, reset_to=0.0).astype(float),
         "b": by_energy(folder)[0],
         **({"0.1.0": as_in_0_1_0(folder)} if WITH_0_1_0 else {}),
-        "default": joined.ood_score,
+        "not corrected": joined(folder, joint),
+        "default": joined(folder, joining.corrected(joint, folder.background, TEMPERATURE)),
     }
+
+
+def joined(folder: Folder, joint: joining.Joint) -> NDArray[np.float64]:
+    """All evidence joined."""
+    energy, outside = by_energy(folder, joint.correction)
+    evidence = Evidence(energy, joining.standing(joint, folder.images @ folder.texts.T), outside, TEMPERATURE)
+    return joining.join(joint, evidence, evidence, [folder.images]).ood_score
 
 
 def by_energy(folder: Folder, correction: Floats | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -194,7 +194,7 @@ def corrected(joint: Joint, background: Floats | None, temperature: float) -> Jo
     middle = joint.text.mean(axis=0)
     spread = float(((joint.text if background is None else background) @ middle).std())
     central = min(_MOST_CENTRAL, _CENTRAL * temperature / max(spread, 1e-6))
-    correction = central * middle - _HUB * joint.neighbours.mean(axis=0)
+    correction = central * middle - _HUB * joint.neighbours.mean(axis=0, dtype=np.float64)
     return replace(joint, correction=correction.astype(np.float32))
 
 

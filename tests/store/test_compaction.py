@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from click.testing import CliRunner
 
 import ood_audit
@@ -378,7 +377,7 @@ def test_a_full_disk_while_scores_are_written_in_their_thread(store, monkeypatch
 def test_without_prototypes_there_is_no_product_with_them(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(prototypes.Prototypes, "cosines", _never)
-        patch.setattr(references, "_cosines", lambda features, folds, those, text: features_to_text(features, text))
+        patch.setattr(references, "_cosines", lambda features, folds, those, to_text, text: to_text)
         ood_audit.score(store, settings=ScoreSettings(auto=False, prototypes=False))
     assert store.query("SELECT count(*), count(distance) FROM scores").rows[0][1] == 0
     ood_audit.score(store, settings=ScoreSettings(auto=False))
@@ -388,7 +387,3 @@ def test_without_prototypes_there_is_no_product_with_them(store, monkeypatch):
 
 def _never(*arguments):
     raise AssertionError("a product with prototypes")
-
-
-def features_to_text(features, text):
-    return torch.from_numpy(features) @ torch.from_numpy(text).T

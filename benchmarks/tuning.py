@@ -1,6 +1,6 @@
 """What each way to tune does: accuracy, accuracy in styles that were not tuned on, and detection of unknown classes.
 
-    python -m benchmarks.tuning DATA [--seeds 3] [--only WORDS] [--names styles] [--keep FILE]
+    python -m benchmarks.tuning DATA [--seeds 3] [--first 0] [--only WORDS] [--names styles] [--keep FILE]
 
 DATA has clip/, the .npz files that benchmarks/clip.py reads, and styles/DOMAIN/CLASS/ with a domain `photo`, which is
 embedded with the starter. A part of the names of a set is the vocabulary: half of them, of styles five. Images of the
@@ -44,7 +44,7 @@ SHOTS = 8
 SHARE = 0.2
 CLIP = ScoreDefaults(0.01, 1, 0.0)
 HEAD = ("accuracy", "AUROC", "FPR95")
-moved = partial(settings_of, method="residual", gap=0.5)
+learned = partial(settings_of, method="residual")
 RECIPES: dict[str, TuneSettings | None] = {
     "none": None,
     "CoOp": settings_of(loss="coop"),
@@ -55,18 +55,20 @@ RECIPES: dict[str, TuneSettings | None] = {
     "EBM as found + OGEN": settings_of(regulariser="ogen"),
     "EBM as found, adaptive mask": settings_of(mask="adaptive"),
     "EBM as found + unlabelled": settings_of(unlabelled=True),
-    "residual": settings_of(method="residual"),
-    "residual, names moved": moved(),
-    "residual, names not moved": settings_of(method="residual", gap=0.0),
-    "residual, not held apart": moved(apart=0.0),
-    "residual, EBM as printed": moved(loss="ebm", ebm="literal"),
-    "residual, EBM as found": moved(loss="ebm"),
-    "residual, EBM as found, without its energy term": moved(loss="ebm", lambda_=0.0),
-    "residual, EBM as found, adaptive mask": moved(loss="ebm", mask="adaptive"),
-    "residual + pull": moved(regulariser="pull"),
-    "residual + OGEN": moved(regulariser="ogen"),
-    "residual + distillation": moved(distil=1000.0),
-    "residual + unlabelled": moved(unlabelled=True),
+    "residual": learned(),
+    "no residual, names moved": learned(epochs=0),
+    "residual, no gap closed": learned(gap=0.0),
+    "residual, spread not evened": learned(evened=0.0),
+    "residual, neither": learned(gap=0.0, evened=0.0),
+    "residual, not held apart": learned(apart=0.0),
+    "residual, EBM as printed": learned(loss="ebm", ebm="literal"),
+    "residual, EBM as found": learned(loss="ebm"),
+    "residual, EBM as found, without its energy term": learned(loss="ebm", lambda_=0.0),
+    "residual, EBM as found, adaptive mask": learned(loss="ebm", mask="adaptive"),
+    "residual + pull": learned(regulariser="pull"),
+    "residual + OGEN": learned(regulariser="ogen"),
+    "residual + distillation": learned(distil=1000.0),
+    "residual + unlabelled": learned(unlabelled=True),
 }
 WEIGHED = ("CoOp", "EBM as found", "residual")
 
@@ -125,22 +127,24 @@ def figures(images: Floats, labels: NDArray[np.int64], classes: Floats, backgrou
 def tuned(
     of: Draw, recipe: TuneSettings | None, seed: int, encoder: ClipEncoder | None, unlabelled: Floats
 ) -> tuple[Floats, Floats | None]:
-    """(K, D) class features, and (D,) what the background is moved by beside them, None for nothing."""
+    """(K, D) class features, and (D + 1, D) how the background is moved beside them, None for not at all."""
     if recipe is None:
         return of.texts, None
     settings = replace(recipe, seed=seed)
     beside = Beside(of.background, unlabelled)
     if settings.method == "residual":
         found = residual.fit(of.images, of.labels, of.texts, CLIP, settings, beside=beside)
-        return found.class_features, found.shift
+        return found.class_features, found.move
     assert encoder is not None
     names = [(name,) for name in of.names]
     return trainer.fit(of.images, of.labels, names, encoder, settings, beside=beside).class_features, None
 
 
-def beside_names(background: Floats | None, shift: Floats | None, weight: float = 1.0) -> Floats | None:
-    """The background, moved by so much of a shift."""
-    return background if background is None or shift is None else unit(background + weight * shift)
+def beside_names(background: Floats | None, move: Floats | None, weight: float = 1.0) -> Floats | None:
+    """The background, by so much of a move."""
+    if background is None or move is None:
+        return background
+    return unit((1 - weight) * background + weight * (background @ move[:-1] + move[-1]))
 
 
 class Kept:
@@ -164,12 +168,12 @@ class Kept:
 def measured(of: Draw, recipe: TuneSettings | None, seed: int, encoder: ClipEncoder | None) -> list[list[float]]:
     """Figures of each style in turn, of what was tuned as it is; then the same as reports weigh it."""
     every = np.concatenate([images for images, _ in of.audited.values()])
-    classes, shift = tuned(of, recipe, seed, encoder, every)
+    classes, move = tuned(of, recipe, seed, encoder, every)
     plain, weighed = [], []
     for images, truth in of.audited.values():
-        plain += figures(images, truth, classes, beside_names(of.background, shift))
+        plain += figures(images, truth, classes, beside_names(of.background, move))
         alike = kinship(of.images, of.labels, images, of.texts)
-        names = beside_names(of.background, shift, alike)
+        names = beside_names(of.background, move, alike)
         weighed += figures(images, truth, between(of.texts, classes, alike), names)
     return [plain, weighed]
 
@@ -186,11 +190,11 @@ def across(run: list[float]) -> list[float]:
 
 
 def compare(
-    sets: list[tuple[Set, NDArray[np.str_]]], encoder: ClipEncoder | None, seeds: int, only: str, kept: Kept
+    sets: list[tuple[Set, NDArray[np.str_]]], encoder: ClipEncoder | None, seeds: range, only: str, kept: Kept
 ) -> None:
     """Print the table of some sets, which are tuned in the same ways."""
     head = ["tuned by"]
-    draws = [[draw(of, styles, seed) for of, styles in sets] for seed in range(seeds)]
+    draws = [[draw(of, styles, seed) for of, styles in sets] for seed in seeds]
     for (of, _), one in zip(sets, draws[0], strict=True):
         _, *others = list(one.audited)
         columns = ["accuracy", *(f"{kind} accuracy" for kind in others), "AUROC", "FPR95"]
@@ -201,9 +205,9 @@ def compare(
         if only not in title or (recipe is not None and recipe.method == "prompt" and encoder is None):
             continue
         runs: list[list[list[float]]] = []  # by seed: of what was tuned as it is, and weighed
-        for seed in range(seeds):
+        for seed, drawn in zip(seeds, draws, strict=True):
             found = []
-            for (of, _), one in zip(sets, draws[seed], strict=True):
+            for (of, _), one in zip(sets, drawn, strict=True):
                 key = [of.name, title, None if recipe is None else asdict(recipe), seed]
                 found.append(kept.get(key, partial(measured, one, recipe, seed, encoder)))
             runs.append([[v for run in found for v in across(run[weighed])] for weighed in range(2)])
@@ -212,7 +216,7 @@ def compare(
             print(f"| {' | '.join(row(name, [run[weighed] for run in runs]))} |", flush=True)
 
 
-def shares(of: Set, seeds: int, kept: Kept) -> list[list[str]]:
+def shares(of: Set, seeds: range, kept: Kept) -> list[list[str]]:
     """What unlabelled images do by the share of OOD images among them."""
     table = []
     for share in (None, 0.0, 0.05, 0.2):
@@ -223,11 +227,11 @@ def shares(of: Set, seeds: int, kept: Kept) -> list[list[str]]:
             images, labels = one.audited["photo"]
             inside, outside = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
             some = outside[: round((share or 0.0) / (1 - (share or 0.0)) * len(inside))]
-            classes, shift = tuned(one, recipe, seed, None, images[np.r_[inside, some]])
-            return [figures(images, labels, classes, beside_names(one.background, shift))]
+            classes, move = tuned(one, recipe, seed, None, images[np.r_[inside, some]])
+            return [figures(images, labels, classes, beside_names(one.background, move))]
 
         key = [of.name, "share", share, asdict(recipe)]
-        runs = [kept.get([*key, seed], partial(measure, seed))[0] for seed in range(seeds)]
+        runs = [kept.get([*key, seed], partial(measure, seed))[0] for seed in seeds]
         table.append(row(f"{of.name}, " + ("without" if share is None else f"{share:.0%} OOD"), runs))
     return table
 
@@ -249,19 +253,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--only", default="", help="recipes whose name has these words")
     parser.add_argument("--names", default="", help="sets whose name has these words")
     parser.add_argument("--keep", type=Path, help="a file of what was measured, for the next time")
     given: Any = parser.parse_args()
-    kept = Kept(given.keep)
+    kept, seeds = Kept(given.keep), range(given.first, given.first + given.seeds)
     if given.names in "styles":
-        compare(
-            [in_styles(given.data / "styles")], load_encoder("starter", device="cpu"), given.seeds, given.only, kept
-        )
+        compare([in_styles(given.data / "styles")], load_encoder("starter", device="cpu"), seeds, given.only, kept)
     of_clip = [of for of in clip_sets(given.data / "clip") if given.names in of.name]
     if of_clip:
-        compare([(of, np.full(len(of.images), "photo")) for of in of_clip], None, given.seeds, given.only, kept)
-        rest = [line for of in of_clip for line in shares(of, given.seeds, kept)]
+        compare([(of, np.full(len(of.images), "photo")) for of in of_clip], None, seeds, given.only, kept)
+        rest = [line for of in of_clip for line in shares(of, seeds, kept)]
         print(f"\nresidual + unlabelled\n{tabulate(rest, ['', *HEAD], tablefmt='github', disable_numparse=True)}")
 
 

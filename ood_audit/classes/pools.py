@@ -65,9 +65,16 @@ class Pool:
         """(M', D): the features of the names that name no class; made once, as they are large."""
         return self.features[self.outside()].astype(np.float32)
 
-    def moved(self, shift: NDArray[np.float32]) -> "Pool":
-        """The same names, their features moved by (D,) and given length 1 again; the classes stay."""
-        features = self.features + shift
+    def moved(self, move: NDArray[np.float32], weight: float = 1.0) -> "Pool":
+        """The same names, their features moved and given length 1 again; the classes stay.
+
+        Args:
+            move: (D + 1, D), a matrix and below it a vector to add.
+            weight: how much of the move; at 0 the names stay.
+
+        """
+        features = self.features.astype(np.float32)
+        features = (1 - weight) * features + weight * (features @ move[:-1] + move[-1])
         features /= np.linalg.norm(features, axis=1, keepdims=True)
         return replace(self, features=features.astype(np.float16))
 

@@ -26,7 +26,7 @@ class Prompts:
         class_features: (K, D) float32 of length 1, in place of the text features.
         labelled: what they were tuned on.
         recipe: how, and the figures before and after.
-        shift: (D,) float32, what the features of background names are moved by beside these; None for nothing.
+        move: (D + 1, D) float32, how background names are moved beside these, see `pools.Pool.moved`; None for not.
 
     """
 
@@ -34,7 +34,7 @@ class Prompts:
     class_features: NDArray[np.float32]
     labelled: Labelled
     recipe: JsonObject
-    shift: NDArray[np.float32] | None = None
+    move: NDArray[np.float32] | None = None
 
 
 def save(
@@ -51,7 +51,7 @@ def save(
         store: the store.
         name: see `check_name`.
         vocabulary: the classes they are for.
-        arrays: `class_features`, `context` or `residual`, and `shift` where there is one.
+        arrays: `class_features`, `context` or `residual`, and `move` where there is one.
         labelled: what they were tuned on.
         recipe: settings, figures, `improved` (whether they may become the default) and `created`.
 
@@ -143,6 +143,6 @@ def _load(store: Store, name: str, recipe: JsonObject) -> Prompts:
         features = arrays["labelled_features"].astype(np.float32)
         features /= np.linalg.norm(features, axis=1, keepdims=True)  # float16 rounding
         labelled = Labelled(features, arrays["labels"], recipe["image_ids"], arrays["held_out"])
-        return Prompts(name, arrays["class_features"], labelled, recipe, arrays.get("shift"))
+        return Prompts(name, arrays["class_features"], labelled, recipe, arrays.get("move"))
     except (OSError, SafetensorError, KeyError) as error:
         raise StoreError(f"{printable(str(path))} is damaged; delete it and run `ood-audit tune` again") from error

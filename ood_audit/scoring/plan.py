@@ -91,7 +91,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     labelled = _labelled(context, prompts)
     alike = _kinship(context, labelled, by_name, settings.seed)
     text = by_name if prompts is None else between(by_name, prompts.class_features, alike)
-    names = _Names(context, encoder, None if prompts is None or prompts.shift is None else alike * prompts.shift)
+    names = _Names(context, encoder, None if prompts is None else prompts.move, alike)
     shown, known_images = references.collect(store, vocabulary, text, labelled, defaults, seed=settings.seed)
     sample = references.thinned(known_images, settings.seed)
     can_choose = selection.usable(sample) and len(text) >= selection.FEWEST_CLASSES
@@ -158,8 +158,8 @@ class _Names:
 
     """
 
-    def __init__(self, context: Context, encoder: _Encoder, shift: NDArray[np.float32] | None) -> None:
-        self._shift = shift  # of the background, beside tuned class features
+    def __init__(self, context: Context, encoder: _Encoder, move: NDArray[np.float32] | None, alike: float) -> None:
+        self._move, self._alike = move, alike  # of the background, beside tuned class features
         self.loaded: dict[str, pools.Pool] = {}
         self.has_background = pools.is_available(context.store, "background")
         self._context = context
@@ -171,8 +171,8 @@ class _Names:
             context = self._context
             on_progress = counting(context.on_progress, "encoding names")
             pool = pools.load(context.store, context.vocabulary, name, self._encoder, on_progress, context.note)
-            if name == "background" and self._shift is not None:
-                pool = pool.moved(self._shift)
+            if name == "background" and self._move is not None:
+                pool = pool.moved(self._move, self._alike)
             self.loaded[name] = pool
         return self.loaded[name]
 

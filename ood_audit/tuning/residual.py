@@ -4,10 +4,9 @@ TaskRes (Yu et al., CVPR 2023): t_k = normalise(t⁰_k + α r_k), t⁰ the text 
 features alone, for any encoder and for imported vectors.
 
 CLIP's images and texts lie apart (Liang et al., "Mind the gap", NeurIPS 2022), and names that happen to lie towards the
-images are similar to all of them. So where there are background names, these and the class names are first moved by
-half of the way from names to images, t⁰ = normalise(t + g / 2), g the mean of z − t_y over the labelled images. That
-pays where the encoder knows the classes, and a residual alone does not. Where it does not know them, as on aerial
-pictures, they are better left where they are, and the folds say so.
+images are similar to all of them. In some directions images differ much from their names, whatever they show, and there
+a similarity tells little. So class names and background names are moved before anything is learned, see `alignment`:
+by half of the way from names to images where there is a background, and so that directions with much spread count less.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,9 +28,6 @@ from ood_audit.tuning.trainer import (
     Learner,
     Problem,
     Tuned,
-    moved,
-    split,
-    surely_better,
     train,
 )
 
@@ -39,7 +35,7 @@ _FEWEST_EPOCHS = 5
 _STEPS = 60  # so many are enough, which a large set makes in fewer epochs
 _FEW = 200  # with so few classes, threads lose more by waiting for each other than they save
 _ALPHA = 0.5
-_GAP = 0.5
+_OWN = 0.4  # the share of a covariance that is kept when it is shrunk
 _SCALE = 100.0  # CLIP's; imported vectors come without one
 
 
@@ -80,18 +76,19 @@ def fit(
     shown = torch.zeros(len(text), 1)
     shown[np.unique(labels)] = 1.0
 
-    def learn(gap: float, *, folds_alone: bool = False) -> Tuned:
-        shift = gap * way(features, labels, words, settings) if gap else None
-        start = moved(words, shift)
+    has_background = settings.background and beside.background is not None and len(beside.background) > 0
+    gap = settings.gap * has_background
 
-        def learner(kept: Sequence[int]) -> Learner:
-            own, with_images = start[list(kept)], shown[list(kept)]
-            residual = torch.zeros_like(own, requires_grad=True)
-            optimizer = torch.optim.Adam([residual], lr=settings.lr)
-            return Learner(residual, lambda learned: class_features(own, shared(learned, with_images)), optimizer)
+    def move(rows: Ints) -> Tensor | None:
+        if gap == settings.evened == 0:
+            return None
+        return alignment(torch.from_numpy(features[rows]), words[labels[rows]], gap, settings.evened)
 
-        problem = Problem(features, labels, words, _SCALE, defaults, beside, shift)
-        return train(problem, learner, replace(settings, gap=gap), on_progress, folds_alone=folds_alone)
+    def learner(kept: Sequence[int], own: Tensor) -> Learner:
+        with_images = shown[list(kept)]
+        residual = torch.zeros_like(own, requires_grad=True)
+        optimizer = torch.optim.Adam([residual], lr=settings.lr)
+        return Learner(residual, lambda learned: class_features(own, shared(learned, with_images)), optimizer)
 
     if settings.epochs is None:
         batches = max(1, len(features) // settings.batch_size)
@@ -100,21 +97,28 @@ def fit(
     if len(text) <= _FEW:
         torch.set_num_threads(1)
     try:
-        has_background = settings.background and beside.background is not None and len(beside.background) > 0
-        found = learn((_GAP if settings.gap is None else settings.gap) * has_background)
-        if settings.gap is None and has_background and not found.interrupted:
-            other = learn(0.0, folds_alone=True)
-            if surely_better(other.after.merits, found.after.merits):
-                return learn(0.0)
-        return found
+        problem = Problem(features, labels, words, _SCALE, defaults, beside, move)
+        return train(problem, learner, replace(settings, gap=gap), on_progress)
     finally:
         torch.set_num_threads(threads)
 
 
-def way(features: Floats, labels: Ints, words: Tensor, settings: TuneSettings) -> Tensor:
-    """The way from names to images, (D,): the mean of z − t_y over the images that are trained on."""
-    rows, _ = split(labels, settings.shots, settings.seed)
-    return (torch.from_numpy(features[rows]) - words[labels[rows]]).mean(0)
+def alignment(images: Tensor, names: Tensor, gap: float, power: float) -> Tensor:
+    """How names are to be moved towards images, (D + 1, D) for `moved`: normalise((t + gap · g) C^−p).
+
+    Args:
+        images: z, (N, D) unit features.
+        names: t_y, (N, D), the text features of their classes.
+        gap: how far to go along g, the mean of z − t_y.
+        power: p. C is the covariance of z − t_y, of mean variance 1, and shrunk towards the identity.
+
+    """
+    way = (images - names).mean(0)
+    away = images - names - way
+    variances, directions = torch.linalg.eigh(away.T @ away)
+    variances = _OWN * variances / variances.mean().clamp(min=1e-12) + (1 - _OWN)
+    matrix = (directions * variances**-power) @ directions.T
+    return torch.cat([matrix, gap * way[None] @ matrix])
 
 
 def shared(residual: Tensor, shown: Tensor) -> Tensor:

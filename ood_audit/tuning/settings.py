@@ -34,8 +34,9 @@ class TuneSettings:
         pull: κ, how strongly the class features are pulled. None: 4.
         ogen: the weight of OGEN's loss.
         gap: how far the features of class names and background names are moved along the way from names to labelled
-            images before a residual is learned, 1 being all of it. None: half of it, unless the folds judge 0 better.
-            0 without a background, and for prompts.
+            images before a residual is learned, 1 being all of it. 0 without a background, and for prompts.
+        evened: the power by which the spread of labelled images around their names is evened out before a residual is
+            learned: directions in which they differ much count less. 0 leaves all alike, as it is for prompts.
         background: whether the softmax of the cross-entropy runs over the background names, too.
         apart: the weight of a term that holds each image apart from the classes that it is not of: among these and the
             background names it is to be one of the background. 0 without a background.
@@ -68,7 +69,8 @@ class TuneSettings:
     regulariser: str | None = None
     pull: float | None = None
     ogen: float = 1.0
-    gap: float | None = None
+    gap: float = 0.0
+    evened: float = 0.0
     background: bool = False
     apart: float = 0.0
     distil: float = 0.0
@@ -83,7 +85,15 @@ class TuneSettings:
 DEFAULTS = {
     "prompt": TuneSettings(),
     "residual": TuneSettings(
-        method="residual", loss="coop", lr=0.001, batch_size=1024, background=True, apart=0.3, folds=8
+        method="residual",
+        loss="coop",
+        lr=0.001,
+        batch_size=1024,
+        background=True,
+        apart=0.3,
+        folds=8,
+        gap=0.5,
+        evened=0.15,
     ),
 }
 

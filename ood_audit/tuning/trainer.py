@@ -57,7 +57,7 @@ _MOST_JUDGED = 1024  # held-out images by which an epoch is judged, and images o
 _MASKED = 0.5  # the share of an image's elements
 _CONFIDENT = 0.7  # the least probability at which the teacher is believed
 _SHARES = (0.25, 0.5, 0.75)  # shares of the similarity that adaptive masks may take
-_EARLY = 0.2  # the share of the steps of a residual
+_EARLY = 0.1  # the share of the steps of a residual
 _EPOCHS = 40
 _MOMENTUM = 0.9
 _SMALL = 128  # in a tower no wider, threads lose more by waiting for each other than they save
@@ -118,8 +118,8 @@ class Tuned:
         held_out: (H,) rows of the features given that were not trained on: for calibration.
         interrupted: Ctrl-C ended the training early.
         settings: as given.
-        shift: (D,) float32, what is to be added to the features of background names that these class features are
-            compared with, before they are given length 1 again; None for nothing.
+        move: (D + 1, D) float32, how the background names that these class features are compared with are to be moved,
+            see `moved`; None for not at all.
 
     """
 
@@ -131,7 +131,7 @@ class Tuned:
     held_out: Ints
     interrupted: bool
     settings: TuneSettings
-    shift: Floats | None = None
+    move: Floats | None = None
 
     @property
     def epoch(self) -> int:
@@ -201,7 +201,7 @@ def _fit(
         seed=settings.seed,
     )
 
-    def learner(kept: Sequence[int]) -> Learner:
+    def learner(kept: Sequence[int], words: Tensor) -> Learner:
         own = prompts.of(kept)
         context = torch.tensor(start, device=encoder.device, requires_grad=True)
         optimizer = torch.optim.SGD([context], lr=settings.lr, momentum=_MOMENTUM)
@@ -230,7 +230,8 @@ class Problem:
         scale: what cosines are multiplied by in a cross-entropy.
         defaults: the ΔEnergy settings of the figures.
         beside: the background names and the images under audit.
-        shift: (D,), what all names are moved by before anything is learned, see `moved`.
+        move: rows of the images that are trained on → how all names are to be moved before anything is learned, see
+            `moved`.
 
     """
 
@@ -240,30 +241,33 @@ class Problem:
     scale: float
     defaults: ScoreDefaults
     beside: Beside = NOTHING
-    shift: Tensor | None = None
+    move: Callable[[Ints], Tensor | None] = lambda rows: None
 
 
-def moved(names: Tensor, shift: Tensor | None) -> Tensor:
-    """normalise(t + shift), (M, D), of unit text features; without a shift they are as they were."""
-    return names if shift is None else torch.nn.functional.normalize(names + shift, dim=1)
+def moved(names: Tensor, move: Tensor | None) -> Tensor:
+    """normalise(t A + b), (M, D), of unit text features; without a move they are as they were.
+
+    Args:
+        names: t.
+        move: (D + 1, D), the matrix A and below it the vector b.
+
+    """
+    return names if move is None else torch.nn.functional.normalize(names @ move[:-1] + move[-1], dim=1)
 
 
 def train(
     problem: Problem,
-    learner: "Callable[[Sequence[int]], Learner]",
+    learner: "Callable[[Sequence[int], Tensor], Learner]",
     settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None = None,
-    *,
-    folds_alone: bool = False,
 ) -> Tuned:
     """Train learners with all classes and without those of each fold; keep the epoch that the folds judge best.
 
     Args:
         problem: what to learn from.
-        learner: makes a learner of the classes that are given to it.
+        learner: classes, and their text features as they are moved → their learner.
         settings: how.
         on_progress: called after every epoch with its figures and the number of epochs at most.
-        folds_alone: whether only the figures are wanted: no class features are learned, and no progress is reported.
 
     Raises:
         UsageError: a setting makes no sense or the training diverges by it, or there are fewer than two classes with
@@ -279,7 +283,7 @@ def train(
     if labels.min() < 0 or labels.max() >= len(problem.words) or len(labels) != len(problem.features):
         raise ValueError("labels are indices of classes, one for each image")
     if settings.loss != "ebm" or settings.mask != "adaptive" or settings.mask_proportion is not None:
-        return _train(problem, learner, settings, None if folds_alone else on_progress, folds_alone=folds_alone)
+        return _train(problem, learner, settings, on_progress)
     tried: list[Tuned] = []
     for share in _SHARES:
         tried.append(_train(problem, learner, replace(settings, mask_proportion=share), on_progress))
@@ -290,25 +294,24 @@ def train(
 
 def _train(
     problem: Problem,
-    learner: "Callable[[Sequence[int]], Learner]",
+    learner: "Callable[[Sequence[int], Tensor], Learner]",
     settings: TuneSettings,
     on_progress: Callable[[Figures, int], None] | None,
-    *,
-    folds_alone: bool = False,
 ) -> Tuned:
     """`train`, with one share of elements to mask."""
     rows = split(problem.labels, settings.shots, settings.seed)
-    words = moved(problem.words, problem.shift)
     data = _Data(problem, settings)
     epochs = settings.epochs or 0  # `train` has seen to it that it is a number
 
     def run(kept: Sequence[int], rows: tuple[Ints, Ints]) -> "_Run":
-        return _Run(learner(kept), words[list(kept)], kept, data, rows, settings)
+        move = problem.move(rows[0][np.isin(problem.labels[rows[0]], kept)])
+        words = moved(problem.words[list(kept)], move)
+        return _Run(learner(kept, words), words, move, kept, data, rows, settings)
 
     with torch.random.fork_rng(devices=[]):  # OGEN's generator draws from the global one, on the CPU
         torch.manual_seed(settings.seed)
-        main, folds = run(range(len(words)), rows), []
-        for number, kept in enumerate(leave_out(problem.labels[rows[1]], len(words), settings), 1):
+        main, folds = run(range(len(problem.words)), rows), []
+        for number, kept in enumerate(leave_out(problem.labels[rows[1]], len(problem.words), settings), 1):
             # Folds that hold the same images out err alike, which their differences don't tell.
             own = settings.method == "residual"
             folds.append(run(kept, split(problem.labels, settings.shots, settings.seed + number) if own else rows))
@@ -318,7 +321,7 @@ def _train(
         interrupted = False
         try:
             for epoch in range(1, epochs + 1):
-                mean = None if folds_alone else main.epoch(epoch - 1)
+                mean = main.epoch(epoch - 1)
                 for fold in folds:
                     fold.epoch(epoch - 1)
                 figures, state = _figures(epoch, mean, main, folds), main.learner.state()
@@ -339,7 +342,7 @@ def _train(
         rows[1],
         interrupted,
         settings,
-        None if problem.shift is None else problem.shift.cpu().numpy(),
+        None if main.move is None else main.move.cpu().numpy(),
     )
 
 
@@ -365,7 +368,7 @@ def check(settings: TuneSettings) -> None:
             raise UsageError(f"`{name}` {chosen}: choose {', '.join(filter(None, allowed))}")
     if settings.mask_proportion is not None and not 0 <= settings.mask_proportion <= 1:
         raise UsageError(f"`mask_proportion` {settings.mask_proportion}: choose between 0 and 1")
-    for name in ("lambda_", "pull", "ogen", "gap", "apart", "distil", "consistency"):
+    for name in ("lambda_", "pull", "ogen", "gap", "evened", "apart", "distil", "consistency"):
         if (value := getattr(settings, name)) is not None and not 0 <= value < float("inf"):
             raise UsageError(f"`{name}` {value}: choose 0 or more")
     if settings.pull is not None and settings.regulariser not in (None, "pull"):
@@ -393,7 +396,7 @@ def foremost(merits: Sequence[Sequence[float]]) -> int:
     """An early epoch, unless another one is better by more than the standard error of their difference over folds.
 
     A residual tells the classes apart better with every step, whether that is needed or not. Where the text features
-    were good already it soon costs detection, and where they were not detection gains till the end. A fifth of the
+    were good already it soon costs detection, and where they were not detection gains till the end. A tenth of the
     steps harmed nothing that was measured. (The last epoch without any folds.)
     """
     table = np.array(merits, dtype=np.float64)  # (epochs, folds)
@@ -404,12 +407,6 @@ def foremost(merits: Sequence[Sequence[float]]) -> int:
     error = gain.std(1, ddof=1) / np.sqrt(table.shape[1]) if table.shape[1] > 1 else np.zeros(len(table))
     least = gain.mean(1) - error
     return int(least.argmax()) if least.max() > 0 else early
-
-
-def surely_better(merits: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether merits are better than others, of the same folds, by more than two standard errors of the difference."""
-    gain = np.array(merits) - np.array(others)
-    return len(gain) > 1 and bool(gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def split(labels: Ints, shots: int | None, seed: int) -> tuple[Ints, Ints]:
@@ -482,28 +479,20 @@ class _Data:
 
         self.images, self.targets = on_device(problem.features), on_device(np.asarray(problem.labels, dtype=np.int64))
         self.scale, self.defaults = problem.scale, problem.defaults
-        self.names = self.written = problem.words[:0]  # as they are moved, and as they were
-        self.background: Tensor | None = None  # the part of a softmax's denominator that is the names', by image
+        self.names = problem.words[:0]
         self.more = 0.0
         names, unlabelled = problem.beside.background, problem.beside.unlabelled
         if names is not None and len(names) and (settings.background or settings.regulariser == "ogen"):
             some = np.linspace(0, len(names) - 1, min(_MOST_NAMES, len(names))).astype(np.int64)
-            self.written, self.more = on_device(names[some]), float(np.log(len(names) / len(some)))
-            self.names = moved(self.written, problem.shift)
-            if settings.background:
-                self.background = self.of_names(self.images)
+            self.names, self.more = on_device(names[some]), float(np.log(len(names) / len(some)))
+        self.has_background = settings.background and len(self.names) > 0
         self.unlabelled: Tensor | None = None
         if settings.unlabelled and unlabelled is not None and len(unlabelled):
             self.unlabelled = on_device(unlabelled)
 
-    def of_names(self, images: Tensor) -> Tensor:
-        """(N,) log Σ_b exp(scale · z·b) over all background names, by those that stand for them."""
-        return torch.logsumexp(self.scale * images @ self.names.T, dim=1) + self.more
-
-    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """(N, K), or (N, K + 1) with the background."""
-        own = self.scale * images @ classes.T
-        return own if self.background is None else losses.with_background(own, self.of_names(images))
+    def of_names(self, images: Tensor, names: Tensor, scale: float) -> Tensor | None:
+        """(N,) log Σ_b exp(scale · z·b) over all background names b, by those that stand for them; None without any."""
+        return torch.logsumexp(scale * images @ names.T, dim=1) + self.more if self.has_background else None
 
 
 class _Run:
@@ -513,6 +502,7 @@ class _Run:
         self,
         learner: Learner,
         written: Tensor,
+        move: Tensor | None,
         kept: Sequence[int],
         data: _Data,
         rows: tuple[Ints, Ints],
@@ -524,12 +514,14 @@ class _Run:
         train, held_out = (torch.from_numpy(some).to(data.images.device) for some in rows)
         train, held_out = train[~left_out[train]], held_out[~left_out[held_out]]
         held_out = torch.cat([_some(held_out), _some(torch.nonzero(left_out).flatten())])
-        self.learner, self.written, self.kept, self.data, self.settings = learner, written, list(kept), data, settings
+        self.learner, self.written, self.move, self.kept = learner, written, move, list(kept)
+        self.data, self.settings = data, settings
         self.loss, self.pull = _loss(settings, data.scale), _pull(settings)
         self.images, self.labels = data.images[train], own[data.targets[train]]
-        self.background = None if data.background is None else data.background[train]
+        self.names = moved(data.names, move)
+        self.background = data.of_names(self.images, self.names, data.scale)
         self.held_out, self.held_out_labels = data.images[held_out], own[data.targets[held_out]]
-        self.outside = self._outside(data.names)
+        self.outside = self._outside(self.names)
         self.generator = torch.Generator().manual_seed(settings.seed)
         epochs = settings.epochs or 0
         steps = epochs * -(-len(self.labels) // settings.batch_size)
@@ -537,7 +529,7 @@ class _Run:
         self.window = deque([learner.parameter.detach().clone()], maxlen=settings.window)
         self.ogen = None
         if settings.regulariser == "ogen" and len(torch.unique(self.labels)) > 1:
-            self.ogen = ogen.Regulariser(self.images, self.labels, written, data.names, scale=data.scale, epochs=epochs)
+            self.ogen = ogen.Regulariser(self.images, self.labels, written, self.names, scale=data.scale, epochs=epochs)
 
     def epoch(self, number: int) -> float:
         """One pass over the images; the mean loss."""
@@ -585,9 +577,9 @@ class _Run:
         images = unlabelled[order.to(unlabelled.device)]
         kept = (torch.rand(images.shape, generator=self.generator) >= _MASKED).to(images)
         with torch.no_grad():
-            word = self.data.logits(images, teacher).softmax(1)
+            word = self._logits(images, teacher).softmax(1)
             confident = word[:, : len(classes)].max(1).values >= _CONFIDENT
-        logits = self.data.logits(torch.nn.functional.normalize(kept * images, dim=1), classes)
+        logits = self._logits(torch.nn.functional.normalize(kept * images, dim=1), classes)
         loss = losses.consistency(logits, word, confident)
         if confident.any():
             loss = loss + losses.collapse(self.data.scale * images[confident] @ classes.T)
@@ -600,11 +592,14 @@ class _Run:
         with torch.no_grad():
             return self.learner.features(torch.stack(list(self.window)).mean(0))
 
+    def _logits(self, images: Tensor, classes: Tensor) -> Tensor:
+        """(N, K), or (N, K + 1) with the background."""
+        scale = self.data.scale
+        return losses.with_background(scale * images @ classes.T, self.data.of_names(images, self.names, scale))
+
     def _outside(self, names: Tensor) -> Tensor | None:
         """What of the energies of held-out images is the background's."""
-        if self.data.background is None:
-            return None
-        return (self.held_out @ names.T / self.data.defaults.temperature).logsumexp(dim=1) + self.data.more
+        return self.data.of_names(self.held_out, names, 1 / self.data.defaults.temperature)
 
     def evaluate(self, classes: Tensor | None = None) -> tuple[float | None, float | None, float | None]:
         """Accuracy and mean ΔEnergy of held-out images of known classes; AUROC of those of left-out classes.
@@ -613,7 +608,7 @@ class _Run:
         """
         if len(self.held_out) == 0:
             return None, None, None
-        outside = self.outside if classes is None else self._outside(self.data.written)
+        outside = self.outside if classes is None else self._outside(self.data.names)
         with torch.no_grad():
             if classes is None:
                 classes = self.learner.class_features()

@@ -122,7 +122,7 @@ def tune(
             found = trainer.fit(own.features, own.labels, vocabulary.spoken, encoder(), settings, on_epoch, beside)
         if found.settings.epochs == 0:  # the text as it is, and all images for references and calibration
             found = replace(
-                found, class_features=text, shift=None, held_out=np.arange(len(own.labels)), after=found.before
+                found, class_features=text, move=None, held_out=np.arange(len(own.labels)), after=found.before
             )
         improved = _improved(found)
         with writing(store.root, "scores", wait=COMMIT_SECONDS):
@@ -164,8 +164,8 @@ def _save(
 ) -> Path:
     learned = "context" if found.settings.method == "prompt" else "residual"
     arrays = {learned: found.learned, "class_features": found.class_features}
-    if found.shift is not None:
-        arrays["shift"] = found.shift
+    if found.move is not None:
+        arrays["move"] = found.move
     return tuned.save(
         store,
         name,

@@ -16,10 +16,10 @@ from ood_audit.scoring.settings import ScoreSettings
 from ood_audit.store import open_store
 from ood_audit.tuning import losses, residual
 from ood_audit.tuning.settings import DEFAULTS
-from ood_audit.tuning.trainer import Beside, foremost, surely_better
+from ood_audit.tuning.trainer import Beside, foremost, leave_out, split
 from tests.conftest import EXAMPLES
 from tests.helpers.cli import invoke
-from tests.helpers.made import problem
+from tests.helpers.made import problem, unit
 
 CLIP = ScoreDefaults(0.01, 1, 0.0)
 QUICK = dataclasses.replace(DEFAULTS["residual"], epochs=5, folds=2)
@@ -83,13 +83,54 @@ def test_folds_judge_the_epochs(data):
 def test_classes_without_images_move_as_the_others_do_on_average(data):
     features, labels, text = data
     some = labels < 4
-    found = residual.fit(features[some], labels[some], text, CLIP, dataclasses.replace(QUICK, folds=0, lr=0.01))
+    settings = dataclasses.replace(QUICK, folds=0, lr=0.01, evened=0.0)
+    found = residual.fit(features[some], labels[some], text, CLIP, settings)
     assert not found.learned[4:].any()
     moved = text[4:] + 0.5 * found.learned[:4].mean(0)
-    np.testing.assert_allclose(
-        found.class_features[4:], moved / np.linalg.norm(moved, axis=1, keepdims=True), atol=1e-6
-    )
+    np.testing.assert_allclose(found.class_features[4:], unit(moved), atol=1e-6)
     assert np.abs(found.class_features[:4] - text[:4]).max() > 1e-4
+
+
+def test_alignment_evens_out_the_spread_around_the_names():
+    """With all of a covariance and p = 1/2 the moved differences would be as wide in all directions."""
+    generator = torch.Generator().manual_seed(2)
+    names = torch.nn.functional.normalize(torch.randn(400, 5, generator=generator), dim=1)
+    spread = (
+        torch.diag(torch.tensor([3.0, 1.0, 1.0, 1.0, 0.2])) @ torch.linalg.qr(torch.randn(5, 5, generator=generator))[0]
+    )
+    images = names + 0.1 + torch.randn(400, 5, generator=generator) @ spread
+    away = images - names - (images - names).mean(0)
+    covariance = 5 * away.T @ away / away.square().sum()
+    shrunk = 0.4 * covariance + 0.6 * torch.eye(5)
+    move = residual.alignment(images, names, 0.5, 0.5)
+    torch.testing.assert_close(move[:-1] @ shrunk @ move[:-1], torch.eye(5), atol=1e-4, rtol=0)
+    way = (images - names).mean(0)
+    torch.testing.assert_close(names @ move[:-1] + move[-1], (names + way / 2) @ move[:-1])
+    torch.testing.assert_close(residual.alignment(images, names, 0.5, 0.0)[:-1], torch.eye(5), atol=1e-5, rtol=0)
+    lone = residual.alignment(images[:1], names[:1], 0.5, 0.15)  # of one image there is no covariance
+    torch.testing.assert_close(lone[:-1], lone[0, 0] * torch.eye(5))
+
+
+def test_folds_align_by_the_images_that_they_train_on(data, monkeypatch):
+    """Images that a fold holds or leaves out tell nothing beforehand."""
+    features, labels, text = data
+    seen = []
+
+    def alignment(images, names, gap, power):
+        seen.append(images.numpy())
+        return torch.cat([torch.eye(images.shape[1]), torch.zeros(1, images.shape[1])])
+
+    monkeypatch.setattr(residual, "alignment", alignment)
+    found = residual.fit(features, labels, text, CLIP, QUICK)
+    main, *folds = [{row.tobytes() for row in images} for images in seen]
+    held_out = {row.tobytes() for row in features[found.held_out]}
+    assert not main & held_out
+    assert len(main) + len(held_out) == len(features)
+    assert len(folds) == QUICK.folds
+    kept = leave_out(labels[found.held_out], len(text), QUICK)
+    for number, (images, own) in enumerate(zip(folds, kept, strict=True), 1):
+        rows, _ = split(labels, None, number)
+        assert images == {row.tobytes() for row in features[rows[np.isin(labels[rows], own)]]}
 
 
 def test_the_early_epoch_is_kept_unless_another_is_surely_better():
@@ -208,46 +249,28 @@ def test_imported_vectors_without_names_say_what_is_missing(tmp_path):
 
 
 def test_names_are_moved_by_half_of_the_way_to_the_images(data):
-    """What is learned is of the moved names, and beside it stands by what the background is to be moved."""
+    """What is learned is of the moved names, and beside it stands how the background is to be moved."""
     features, labels, text = data
     names = problem(8, 1, seed=5)[2]
-    settings = dataclasses.replace(QUICK, epochs=0, gap=0.5)
+    settings = dataclasses.replace(QUICK, epochs=0, gap=0.5, evened=0.0)
     found = residual.fit(features, labels, text, CLIP, settings, beside=Beside(names))
     trained = np.setdiff1d(np.arange(len(labels)), found.held_out)
     half = (features[trained] - text[labels[trained]]).mean(0) / 2
-    assert found.shift is not None
-    np.testing.assert_allclose(found.shift, half, atol=1e-6)
-    expected = (text + half) / np.linalg.norm(text + half, axis=1, keepdims=True)
-    np.testing.assert_allclose(found.class_features, expected, atol=1e-6)
+    assert found.move is not None
+    np.testing.assert_allclose(found.move[:-1], np.eye(len(half)), atol=1e-5)
+    np.testing.assert_allclose(found.move[-1], half, atol=1e-6)
+    np.testing.assert_allclose(found.class_features, unit(text + half), atol=1e-5)
     # The figures before are those of the names where they were.
     as_they_are = dataclasses.replace(settings, gap=0.0)
-    assert found.before == residual.fit(features, labels, text, CLIP, as_they_are, beside=Beside(names)).before
-    assert residual.fit(features, labels, text, CLIP, settings).shift is None  # without a background
+    alone = residual.fit(features, labels, text, CLIP, as_they_are, beside=Beside(names))
+    assert found.before == alone.before
+    assert alone.move is None
+    without = residual.fit(features, labels, text, CLIP, dataclasses.replace(settings, evened=0.15)).move
+    assert without is not None
+    assert not without[-1].any()  # without a background
 
 
-def test_names_stay_where_the_folds_judge_that_better(data, monkeypatch):
-    features, labels, text = data
-    names = problem(8, 1, seed=5)[2]
-    for better, gap in ((True, 0.0), (False, 0.5)):
-        monkeypatch.setattr(residual, "surely_better", lambda merits, others, better=better: better)
-        found = residual.fit(features, labels, text, CLIP, QUICK, beside=Beside(names))
-        assert found.settings.gap == gap
-        assert (found.shift is None) == better
-        alone = dataclasses.replace(QUICK, gap=gap)
-        same = residual.fit(features, labels, text, CLIP, alone, beside=Beside(names))
-        np.testing.assert_array_equal(found.class_features, same.class_features)
-
-
-def test_surely_better_is_by_more_than_two_standard_errors():
-    assert surely_better([0.9, 0.9, 0.8], [0.8, 0.8, 0.7])
-    assert not surely_better([0.8, 0.8, 0.7], [0.9, 0.9, 0.8])
-    assert not surely_better([0.9, 0.7, 0.8], [0.8, 0.9, 0.7])  # as often worse
-    assert not surely_better([0.9, 0.8, 0.76], [0.8, 0.8, 0.7])  # by 1.8 standard errors
-    assert not surely_better([0.9], [0.1])
-    assert not surely_better([], [])
-
-
-def test_reports_move_the_background_beside_the_classes(store_copy):
+def test_reports_move_the_background_beside_the_classes(store_copy, monkeypatch):
     """A name of the background is compared where `tune` put it; weighed less, it is moved less."""
     opened = open_store(store_copy)
     labels = ood_audit.classes.vocabulary.read_vocabulary(EXAMPLES / "classes.txt")
@@ -255,10 +278,11 @@ def test_reports_move_the_background_beside_the_classes(store_copy):
     ood_audit.tune(opened, labels=EXAMPLES / "classes.txt", settings=settings, name="own")
     found = prompts.choose(opened, labels, "own")
     assert found is not None
-    assert found.shift is not None
+    assert found.move is not None
     context = Context(opened, labels, "cpu")
-    moved = plan.prepare(context, ScoreSettings(auto=True), ["auto"], found).target.pools["background"].features
     stayed = plan.prepare(context, ScoreSettings(auto=True), ["auto"]).target.pools["background"].features
-    expected = stayed + found.shift
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(moved, expected, atol=1e-3)
+    for alike in (1.0, 0.3):
+        monkeypatch.setattr(plan, "_kinship", lambda *given, alike=alike: alike)
+        target = plan.prepare(context, ScoreSettings(auto=True), ["auto"], found).target
+        expected = alike * (stayed @ found.move[:-1] + found.move[-1]) + (1 - alike) * stayed
+        np.testing.assert_allclose(target.pools["background"].features, unit(expected), atol=1e-3)

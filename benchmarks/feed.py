@@ -19,10 +19,14 @@ each of its terms is printed:
 
     images/s = the least of
         k × (what one process with 1/k of the cores does, measured) × (what k processes do beside k times one of them,
-            measured with every sleep k times as long, so that the Python of all of them fits on the real cores)
+            measured with all that an image takes k times as long, so that the Python of all of them fits on the real
+            cores)
         what the cores can do: their number ÷ (the played seconds of an image + its processor time in all processes)
         what the one process that writes can take, by its processor time for an image (measured)
         the rate of the GPU (played)
+
+To slow a process down, its sleeps are made k times as long, and for its Python, which cannot be, it sleeps k - 1 times
+as long as that took at full speed. So k slowed processes ask for as large a share of the played GPU as k real ones.
 
 Images/s are wall clock, so run it on an otherwise idle machine: whatever else takes the two real cores lowers them, and
 nothing here raises them.
@@ -54,7 +58,7 @@ def play_decoder() -> None:
     """Have Pillow sleep where it would decode and resize."""
     from PIL import Image
 
-    slow = float(os.environ["FEED_SLOW"])
+    slow, pause = float(os.environ["FEED_SLOW"]), float(os.environ["FEED_PAUSE"])
     real = Image._getdecoder
     small = Image.new("RGB", (299, 224))
     real_resize = Image.Image.resize
@@ -77,7 +81,7 @@ def play_decoder() -> None:
             self._pieces += 1
             if self._pieces == 1 and len(data) >= 65536:
                 return len(data) - 100, 0
-            time.sleep(DECODE * slow)
+            time.sleep(DECODE * slow + pause)
             return -1, 0
 
     def resize(self: Any, size: Any, resample: Any = None, *rest: Any, **options: Any) -> Any:
@@ -227,7 +231,7 @@ def measure(folder: Path, count: int, cores: int, seconds: float) -> None:
     print(json.dumps({"rate": done / took, "writer": here / done, "workers": sum(spent.values()) / done}))
 
 
-def run(folder: Path, count: int, cores: int, slow: int, options: argparse.Namespace) -> dict[str, float]:
+def run(folder: Path, count: int, cores: int, slow: int, pause: float, options: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.feed", "--measure", str(folder), "--processes", str(count)]
     command += ["--cores", str(cores), "--seconds", str(options.seconds)]
     lock = folder / "gpu"
@@ -237,6 +241,7 @@ def run(folder: Path, count: int, cores: int, slow: int, options: argparse.Names
         "FEED_GPU": str(options.gpu),
         "FEED_LOCK": str(lock),
         "FEED_SLOW": str(slow),
+        "FEED_PAUSE": str(pause),
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -265,12 +270,12 @@ def main() -> None:
         folder = Path(temporary)
         pictures(folder)
 
-        def shown(processes: int, cores: int, slow: int) -> dict[str, float]:
-            found = run(folder, processes, cores, slow, options)
+        def shown(processes: int, cores: int, slow: int, pause: float = 0) -> dict[str, float]:
+            found = run(folder, processes, cores, slow, pause, options)
             what = f"{processes} process{'es' * (processes > 1)} of {cores} played cores"
             print(
                 f"{what}{f', {slow} times as slow' * (slow > 1)}: {found['rate']:,.0f} images/s; their decoding alone "
-                f"{processes * cores / (DECODE + RESIZE) / slow:,.0f}; processor time of an image: "
+                f"{processes * cores / ((DECODE + RESIZE) * slow + pause):,.0f}; processor time of an image: "
                 f"{found['workers'] * 1e6:.0f} µs, and {found['writer'] * 1e6:.0f} µs where it is written",
                 flush=True,
             )
@@ -278,8 +283,9 @@ def main() -> None:
 
         alone = shown(1, options.cores, 1)
         share = shown(1, each, 1)
-        slow_one = shown(1, each, count)
-        slow_all = shown(count, each, count)
+        python = each / share["rate"] - DECODE - RESIZE
+        slow_one = shown(1, each, count, (count - 1) * python)
+        slow_all = shown(count, each, count, (count - 1) * python)
     together = min(1.0, slow_all["rate"] / (count * slow_one["rate"]))
     spent = share["workers"] + share["writer"]
     terms = {

@@ -1,12 +1,16 @@
 """How a long operation reports its progress: in stages, each of which has a name and, where it is known, an end."""
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
+
+
+_WIDTH = 80  # of a terminal that does not say how wide it is
 
 
 class Progress(Protocol):
@@ -49,7 +53,7 @@ def bars() -> Iterator[Progress]:
     if not (sys.stderr.isatty() or _in_notebook()):
         yield silent
         return
-    drawn = _Bars()
+    drawn = Bars()
     try:
         yield drawn
     finally:
@@ -62,10 +66,23 @@ def _in_notebook() -> bool:
     return shell is not None and "IPKernelApp" in shell.config
 
 
-class _Bars:
-    """One bar at a time. Each has a clock of its own, so that the rate and the end it shows are those of its stage."""
+def _width_is_known() -> bool:
+    """Whether the terminal says how wide it is. Those of some programs say 0, and tqdm would draw nothing."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError, AttributeError):
+        return True  # no terminal but a notebook
 
-    _COUNTED = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+
+class Bars:
+    """A `Progress` that draws one bar at a time.
+
+    Each has a clock of its own, so that the rate and the end it shows are those of its stage.
+    """
+
+    _COUNTED = (
+        "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+    )
     _OPEN = "{desc} … [{elapsed}]"
 
     def __init__(self) -> None:
@@ -73,23 +90,40 @@ class _Bars:
         self._bar: tqdm[NoReturn] | None = None
 
     def __call__(self, stage: str, done: int = 0, total: int | None = None, /) -> None:
+        """See `Progress`."""
         bar = self._bar
         if bar is None or stage != self._stage or (bar.total is None) != (total is None):
-            bar = self._begin(stage, total)
+            bar = self._begin(stage, done, total)
         bar.total = total
         bar.set_description_str(stage if total is not None or not done else f"{stage}: {done:,}", refresh=False)
         bar.update(done - bar.n)
 
-    def _begin(self, stage: str, total: int | None) -> "tqdm[NoReturn]":
+    def show(self, figures: Mapping[str, float]) -> None:
+        """Show numbers beside the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix({name: f"{value:.3f}" for name, value in figures.items()})
+
+    def _begin(self, stage: str, done: int, total: int | None) -> "tqdm[NoReturn]":
         from tqdm.auto import tqdm
 
         self.close()
         layout = self._OPEN if total is None else self._COUNTED
         self._stage = stage
-        self._bar = tqdm(desc=stage, total=total, bar_format=layout, unit="", dynamic_ncols=True, leave=False)
+        width = None if _width_is_known() else _WIDTH
+        self._bar = tqdm(
+            desc=stage,
+            total=total,
+            initial=done,  # what was done before the clock began says nothing of the rate
+            bar_format=layout,
+            unit="",
+            ncols=width,
+            dynamic_ncols=width is None,
+            leave=False,
+        )
         return self._bar
 
     def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
         self._stage = self._bar = None

@@ -1,8 +1,6 @@
 """`ood-audit tune`."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +8,7 @@ import click
 from ood_audit.commands.options import SEED, device_option, format_option, labels_option, store_option
 from ood_audit.commands.output import note, print_rows
 from ood_audit.errors import UsageError
-from ood_audit.progress import bars
+from ood_audit.progress import Bars, Progress, bars
 
 if TYPE_CHECKING:
     from ood_audit.tuning.settings import TuneSettings
@@ -133,7 +131,7 @@ def command(
         of_prompts = options["init"] is not None or options["context_vectors"] is not None
         method = "prompt" if of_prompts else best_method(opened)
     settings = _settings(method=method, **options)
-    with quiet_libraries(), bars() as on_progress, _epochs() as on_epoch:
+    with quiet_libraries(), bars() as on_progress:
         result = tune(
             opened,
             labels=labels,
@@ -144,7 +142,7 @@ def command(
             device=device,
             note=note,
             on_progress=on_progress,
-            on_epoch=on_epoch,
+            on_epoch=_epochs(on_progress),
         )
     found = result.tuned
     rows = [
@@ -182,20 +180,13 @@ def _settings(*, shots: str, init: str | None, **options: Any) -> "TuneSettings"
     return settings_of(**given)
 
 
-@contextmanager
-def _epochs() -> Iterator["Callable[[Figures, int], None]"]:
-    """A bar of epochs with loss and held-out figures, on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda figures, total: None
-        return
-    from tqdm import tqdm
+def _epochs(on_progress: Progress) -> "Callable[[Figures, int], None]":
+    """Draws the epochs with loss and held-out figures."""
 
-    with tqdm(desc="tuning", unit="epoch", dynamic_ncols=True, leave=False) as bar:
+    def update(figures: "Figures", total: int) -> None:
+        on_progress("tuning", figures.epoch, total)
+        known = {"loss": figures.loss, "accuracy": figures.accuracy, "AUROC": figures.forecast_auroc}
+        if isinstance(on_progress, Bars):
+            on_progress.show({name: value for name, value in known.items() if value is not None})
 
-        def update(figures: "Figures", total: int) -> None:
-            bar.total = total
-            known = {"loss": figures.loss, "accuracy": figures.accuracy, "AUROC": figures.forecast_auroc}
-            bar.set_postfix({key: f"{value:.3f}" for key, value in known.items() if value is not None}, refresh=False)
-            bar.update(figures.epoch - bar.n)
-
-        yield update
+    return update

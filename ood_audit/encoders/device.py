@@ -22,10 +22,16 @@ FP16_NEEDS_GPU = "`precision` fp16 needs a GPU to encode images; on a CPU use fp
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
-    "cublas_status_alloc_failed",
-    "cublas_status_not_initialized",
-    "cudnn_status_alloc_failed",
-    "alloc fail",
+    "bad_alloc",
+    "alloc_failed",  # of cuBLAS, cuDNN, cuSOLVER, cuSPARSE and cuFFT
+    "allocation_failed",  # of cuDNN 9
+    "cublas_status_not_initialized",  # where there is no room for the workspaces of these two
+    "cudnn_status_not_initialized",
+    "insufficient_resources",
+    "unable to find an engine",  # of cuDNN, as each needs more memory than there is
+    "nvml_success == r",  # PyTorch's allocator, where it cannot even say how much there is
+    "invalid buffer size",  # of MPS
+    "alloc fail",  # of FAISS
 )
 
 

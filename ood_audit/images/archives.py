@@ -40,6 +40,21 @@ _KINDS: dict[str, Callable[[BinaryIO, int], Index]] = {
     zips.SUFFIX: zips.ZipIndex,
     parquets.SUFFIX: parquets.ParquetIndex,
 }
+_OTHERS = (  # what a file may be that has the suffix of an archive, by its first bytes, and the remedy
+    (0, b"PK\x03\x04", "zip file", "name it .zip"),
+    (257, b"ustar", "tar file", "name it .tar"),
+    (0, b"PAR1", "Parquet file", "name it .parquet"),
+    (0, b"\x1f\x8b", "gzip file", "unpack it first"),
+    (0, b"BZh", "bzip2 file", "unpack it first"),
+    (0, b"\xfd7zXZ", "xz file", "unpack it first"),
+    (0, b"\x28\xb5\x2f\xfd", "Zstandard file", "unpack it first"),
+    (0, b"Rar!", "RAR archive", "unpack it, and embed the folder"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7z archive", "unpack it, and embed the folder"),
+    (0, b"\xff\xd8\xff", "JPEG", "name it .jpg"),
+    (0, b"\x89PNG", "PNG", "name it .png"),
+    (0, b"version https://git-lfs", "pointer of Git LFS", "run `git lfs pull`"),
+    (0, b"<", "web page", "download it again"),
+)
 _indexes: OrderedDict[tuple[str, int, int], Index] = OrderedDict()
 _lock = threading.Lock()  # one thread makes an index, the others wait for it
 
@@ -59,10 +74,26 @@ def index(uri: str, file: BinaryIO, size: int, mtime_ns: int) -> Index:
                 ahead.detach()
             else:
                 _indexes[key] = make(file, size)
+            made = _indexes[key]
+            if made.damage is not None and not made.sizes:
+                made.damage = _misnamed(file, made.kind) or made.damage
             while len(_indexes) > _KEPT:
                 _indexes.popitem(last=False)
         _indexes.move_to_end(key)
         return _indexes[key]
+
+
+def _misnamed(file: BinaryIO, kind: str) -> str | None:
+    """What a file is that is no archive of a kind."""
+    try:
+        file.seek(0)
+        head = file.read(512)
+    except (OSError, ValueError):
+        return None
+    for at, magic, other, remedy in _OTHERS:
+        if head[at:].startswith(magic) and other != kind:
+            return f"not a {kind} but a {other}: {remedy}"
+    return None
 
 
 def read(index: Index, file: BinaryIO, member: str, mtime_ns: int) -> Content:

@@ -398,7 +398,7 @@ def _bits(values: Values) -> int:
 
 
 def _to_bytes(values: Values, low: float, high: float) -> NDArray[np.uint8]:
-    wide = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # damaged files hold NaNs of all kinds, of which some warn where they are cast
+        wide = values.astype(np.float64 if values.dtype.itemsize > 2 else np.float32)
         scaled = (wide - low) * (255.0 / max(high - low, 1e-30))
         return np.nan_to_num(np.clip(np.round(scaled), 0, 255)).astype(np.uint8)

@@ -29,14 +29,19 @@ class ZipIndex:
             reason = "empty file" if size == 0 else printable(str(error)) or type(error).__name__
             self.damage = f"damaged zip file: {reason[0].lower()}{reason[1:]}"
             return
-        for info in self._archive.infolist():
+        infos = self._archive.infolist()
+        # Some programs of Windows write its separator, against the standard of zip files.
+        is_windows = not any("/" in info.filename for info in infos)
+        self._infos: dict[str, zipfile.ZipInfo] = {}
+        for info in infos:
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if info.is_dir():
+            name = info.filename.replace("\\", "/") if is_windows else info.filename
+            if name.endswith("/"):
                 continue
             if kind not in (0, stat.S_IFREG):
                 self.others += 1
             else:
-                self.sizes[info.filename] = info.file_size
+                self.sizes[name], self._infos[name] = info.file_size, info
 
     def read(self, file: BinaryIO, name: str) -> bytes:
         """The bytes of a member.
@@ -45,7 +50,7 @@ class ZipIndex:
             UnreadableError: The member is encrypted, damaged, or a bomb.
 
         """
-        info = self._archive.getinfo(name)
+        info = self._infos[name]
         if info.file_size > _BOMB_BYTES and info.file_size > _BOMB_RATIO * info.compress_size:
             raise UnreadableError(f"decompression bomb: {info.compress_size:,} bytes become {info.file_size:,}")
         with self.member(file, name) as member:
@@ -63,7 +68,7 @@ class ZipIndex:
             UnreadableError: The member is encrypted, or packed by an unknown method.
 
         """
-        info = self._archive.getinfo(name)
+        info = self._infos[name]
         if info.flag_bits & _ENCRYPTED:
             raise UnreadableError("encrypted in the zip file; unpack it with the password, and embed the folder")
         # The table of contents is read once. Each thread has a file of its own to read from.

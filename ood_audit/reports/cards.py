@@ -330,7 +330,8 @@ class _Maker:
 
     def _group(self, section: Section, group: Group) -> Cards:
         self._groups += 1
-        name = " → ".join(group.name) or None
+        words = " that look like " if section.kind == "label" else " that "
+        name = words.join(group.name) or None
         return Cards(
             number=self._groups,
             title=group_title(section, group),

@@ -117,9 +117,12 @@ def tune(
             beside = replace(beside, unlabelled=_unlabelled(store))
         if settings.method == "residual":
             defaults = ScoreDefaults(**texts.encoder_defaults(store, encoder))
+            on_progress("tuning")
             found = residual.fit(own.features, own.labels, text, defaults, settings, on_epoch, beside)
         else:
-            found = trainer.fit(own.features, own.labels, vocabulary.spoken, encoder(), settings, on_epoch, beside)
+            tower = encoder()
+            on_progress("tuning")
+            found = trainer.fit(own.features, own.labels, vocabulary.spoken, tower, settings, on_epoch, beside)
         if found.settings.epochs == 0:  # the text as it is, and all images for references and calibration
             found = replace(
                 found, class_features=text, move=None, held_out=np.arange(len(own.labels)), after=found.before

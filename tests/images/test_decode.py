@@ -497,6 +497,14 @@ def test_bits_that_a_png_of_8_states(small):
     assert np.abs(eight_bits(content) - values[..., None] * 17).max() == 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_nans_of_any_kind_warn_of_nothing(small):
+    values = small[..., 1].astype(np.float32)
+    bits = values.view(np.uint32)
+    bits[:4] = 0x7F800001  # a signalling NaN, as damage leaves it
+    assert (eight_bits(tiff(values))[:4] == 0).all()
+
+
 def test_0_may_be_white(small):
     values = np.round((255 - small[..., 1]) / 255 * 4095).astype(np.uint16)
     assert np.abs(eight_bits(tiff(values, tags={262: ("H", [0])})) - small[..., 1:2]).max() <= 1

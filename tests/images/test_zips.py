@@ -12,10 +12,10 @@ import pytest
 
 import ood_audit
 from ood_audit.errors import UsageError
-from ood_audit.images import access
+from ood_audit.images import access, archives
 from ood_audit.images.decode import decode, thumbnail
 from ood_audit.images.sources import ScanNotes, resolve, scan
-from ood_audit.images.uri import location
+from ood_audit.images.uri import file_uri, location
 from tests.conftest import EXAMPLES
 from tests.helpers.cli import invoke
 
@@ -122,7 +122,7 @@ def test_damage_encryption_and_unknown_methods(tmp_path):
         (overlong, "damaged in the zip file"),
         (whole[: len(whole) // 2], "damaged zip file: file is not a zip file"),
         (b"", "damaged zip file: empty file"),
-        (photo, "damaged zip file: file is not a zip file"),
+        (photo, "not a zip file but a jpeg: name it .jpg"),
     ):
         path.write_bytes(content)
         (result,) = found(path).values()
@@ -161,3 +161,38 @@ def test_mutated_zip_files_are_rows_with_an_error(tmp_path):
 def test_archives_over_http_are_refused():
     with pytest.raises(UsageError, match="members of an archive can't be read over HTTP"):
         resolve("https://example.org/photos.zip")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.tar", b"PK\x03\x04", "not a tar file but a zip file: name it .zip"),
+        ("a.zip", bytes(257) + b"ustar\x0000", "not a zip file but a tar file: name it .tar"),
+        ("a.zip", b"\xff\xd8\xff\xe0", "not a zip file but a JPEG: name it .jpg"),
+        ("a.tar", b"\x1f\x8b\x08\0", "not a tar file but a gzip file: unpack it first"),
+        ("a.parquet", b"PK\x03\x04", "not a Parquet file but a zip file: name it .zip"),
+        ("a.zip", b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
+        ("a.zip", b"<!DOCTYPE html><html>", "not a zip file but a web page: download it again"),
+        ("a.zip", b"", "damaged zip file: empty file"),
+    ],
+)
+def test_what_has_the_name_of_an_archive_and_is_none_is_named(tmp_path, name, content, words):
+    path = tmp_path / "in" / name
+    path.parent.mkdir()
+    path.write_bytes(content.ljust(600, b"\0") if content else b"")
+    with path.open("rb") as file:
+        assert words in str(archives.index(file_uri(str(path)), file, path.stat().st_size, 0).damage)
+
+
+def test_folders_of_zip_files_from_windows(tmp_path):
+    """Some of its programs put backslashes into the names, against the standard."""
+    picture = next((EXAMPLES / "images" / "cup").iterdir()).read_bytes()
+    for name, other in (("win.zip", "dog\\b.jpg"), ("unix.zip", "dog/b.jpg")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("cat\\a.jpg", picture)
+            archive.writestr(other, picture)
+    found = {name: list(scan(str(tmp_path / name), ScanNotes())) for name in ("win.zip", "unix.zip")}
+    assert [image.path for image in found["win.zip"]] == ["win.zip/cat/a.jpg", "win.zip/dog/b.jpg"]
+    assert [image.path for image in found["unix.zip"]] == ["unix.zip/cat\\a.jpg", "unix.zip/dog/b.jpg"]
+    for images in found.values():
+        assert all(decode(image.uri, np.asarray).error is None for image in images)

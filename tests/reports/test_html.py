@@ -477,6 +477,12 @@ def test_filters_have_the_values_of_the_cards():
     assert names == {"nearest", "folder"}  # all have one given class, and no split or source
 
 
+def test_the_filter_of_groups_has_their_names_in_words():
+    options = Parsed(render(whole())).text("option")
+    assert {"gun (3)", "hat that look like cat (1)"} <= set(options)
+    assert not any("→" in option for option in options)
+
+
 def test_the_histogram_is_drawn_to_scale():
     parsed = Parsed(render(page(scored=1_000_001, histogram=[(0.0, 1.0, 1_000_000), (1.0, 4.0, 1)], cut=3.0)))
     tall, small = parsed.find("rect", **{"class": "bar"})

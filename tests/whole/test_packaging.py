@@ -156,3 +156,12 @@ def test_the_long_description_links_to_no_file_beside_it(built: tuple[set[str], 
     assert re.findall(r"\]\((?!https?://|#)[^)]*\)", description) == []
     assert "`docs/cli.md`" in description  # the names are still there, for those who have the sources
     assert "[arXiv 2510.11296](https://arxiv.org/abs/2510.11296)" in description
+
+
+def test_the_readme_begins_with_the_recipe_for_a_machine_without_a_gpu() -> None:
+    """PyTorch's CPU build comes before what would bring the one of 7 GB."""
+    first = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:60]
+    commands = [line for line in first if line.startswith(".venv/bin/pip install torch") or line == "make demo"]
+    assert len(commands) == 2 and commands[1] == "make demo"
+    assert "CPU build" in commands[0]
+    assert any("about 7 GB" in line for line in first)

@@ -1,10 +1,15 @@
 """What is told while one waits, and who has to wait for whom."""
 
+import fcntl
 import os
+import shutil
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -174,6 +179,47 @@ def test_the_bar_of_a_stage_has_a_clock_of_its_own(monkeypatch, capsys):
     assert "looking for images" in shown
     assert "0/81" in shown
     assert "0image" not in shown
+
+
+def test_the_rate_is_of_what_was_done_since_the_bar_is_there(monkeypatch, capsys):
+    """As where the first epoch is told when it is over: the wait for the model says nothing of the others."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress.bars() as on_progress:
+        on_progress("loading the model")
+        on_progress("tuning", 1, 40)
+        assert isinstance(on_progress, progress.Bars) and on_progress._bar is not None
+        assert (on_progress._bar.n, on_progress._bar.initial) == (1, 1)
+        on_progress.show({"loss": 0.25})
+    shown = capsys.readouterr().err
+    assert "1/40" in shown
+    assert "loss=0.250" in shown
+
+
+def test_tune_tells_its_stages(example_store, tmp_path):
+    store = Path(shutil.copytree(example_store, tmp_path / "store"))
+    stages, epochs = Stages(), []
+    ood_audit.tune(
+        store,
+        settings=ood_audit.TuneSettings(method="residual", epochs=2),
+        on_progress=stages,
+        on_epoch=lambda figures, total: epochs.append((figures.epoch, total, stages.calls[-1][0])),
+    )
+    assert epochs and {stage for *_, stage in epochs} == {"tuning"}
+
+
+@pytest.mark.parametrize("columns", [0, 5, 40, 200])
+def test_there_are_bars_on_a_terminal_of_any_width(monkeypatch, columns):
+    """0 is what the terminals of some programs say, which have no width."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress.bars() as on_progress:
+            on_progress("embedding", 1, 81)
+        terminal.flush()
+        shown = os.read(ours, 65_536).decode()
+    os.close(ours)
+    assert ("embedding" if columns != 5 else "embe") in shown
 
 
 def test_no_bars_where_stderr_is_no_terminal(pictures, tmp_path):

@@ -32,7 +32,8 @@ FILES = (
 NOT_IMPORTED = {"pytz", "sentencepiece", "transformers"}  # DuckDB, transformers and open_clip import them
 ALIKE = {"faiss-gpu": "faiss-cpu"}  # either may be installed
 TOOLS = ("dev", "docs")  # extras of programs that the package does not import
-OPTIONAL = {"umap": "umap-learn", "ray": "ray", "requests": "requests"}
+# Distributions that may not be installed, or, on Python 3.10, do not tell their modules.
+OPTIONAL = {"umap": "umap-learn", "ray": "ray", "requests": "requests", "open_clip": "open-clip-torch"}
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ def test_what_prompts_were_trained_on_is_not_held_out():
     ("content", "complaint"),
     [
         (None, "there is no folder or file of labelled images"),
-        ("path,label\nno/such.jpg,cat\n", "name 1 images that the store has no features of"),
+        ("path,label\nno/such.jpg,cat\n", "name 1 image that the store has no features of"),
         ("path\nchair/img_0027.jpg\n", "missing: label"),
         ("path,label\nchair/img_0027.jpg,a\nchair/img_0027.jpg,b\n", "'a' in line 2 and 'b' in line 3"),
     ],

@@ -95,16 +95,14 @@ def limit(root: str, images: int, classes: int, dimension: int) -> dict[str, Any
 def run(root: str, what: str) -> dict[str, Any]:
     """Runs in a process of its own: scores, or reports, and says how long that took and what it needed."""
     import ood_audit
+    from ood_audit import ScoreSettings
 
-    options: dict[str, Any] = {"auto": False, "prototypes": False} if what == "text" else {"background": False}
+    settings = ScoreSettings(background=False) if what == "default" else ScoreSettings(auto=False, prototypes=False)
     steps: dict[str, float] = {}
     if what == "report":
         _time_steps(steps)
-        options = {"auto": False, "prototypes": False}
-    else:
-        import torch  # noqa: F401  (importing it is not what is measured)
     work = ood_audit.report if what == "report" else ood_audit.score
-    took = seconds(lambda: work(root, **options))
+    took = seconds(lambda: work(root, settings=settings))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {"seconds": took.tolist(), "peak_gb": peak, "steps": steps}
 

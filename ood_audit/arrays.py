@@ -47,13 +47,24 @@ def largest(values: Array, count: int) -> tuple[Array, Array]:
         order = np.argsort(-np.take_along_axis(values, where, axis=1), axis=1, kind="stable")
         where = np.take_along_axis(where, order, axis=1)
     else:
-        left, rows = values.copy() if count > 1 else values, np.arange(len(values))
-        where = np.empty((len(values), count), np.int64)
-        for turn in range(count):
-            where[:, turn] = left.argmax(axis=1)
-            if turn + 1 < count:
-                left[rows, where[:, turn]] = -math.inf
+        where = np.concatenate([_by_turns(values[some], count) for some in _blocks(values)])
     return np.take_along_axis(values, where, axis=1), where
+
+
+def _by_turns(values: Array, count: int) -> Array:
+    left = values.copy() if count > 1 else values
+    where = np.empty((len(values), count), np.int64)
+    for turn in range(count):
+        where[:, turn] = left.argmax(axis=1)
+        if turn + 1 < count:
+            left[np.arange(len(left)), where[:, turn]] = -math.inf
+    return where
+
+
+def _blocks(values: Array) -> list[slice]:
+    """The rows of an (N, K) array in blocks that stay in a cache, one at least."""
+    size = max(1, _CELLS // max(1, values.shape[1]))
+    return [slice(start, start + size) for start in range(0, max(1, len(values)), size)]
 
 
 def log_sum_exp(values: Array, temperature: float = 1.0) -> Array:
@@ -61,9 +72,7 @@ def log_sum_exp(values: Array, temperature: float = 1.0) -> Array:
     if not isinstance(values, np.ndarray):
         return (values / temperature).logsumexp(dim=1)
     found = np.empty(len(values), values.dtype)
-    size = max(1, _CELLS // max(1, values.shape[1]))
-    for start in range(0, len(values), size):
-        some = slice(start, start + size)
+    for some in _blocks(values):
         top = values[some].max(axis=1, keepdims=True, initial=-math.inf)
         top[np.isneginf(top)] = 0
         powers = values[some] - top

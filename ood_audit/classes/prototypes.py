@@ -22,7 +22,6 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from sklearn.covariance import ledoit_wolf_shrinkage
 
 from ood_audit.arrays import Array, beside, namespace
 
@@ -169,6 +168,8 @@ def fit(features: Floats, labels: NDArray[np.int64], text: Floats) -> Prototypes
         text: (K, D) text features of the classes.
 
     """
+    from sklearn.covariance import ledoit_wolf_shrinkage
+
     classes, dimension = text.shape
     counts = np.bincount(labels, minlength=classes)
     there = counts > 0

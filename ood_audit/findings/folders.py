@@ -30,7 +30,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from ood_audit.findings.calibration import DEFAULT_FALSE_ALARMS, Flags, Floats, as_written
 
@@ -96,6 +95,8 @@ def flag(
                 "must look like their class. Add images, or ask for a higher rate"
             )
         return Flags(p, p <= level, "false-alarms", level, level * inside, round(count), True)
+    from scipy.stats import rankdata
+
     as_ood = rankdata(-ood_score, method="max")  # how many images are at least as OOD as each
     passing = (above + 0.5) * len(p) / in_folders <= level * as_ood
     flagged = ood_score >= ood_score[passing].min(initial=np.inf)

@@ -39,7 +39,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from ood_audit.arrays import to_numpy
 from ood_audit.store import Store
@@ -351,6 +350,8 @@ def energy_of(cosines: Numbers, outside: Numbers, temperature: float) -> Numbers
 
 def auroc(inside: Numbers, unknown: Numbers) -> float:
     """How well a value tells the unknown, where it is higher, from those inside."""
+    from scipy.stats import rankdata
+
     total = rankdata(np.concatenate([inside, unknown]))[len(inside) :].sum()
     count = len(unknown)
     return float((total - count * (count + 1) / 2) / (count * len(inside))) if count and len(inside) else 0.5
@@ -358,6 +359,8 @@ def auroc(inside: Numbers, unknown: Numbers) -> float:
 
 def ranks(values: Numbers) -> Numbers:
     """In (0, 1)."""
+    from scipy.stats import rankdata
+
     found: Numbers = (rankdata(values) - 0.5) / max(1, len(values))
     return found
 

@@ -18,6 +18,7 @@ knows by name add noise, and are not joined; `benchmarks/pictures.py` measures b
 Labelled images can be held against this score like any image: P looks their evidence up in the same ranks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,13 +27,10 @@ from numpy.typing import NDArray
 
 from ood_audit.arrays import Array, beside, namespace, to_numpy
 from ood_audit.classes import prototypes
-from ood_audit.scoring import selection
 from ood_audit.scoring.joining import auroc, quantiles_within
-from ood_audit.scoring.scores import Options
 
 if TYPE_CHECKING:
-    from ood_audit.classes.pools import Pool
-    from ood_audit.scoring.selection import Round, Sample
+    from ood_audit.scoring.selection import Outcome, Round, Sample
     from ood_audit.scoring.similarity import Chunk
 
 Numbers = NDArray[np.float64]
@@ -84,42 +82,26 @@ def shown(sample: "Sample", duplicate: float, audited: int) -> Pictures:
     return Pictures(sample.features[rows], sample.labels[rows], duplicate)
 
 
-def forecasts(
-    sample: "Sample",
-    pictures: Pictures,
-    text: Floats,
-    settings: Options,
-    background: "Pool | None",
-    *,
-    seed: int,
-) -> tuple[float, float]:
-    """How well classes that are left out are told from the others, as a mean AUROC: by −ΔE alone, and by all evidence.
+def forecast(rounds: Sequence["Outcome"]) -> float:
+    """How well all evidence tells classes that are left out from the others, as a mean AUROC.
 
     Args:
-        sample: images of known classes, which are judged.
-        pictures: what they are compared with.
-        text: (K, D) text features of the classes.
-        settings: those of ΔEnergy.
-        background: the background names, where the settings have them.
-        seed: of the choice of classes.
+        rounds: as `selection.select` gives them, with `evidence_in` to look at each.
 
     """
-    grid, found = selection.Grid.only(settings), []
-    for played in selection.play(sample, text, {}, grid, background=background, seed=seed):
-        evidence = _evidence_in(played, settings, pictures)
-        is_ood = played.is_ood
-        found.append([auroc(values[~is_ood], values[is_ood]) for values in (evidence.energy, join(evidence))])
-    alone, joined = np.mean(found, axis=0)
-    return float(alone), float(joined)
+    found = []
+    for one in rounds:
+        score = join(PictureEvidence(-one.raw.astype(np.float64), *one.beside))
+        found.append(auroc(score[~one.is_ood], score[one.is_ood]))
+    return float(np.mean(found))
 
 
-def _evidence_in(played: "Round", settings: Options, pictures: Pictures) -> PictureEvidence:
-    """The evidence about the judged images of a round, by pictures of the kept classes."""
+def evidence_in(played: "Round", pictures: Pictures) -> tuple[Numbers, Numbers]:
+    """`distance` and `nearest` of the judged images of a round, (J,) each, by pictures of the kept classes."""
     similarities = prototypes.joined(played.to_text, played.to_prototypes, _DISTANCE_WEIGHT)
     kept = pictures.features[played.kept[pictures.labels]]
-    nearest = _nearest(played.features, kept, pictures.duplicate)
-    found = -played.delta_energy(settings), -similarities.max(axis=1), nearest
-    return PictureEvidence(*(values.astype(np.float64) for values in found))
+    nearest: Numbers = _nearest(played.features, kept, pictures.duplicate).astype(np.float64)
+    return -similarities.max(axis=1).astype(np.float64), nearest
 
 
 def evidence_of(chunk: "Chunk", pictures: Pictures) -> tuple[Numbers, Numbers]:

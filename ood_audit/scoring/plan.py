@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,27 +100,28 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     known = can_choose and not sample.presumed
     if settings.auto and "best" in methods and not can_choose:
         context.note("settings: the model's own (choosing them needs 60 images in 6 classes)")
-    runs, forecasts = {}, {}
+    may_join = settings.auto and "auto" in methods and known and given.get("prototypes") != 0 and alike > _JOINED_FROM
+    those = pictures.shown(known_images, duplicate, audited=count_readable(store)) if may_join else None
+    choose = partial(names.select, sample, text, defaults, settings.seed, those)
+    runs, forecasts, chosen = {}, {}, {}
     for method in methods:
         choosable = known if method in ("auto", "delta-energy") else method == "best" and can_choose
         if settings.auto and choosable:
             grid = selection.Grid.around(given, every_score=method == "best", encoder=defaults)
-            chosen = names.select(sample, text, defaults, grid, settings.seed)
-            runs[method] = (scores.load(chosen.method), chosen.settings)
+            best = chosen[method] = choose(grid)
+            runs[method] = (scores.load(best.method), best.settings)
             if known:  # presumed labels forecast how easy confident images are
-                forecasts[method] = chosen.forecast
+                forecasts[method] = best.forecast
         else:
             runs[method] = _own(method, given, defaults, with_background=settings.auto and names.has_background)
     if alike < 1 and "prototypes" not in given:
         runs = {method: (function, _weighed(own, alike)) for method, (function, own) in runs.items()}
     shows = None
-    if settings.auto and "auto" in methods and known and given.get("prototypes") != 0 and alike > _JOINED_FROM:
-        pool = names.load("background") if runs["auto"][1]["background"] else None
-        those = pictures.shown(known_images, duplicate, audited=count_readable(store))
-        alone, joined = pictures.forecasts(sample, those, text, runs["auto"][1], pool, seed=settings.seed)
-        if joined > alone:
-            shows = those
-            forecasts["auto"] = joined
+    if those is not None:
+        in_use = runs["auto"][1]  # perhaps with another weight of the prototypes
+        best = chosen["auto"] if chosen["auto"].settings == in_use else choose(selection.Grid.only(in_use))
+        if (joined := pictures.forecast(best.rounds)) > best.forecast:
+            shows, forecasts["auto"] = those, joined
     background = names.complete(runs)
     doubt = knows.doubt(sample.features, text, background, defaults["temperature"])
     # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
@@ -181,10 +183,11 @@ class _Names:
         sample: selection.Sample,
         text: NDArray[np.float32],
         defaults: Options,
-        grid: selection.Grid,
         seed: int,
+        shown: Pictures | None,
+        grid: selection.Grid,
     ) -> selection.Selection:
-        """Choose settings by leaving classes out."""
+        """Choose settings by leaving classes out; of each round the evidence by the pictures is kept as well."""
         if not self.has_background:
             grid = replace(grid, background=(False,))
         return selection.select(
@@ -195,6 +198,7 @@ class _Names:
             background=self.load("background") if True in grid.background else None,
             seed=seed,
             on_progress=counting(self._context.on_progress, "choosing settings"),
+            look=partial(pictures.evidence_in, pictures=shown) if shown else lambda played: (),
         )
 
     def complete(self, runs: dict[str, Run]) -> NDArray[np.float32] | None:

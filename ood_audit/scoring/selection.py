@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ood_audit.arrays import largest, log_sum_exp, without
 from ood_audit.classes import prototypes
 from ood_audit.classes.prototypes import DEFAULT_WEIGHT, Floats, joined
+from ood_audit.encoders.cpu import mapped
 from ood_audit.scoring import scores
 from ood_audit.scoring.scores import Options
 from ood_audit.scoring.scores.delta_energy import changes_of, delta_energy
@@ -121,6 +122,22 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """How the chosen settings did in one round, and what else was asked of it.
+
+    Attributes:
+        raw: (J,) the raw values of the judged images.
+        is_ood: (J,) bool, whose class was dropped.
+        beside: what `look` has given, see `select`.
+
+    """
+
+    raw: Floats
+    is_ood: NDArray[np.bool_]
+    beside: tuple[NDArray[np.float64], ...]
+
+
+@dataclass(frozen=True)
 class Selection:
     """What was chosen.
 
@@ -131,6 +148,7 @@ class Selection:
         spread: its standard deviation.
         candidates: all that was tried, and
         aurocs: (C,) their mean AUROCs.
+        rounds: what came of each round.
 
     """
 
@@ -140,6 +158,7 @@ class Selection:
     spread: float
     candidates: list[Candidate]
     aurocs: NDArray[np.float64]
+    rounds: list[Outcome]
 
 
 @dataclass(frozen=True)
@@ -179,11 +198,6 @@ class Round:
         found: Floats = prototypes.unseen_cosines(made, self.features, self.part_of, self.to_text)
         return found
 
-    def delta_energy(self, settings: Options) -> Floats:
-        """(J,) ΔE of the judged images by some settings of `Grid.candidates`, with these alone in the grid."""
-        grid = Grid.only(settings)
-        return next(_delta_energies(grid, self.to_text, self.to_prototypes, self.outside))
-
 
 def usable(sample: Sample) -> bool:
     """Whether there is enough to choose with: 60 images, in 6 classes."""
@@ -201,6 +215,7 @@ def select(
     rounds: int = ROUNDS,
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    look: "Callable[[Round], tuple[NDArray[np.float64], ...]]" = lambda played: (),
 ) -> Selection:
     """Try all settings of the grid.
 
@@ -213,6 +228,7 @@ def select(
         rounds: how many times classes are dropped.
         seed: of the choice of classes.
         on_progress: called with the number of rounds done and to do.
+        look: gives what else is to be known of the judged images of a round, see `Outcome`.
 
     """
     grid = grid or Grid()
@@ -220,6 +236,7 @@ def select(
         grid = Grid(**{**vars(grid), "prototypes": (DEFAULT_WEIGHT,)})
     candidates = grid.candidates()
     aurocs = np.empty((rounds, len(candidates)))
+    every: list[tuple[list[Floats], NDArray[np.bool_], tuple[NDArray[np.float64], ...]]] = []
     on_progress(0, rounds)
     for i, played in enumerate(play(sample, text, defaults, grid, background=background, rounds=rounds, seed=seed)):
         to_prototypes = played.to_prototypes if any(grid.prototypes) else played.to_text
@@ -228,10 +245,18 @@ def select(
             columns += _other_scores(grid, played.to_text, to_prototypes)
             columns.append(_knn(played))
         aurocs[i] = _aurocs(np.stack(columns), played.is_ood)
+        every.append((columns, played.is_ood, look(played)))
         on_progress(i + 1, rounds)
     mean = aurocs.mean(axis=0)
     chosen = _simplest_of_the_best(candidates, aurocs)
-    return Selection(*candidates[chosen], float(mean[chosen]), float(aurocs[:, chosen].std()), candidates, mean)
+    return Selection(
+        *candidates[chosen],
+        forecast=float(mean[chosen]),
+        spread=float(aurocs[:, chosen].std()),
+        candidates=candidates,
+        aurocs=mean,
+        rounds=[Outcome(columns[chosen], is_ood, beside) for columns, is_ood, beside in every],
+    )
 
 
 def play(
@@ -334,18 +359,21 @@ def _outside(
     returned = np.stack([pool.outside(keep)[names_class] for keep in kept], axis=1).astype(np.float32)
     naming = pool.features[names_class].astype(np.float32)
     scales = {(w, t): float((1 - w) / t) for w, t in product(grid.prototypes, grid.background_temperature)}
-    found = {key: np.empty((len(images), len(kept)), np.float32) for key in scales}
-    for start in range(0, len(images), _ROWS):
-        rows = slice(start, start + _ROWS)
-        always = _log_sums(images[rows] @ pool.negatives.T, set(scales.values()))
-        to_naming = images[rows] @ naming.T
+    negatives = pool.negatives
+
+    def of(some: Floats) -> dict[float, Floats]:
+        found = _log_sums(some @ negatives.T, set(scales.values()))
+        to_naming = some @ naming.T
         top = to_naming.max(axis=1, keepdims=True, initial=-1.0)
         to_naming -= top
-        for key, scale in scales.items():
+        for scale, always in found.items():
             with np.errstate(divide="ignore"):  # where none returns
                 back = np.log(np.exp(to_naming * scale) @ returned) + top * scale
-            found[key][rows] = np.logaddexp(always[scale][:, None], back)
-    return found
+            found[scale] = np.logaddexp(always[:, None], back)
+        return found
+
+    parts = list(mapped(of, (images[start : start + _ROWS] for start in range(0, len(images), _ROWS))))
+    return {key: np.concatenate([part[scale] for part in parts]) for key, scale in scales.items()}
 
 
 def _log_sums(values: Floats, scales: Collection[float]) -> dict[float, Floats]:

@@ -1,8 +1,6 @@
 """What images are compared with, and the comparison: features → similarities to the classes and to other things."""
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -11,12 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from ood_audit.arrays import Array, beside, largest, log_sum_exp, namespace, without
 from ood_audit.classes import prototypes
 from ood_audit.classes.prototypes import Prototypes, References
-from ood_audit.encoders.cpu import side_by_side, thread_count
+from ood_audit.encoders.cpu import mapped
 from ood_audit.encoders.gpu import choose_gpu
 from ood_audit.encoders.warn import warn_once
 from ood_audit.scoring import outside, scores
@@ -119,7 +116,7 @@ class Chunk:
     def similarities(self, weight: float, *, corrected: bool = False) -> Array:
         """(N, K): text and prototypes joined, with this weight of the prototypes."""
         to_text = self.to_text_corrected if corrected else self.to_text
-        if not weight:
+        if not weight or not (corrected or any(self.target.prototypes)):
             return to_text
         key = "similarities", weight, corrected
         return self._once(key, lambda: prototypes.joined(to_text, self.to_prototypes, weight))
@@ -241,7 +238,8 @@ def map_chunks(
             return
         warn_once(f"out of memory on {where}: it has no room for scoring; continuing on the CPU")
         batches = chain(left, batches)
-    yield from _map_on_cpu(_parts(batches, target, None), target, function)
+    arrays = _arrays(target, None)
+    yield from mapped(lambda part: function(_chunk(part, None, target, arrays)), _parts(batches, target, None))
 
 
 def _map_on_gpu(
@@ -278,27 +276,6 @@ def _map_on_gpu(
             if left:
                 return
             limit = size // 2
-
-
-def _map_on_cpu(parts: Iterator[FeatureBatch], target: Target, function: Callable[[Chunk], _Value]) -> Iterator[_Value]:
-    arrays = _arrays(target, None)
-
-    def work(part: FeatureBatch) -> _Value:
-        return function(_chunk(part, None, target, arrays))
-
-    at_once, threads = side_by_side(thread_count())
-    pool = ThreadPoolExecutor(at_once, "chunk")
-    pending: deque[Future[_Value]] = deque()
-    with threadpool_limits(threads, "blas"):
-        try:
-            for part in parts:
-                pending.append(pool.submit(work, part))
-                if len(pending) > 2 * at_once:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _parts(batches: Iterator[FeatureBatch], target: Target, where: "torch.device | None") -> Iterator[FeatureBatch]:

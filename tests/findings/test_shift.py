@@ -154,7 +154,8 @@ def test_without_background_no_name_is_encoded(made):
 
 def test_where_no_score_wants_the_other_names_a_part_of_them_is_compared_with(made, monkeypatch):
     monkeypatch.setattr(plan, "_OTHERS", 10)
-    chosen = selection.Selection("delta-energy", {**AS_CHOSEN, "background": False}, 0.9, 0.0, [], np.zeros(0))
+    told = selection.Outcome(np.zeros(2, np.float32), np.array([False, True]), (np.zeros(2), np.zeros(2)))
+    chosen = selection.Selection("delta-energy", {**AS_CHOSEN, "background": False}, 0.9, 0.0, [], np.zeros(0), [told])
     monkeypatch.setattr(selection, "select", lambda *arguments, **options: chosen)
     store = made(1)
     done = ood_audit.score(store)

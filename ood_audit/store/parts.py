@@ -203,7 +203,7 @@ class FeatureBatch:
 def unit(codes: Codes) -> NDArray[np.float32]:
     """(N, D) features as they are stored → float32 of length 1, which float16 has rounded."""
     features = codes.astype(np.float32)
-    features /= np.sqrt(np.einsum("nd,nd->n", features, features))[:, None]  # norm would copy them twice
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
     return features
 
 

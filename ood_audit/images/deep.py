@@ -97,7 +97,7 @@ def load(image: Image.Image) -> Image.Image:
     if stated.unsigned:
         values = values.view(np.uint32)
     grey = _scaled(values, stated)
-    return Image.fromarray(255 - grey if stated.inverted else grey, "L")
+    return Image.fromarray(255 - grey if stated.inverted else grey)
 
 
 def _load_colour(image: Image.Image, tiles: list["_Tile"]) -> Image.Image:
@@ -118,8 +118,8 @@ def _load_colour(image: Image.Image, tiles: list["_Tile"]) -> Image.Image:
         colour = np.round(colour * (most / np.maximum(alpha, 1))).clip(0, _FULL).astype(np.uint16)
     pixels = _scaled(colour, stated)
     if not alpha.size:
-        return Image.fromarray(pixels, "RGB")
-    return Image.fromarray(np.concatenate([pixels, _to_bytes(alpha, 0.0, most)], axis=2), "RGBA")
+        return Image.fromarray(pixels)
+    return Image.fromarray(np.concatenate([pixels, _to_bytes(alpha, 0.0, most)], axis=2))
 
 
 def _load_bytes(image: Image.Image) -> Image.Image:

@@ -43,6 +43,9 @@ def knn(
         own = folds[some][:, None] == reference_folds[None, :]
         cosines[own] = -1.0
         nearest, _ = largest(cosines, min(neighbours, len(references)))
-        last = xp.clip(xp.sum(~own, axis=1), 1, nearest.shape[1])[:, None] - 1
-        found.append(-xp.sqrt(xp.clip(2 - 2 * xp.take_along_axis(nearest, last, axis=1)[:, 0], 0)))
+        others = xp.sum(~own, axis=1)
+        last = xp.where(others < nearest.shape[1], others, nearest.shape[1]) - 1
+        last = xp.where(last > 0, last, 0)[:, None]
+        squared = 2 - 2 * xp.take_along_axis(nearest, last, axis=1)[:, 0]
+        found.append(-xp.sqrt(xp.where(squared > 0, squared, 0)))
     return xp.concat(found)

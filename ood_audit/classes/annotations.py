@@ -227,7 +227,8 @@ def _records(path: Path, what: str, wanted: str) -> tuple[list[str], list[tuple[
     text = _decoded(path.read_bytes())
     if suffix in (".json", ".jsonl", ".ndjson"):
         return _json_records(text, suffix, what, wanted)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else _delimiter(text))
+    delimiter = "\t" if suffix == ".tsv" else _delimiter(text, wanted)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     header: list[str] = []
     records = []
     start = 1
@@ -235,7 +236,7 @@ def _records(path: Path, what: str, wanted: str) -> tuple[list[str], list[tuple[
         place, start = f"line {start}", reader.line_num + 1
         if not any(cell.strip() for cell in cells):
             continue
-        if not header and _is_before_header(cells):
+        if not header and (_EXCEL.fullmatch(delimiter.join(cells)) or _is_comment(cells, wanted)):
             continue
         if not header:
             header = [cell.strip() for cell in cells]
@@ -248,15 +249,17 @@ def _records(path: Path, what: str, wanted: str) -> tuple[list[str], list[tuple[
     return header, records
 
 
-def _delimiter(text: str) -> str:
+def _delimiter(text: str, wanted: str) -> str:
     """What stands between the columns, by the header."""
-    first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
-    return first[4:] if _EXCEL.fullmatch(first) else max(",;\t|", key=first.count)
+    for line in text.splitlines():
+        if line.strip() and not _is_comment(re.split(r"[,;\t|]", line), wanted):
+            return line.strip()[4:] if _EXCEL.fullmatch(line.strip()) else max(",;\t|", key=line.count)
+    return ","
 
 
-def _is_before_header(cells: list[str]) -> bool:
-    """Whether a row is a comment, or the line by which Excel is told the delimiter."""
-    return cells[0].startswith("#") or cells[0].lower().startswith("sep=")
+def _is_comment(cells: list[str], wanted: str) -> bool:
+    """Whether a row before the header is a comment. A header may begin with `#`, as the name of a column of numbers."""
+    return cells[0].startswith("#") and key(wanted) not in map(key, cells)
 
 
 def _decoded(data: bytes) -> str:

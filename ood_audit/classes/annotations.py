@@ -22,7 +22,7 @@ from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import UsageError
 from ood_audit.images.access import canonical
 from ood_audit.images.spelling import Spelling
-from ood_audit.images.uri import file_uri, is_remote, local_path, location
+from ood_audit.images.uri import as_file_uri, file_uri, is_remote, local_path, location
 from ood_audit.names import key, near
 from ood_audit.store import Store
 from ood_audit.store.views import streaming
@@ -399,8 +399,8 @@ def _spellings(name: str, folders: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield "uri", written
         if is_remote(written):
             yield from (("uri", uri) for uri in _remote(written))
-        elif written[:5].lower() == "file:":
-            base, mark, member = re.sub("(?i)^file:(//(localhost)?)?/", "file:///", written).partition("#")
+        elif exact := as_file_uri(written):
+            base, mark, member = exact.partition("#")
             own = os.fsdecode(unquote_to_bytes(member))
             yield from _local(os.path.normpath(local_path(base)), mark, own)
         elif os.path.isabs(written):

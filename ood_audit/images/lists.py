@@ -7,7 +7,6 @@ relative ones start from the list's own folder. A column `uri` with `file:///…
 import csv
 import io
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -19,11 +18,18 @@ from ood_audit.images import access
 from ood_audit.images.found import UNKNOWN, ScanNotes
 from ood_audit.images.spelling import Spelling
 from ood_audit.images.splits import canonical
-from ood_audit.images.uri import archive_and_member, box_uri, file_uri, image_and_box, is_remote, local_path
+from ood_audit.images.uri import (
+    archive_and_member,
+    as_file_uri,
+    box_uri,
+    file_uri,
+    image_and_box,
+    is_remote,
+    local_path,
+)
 from ood_audit.text import printable, storable
 from ood_audit.values import Row
 
-_FILE = re.compile(r"file:(//(localhost)?)?/", re.IGNORECASE)
 _LABELS = ("label", "class")
 ListRow = tuple[str, str, int, int, str | None, str | None, dict[str, str | float] | None]
 LIST_SUFFIXES = (".txt", ".csv", ".parquet")
@@ -83,8 +89,8 @@ def _entry(spelling: Spelling, source: str, entry: str) -> tuple[str, str]:
 
 def local_entry(base: str, entry: str, spelling: Spelling) -> tuple[str, str]:
     """URI and path of what an entry names that starts from a folder."""
-    if entry[:5].lower() == "file:":
-        archive, mark, member = _FILE.sub("file:///", entry).partition("#")
+    if exact := as_file_uri(entry):
+        archive, mark, member = exact.partition("#")
         uri, path = local_entry(base, local_path(archive), spelling)
         name = unquote_to_bytes(member)
         return (f"{uri}#{quote_from_bytes(name)}", f"{path}/{storable(os.fsdecode(name))}") if mark else (uri, path)

@@ -17,6 +17,7 @@ from urllib.parse import quote, quote_from_bytes, unquote, unquote_to_bytes
 ARCHIVES = (".tar", ".zip")
 _MEMBER = re.compile(r"(.*?\.(?:tar|zip|parquet))#(.*)", re.IGNORECASE | re.DOTALL)
 _BOX = re.compile(r"(.*)#box=([^#&]*)&xywh=([-+.e\d]+),([-+.e\d]+),([-+.e\d]+),([-+.e\d]+)", re.DOTALL)
+_FILE = re.compile(r"file:(//(localhost)?)?/", re.IGNORECASE)
 _IN_PICTURE = "&in=picture"
 _WINDOWS = os.name == "nt"
 
@@ -78,6 +79,18 @@ def file_uri(path: str) -> str:
         if path[1:2] == ":":
             return f"file:///{path[0].upper()}:{quote_from_bytes(os.fsencode(path[2:]))}"
     return "file://" + quote_from_bytes(os.fsencode(path))
+
+
+def as_file_uri(text: str) -> str | None:
+    """The URI of a file as `file:///…`, however it is written; None for other texts, such as a relative `file:x.jpg`.
+
+    Example:
+        >>> as_file_uri("FILE://localhost/a.jpg"), as_file_uri("file:x.jpg")
+        ('file:///a.jpg', None)
+
+    """
+    found = _FILE.match(text)
+    return f"file:///{text[found.end() :]}" if found else None
 
 
 def local_path(uri: str) -> str:

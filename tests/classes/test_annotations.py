@@ -123,6 +123,12 @@ def test_an_image_may_be_named_in_every_form_that_is_written(tmp_path):
         assert {written: list(meant) for written, meant in found.items()} == {written: [image_id] for written in names}
 
 
+@pytest.mark.parametrize("name", ["file:x.jpg", "FILE:x.jpg", "#x.jpg"])
+def test_a_name_may_look_like_a_uri(tmp_path, name):
+    store, (image_id,) = make(tmp_path / "store", (str(tmp_path), name))
+    assert list(annotations.images(store, [name], tmp_path / "t.csv")[name]) == [image_id]
+
+
 def test_columns_of_ids_and_uris_come_before_paths(two, tmp_path):
     store, (a, b) = two
     rows = f"path,image_id,is_ood\ncat/1.jpg,{a},0\ncat/1.jpg,{b},1\n"

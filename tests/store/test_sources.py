@@ -128,6 +128,15 @@ def test_lists_as_other_programs_write_them(tmp_path, content, encoding):
     assert (image.uri, image.path, image.size_bytes > 0) == (file_uri(f"{tmp_path}/in/a b.jpg"), "in/a b.jpg", True)
 
 
+@pytest.mark.parametrize("name", ["file:x.jpg", "FILE:x.jpg", "#x.jpg", "a;b,c\td.jpg", "sep=;.jpg"])
+@pytest.mark.parametrize("kind", ["txt", "parquet"])
+def test_lists_take_names_as_they_are(tmp_path, name, kind):
+    """However much one looks like something else."""
+    shutil.copy(PICTURE, tmp_path / name)
+    (image,) = scan(resolve(write_list(tmp_path, kind, [name])), ScanNotes())
+    assert (image.uri, image.path, image.size_bytes > 0) == (file_uri(str(tmp_path / name)), name, True)
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_lists_need_a_path_column(tmp_path, kind):
     path = tmp_path / f"list.{kind}"

@@ -253,7 +253,11 @@ def _delimiter(text: str, wanted: str) -> str:
     """What stands between the columns, by the header."""
     for line in text.splitlines():
         if line.strip() and not _is_comment(re.split(r"[,;\t|]", line), wanted):
-            return line.strip()[4:] if _EXCEL.fullmatch(line.strip()) else max(",;\t|", key=line.count)
+            if _EXCEL.fullmatch(line.strip()):
+                return line.strip()[4:]
+            by = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in ",;\t|"}
+            fits = [delimiter for delimiter, cells in by.items() if key(wanted) in map(key, cells)]
+            return max(fits or by, key=lambda delimiter: len(by[delimiter]))
     return ","
 
 

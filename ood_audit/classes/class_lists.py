@@ -12,6 +12,7 @@ item { id: 1 name: "cat" }    a label map of TensorFlow
 names: [cat, dog]             YAML, JSON, TOML or Python: one of these inside of an object, as in YOLO's data.yaml
 """
 
+import ast
 import csv
 import io
 import itertools
@@ -19,6 +20,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,11 @@ _NUMBERED = re.compile(
 _NUMBERED_LAST = re.compile(r"(?P<name>.*?\S)(?P<mark>\s*[,:;=\t]\s*|\s+)(?P<id>\d+)")
 _BULLET = re.compile(r"[-*+•]\s+")
 _QUOTED = re.compile(r"""(["'])(?P<inside>[^"']*)\1""")
-_ASSIGNED = re.compile(r"^\w+\s*=\s*(?=[\[{])", re.MULTILINE)  # Python or TOML
-_ITEM = re.compile(r"\bitem\s*:?\s*\{([^{}]*)\}")
-_FIELD = re.compile(r"""(\w+)\s*:\s*(?:"([^"]*)"|'([^']*)'|([^\s,;]+))""")
+_ASSIGNED = re.compile(r"^(\w+)\s*=\s*(?=[\[{(])", re.MULTILINE)  # Python or TOML
+_TEXT = r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'"""
+_ITEM = re.compile(rf"\bitem\s*:?\s*\{{((?:[^{{}}\"']|{_TEXT})*)\}}")
+_FIELD = re.compile(rf"(\w+)\s*:\s*({_TEXT}|[^\s,;]+)")
+_MARKUP = re.compile(r"\s*<([?!]|html\b)", re.IGNORECASE)
 _WITH_WORDNET_ID = re.compile(r"(?P<id>n\d{8})[\s,:;]+(?P<name>\S.*)")
 _NAME_COLUMNS = (
     *("name", "class name", "label name", "category name", "display name", "classname", "class", "label", "category"),
@@ -162,7 +166,7 @@ def _parsed(text: str, suffix: str) -> ClassList:
         return _structured(_yaml(text), "YAML")
     if suffix == ".json":
         return _structured(_json(text), "JSON") if start else ClassList([], "JSON")
-    if start == "<":
+    if _MARKUP.match(text) or (start == "<" and "</" in text):
         raise _RefusedError(" is XML or HTML, which is not read; write one name on a line")
     if items := _ITEM.findall(text):
         return _label_map(items)
@@ -173,9 +177,8 @@ def _parsed(text: str, suffix: str) -> ClassList:
         except _RefusedError:
             if suffix in (".jsonl", ".ndjson"):
                 raise
-    if found := _ASSIGNED.search(text):
-        start, text = text[found.end()], text[found.end() :]
-        text = text[: text.rfind("]" if start == "[" else "}") + 1]
+    if (found := _assigned(text, suffix)) is not None:
+        return found
     if start in ("[", "{"):
         for parse, form in ((_json, "JSON"), (_yaml, "YAML")):
             try:
@@ -185,6 +188,24 @@ def _parsed(text: str, suffix: str) -> ClassList:
     if suffix in (".csv", ".tsv") or _has_header(text):
         return _table(text, suffix)
     return _lines(text)
+
+
+def _assigned(text: str, suffix: str) -> ClassList | None:
+    """The list in a file of Python or TOML: the one that is called `names`, `classes` or so, or the only one."""
+    found = {match[1]: match.end() for match in _ASSIGNED.finditer(text)}
+    own = [start for name, start in found.items() if key(name) in _WRAPPERS]
+    if not own and suffix in (".py", ".toml"):
+        own = list(found.values()) if len(found) == 1 else []
+        if not own:
+            raise _RefusedError(" holds no list that is called names or classes; write names = [...]")
+    for start in own[:1]:
+        for end in re.finditer(r"[\])}]", text[start:]):
+            with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+                value = ast.literal_eval(text[start : start + end.end()])
+                return _structured(_json(json.dumps(value)), "TOML" if suffix == ".toml" else "Python")
+        if suffix in (".py", ".toml"):
+            raise _RefusedError(" holds a list of classes that is not only of texts; write names in quotes")
+    return None
 
 
 # Lines
@@ -202,12 +223,11 @@ def _lines(text: str) -> ClassList:
     for pattern, form in ((_NUMBERED, "a number and a name a line"), (_NUMBERED_LAST, "a name and a number a line")):
         matches = [pattern.fullmatch(content) for _, content in contents]
         if (found := [match for match in matches if match]) and len(found) == len(contents) and _counts(found):
-            again = [pattern.fullmatch(match["name"]) for match in found]  # `1 001.cat`
-            bare = [match["name"] for match in (found if None in again else filter(None, again))]
+            bare = _unquoted(_numbered_once(found))
             return ClassList(
                 [
                     Entry(_synonyms(name, number), f"line {number}", str(int(match["id"])))
-                    for name, match, (number, _) in zip(_unquoted(bare), found, contents, strict=True)
+                    for name, match, (number, _) in zip(bare, found, contents, strict=True)
                 ],
                 form,
             )
@@ -235,7 +255,7 @@ def _in_one_line(content: tuple[int, str]) -> ClassList | None:
 def _bare(contents: list[tuple[int, str]]) -> list[tuple[int, str]]:
     """The lines without what all of them have around their names: bullets, commas at the end, quotes."""
     lines = [content for _, content in contents]
-    if all(map(_BULLET.match, lines)):
+    if all(map(_BULLET.match, lines)) and len({line[0] for line in lines}) == 1:
         lines = [_BULLET.sub("", line, count=1) for line in lines]
     if len(lines) > 1 and all(line.endswith((",", ";")) for line in lines[:-1]):
         lines = [line.rstrip(",; ") or line for line in lines]
@@ -251,10 +271,15 @@ def _unquoted(names: list[str]) -> list[str]:
 def _label_map(items: list[str]) -> ClassList:
     entries = []
     for number, item in enumerate(items, start=1):
-        fields = {name: next(filter(None, values), "") for name, *values in _FIELD.findall(item)}
+        fields = {name: _plain(value) for name, value in _FIELD.findall(item)}
         name = fields.get("display_name") or fields.get("name") or ""
         entries.append(Entry((" ".join(name.split()),), f"item {number}", fields.get("id", "")))
     return ClassList(entries, "a label map")
+
+
+def _plain(value: str) -> str:
+    """A value of a label map, without its quotes and what escapes them."""
+    return re.sub(r"\\(.)", r"\1", value[1:-1]) if value[0] in "\"'" else value
 
 
 def _counts(found: list[re.Match[str]]) -> bool:
@@ -267,6 +292,15 @@ def _counts(found: list[re.Match[str]]) -> bool:
     if found[0].re is _NUMBERED_LAST:
         return several and len(found) > 1 and numbers[0] in (0, 1) and numbers[-1] - numbers[0] == len(numbers) - 1
     return several and ascending and numbers[0] in (0, 1) and numbers[-1] < 2 * len(numbers)
+
+
+def _numbered_once(found: list[re.Match[str]]) -> list[str]:
+    """The names, without a second number and full stop that counts them as the first one does: `1 001.cat`."""
+    names = [match["name"] for match in found]
+    again = [match for name in names if (match := _NUMBERED.fullmatch(name)) and match["mark"].startswith(".")]
+    if len(again) < len(names) or len({int(a["id"]) - int(b["id"]) for a, b in zip(found, again, strict=True)}) > 1:
+        return names
+    return [match["name"] for match in again]
 
 
 def _synonyms(content: str, line: int) -> tuple[str, ...]:
@@ -412,7 +446,11 @@ def _wrapped(pairs: _Pairs) -> tuple[str, object] | None:
     found: list[tuple[str, object]] = []
     for _, content in pairs:
         if isinstance(content, _Pairs):
-            own = [(name, value) for name, value in content if key(name) in _WRAPPERS and isinstance(value, list)]
+            own = [
+                (name, value)
+                for name, value in content
+                if key(name) in _WRAPPERS and isinstance(value, list) and len(value) > 1
+            ]
             deeper = None if own else _wrapped(content)
             found += [deeper] if deeper else own
     return found[0] if len(found) == 1 else None
@@ -456,7 +494,8 @@ def _object(pairs: _Pairs, form: str) -> ClassList:
             [Entry((_text(name), *map(_text, value)), place) for (name, value), place in named],
             f"{form}, name: synonyms",
         )
-    if all(value in ("", None) or (isinstance(value, _Pairs) and _id_of(value)) for _, value in pairs):
+    empty = all(value in ("", None) for _, value in pairs)
+    if empty or all(isinstance(value, _Pairs) and _id_of(value) for _, value in pairs):
         named = zip(pairs, places, strict=True)
         return ClassList(
             [Entry((_text(name),), place, _id_of(value) if value else "") for (name, value), place in named], form

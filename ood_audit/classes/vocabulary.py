@@ -219,7 +219,11 @@ def from_folders(store: Store) -> Folders:
     numbered = {name: unnumbered(name) for name in classes.values()}
     numbers = {number for number, _ in numbered.values()}
     rests = {key(rest) for _, rest in numbered.values()}
-    counted = "" not in numbers and len(numbers) == len(rests) == len(numbered)  # `001.cat`, `002.dog`
+    counted = "" not in numbers and len(numbers) == len(rests) == len(numbered)
+    # `001.cat`, `2.dog`; but not `2-seater`, `3-wheeler`
+    counted = counted and any(
+        name.startswith("0") or "." in name[: len(name) - len(numbered[name][1])] for name in numbered
+    )
     entries = []
     for name in sorted(classes.values()):
         found = wordnet.named(name)

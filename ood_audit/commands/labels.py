@@ -33,7 +33,8 @@ def add(source: str, store: str, device: str) -> None:
 
     with quiet_libraries(), bars() as on_progress:
         added = labelled.add(open_store(store), source, device=device, note=note, on_progress=on_progress)
-    note(f"registered {added.images} labelled images of {len(added.classes)} classes from {source}")
+    images = f"{added.images} labelled image{'s' * (added.images != 1)}"
+    note(f"registered {images} of {len(added.classes)} class{'es' * (len(added.classes) != 1)} from {source}")
     note("next: ood-audit report")
 
 

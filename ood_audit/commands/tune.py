@@ -157,7 +157,9 @@ def command(
     if result.improved:
         note("next: ood-audit report")
     else:
-        note("warning: the held-out figures are worse than before; reports use these prompts only with --prompts NAME")
+        nothing = found.interrupted and found.epoch == 0
+        why = "nothing was learned yet" if nothing else "the held-out figures are worse than before"
+        note(f"warning: {why}; reports use these prompts only with --prompts NAME")
     if found.interrupted:
         click.get_current_context().exit(130)
 

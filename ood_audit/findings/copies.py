@@ -118,11 +118,10 @@ def findings(
         if not same and image_id in recording and recording[image_id] == recording.get(kept_id):
             continue
         picture = "the same picture, turned or mirrored" if turned else "the same picture"
-        evidence = "the same bytes" if same else f"{picture}: cosine {cosine:.3f}, {bits} of 256 bits differ"
+        of_both = f": cosine {cosine:.3f}, {bits} of 256 bits differ"
+        evidence = f"the same bytes as {kept}" if same else f"{picture} as {kept}{of_both}"
         severity = 1.0 if same else 0.9
-        yield Finding(
-            image_id, uri, own, f"{kind}-duplicate", severity, f"{evidence} as {kept}", f"keep {kept}", report
-        )
+        yield Finding(image_id, uri, own, f"{kind}-duplicate", severity, evidence, f"keep {kept}", report)
 
 
 def unreadable(db: "DuckDBPyConnection", report: str) -> Iterator[Finding]:

@@ -33,6 +33,8 @@ _SWAPPED = {
 _MIN_SAMPLE, _MAX_SAMPLE = (340, 280), (341, 281)  # SMinSampleValue, MinSampleValue, and so on
 _GREY_AND_ALPHA = "LA;16B"
 _OVERSHOOT = 1.05  # lossy compression takes white so far beyond the bits in use, at most
+_FILL = (9999, 32767, 99999, 999999)
+_HUGE = 1e9
 _FEWEST_VALUES = 8  # a picture of fewer may well have its values far apart
 _NO_DATA = 42113  # GDAL's tag, a text
 _PHOTOMETRIC, _COLOUR_MAP, _SAMPLE_FORMAT = 262, 320, 339
@@ -371,14 +373,16 @@ def _usual_limits(values: Values) -> tuple[float, float]:
 def _without_fill(values: Values) -> Values:
     """The values but for a number at either end that seems to stand for none, such as −9999 among shares of 1.
 
-    That is one which comes several times, and is farther from all others than these are from each other.
+    That is one below zero, or of the usual large ones, which comes several times, and is farther from all others than
+    these are from each other. What is clipped at white, or black, is no such number.
     """
     for _ in range(4):  # at each end, and perhaps two kinds of them
         low, high = values.min(), values.max()
         for end in (low, high):
             others = values[values != end]
             if (
-                1 < others.size < values.size - 1
+                (end < 0 or end in _FILL or end >= _HUGE)
+                and 1 < others.size < values.size - 1
                 and min(abs(float(others.min()) - float(end)), abs(float(others.max()) - float(end)))
                 > float(others.max()) - float(others.min())
                 and np.unique(others[:: max(1, others.size // 10_000)]).size >= _FEWEST_VALUES

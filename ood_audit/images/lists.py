@@ -150,7 +150,7 @@ def _entries(source: str) -> Iterator[tuple[str, str | None, str | None]]:
                         yield line.strip("\r\n"), None, None
                 return
             first = lines.readline()
-            rows = csv.DictReader(chain([first], lines), delimiter=max(",;\t", key=first.count))
+            rows = csv.DictReader(chain([first], lines), delimiter=_delimiter(first))
             names = rows.fieldnames or []
             column = _column(names, source)
             label, split = _of(names, _LABELS), _of(names, ("split",))
@@ -178,6 +178,14 @@ def _parquet_entries(file: BinaryIO, source: str) -> Iterator[tuple[str, str | N
             yield from (_cells(row, column, label, split) for row in batch.to_pylist() if row[column])
     except pa.ArrowException as error:
         raise UsageError(f"cannot read the list {printable(source)}: {error}") from error
+
+
+def _delimiter(header: str) -> str:
+    """What stands between the columns: by which there is one of paths."""
+    for delimiter in ",;\t":
+        if _of(next(csv.reader([header], delimiter=delimiter), []), ("path", "url")) is not None:
+            return delimiter
+    return max(",;\t", key=header.count)
 
 
 def _of(names: Sequence[str], wanted: Sequence[str]) -> str | None:

@@ -172,8 +172,9 @@ def explaining_full_disks(root: Path) -> Iterator[None]:
 
 def no_room(root: Path, error: OSError) -> str:
     """What to say when a store can't be written to any more."""
+    reason = os.strerror(error.errno) if error.errno else str(error)  # Arrow's own text has it twice
     return (
-        f"cannot write to the store {printable(str(root))}: {(error.strerror or str(error)).lower()}; "
+        f"cannot write to the store {printable(str(root))}: {reason.lower()}; "
         "finished work is kept, free some space and run the same command again"
     )
 

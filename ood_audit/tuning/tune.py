@@ -148,7 +148,9 @@ def _unlabelled(store: Store) -> NDArray[np.float32]:
 
 
 def _improved(found: Tuned) -> bool:
-    """No worse in the sum of what is known of detection and accuracy."""
+    """No worse in the sum of what is known of detection and accuracy, nor interrupted before anything was learned."""
+    if found.interrupted and found.epoch == 0:
+        return False
     change = 0.0
     for name in ("accuracy", "forecast_auroc"):
         before, after = getattr(found.before, name), getattr(found.after, name)

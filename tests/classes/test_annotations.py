@@ -68,6 +68,7 @@ ROWS = [{"path": "cat/1.jpg", "label": "cat"}, {"path": "dog/2.jpg", "label": "D
         ("t.csv", "path|label\ncat/1.jpg|cat\ndog/2.jpg|dog\n"),
         ("t.csv", "sep=;\r\npath;label\r\ncat/1.jpg;cat\r\ndog/2.jpg;dog\r\n"),
         ("t.csv", "# made by hand, in a hurry\npath,label\ncat/1.jpg,cat\ndog/2.jpg,dog\n"),
+        ("t.csv", 'path,label,"a|b|c|d",x;y;z;w\ncat/1.jpg,cat,1,2\ndog/2.jpg,dog,3,4\n'),
         ("t.csv", "#,path,label\n1,cat/1.jpg,cat\n2,dog/2.jpg,dog\n"),
         ("t.csv", "path,label\rcat/1.jpg,cat\rdog/2.jpg,dog\r"),
         ("t.csv", "PATH,Label\nFILE:///made/in/cat/1.jpg,cat\nfile:/made/in/d%6fg/2.jpg,dog\n"),

@@ -176,8 +176,9 @@ TWO = [("cat",), ("electric guitar",)]
         ("c.txt", "- cat\n- electric guitar\n", "", "one a line"),
         ("c.txt", '"cat"\n"electric guitar"\n', "", "one a line"),
         ("c.txt", "'cat',\n'electric guitar'\n", "", "one a line"),
-        ("c.py", "NAMES = ['cat',\n  'electric guitar']  # two\nx = 1\n", "", "a YAML list"),
-        ("c.toml", 'names = ["cat", "electric guitar"]\n', "", "a JSON list"),
+        ("c.py", "NAMES = ['cat',\n  'electric guitar']  # two\nx = [1, 2]\n", "", "a Python list"),
+        ("c.py", "SIZES = [64]\nclasses = (\n  'cat',  # or [kitty]\n  'electric guitar',\n)\n", "", "a Python list"),
+        ("c.toml", 'sizes = [640, 480]\nnames = ["cat", "electric guitar"]\n', "", "a TOML list"),
         ("c.jsonl", '{"id": 4, "name": "cat"}\n{"id": 2, "name": "electric guitar"}\n', "42", "JSON lines"),
         (
             "c.pbtxt",
@@ -213,8 +214,43 @@ def test_folders_that_are_numbered_are_those_of_the_names(tmp_path):
     assert [found.class_of(name) for name in ("001.cat", "cat", "x/002.electric_guitar", "002.cat")] == [0, 0, 1, None]
     listed = Vocabulary((("cat",), ("dog",)))
     assert (listed.class_of("17_dog"), listed.class_of("17"), listed.class_of("001.mouse")) == (1, None, None)
+    own = from_folders(stored(tmp_path / "own", "2-seater", "3-wheeler")).vocabulary
+    assert own is not None and own.names == ["2-seater", "3-wheeler"]
     same = from_folders(stored(tmp_path / "same", "1-cat", "2-cat")).vocabulary  # the numbers tell them apart
     assert same is not None and same.names == ["1-cat", "2-cat"]
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ("0: 747 jet\n1: 101 dalmatians\n2: 3 wheeler\n", ["747 jet", "101 dalmatians", "3 wheeler"]),
+        ("1: 1 euro coin\n2: 2 euro coin\n", ["1 euro coin", "2 euro coin"]),
+        ("0,737 plane\n1,747 plane\n", ["737 plane", "747 plane"]),
+        ("Hummer SUV 2000, 0\nAudi S4 2012, 1\n", ["Hummer SUV 2000", "Audi S4 2012"]),
+        ("x = [tall]\ny = short\n", ["x = [tall]", "y = short"]),
+        ("<unk>\ncat\n", ["<unk>", "cat"]),
+        ("- sign\n+ sign\n", ["- sign", "+ sign"]),
+        ("item { id: 1 name: 'dog\\'s {red} bed' }\nitem { id: 2 name: \"cat\" }\n", ["dog's {red} bed", "cat"]),
+    ],
+)
+def test_only_what_counts_the_names_is_taken_off(tmp_path, content, names):
+    assert read_vocabulary(write(tmp_path, content)).names == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("c.json", '{"cat": {"names": ["kitty"]}, "dog": {"colour": 1}}'),
+        ("c.json", '{"version": {"id": 3}, "license": ""}'),
+        ("c.toml", 'sizes = [640, 480]\nothers = ["cat"]\n'),
+        ("c.py", "classes = [cat, dog]\n"),
+        ("c.txt", "<classes><name>cat</name></classes>"),
+    ],
+)
+def test_what_is_no_list_of_classes_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=r"holds no list|holds a list|is XML"):
+        read_vocabulary(tmp_path / name)
 
 
 @pytest.mark.parametrize(

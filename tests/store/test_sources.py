@@ -109,6 +109,7 @@ def test_lists(tmp_path, kind):
     [
         "\ufeff ID;Path \r\n1;in/a b.jpg\r\n",
         "label\tPATH\nx\tin/a b.jpg\n",
+        'path,label,"a;b;c;d"\nin/a b.jpg,x,1\n',
         'path,label\n"in/a b.jpg","two\nlines"\n',
         "path\nFILE:{folder}/in/%61%20b.jpg\n",
         "path\nfile://localhost{folder}/in/../in/a%20b.jpg\n",

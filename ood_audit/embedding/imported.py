@@ -133,6 +133,8 @@ def import_features(
         totals.keep(own)
         if known["classes"] is not None:
             _keep_texts(own.imported_texts("classes"), *known["classes"])
+            for path in own.vocabularies.glob("*.safetensors"):  # made of the vectors that the names had before
+                path.unlink()
         if known["background"] is not None:
             _keep_texts(own.imported_texts("background"), *known["background"])
         result = ImportResult(

@@ -1,5 +1,7 @@
 """Evidence joined by ranks: what each piece says, when novelty counts, and that the order of images does not matter."""
 
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,12 +10,14 @@ from hypothesis import strategies as st
 import ood_audit
 from ood_audit import ScoreSettings
 from ood_audit.classes import labelled
+from ood_audit.embedding.imported import import_features
 from ood_audit.errors import UsageError
 from ood_audit.scoring import joining
 from ood_audit.scoring.joining import Evidence, energy_of, quantiles, quantiles_within
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.store import open_store
 from ood_audit.store.files import read_json
+from tests.conftest import EXAMPLES
 from tests.helpers.made import unit
 
 T = 0.01
@@ -254,6 +258,90 @@ def test_a_sample_of_neighbours_stands_for_a_large_folder(one_folder, monkeypatc
     assert whole.images == sampled.images
     again = [row[0] for row in store.query("SELECT ood_score FROM scores ORDER BY path").rows]
     assert abs(auroc(is_ood, np.array(again)) - auroc(is_ood, np.array(ranks))) < 0.05
+
+
+def scored(store):
+    """By path the score of each image, as the default ranks without labels, and the score file's settings."""
+    found = ood_audit.score(store, settings=ScoreSettings(temperature=0.1))
+    return dict(found.store.query("SELECT path, ood_score FROM scores").rows), found.parameters
+
+
+def imported(store, images, text, rows, background=None):
+    """A store of vectors alone, of these rows of the images."""
+    at = store.parent
+    np.savez(at / "vectors.npz", v=images[rows], paths=np.array([f"{i:04d}.jpg" for i in rows]))
+    np.savez(at / "names.npz", texts=text, names=np.array([f"class {k}" for k in range(len(text))]))
+    if background is not None:
+        np.savez(at / "others.npz", texts=background, names=np.array([f"thing {k}" for k in range(len(background))]))
+        background = at / "others.npz"
+    import_features(at / "vectors.npz", store=store, texts=at / "names.npz", background=background)
+    return store
+
+
+@pytest.mark.parametrize("things", [0, 300])
+def test_imported_vectors_are_ranked_by_corrected_cosines(tmp_path, things):
+    images, _, text = folder()
+    rng = np.random.default_rng(4)
+    background = unit(rng.normal(size=(things, text.shape[1]))) if things else None
+    found, parameters = scored(imported(tmp_path / "store", images, text, range(len(images)), background))
+    assert parameters["corrected"] is True
+    joint = joining.corrected(joining.prepare(images, len(images), text, 0.99), background, 0.1)
+    cosines, outside = images @ text.T, np.full(len(images), -np.inf)
+    if background is not None:
+        to_things = images @ background.T + background @ joint.correction
+        outside = np.log(np.exp(to_things.astype(np.float64) / 0.1).sum(axis=1))
+    energy = energy_of((cosines + text @ joint.correction).astype(np.float64), outside, 0.1)
+    evidence = Evidence(energy, joining.standing(joint, cosines), outside, 0.1)
+    expected = joining.join(joint, evidence, evidence, [images]).ood_score
+    # Vectors are kept in float16: what is near another in rank may change places with it.
+    ours = np.array([found[path] for path in sorted(found)])
+    assert np.corrcoef(ours, expected)[0, 1] > 0.9999
+    assert abs(ours - expected).mean() < 0.01
+
+
+def test_images_imported_later_are_ranked_as_in_a_fresh_store(tmp_path):
+    images, is_ood, text = folder()
+    later = np.arange(len(images)) % 3 == 0
+    store = imported(tmp_path / "store", images, text, np.flatnonzero(~later | is_ood))
+    before, _ = scored(store)
+    found, parameters = scored(imported(store, images, text, np.flatnonzero(later)))
+    (tmp_path / "fresh").mkdir()
+    fresh, expected = scored(imported(tmp_path / "fresh" / "store", images, text, range(len(images))))
+    assert parameters == expected
+    assert found == pytest.approx(fresh, abs=1e-3)
+    assert abs(np.array([found[path] - before[path] for path in before])).max() > 0.01
+
+
+def test_names_imported_anew_take_the_place_of_the_old_ones(tmp_path):
+    images, _, text = folder()
+    store = imported(tmp_path / "store", images, text, range(len(images)))
+    scored(store)
+    others = unit(text + 0.5 * np.roll(text, 1, axis=0))
+    found, _ = scored(imported(store, images, others, range(4)))
+    (tmp_path / "fresh").mkdir()
+    fresh, _ = scored(imported(tmp_path / "fresh" / "store", images, others, range(len(images))))
+    assert found == pytest.approx(fresh, abs=1e-3)
+
+
+def test_pictures_added_later_are_ranked_as_in_a_fresh_store(tmp_path):
+    pictures = [path for path in sorted((EXAMPLES / "images").rglob("*.jpg")) if path.read_bytes()[-2:] == b"\xff\xd9"]
+    (tmp_path / "pictures").mkdir()
+    names = (EXAMPLES / "classes.txt").read_text(encoding="utf-8").split("\n")[:-1]
+
+    def ranked(store, some):
+        for i in some:
+            shutil.copy(pictures[i], tmp_path / "pictures" / f"{i:04d}.jpg")
+        own = ood_audit.embed(tmp_path / "pictures", store=tmp_path / store, device="cpu").store
+        done = ood_audit.report(own, labels=names, top=10)
+        return dict(own.query("SELECT path, ood_score FROM scores").rows), done.scores.parameters
+
+    before, settings = ranked("store", range(0, len(pictures), 2))
+    assert settings["corrected"] is True
+    found, again = ranked("store", range(1, len(pictures), 2))
+    fresh, expected = ranked("fresh", [])
+    assert len(before) < len(found) == len(fresh)
+    assert again == expected
+    assert found == pytest.approx(fresh, abs=0.05)  # ranks that rounding can change, of 81 images
 
 
 def test_scores_of_an_older_version_are_still_read(one_folder):

@@ -28,6 +28,7 @@ from scipy.stats import spearmanr
 
 import ood_audit
 from ood_audit import ScoreSettings
+from ood_audit.arrays import to_numpy
 from ood_audit.classes import prompts
 from ood_audit.classes import vocabulary as vocabularies
 from ood_audit.classes.pools import load as load_pool
@@ -95,17 +96,31 @@ def objects(data: Path, work: Path, options: argparse.Namespace) -> None:
     for row in rows:
         shutil.copy(data / "images" / row["path"], one_folder / flat(row["path"]))
     store = ood_audit.embed(one_folder, store=work / "flat", model=options.model).store
+    if "b" in options.tables:
+        print("\n(b) what is known; the default, seed 0\n")
+        print_row(["known", "forecast AUROC", "AUROC", "FPR95", "accuracy", "Spearman", "settings"])
+        print_row(["---"] * 7)
+        known(store, truth, labels, "none", "nothing")  # before `tune` registers the labelled images
     columns = tuned(store, labels, data / "labelled", options.seeds)
+    if "b" in options.tables:
+        with_labels(store, truth, rows, columns, data, work, options)
     if "a" in options.tables:
         every_score(store, truth, labels, columns, options)
-    if "b" not in options.tables:
-        return
-    print("\n(b) what is known; ΔEnergy with chosen settings, seed 0\n")
-    print_row(["known", "forecast AUROC", "AUROC", "FPR95", "accuracy", "Spearman", "settings"])
-    print_row(["---"] * 7)
+
+
+def with_labels(
+    store: Store,
+    truth: dict[str, tuple[bool, str]],
+    rows: list[dict[str, str]],
+    columns: dict[str, list[str]],
+    data: Path,
+    work: Path,
+    options: argparse.Namespace,
+) -> None:
+    """Print the other rows of table (b)."""
+    labels = data / "classes.txt"
     in_folders = ood_audit.embed(data / "images", store=work / "folders", model=options.model).store
     by_folder = {row["path"]: (row["is_ood"] == "1", row["truth"]) for row in rows}
-    known(store, truth, labels, "none", "nothing")
     known(store, truth, labels, columns["untuned"][0], "labelled subset")
     known(in_folders, by_folder, labels, "none", "folders")
     own = tuned(in_folders, labels, data / "labelled", min(1, options.seeds))
@@ -243,7 +258,7 @@ def spearman(store: Store, truth: dict[str, tuple[bool, str]], labels: Path, pro
     raw: list[np.ndarray] = []
     for chunk in chunks(open_store(store.root), plan.target, "cpu"):
         paths += chunk.paths
-        raw.append(np.stack([chunk.raw(function, settings).numpy() for _, settings in chosen.candidates], axis=1))
+        raw.append(np.stack([to_numpy(chunk.raw(function, settings)) for _, settings in chosen.candidates], axis=1))
     values = np.concatenate(raw).astype(np.float64)
     rows = [i for i, path in enumerate(paths) if path in truth]
     is_ood = np.array([truth[paths[i]][0] for i in rows])

@@ -156,7 +156,7 @@ def joined(folder: Folder, joint: joining.Joint) -> NDArray[np.float64]:
     """All evidence joined."""
     energy, outside = by_energy(folder, joint.correction)
     evidence = Evidence(energy, joining.standing(joint, folder.images @ folder.texts.T), outside, TEMPERATURE)
-    return joining.join(joint, evidence, evidence, [folder.images]).ood_score
+    return joining.join(joint, evidence, evidence, [(folder.images, None)]).ood_score
 
 
 def by_energy(folder: Folder, correction: Floats | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ood_audit.classes import annotations
 from ood_audit.classes.vocabulary import Vocabulary
+from ood_audit.encoders import looks
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.names import near
 from ood_audit.progress import Progress, silent
@@ -47,6 +48,7 @@ class Labelled:
         labels: (M,) int.
         image_ids: of those under audit; "" for others.
         held_out: (H,) the rows that no prompt was tuned on.
+        looks: (M, L) float32 of length 1, see `encoders.looks`; None where one of the images has none.
 
     """
 
@@ -54,6 +56,7 @@ class Labelled:
     labels: NDArray[np.int64]
     image_ids: list[str]
     held_out: NDArray[np.int64]
+    looks: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,8 @@ def load(store: Store, vocabulary: Vocabulary, note: Note = lambda message: None
                 rows.pop(content, None)
             else:
                 rows[content] = (row, k)
+        if "look" not in table.column_names:  # of an older version
+            table = table.append_column("look", pa.nulls(len(table), pa.binary()))
         tables.append(table)
         start += len(table)
     if strange:
@@ -218,8 +223,9 @@ def load(store: Store, vocabulary: Vocabulary, note: Note = lambda message: None
         return None
     chosen = sorted(rows.values())
     table = pa.concat_tables(tables).take([row for row, _ in chosen])
-    features = _features(table)
-    return Labelled(features, np.array([k for _, k in chosen]), _audited(store, table), np.arange(len(chosen)))
+    seen = None if table["look"].null_count else looks.read(table["look"].to_pylist())
+    labels = np.array([k for _, k in chosen])
+    return Labelled(_features(table), labels, _audited(store, table), np.arange(len(chosen)), seen)
 
 
 def apart_from(labelled: Labelled, tuned_on: Labelled) -> Labelled:
@@ -328,10 +334,10 @@ def _annotated(store: Store, place: str, vocabulary: Vocabulary | None) -> "pa.T
 
 
 def _collected(store: Store, label_of: Callable[[str, str], str | None]) -> "pa.Table":
-    """The images of a store that have a label, by id: image_id, content_hash, label, and feature in float16."""
+    """The images of a store that have a label, by id: image_id, content_hash, label, look, and feature in float16."""
     import pyarrow as pa
 
-    from ood_audit.store.parts import iter_features
+    from ood_audit.store.parts import iter_features, looks_of
 
     ids: list[str] = []
     labels: list[str] = []
@@ -342,12 +348,14 @@ def _collected(store: Store, label_of: Callable[[str, str], str | None]) -> "pa.
         ids += batch.image_ids.take(rows).to_pylist() if rows else []
         labels += [label for label in found if label is not None]
         codes.append(batch.codes[rows].astype(np.float16))
+    seen = looks_of(store, ids)
     values = pa.array(np.concatenate(codes).ravel(), pa.float16())
     table = pa.table(
         {
             "image_id": pa.array(ids, pa.string()),
             "content_hash": pa.array(_contents(store, ids), pa.string()),
             "label": pa.array(labels, pa.string()),
+            "look": pa.array(seen, pa.binary()),
             "feature": pa.FixedSizeListArray.from_arrays(values, store.encoder.dimension),
         }
     )

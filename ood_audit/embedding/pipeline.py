@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ood_audit.encoders import looks
 from ood_audit.encoders.cpu import worker_count
 from ood_audit.images.access import REMOTE_THREADS
 from ood_audit.images.decode import Decoded, Loaded, Pixels, decode, load
@@ -77,8 +78,10 @@ def _encode(encoder: "Encoder", pending: list[Future[Decoded]]) -> "tuple[list[D
         last.result()
     decoded = [future.result() for future in pending]
     pixels = [image.pixels for image in decoded if image.pixels is not None]
-    features = encoder.encode_images(pixels) if pixels else None
-    return [replace(image, pixels=None) for image in decoded], features
+    features, seen = encoder.encode(pixels) if pixels else (None, None)
+    looked = iter([None] * len(pixels) if seen is None else map(looks.stored, seen))
+    facts = [replace(image, pixels=None, look=None if image.pixels is None else next(looked)) for image in decoded]
+    return facts, features
 
 
 def halved(encoder: "Encoder") -> str:

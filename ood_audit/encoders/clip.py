@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.func import functional_call
 
+from ood_audit.encoders import looks
 from ood_audit.encoders.cpu import bf16_in_hardware, return_freed_memory, reuse_freed_memory
 from ood_audit.encoders.device import (
     CPU,
@@ -90,6 +91,9 @@ class ClipEncoder:
         self._moving = Lock()
         self._to_pil, mean, std = _split(image_transform_v2(PreprocessCfg(**config), is_train=False))
         self._mean, self._std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std))
+        self._signs: torch.Tensor | None = None
+        if source.model == "starter":
+            self._signs = torch.from_numpy(looks.signs(model.visual.trunk.num_features)).to(device)
         self._crops = config.get("resize_mode") == "shortest"
         self._tokenize = _tokenizer(source)
         height, width = (config["size"],) * 2 if isinstance(config["size"], int) else config["size"]
@@ -123,7 +127,7 @@ class ClipEncoder:
             preprocessing={k: list(v) if isinstance(v, tuple) else v for k, v in sorted(config.items())},
             activation=activation,
             precision=precision,
-            dimension=probe.shape[1],
+            dimension=probe.shape[1] - (0 if self._signs is None else looks.DIMENSION),
         )
 
     def prepare(self, image: Image.Image, whole: tuple[int, int] | None = None) -> Pixels:
@@ -141,7 +145,13 @@ class ClipEncoder:
         return np.asarray(self._to_pil(image), dtype=np.uint8)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> Features:
-        """`prepare`d pixels → (N, D) float32 features of length 1. Safe to call from threads.
+        """`prepare`d pixels → (N, D) float32 features of length 1; see `encode`."""
+        return self.encode(pixels)[0]
+
+    def encode(self, pixels: Sequence[Pixels]) -> tuple[Features, Features | None]:
+        """`prepare`d pixels → features and looks. Safe to call from threads.
+
+        These are (N, D) and (N, L) float32 of length 1. The starter alone has looks, see `encoders.looks`.
 
         Where memory runs out, the batch is halved until it fits, now and from then on (`batch_limit`). A GPU without
         memory for a single image is given up for the CPU.
@@ -181,7 +191,9 @@ class ClipEncoder:
                 self.move_to_cpu("a single image")
             elif self.device == device:
                 self.batch_limit = min(size // 2, self.batch_limit or size)
-        return np.concatenate(found)
+        both = np.concatenate(found)
+        dimension = self.identity.dimension
+        return both[:, :dimension], both[:, dimension:] if both.shape[1] > dimension else None
 
     def forward_pool(self, cores: int) -> tuple[ForwardPool, int]:
         """The threads for its forward passes, where so many cores may be used, and how many they are."""
@@ -203,6 +215,7 @@ class ClipEncoder:
             reuse_freed_memory()
             self._model.to(CPU)
             self._mean, self._std = self._mean.to(CPU), self._std.to(CPU)
+            self._signs = None if self._signs is None else self._signs.to(CPU)
             self.batch_size, self.text_limit = _BATCH_SIZES["cpu"], _TEXT_BATCH
         release_memory(device)
         warn_once(f"out of memory on {device}: it has no room for {lacking}; continuing on the CPU")
@@ -368,11 +381,15 @@ class ClipEncoder:
         return getattr(self._model, "text", self._model)  # CustomTextCLIP has a tower, CLIP is its own
 
     def _images(self, batch: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, 3) uint8 on the device → (N, D) there."""
+        """(N, H, W, 3) uint8 on the device → (N, D) there; for the starter (N, D + L), with the looks."""
         images = batch.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._layout)
         images.div_(255.0).sub_(self._mean).div_(self._std)  # as ToTensor and Normalize do
         with autocast(batch.device, self.precision):
-            return _unit(self._model.encode_image(images))
+            if self._signs is None:
+                return _unit(self._model.encode_image(images))
+            pooled = self._model.visual.trunk(images)
+            look = pooled.float().clamp(min=0).sqrt() @ self._signs
+            return torch.cat([_unit(self._model.visual.head(pooled)), _unit(look)], dim=1)
 
 
 def load_encoder(

@@ -84,6 +84,10 @@ class StarterEncoder:
 
     def encode_images(self, pixels: Sequence[Pixels]) -> NDArray[np.float32]:
         """`prepare`d pixels → (N, D) float32 features of length 1. Safe to call from threads."""
+        return self.encode(pixels)[0]
+
+    def encode(self, pixels: Sequence[Pixels]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """As `encode_images`, and the (N, L) looks of the images, see `encoders.looks`."""
         requests = self._compiled()
         batch = np.zeros((_BATCH, self._size, self._size, 3), np.uint8)
         found = []
@@ -96,7 +100,8 @@ class StarterEncoder:
                 found.append(request.get_output_tensor().data[: len(rows)].copy())
         finally:
             requests.put(request)
-        return _unit(np.concatenate(found))
+        both = np.concatenate(found)
+        return _unit(both[:, : self.identity.dimension]), _unit(both[:, self.identity.dimension :])
 
     def tokenize(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """(N, L) token ids: what the text tower sees of each text, cut off at its context length."""

@@ -10,6 +10,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.encoders import looks
+
 # Importing OpenVINO reports to its makers, by a module that it can do without.
 _REPORTS = "openvino_telemetry"
 if _REPORTS not in sys.modules:
@@ -40,7 +42,7 @@ def compile_graph(model: ov.Model, precision: str, *, streams: int, threads: int
 
 
 def image_tower(weights: Weights, batch: int, size: int, mean: list[float], std: list[float]) -> ov.Model:
-    """(batch, size, size, 3) uint8 → (batch, D) float32, not normalised to length 1.
+    """(batch, size, size, 3) uint8 → (batch, D + L) float32: features and looks, neither normalised to length 1.
 
     The batch is fixed: a pass of any size takes a seventh longer.
     """
@@ -56,7 +58,9 @@ def image_tower(weights: Weights, batch: int, size: int, mean: list[float], std:
     pooled = op.reduce_mean(trunk.convolution(out, "conv_head", "bn2"), [2, 3])
     head = {name: weights[f"visual.head.mlp.{name}"] for name in ("fc1.weight", "fc1.bias", "fc2.weight")}
     hidden = op.gelu(op.matmul(pooled, head["fc1.weight"], False, True) + head["fc1.bias"], "erf")
-    return ov.Model([op.matmul(hidden, head["fc2.weight"], False, True)], [pixels], "starter")
+    features = op.matmul(hidden, head["fc2.weight"], False, True)
+    look = op.matmul(op.sqrt(pooled), looks.signs(len(head["fc1.weight"][0])), False, False)
+    return ov.Model([op.concat([features, look], 1)], [pixels], "starter")
 
 
 class _Trunk:

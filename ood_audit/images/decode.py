@@ -47,7 +47,8 @@ class Decoded:
     `width` and `height` are those of the upright picture (EXIF orientation applied); `content_hash` is 128 bits of
     BLAKE2b of the file's bytes, in hexadecimal.
 
-    What follows `note` is there where the picture was inspected: see `quality.Quality` and `exif.facts`.
+    What follows `note` is there where the picture was inspected: see `quality.Quality` and `exif.facts`. `look` is what
+    an encoder has made of the pixels, see `encoders.looks`.
     """
 
     width: int | None = None
@@ -70,6 +71,7 @@ class Decoded:
     camera: str | None = None
     latitude: float | None = None
     longitude: float | None = None
+    look: bytes | None = None
 
 
 def decode(uri: str, prepare: Callable[..., Pixels], *, at_least: int | None = None, inspect: bool = False) -> Decoded:

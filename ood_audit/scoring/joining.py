@@ -5,7 +5,9 @@ With n images of K classes and cosines s, each piece of evidence is higher for m
     energy    −ΔE, with one reset (c = 1) and the background, of corrected cosines, see below
     standing  −max_k z_ik with z_ik = (s_ik − mean_k) / std_k over the folder: an image may be as close to a name as
               other images of this folder are to theirs; this corrects names that are near to everything, or to nothing
-    novelty   1 − cosine to the k-th nearest neighbour in the folder, k = n / K / 5; near duplicates do not count
+    novelty   1 − cosine to the k-th nearest neighbour in the folder, k = n / K / 5; near duplicates do not count. The
+              cosines are those between the looks of images, see `encoders.looks`, and where there are none between
+              their features
     around    −mean z of the nearest neighbours for the name that the image itself is nearest to. Unknown images that
               are many are each other's neighbours, and not novel; but their neighbours are not like that name either
 
@@ -42,14 +44,16 @@ from scipy.special import ndtri
 
 from ood_audit.arrays import to_numpy
 from ood_audit.store import Store
-from ood_audit.store.parts import iter_features
+from ood_audit.store.parts import has_looks, iter_features, iter_looks
 from ood_audit.store.views import count_readable
 
 if TYPE_CHECKING:
+    from ood_audit.scoring.references import Calibration
     from ood_audit.scoring.similarity import Chunk
 
 Numbers = NDArray[np.float64]
 Floats = NDArray[np.float32]
+Seen = tuple[Floats, Floats | None]  # (N, D) features of images, and their (N, L) looks
 
 WHOLE = 20_000  # images up to which all are compared with all
 SAMPLE = 8192  # images that are neighbours in a larger folder
@@ -80,6 +84,7 @@ class Joint:
         duplicate: the cosine above which two images are near duplicates.
         weight: the weight of novelty; None to choose it.
         correction: (D,) a n − ½ m, see the module; None where cosines are taken as they are.
+        looks: (m, L) float32 of length 1, of the neighbours; None where novelty is by features.
 
     """
 
@@ -92,6 +97,7 @@ class Joint:
     duplicate: float
     weight: float | None = None
     correction: Floats | None = None
+    looks: Floats | None = None
 
     @property
     def rank(self) -> int:
@@ -153,16 +159,30 @@ def quantiles_within(values: Numbers, reference: Numbers) -> Numbers:
     return found
 
 
-def read(store: Store, text: Floats, duplicate: float, weight: float | None, parts: list[Path]) -> Joint:
-    """Read the images of a store that can be neighbours; see `prepare` for the arguments."""
+def read(
+    store: Store, text: Floats, duplicate: float, weight: float | None, parts: list[Path], among: "Calibration | None"
+) -> Joint:
+    """Read the images of a store that can be neighbours, with looks if all have one, also those to rank `among` them.
+
+    See `prepare` for the other arguments.
+    """
+    looks = has_looks(parts) and (among is None or among.looks is not None)
     total = count_readable(store, parts)
     share = 1.0 if total <= WHOLE else SAMPLE / total
     found = [batch.features for batch in iter_features(store, parts=parts, share=share)]
     neighbours = np.concatenate(found) if found else np.zeros((0, text.shape[1]), np.float32)
-    return prepare(neighbours, total, text, duplicate, weight)
+    seen = list(iter_looks(store, parts=parts, share=share)) if looks else []
+    return prepare(neighbours, total, text, duplicate, weight, np.concatenate(seen) if seen else None)
 
 
-def prepare(neighbours: Floats, total: int, text: Floats, duplicate: float, weight: float | None = None) -> Joint:
+def prepare(
+    neighbours: Floats,
+    total: int,
+    text: Floats,
+    duplicate: float,
+    weight: float | None = None,
+    looks: Floats | None = None,
+) -> Joint:
     """What the evidence is computed from.
 
     Args:
@@ -171,12 +191,14 @@ def prepare(neighbours: Floats, total: int, text: Floats, duplicate: float, weig
         text: (K, D) float32 of length 1, the text features of the classes.
         duplicate: the cosine above which two images are near duplicates.
         weight: of novelty; None to choose it.
+        looks: (m, L) float32 of length 1, of the neighbours; None for novelty by features.
 
     """
     is_whole = len(neighbours) == total
     cosines = neighbours @ text.T
     std = np.maximum(cosines.std(axis=0, dtype=np.float64), 1e-6)
-    return Joint(neighbours, is_whole, total, cosines.mean(axis=0, dtype=np.float64), std, text, duplicate, weight)
+    mean = cosines.mean(axis=0, dtype=np.float64)
+    return Joint(neighbours, is_whole, total, mean, std, text, duplicate, weight, looks=looks)
 
 
 def corrected(joint: Joint, background: Floats | None, temperature: float) -> Joint:
@@ -216,10 +238,10 @@ def join(
     joint: Joint,
     evidence: Evidence,
     of_neighbours: Evidence,
-    images: Iterable[Floats],
+    images: Iterable[Seen],
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     *,
-    calibration: tuple[Floats, Evidence] | None = None,
+    calibration: tuple[Seen, Evidence] | None = None,
 ) -> Joined:
     """Join the evidence about all images.
 
@@ -227,10 +249,10 @@ def join(
         joint: see there.
         evidence: of all images.
         of_neighbours: of `joint.neighbours`; the same as `evidence` where these are all images.
-        images: blocks of the (N, D) features of all images, in the order of `evidence`.
+        images: blocks of all images, in the order of `evidence`.
         on_progress: called with the number of images compared with their neighbours and in all.
-        calibration: features (M, D) of other images, and the evidence about them: they are scored by the ranks that
-            they would have among all images.
+        calibration: other images, and the evidence about them: they are scored by the ranks that they would have among
+            all images.
 
     """
     cosines = joint.neighbours @ joint.text.T
@@ -241,10 +263,10 @@ def join(
     standings = (cosines - joint.mean) / joint.std
     novelty, around = np.empty(len(base)), np.empty(len(base))
     start = 0
-    for features in _blocks(images):
+    for features, looks in _blocks(images):
         rows = slice(start, start + len(features))
         start = rows.stop
-        novelty[rows], around[rows] = _compared(joint, features, standings)
+        novelty[rows], around[rows] = _compared(joint, features, looks, standings)
         on_progress(rows.stop, len(base))
     mixed = _mixed(ranks(novelty), ranks(around))
     folder = 0.75 * quantiles(mixed) + 0.25 * quantiles(around)
@@ -252,8 +274,8 @@ def join(
     joined = Joined(base + weight * folder if weight else base, novelty, unlike, weight, len(joint.neighbours))
     if calibration is None:
         return joined
-    features, own = calibration
-    theirs, around_them = _compared(joint, features, standings)
+    (features, looks), own = calibration
+    theirs, around_them = _compared(joint, features, looks, standings)
     among = _mixed(ranks_within(theirs, novelty), ranks_within(around_them, around))
     score = ndtri(ranks_within(own.energy, evidence.energy))
     score += _STANDING * gate * ndtri(ranks_within(own.standing, evidence.standing))
@@ -275,20 +297,30 @@ def _which_speaks(names: Numbers, folder: Numbers) -> NDArray[np.int8]:
     return np.where(both, 2, np.where(names >= folder, 0, 1)).astype(np.int8)
 
 
-def _blocks(images: Iterable[Floats]) -> Iterator[Floats]:
-    for features in images:
+def _blocks(images: Iterable[Seen]) -> Iterator[Seen]:
+    for features, looks in images:
         for start in range(0, len(features), _BLOCK):
-            yield features[start : start + _BLOCK]
+            rows = slice(start, start + _BLOCK)
+            yield features[rows], None if looks is None else looks[rows]
 
 
-def _compared(joint: Joint, features: Floats, standings: Numbers) -> tuple[Numbers, Numbers]:
+def _between(joint: Joint, features: Floats, looks: Floats | None) -> Floats:
+    """(N, m) the cosines of images to the neighbours; −1 to near duplicates, and to the image itself."""
+    cosines: Floats = features @ joint.neighbours.T
+    copies = cosines > joint.duplicate
+    if looks is not None and joint.looks is not None:
+        cosines = looks @ joint.looks.T
+    cosines[copies] = -1.0
+    return cosines
+
+
+def _compared(joint: Joint, features: Floats, looks: Floats | None, standings: Numbers) -> tuple[Numbers, Numbers]:
     """Novelty, and how little the nearest neighbours are like the name that an image is nearest to: (N,) each."""
     if len(joint.neighbours) < 2:
         return np.zeros(len(features)), np.zeros(len(features))
     k = joint.rank
     own = ((features @ joint.text.T - joint.mean) / joint.std).argmax(axis=1)
-    cosines = features @ joint.neighbours.T
-    cosines[cosines > joint.duplicate] = -1.0  # the image itself among them
+    cosines = _between(joint, features, looks)
     most = min(max(3, k), cosines.shape[1])
     nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
     values = -np.sort(-np.take_along_axis(cosines, nearest, axis=1), axis=1)
@@ -322,8 +354,7 @@ def _to_neighbours(joint: Joint, nearest_class: NDArray[np.int64]) -> tuple[Numb
     near, far = np.empty(len(features)), np.empty(len(features))
     for start in range(0, len(features), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        cosines = features[rows] @ features.T
-        cosines[cosines > joint.duplicate] = -1.0
+        cosines = _between(joint, features[rows], None if joint.looks is None else joint.looks[rows])
         near[rows] = _kth(cosines, k)
         cosines[nearest_class[rows][:, None] == nearest_class[None, :]] = -1.0
         far[rows] = _kth(cosines, k)

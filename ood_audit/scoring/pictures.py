@@ -9,7 +9,10 @@ is the weight of the class prototypes (see `classes.prototypes`):
     nearest   −cosine to the nearest picture, near duplicates and the image itself apart. All pictures count, so that in
               a folder where images have siblings, such as frames or crops, one without any stands out
 
-    ood_score = P(energy) + ½ P(distance) + ½ P(nearest)
+    ood_score = P(energy) + ½ P(distance) + w P(nearest)
+
+w is 1 where `nearest` is by the looks of the images (see `encoders.looks`), which tell it best, and ½ where there are
+none and it is by their features.
 
 P is the normal quantile of the rank among the images under audit. Whether it is that or −ΔE alone is chosen by leaving
 classes out as well: whichever tells the classes that are left out better. Few pictures of many classes that the encoder
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-WEIGHT = 0.5  # of each piece of evidence beside the energy
+_WEIGHT, _LOOKS_WEIGHT = 0.5, 1.0
 _DISTANCE_WEIGHT = 0.5  # of the prototypes in `distance`
 _MOST_COSINES = 1_000_000_000  # of all images to the pictures: of 100,000 images to 10,000
 _FEWEST = 1000  # pictures that are compared with however many images there are
@@ -51,12 +54,19 @@ class Pictures:
         features: (M, D) float32 of length 1, of images that show the classes.
         labels: (M,) their classes.
         duplicate: the cosine above which two images are near duplicates.
+        looks: (M, L) float32 of length 1; None where `nearest` is by features.
 
     """
 
     features: Floats
     labels: NDArray[np.int64]
     duplicate: float
+    looks: Floats | None = None
+
+    @property
+    def weight(self) -> float:
+        """w of the module."""
+        return _WEIGHT if self.looks is None else _LOOKS_WEIGHT
 
 
 @dataclass(frozen=True)
@@ -79,19 +89,21 @@ def shown(sample: "Sample", duplicate: float, audited: int) -> Pictures:
     """
     rows = np.flatnonzero(sample.trusted & (sample.labels >= 0))
     rows = rows[prototypes.sample(len(rows), most=max(_FEWEST, _MOST_COSINES // max(1, audited)))]
-    return Pictures(sample.features[rows], sample.labels[rows], duplicate)
+    looks = None if sample.looks is None else sample.looks[rows]
+    return Pictures(sample.features[rows], sample.labels[rows], duplicate, looks)
 
 
-def forecast(rounds: Sequence["Outcome"]) -> float:
+def forecast(rounds: Sequence["Outcome"], weight: float) -> float:
     """How well all evidence tells classes that are left out from the others, as a mean AUROC.
 
     Args:
         rounds: as `selection.select` gives them, with `evidence_in` to look at each.
+        weight: of `nearest`.
 
     """
     found = []
     for one in rounds:
-        score = join(PictureEvidence(-one.raw.astype(np.float64), *one.beside))
+        score = join(PictureEvidence(-one.raw.astype(np.float64), *one.beside), weight)
         found.append(auroc(score[~one.is_ood], score[one.is_ood]))
     return float(np.mean(found))
 
@@ -99,34 +111,44 @@ def forecast(rounds: Sequence["Outcome"]) -> float:
 def evidence_in(played: "Round", pictures: Pictures) -> tuple[Numbers, Numbers]:
     """`distance` and `nearest` of the judged images of a round, (J,) each, by pictures of the kept classes."""
     similarities = prototypes.joined(played.to_text, played.to_prototypes, _DISTANCE_WEIGHT)
-    kept = pictures.features[played.kept[pictures.labels]]
-    nearest: Numbers = _nearest(played.features, kept, pictures.duplicate).astype(np.float64)
-    return -similarities.max(axis=1).astype(np.float64), nearest
+    rows = played.kept[pictures.labels]
+    looks = None if pictures.looks is None else pictures.looks[rows]
+    kept = Pictures(pictures.features[rows], pictures.labels[rows], pictures.duplicate, looks)
+    return -similarities.max(axis=1).astype(np.float64), nearest(played.features, kept, played.looks)
 
 
 def evidence_of(chunk: "Chunk", pictures: Pictures) -> tuple[Numbers, Numbers]:
-    """`distance` and `nearest` of the images of a chunk, (N,) each; `energy` is what the score gives."""
+    """`distance` and `nearest` of the images of a chunk, (N,) each; `energy` is what the score gives.
+
+    Where `nearest` is by looks, which chunks do not have, it is NaN here.
+    """
     distance = -to_numpy(chunk.largest(_DISTANCE_WEIGHT, 1)[0][:, 0]).astype(np.float64)
-    nearest = _nearest(chunk.images, beside(pictures.features, chunk.images), pictures.duplicate)
-    return distance, to_numpy(nearest).astype(np.float64)
+    if pictures.looks is not None:
+        return distance, np.full(len(distance), np.nan)
+    return distance, nearest(chunk.images, pictures)
 
 
-def _nearest(images: Array, pictures: Array, duplicate: float) -> Array:
-    """(N, D) images and (M, D) pictures → (N,) `nearest`."""
+def nearest(images: Array, pictures: Pictures, looks: Floats | None = None) -> Numbers:
+    """`nearest` of (N, D) images; by their (N, L) looks where `pictures` have any."""
     xp = namespace(images)
-    found = []
+    theirs, found = beside(pictures.features, images), []
     for start in range(0, len(images), _BLOCK):
-        cosines = images[start : start + _BLOCK] @ pictures.T
-        cosines[cosines > duplicate] = -1.0
-        found.append(-xp.max(cosines, axis=1))
-    return xp.concat(found)
+        rows = slice(start, start + _BLOCK)
+        cosines = images[rows] @ theirs.T
+        copies = cosines > pictures.duplicate
+        if looks is not None and pictures.looks is not None:
+            cosines = looks[rows] @ pictures.looks.T
+        cosines[copies] = -1.0
+        found.append(-to_numpy(xp.max(cosines, axis=1)).astype(np.float64))
+    return np.concatenate(found) if found else np.empty(0)
 
 
-def join(images: PictureEvidence, of: PictureEvidence | None = None) -> Numbers:
+def join(images: PictureEvidence, weight: float, of: PictureEvidence | None = None) -> Numbers:
     """Join the evidence about images by their ranks.
 
     Args:
         images: the evidence about all images under audit, among which ranks are taken.
+        weight: of `nearest`, see `Pictures.weight`.
         of: the evidence about the images to score, where these are others.
 
     Returns:
@@ -135,6 +157,6 @@ def join(images: PictureEvidence, of: PictureEvidence | None = None) -> Numbers:
     """
     own = images if of is None else of
     score = quantiles_within(own.energy, images.energy)
-    score += WEIGHT * quantiles_within(own.distance, images.distance)
-    score += WEIGHT * quantiles_within(own.nearest, images.nearest)
+    score += _WEIGHT * quantiles_within(own.distance, images.distance)
+    score += weight * quantiles_within(own.nearest, images.nearest)
     return score

@@ -120,18 +120,18 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     if those is not None:
         in_use = runs["auto"][1]  # perhaps with another weight of the prototypes
         best = chosen["auto"] if chosen["auto"].settings == in_use else choose(selection.Grid.only(in_use))
-        if (joined := pictures.forecast(best.rounds)) > best.forecast:
+        if (joined := pictures.forecast(best.rounds, those.weight)) > best.forecast:
             shows, forecasts["auto"] = those, joined
     background = names.complete(runs)
     doubt = knows.doubt(sample.features, text, background, defaults["temperature"])
     # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
     made = [] if given.get("prototypes") == 0 else prototypes.fit_folds(shown, text)
-    parts = store.parts
-    joint = None
+    parts, joint = store.parts, None
+    calibration = references.apart(store, shown, labelled, text) if labelled else None
     if "auto" in methods and settings.auto and not known:
         context.on_progress("reading the features")
-        joint = joining.read(store, text, duplicate, given.get("novelty"), parts)
         function, own = runs["auto"]
+        joint = joining.read(store, text, duplicate, given.get("novelty"), parts, calibration)
         if prompts is None:  # tuned ones may have been moved towards the images already
             joint = joining.corrected(joint, background if own["background"] else None, own["temperature"])
         runs["auto"] = function, {**own, "corrected": joint.correction is not None}
@@ -145,7 +145,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
         doubt=knows.sentence(doubt, vocabulary.names) if doubt else "",
         forecasts=forecasts,
         sharpness=references.sharpness(sample, text),
-        calibration=references.apart(store, shown, labelled, text) if labelled else None,
+        calibration=calibration,
         given={i: int(k) for i, k in zip(labelled.image_ids, labelled.labels, strict=True) if i} if labelled else {},
         folders=_class_folders(store, vocabulary),
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from ood_audit.arrays import without
 from ood_audit.classes.prototypes import sample
-from ood_audit.scoring import pictures, scores
+from ood_audit.scoring import scores
 from ood_audit.scoring.joining import Joined
 from ood_audit.scoring.plan import Plan
 from ood_audit.scoring.scores import Options, Score
@@ -64,7 +64,7 @@ def recipe_of(plan: Plan, method: str, joined: Joined | None) -> Recipe:
     if by_neighbours is not None:
         parameters["novelty"] = round(by_neighbours.weight, 3)
     if plan.pictures is not None:
-        parameters["pictures"] = pictures.WEIGHT
+        parameters["pictures"] = plan.pictures.weight
     return {
         "parameters": parameters,
         "neighbours": None if by_neighbours is None else by_neighbours.neighbours,

@@ -14,7 +14,7 @@ from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.scoring.scores import Options
 from ood_audit.scoring.selection import FEWEST_CLASSES, FEWEST_IMAGES, MOST_IMAGES, Sample, presume
 from ood_audit.store import Store
-from ood_audit.store.parts import iter_features
+from ood_audit.store.parts import has_looks, iter_features, iter_looks
 from ood_audit.store.views import count_readable
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Calibration:
         features: (M, D) float32 of length 1.
         labels: (M,) int.
         prototypes: one a fold.
+        looks: (M, L) float32 of length 1, see `encoders.looks`; None where one of them has none.
 
     """
 
@@ -41,6 +42,7 @@ class Calibration:
     features: Floats
     labels: NDArray[np.int64]
     prototypes: "Sequence[Prototypes | None]"
+    looks: Floats | None = None
 
     def target(self, other: "Target") -> "Target":
         """`other` with these prototypes."""
@@ -55,16 +57,17 @@ def apart(store: Store, references: References, labelled: "Labelled", text: Floa
     rows = labelled.held_out[prototypes.sample(len(labelled.held_out), most=MOST_IMAGES)]
     if len(rows) == 0:
         return None
+    seen = None if labelled.looks is None else labelled.looks[rows]
     names = [f"{i:08x}" for i in range(len(rows))]
     if references.source == "presumed":  # in the folds of their paths, where they are under audit
         paths = _paths(store, labelled)
         names = [paths[row] or made_up for row, made_up in zip(rows, names, strict=True)]
         made = prototypes.fit_folds(references, text)
-        return Calibration(names, labelled.features[rows], labelled.labels[rows], made)
+        return Calibration(names, labelled.features[rows], labelled.labels[rows], made, seen)
     folds = np.full(len(references.labels), -1)
     folds[rows] = prototypes.fold_of(names)  # the labelled images come first, see `collect`
     made = prototypes.fit_folds(replace(references, folds=folds), text)
-    return Calibration(names, labelled.features[rows], labelled.labels[rows], made)
+    return Calibration(names, labelled.features[rows], labelled.labels[rows], made, seen)
 
 
 def sharpness(sample: Sample, text: Floats) -> float:
@@ -104,13 +107,16 @@ def collect(
         seed: of the sampling.
 
     """
-    ids, paths, features, folders = _sampled(store, seed, most=max(MOST_IMAGES, _COSINES // len(text)))
+    most = max(MOST_IMAGES, _COSINES // len(text))
+    ids, paths, features, folders = _sampled(store, seed, most)
+    seen = _looks(store, seed, most)
     folds = prototypes.fold_of(paths)
     labels = np.array([-1 if (k := vocabulary.class_of(folder)) is None else k for folder in folders], np.int64)
     to_text = features @ text.T
     in_folders = labels >= 0
     source: Literal["labelled", "folders", "labelled and folders", "presumed"] = "folders"
     references = References(features[in_folders], labels[in_folders], folds[in_folders], source)
+    of_references = None if seen is None else seen[in_folders]
     given = np.zeros(0, bool)
     if labelled is not None:
         own = set(labelled.image_ids) - {""}
@@ -123,11 +129,13 @@ def collect(
             np.concatenate([theirs, folds[apart]]),
             "labelled and folders" if apart.any() else "labelled",
         )
+        both = None if seen is None or labelled.looks is None else (labelled.looks, seen[apart])
+        of_references = None if both is None else np.concatenate(both)
         given = np.arange(len(references.labels)) < len(labelled.labels)
     if len(references.labels) >= FEWEST_IMAGES and len(np.unique(references.labels)) >= min(FEWEST_CLASSES, len(text)):
         agrees = _predicted(references, text) == references.labels
         trusted = agrees | given if given.any() else agrees
-        sample = Sample(references.features, references.labels, trusted, presumed=False)
+        sample = Sample(references.features, references.labels, trusted, False, of_references)
         return references, sample
     rows, guessed = presume(to_text, defaults)
     references = References(features[rows], guessed, folds[rows], "presumed")
@@ -168,6 +176,16 @@ def _sampled(store: Store, seed: int, most: int) -> tuple[list[str], list[str], 
     return ids, paths, np.concatenate(features), folders
 
 
+def _looks(store: Store, seed: int, most: int) -> Floats | None:
+    """(N, L) the looks of the images that `_sampled` gives; None where one has none."""
+    parts = store.parts
+    if not has_looks(parts):
+        return None
+    share = min(most, prototypes.MOST) / max(1, count_readable(store))
+    start = float(np.random.default_rng(seed).random())
+    return np.concatenate(list(iter_looks(store, parts=parts, start=start, share=share)))
+
+
 def features_of(store: Store, seed: int, most: int = MOST_IMAGES) -> Floats:
     """(N, D) features of all readable images, or of about `most`."""
     return _sampled(store, seed, most)[2]
@@ -184,4 +202,5 @@ def _paths(store: Store, labelled: "Labelled") -> list[str]:
 def thinned(sample: Sample, seed: int) -> Sample:
     """1,000 images of a sample, or all of fewer: more do not choose better settings."""
     rows = prototypes.sample(len(sample.labels), seed, MOST_IMAGES)
-    return Sample(sample.features[rows], sample.labels[rows], sample.trusted[rows], sample.presumed)
+    seen = None if sample.looks is None else sample.looks[rows]
+    return Sample(sample.features[rows], sample.labels[rows], sample.trusted[rows], sample.presumed, seen)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ood_audit.classes.prototypes import Prototypes
     from ood_audit.scoring.recipe import UsedReferences
 
-_FORMAT = 12  # of the files: scores with other columns, or without their prototypes, are not taken up
+_FORMAT = 13  # of the files: scores with other columns, or without their prototypes, are not taken up
 _PROTOTYPES = ".safetensors"  # beside the scores that they are part of
 
 

@@ -55,6 +55,7 @@ class Sample:
         trusted: (N,) bool, whose label is sure enough to judge by. The others still teach the prototypes.
         presumed: the labels are the text features' own: then they can't choose the weight of the prototypes, nor be
             taken as references as they are.
+        looks: (N, L) float32 of length 1, see `encoders.looks`; None where one of the images has none.
 
     """
 
@@ -62,6 +63,7 @@ class Sample:
     labels: NDArray[np.int64]
     trusted: NDArray[np.bool_]
     presumed: bool
+    looks: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class Round:
         text: (K', D) text features of the kept classes.
         part_of: (J,) and
         reference_part_of: (R,): what an image is compared with is made without the references of its part.
+        looks: (J, L) of the judged images; None without.
 
     """
 
@@ -189,6 +192,7 @@ class Round:
     text: NDArray[np.float32]
     part_of: NDArray[np.int64]
     reference_part_of: NDArray[np.int64]
+    looks: NDArray[np.float32] | None = None
 
     @cached_property
     def to_prototypes(self) -> Floats:
@@ -293,6 +297,7 @@ def play(
             text=text[keep],
             part_of=part_of[judged],
             reference_part_of=part_of[rows],
+            looks=None if sample.looks is None else sample.looks[judged],
         )
 
 

@@ -1,8 +1,9 @@
 """The table of scores: its columns, computed chunk by chunk and streamed into a Parquet file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
+from itertools import repeat
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,14 +17,14 @@ from ood_audit.classes.prototypes import DEFAULT_WEIGHT, save
 from ood_audit.progress import counting
 from ood_audit.scoring import joining, pictures
 from ood_audit.scoring.context import Context
-from ood_audit.scoring.joining import UNLIKE, Evidence, Joined, Numbers
+from ood_audit.scoring.joining import UNLIKE, Evidence, Joined, Numbers, Seen
 from ood_audit.scoring.pictures import PictureEvidence
 from ood_audit.scoring.plan import Plan
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.scoring.similarity import Chunk, Target, chunk_of, map_chunks
 from ood_audit.store import Store, schema
 from ood_audit.store.files import replacing
-from ood_audit.store.parts import iter_features
+from ood_audit.store.parts import iter_features, iter_looks
 
 _Columns: TypeAlias = dict[str, pa.Array]
 _SCORES = schema.arrow(schema.SCORES, schema.NAMES)
@@ -133,7 +134,7 @@ def joined_with(
 
     """
     if plan.pictures is not None:
-        return _joined_by_pictures(plan, method, evidence)
+        return _joined_by_pictures(store, plan, method, evidence)
     joint = plan.joint
     assert joint is not None  # noqa: S101  the caller has asked
     temperature = float(plan.runs[method][1]["temperature"])
@@ -147,8 +148,8 @@ def joined_with(
     if plan.calibration is not None:
         apart = plan.calibration
         about = _evidence_about(apart.names, apart.features, apart.target(plan.target), plan, method)
-        calibration = apart.features, Evidence(*about, temperature)
-    images = (batch.features for batch in iter_features(store, parts=plan.parts))
+        calibration = (apart.features, apart.looks), Evidence(*about, temperature)
+    images = _seen(store, plan.parts, looks=joint.looks is not None)
     return joining.join(joint, own, of_neighbours, images, on_progress, calibration=calibration)
 
 
@@ -165,17 +166,34 @@ def _evidence_about(
     return alone, first, second
 
 
-def _joined_by_pictures(plan: Plan, method: str, evidence: Sequence[Numbers]) -> Joined:
+def _seen(store: Store, parts: list[Path], *, looks: bool) -> Iterator[Seen]:
+    """The features of all images, and their looks where asked for."""
+    batches = iter_features(store, parts=parts)
+    seen = iter_looks(store, parts=parts) if looks else repeat(None)
+    return ((batch.features, own) for batch, own in zip(batches, seen, strict=looks))
+
+
+def _joined_by_pictures(store: Store, plan: Plan, method: str, evidence: Sequence[Numbers]) -> Joined:
     """Join evidence by `scoring.pictures`; also that about the calibration images."""
-    of_images = PictureEvidence(*evidence)
+    shown = plan.pictures
+    assert shown is not None  # noqa: S101  the caller has asked
+    energy, distance, nearest = evidence
+    if shown.looks is not None:
+        of_blocks = [pictures.nearest(block, shown, looks) for block, looks in _seen(store, plan.parts, looks=True)]
+        nearest = np.concatenate(of_blocks)
+    of_images = PictureEvidence(energy, distance, nearest)
     of_calibration = None
     if plan.calibration is not None:
         apart = plan.calibration
-        about = _evidence_about(apart.names, apart.features, apart.target(plan.target), plan, method)
-        of_calibration = pictures.join(of_images, PictureEvidence(*about))
+        energy, distance, nearest = _evidence_about(
+            apart.names, apart.features, apart.target(plan.target), plan, method
+        )
+        if shown.looks is not None:
+            nearest = pictures.nearest(apart.features, shown, apart.looks)
+        of_calibration = pictures.join(of_images, shown.weight, PictureEvidence(energy, distance, nearest))
     count = len(of_images.energy)
     nothing = np.full(count, np.nan), np.zeros(count, np.int8)
-    return Joined(pictures.join(of_images), *nothing, 0.0, 0, of_calibration)
+    return Joined(pictures.join(of_images, shown.weight), *nothing, 0.0, 0, of_calibration)
 
 
 def evidence_of(chunk: Chunk, plan: Plan, method: str) -> tuple[Numbers, Numbers]:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ood_audit.encoders import looks
 from ood_audit.errors import StoreError
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
@@ -43,7 +44,7 @@ _DECODED = tuple(field.name for field in fields(Decoded) if field.name in schema
 # As parts are written. Features don't compress, and plain ones read ten times as fast.
 PARQUET = {
     "use_dictionary": ["source", "folder", "format", "status", "error", "run_id", "note", "camera", "split"],
-    "compression": dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none"},
+    "compression": dict.fromkeys(_FACTS.names, "zstd") | {"embedding.list.element": "none", "look": "none"},
 }
 
 
@@ -88,7 +89,9 @@ class PartWriter:
         row["status"] = "ok" if decoded.error is None else "error"
         if not self._gps:
             row.update(latitude=None, longitude=None)
-        if features is not None:
+        if features is None:
+            row["look"] = None
+        else:
             self._features.append(features.astype(np.float16))
         self._append(self._row(image, row, supersedes))
 
@@ -246,8 +249,66 @@ def _row_groups(parts: list[Path]) -> Iterator[tuple[Path, int]]:
 def _features_of(
     part: Path, group: int, outdated: pa.Array | None, dimension: int, batch_rows: int, start: float, share: float
 ) -> Iterator[FeatureBatch]:
-    columns = ["image_id", "path", "folder", "status", "embedding"]
+    names = ["image_id", "path", "folder", "embedding"]
+    for batch in _readable(part, group, outdated, names, batch_rows, start, share):
+        values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
+        yield FeatureBatch(batch["image_id"], batch["path"], batch["folder"], values.reshape(-1, dimension))
+
+
+def has_looks(parts: list[Path]) -> bool:
+    """Whether every readable image has a look, see `encoders.looks`; by what the parts say of themselves."""
+    for part, group in _row_groups(parts):
+        with _opened(part) as file:
+            names = file.schema_arrow.names
+            if "look" not in names:
+                return False
+            place = [file.schema.column(i).path for i in range(len(file.schema))].index("look")
+            nulls = file.metadata.row_group(group).column(place).statistics.null_count
+            status = file.read_row_group(group, columns=["status"])["status"]
+        if nulls != pc.sum(pc.not_equal(status, "ok")).as_py():
+            return False
+    return True
+
+
+def iter_looks(
+    store: Store, *, batch_rows: int = 4096, parts: list[Path] | None = None, start: float = 0.0, share: float = 1.0
+) -> Iterator[NDArray[np.float32]]:
+    """Stream the looks of what `iter_features` streams, in its order and batches: (N, L) float32 of length 1.
+
+    Every readable image must have one, see `has_looks`; the other parameters are those of `iter_features`.
+    """
+    from ood_audit.store.views import outdated_rows
+
+    parts = store.parts if parts is None else parts
+    outdated = outdated_rows(store, parts)
+    for part, group in _row_groups(parts):
+        names = ["image_id", "look"]
+        for batch in _readable(part, group, outdated.get(part), names, batch_rows, start, share):
+            yield looks.read(batch["look"].to_pylist())
+
+
+def looks_of(store: Store, image_ids: list[str]) -> list[bytes | None]:
+    """The looks of images as they are stored; None for those without one."""
+    from ood_audit.store.views import outdated_rows
+
+    known: dict[str, bytes] = {}
+    parts, wanted = store.parts, pa.array(image_ids, pa.string())
+    outdated = outdated_rows(store, parts)
+    for part, group in _row_groups(parts):
+        for batch in _readable(part, group, outdated.get(part), ["image_id", "look"], PART_ROWS, 0.0, 1.0):
+            if "look" not in batch.schema.names:
+                break  # a part of an older version
+            rows = batch.filter(pc.is_in(batch["image_id"], value_set=wanted))
+            known.update(zip(rows["image_id"].to_pylist(), rows["look"].to_pylist(), strict=True))
+    return [known.get(image_id) for image_id in image_ids]
+
+
+def _readable(
+    part: Path, group: int, outdated: pa.Array | None, names: list[str], batch_rows: int, start: float, share: float
+) -> Iterator[pa.RecordBatch]:
+    """Columns of the readable images of a row group that are in the current view and in a sample."""
     with _opened(part) as file:
+        columns = [name for name in (*names, "status") if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=batch_rows, row_groups=[group], columns=columns):
             keep = pc.equal(batch["status"], "ok")
             if outdated is not None:
@@ -257,8 +318,7 @@ def _features_of(
             if not pc.all(keep).as_py():
                 batch = batch.filter(keep)
             if batch.num_rows:
-                values = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-                yield FeatureBatch(batch["image_id"], batch["path"], batch["folder"], values.reshape(-1, dimension))
+                yield batch
 
 
 def _sampled(image_ids: pa.Array, start: float, share: float) -> pa.Array:

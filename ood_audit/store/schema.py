@@ -43,6 +43,7 @@ IMAGES: Columns = {
 PARTS: Columns = IMAGES | {
     "part": "INTEGER",  # the number in the name of the part that the row was written to
     "supersedes": "BOOLEAN",  # whether an older part has a row of this image, which no longer counts
+    "look": "BLOB",  # see `encoders.looks`; null where the encoder has none
 }
 ANNOTATIONS: Columns = {  # a row for each box of a dataset
     "image_id": "VARCHAR",  # the whole image
@@ -116,6 +117,7 @@ def arrow(columns: Columns, dictionaries: tuple[str, ...] = ()) -> "pa.Schema":
         "FLOAT": pa.float32(),
         "DOUBLE": pa.float64(),
         "BOOLEAN": pa.bool_(),
+        "BLOB": pa.binary(),
     }
     word = pa.dictionary(pa.int32(), pa.string())
     return pa.schema([(name, word if name in dictionaries else kinds[kind]) for name, kind in columns.items()])

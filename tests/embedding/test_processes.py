@@ -213,16 +213,16 @@ def on_pretend_gpus(target, *args):
     """Run something where two GPUs are full from the third batch on."""
     from ood_audit.encoders import clip
 
-    encode, calls = clip.ClipEncoder.encode_images, []
+    encoded, calls = clip.ClipEncoder.encode, []
     with pretend() as gpu:
 
-        def encode_images(encoder, pixels):
+        def encode(encoder, pixels):
             calls.append(len(pixels))
             gpu.most_images = None if len(calls) < 3 else 0
-            return encode(encoder, pixels)
+            return encoded(encoder, pixels)
 
         gpu.count = 2
-        setattr(clip.ClipEncoder, "encode_images", encode_images)  # noqa: B010
+        setattr(clip.ClipEncoder, "encode", encode)  # noqa: B010
         target(*args)
 
 

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 import ood_audit
+from ood_audit.encoders import looks
 from ood_audit.errors import OodAuditError, StoreError, UsageError
 from ood_audit.images.decode import decode
 from ood_audit.images.sources import file_uri
 from ood_audit.store.index import neighbours
-from ood_audit.store.parts import iter_features
+from ood_audit.store.parts import has_looks, iter_features, iter_looks, looks_of
 from tests.conftest import EXAMPLES
 from tests.helpers.embedding import rows, run
 
@@ -391,6 +392,31 @@ def test_the_parts_open_without_this_tool(pictures, store):
     by_status = dict(zip(table["status"].to_pylist(), table["embedding"].to_pylist(), strict=True))
     assert by_status["error"] is None
     assert len(by_status["ok"]) == ood_audit.open_store(store).encoder.dimension
+
+
+def test_every_readable_image_has_a_look(pictures, store, encoder):
+    """In the order of the features, whatever was unreadable, removed or moved; not in parts of an older version."""
+    (pictures / "broken.jpg").write_bytes(BROKEN)
+    run(pictures, store)
+    first, second, *_ = sorted((pictures / "airplane").iterdir())
+    first.rename(pictures / "moved.jpg")
+    second.unlink()
+    assert run(pictures, store) == {"moved": 1, "removed": 1, "unchanged": 4, "unreadable": 1}
+    own = ood_audit.open_store(store)
+    assert has_looks(own.parts)
+    paths = [path for batch in iter_features(own) for path in batch.paths.to_pylist()]
+    found = np.concatenate(list(iter_looks(own)))
+    decoded = [decode(file_uri(str(pictures / path)), encoder.prepare, at_least=encoder.decode_size) for path in paths]
+    expected = encoder.encode([picture.pixels for picture in decoded])[1]
+    assert len(found) == 5
+    assert (found * expected).sum(axis=1).min() > 0.999
+    ids = [i for batch in iter_features(own) for i in batch.image_ids.to_pylist()]
+    np.testing.assert_array_equal(looks.read([look for look in looks_of(own, ids) if look]), found)
+    assert looks_of(own, ["none of them"]) == [None]
+    old = own.parts[0]
+    pq.write_table(pq.read_table(old).drop_columns(["look"]), old)
+    assert not has_looks(own.parts)
+    assert looks_of(own, ids)[0] is None
 
 
 # The index

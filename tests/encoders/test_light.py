@@ -37,6 +37,21 @@ def test_features_and_identity_are_those_of_torch(starter, encoder):
     np.testing.assert_allclose(starter.encode_images(pixels), encoder.encode_images(pixels), atol=2e-6)
 
 
+def test_looks_are_those_of_torch(starter, encoder):
+    """Of length 1, and apart by as much as what they are a projection of, to its error."""
+    pixels = pixels_of(encoder)
+    features, mine = starter.encode(pixels)
+    np.testing.assert_array_equal(features, starter.encode_images(pixels))
+    np.testing.assert_allclose(mine, encoder.encode(pixels)[1], atol=5e-6)
+    np.testing.assert_allclose(np.linalg.norm(mine, axis=1), 1, atol=1e-5)
+    pooled = []
+    hook = encoder._model.visual.head.register_forward_pre_hook(lambda _, given: pooled.append(given[0]))
+    encoder.encode(pixels)
+    hook.remove()
+    whole = torch.nn.functional.normalize(pooled[0].float().sqrt(), dim=1).numpy()
+    assert np.abs(mine @ mine.T - whole @ whole.T).max() < 0.3  # four standard deviations of 1/√192
+
+
 def test_features_in_bf16_are_those_of_torch_in_bf16():
     """As near to them as different kernels of one precision are: nearer than either to float32."""
     half, torch_half = light.StarterEncoder("fp32"), clip.load_encoder("starter", device="cpu", precision="bf16")

@@ -40,8 +40,9 @@ def join(images, text, *, weight=None, temperature=0.1, whole=True):
     joint = joining.prepare(images, len(images) + (not whole), text, 0.999, weight)
     evidence = Evidence(energy, joining.standing(joint, cosines), np.full(len(images), -np.inf), temperature)
     some = Evidence(energy[:9], evidence.standing[:9], evidence.outside[:9], temperature)
-    known = images[:9], some
-    return joining.join(joint, evidence, evidence, [images[:50], images[50:]], calibration=known), energy
+    known = (images[:9], None), some
+    blocks = [(images[:50], None), (images[50:], None)]
+    return joining.join(joint, evidence, evidence, blocks, calibration=known), energy
 
 
 def auroc(is_ood, values):
@@ -82,6 +83,25 @@ def test_near_duplicates_are_no_neighbours():
     (once, _), (again, _) = join(images, text), join(twice, text)
     assert again.novelty[-1] == pytest.approx(once.novelty[-1], abs=0.02)
     assert again.novelty[-1] > 0.1
+
+
+def test_novelty_is_by_looks_where_there_are_any():
+    images, is_ood, text = folder()
+    rng = np.random.default_rng(5)
+    kinds = unit(rng.normal(size=(7, 24)))
+    own = np.where(is_ood, np.arange(len(images)), np.repeat(np.arange(7), 42)[: len(images)] % 6)
+    looks = unit(np.where(is_ood[:, None], unit(rng.normal(size=(len(images), 24))), kinds[own % 7]) + 0.05)
+    looks = unit(looks + 0.03 * rng.normal(size=looks.shape))
+    cosines, none = images @ text.T, np.full(len(images), -np.inf)
+    joint = joining.prepare(images, len(images), text, 0.999, 1.0, looks)
+    evidence = Evidence(energy_of(cosines.astype(np.float64), none, 0.1), joining.standing(joint, cosines), none, 0.1)
+    by_looks = joining.join(joint, evidence, evidence, [(images, looks)], calibration=((images, looks), evidence))
+    expected = looks @ looks.T
+    expected[images @ images.T > 0.999] = -1
+    np.testing.assert_allclose(1 - by_looks.novelty, -np.sort(-expected, axis=1)[:, joint.rank - 1], atol=1e-6)
+    by_features, _ = join(images, text, weight=1.0)
+    assert auroc(is_ood, by_looks.ood_score) > auroc(is_ood, by_features.ood_score)
+    assert by_looks.calibration == pytest.approx(by_looks.ood_score, abs=1e-9)
 
 
 def test_which_evidence_speaks():
@@ -292,7 +312,7 @@ def test_imported_vectors_are_ranked_by_corrected_cosines(tmp_path, things):
         outside = np.log(np.exp(to_things.astype(np.float64) / 0.1).sum(axis=1))
     energy = energy_of((cosines + text @ joint.correction).astype(np.float64), outside, 0.1)
     evidence = Evidence(energy, joining.standing(joint, cosines), outside, 0.1)
-    expected = joining.join(joint, evidence, evidence, [images]).ood_score
+    expected = joining.join(joint, evidence, evidence, [(images, None)]).ood_score
     # Vectors are kept in float16: what is near another in rank may change places with it.
     ours = np.array([found[path] for path in sorted(found)])
     assert np.corrcoef(ours, expected)[0, 1] > 0.9999

@@ -1,5 +1,6 @@
 """Evidence from pictures of the classes, joined with the score where that tells left-out classes better."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -30,7 +31,7 @@ def forecasts(of, those, text):
     for one, again in zip(chosen.rounds, played, strict=True):
         np.testing.assert_array_equal(one.is_ood, again.is_ood)
         np.testing.assert_array_equal(one.raw, delta_energy(again.to_text, temperature=0.05, top_c=1, reset_to=0.0))
-    return chosen.forecast, forecast(chosen.rounds)
+    return chosen.forecast, forecast(chosen.rounds, those.weight)
 
 
 def test_pictures_that_say_no_more_than_the_names_are_not_joined():
@@ -82,10 +83,28 @@ def evidence(rng, count):
 def test_more_of_each_evidence_is_never_less_out_of_distribution(count):
     images = evidence(np.random.default_rng(count), count)
     more = PictureEvidence(images.energy + 1, images.distance + 1, images.nearest + 1)
-    assert (join(images, more) >= join(images)).all()
+    assert (join(images, 0.5, more) >= join(images, 0.5)).all()
 
 
 def test_others_are_scored_as_the_images_are():
     images = evidence(np.random.default_rng(1), 50)
     some = PictureEvidence(images.energy[:9], images.distance[:9], images.nearest[:9])
-    assert join(images, some) == pytest.approx(join(images)[:9])
+    assert join(images, 1.0, some) == pytest.approx(join(images, 1.0)[:9])
+
+
+def test_the_nearest_picture_is_that_which_looks_most_alike():
+    """By looks where all have one; what is a copy is told by the features even then."""
+    rng = np.random.default_rng(0)
+    text = unit(rng.normal(size=(8, 16)))
+    plain = sample(text, 8, 0.2, rng)
+    looks = unit(rng.normal(size=(64, 5)))
+    of = replace(plain, looks=looks)
+    those = shown(of, 0.9, 64)
+    assert (those.weight, shown(plain, 0.9, 64).weight) == (1.0, 0.5)
+    played = next(selection.play(of, text, {}, Grid.only(SETTINGS), rounds=1))
+    found = -evidence_in(played, those)[1]
+    kept = played.kept[of.labels]
+    assert played.looks is not None
+    for image, look, cosine in zip(played.features, played.looks, found, strict=True):
+        others = (looks[kept] @ look)[of.features[kept] @ image <= 0.9]
+        assert cosine == pytest.approx(others.max(), abs=1e-6)

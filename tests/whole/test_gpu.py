@@ -179,16 +179,16 @@ def test_a_vit_leaves_cudnn_alone(gpu, model):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_features_that_are_not_finite_are_an_error(colours, model, tmp_path, monkeypatch, precision):
-    encode = clip.ClipEncoder.encode_images
+    encode = clip.ClipEncoder.encode
 
     def overflow(encoder, pixels):
-        features = encode(encoder, pixels)
+        features, looks = encode(encoder, pixels)
         features[0, 3] = np.nan if precision == "fp32" else np.inf
         if len(features) > 2:
             features[2] = 0
-        return features
+        return features, looks
 
-    monkeypatch.setattr(clip.ClipEncoder, "encode_images", overflow)
+    monkeypatch.setattr(clip.ClipEncoder, "encode", overflow)
     options: dict[str, Any] = {"model": model, "device": "cpu", "precision": precision, "batch_size": 21}
     result = ood_audit.embed(colours, store=tmp_path / "store", **options)
     assert dict(+result.counts) == {"added": TOTAL - 6, "unreadable": 6}
@@ -379,7 +379,7 @@ def test_a_gpu_without_room_for_an_image_is_left_for_the_cpu(gpu, model, colours
 
 def test_embedding_goes_on_on_the_cpu(gpu, model, colours, store, tmp_path, caplog):
     """The two threads of forward passes find the GPU full in the middle of the work."""
-    encode = clip.ClipEncoder.encode_images
+    encode = clip.ClipEncoder.encode
     calls = []
 
     def filling(encoder, pixels):
@@ -389,7 +389,7 @@ def test_embedding_goes_on_on_the_cpu(gpu, model, colours, store, tmp_path, capl
         return encode(encoder, pixels)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clip.ClipEncoder, "encode_images", filling)
+        patch.setattr(clip.ClipEncoder, "encode", filling)
         options: dict[str, Any] = {"model": model, "precision": "fp32", "batch_size": 4, "device": "auto"}
         result = ood_audit.embed(colours, store=tmp_path / "other", **options)
     assert dict(+result.counts) == {"added": TOTAL}

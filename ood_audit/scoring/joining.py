@@ -26,7 +26,9 @@ more, the cosine of each name t, of a class or of the background, is corrected f
 
     s + t·(a n − ½ m)    m the mean image of the folder, n the mean class name, a = ⅘ τ / std of t·n, at most ¼
 
-The standard deviation is that over the background names, or over the classes where there are none.
+The standard deviation is that over the background names, or over the classes where there are none. Where images are
+labelled or lie in class folders, and their pictures tell nothing (see `scoring.pictures`), the energy is corrected like
+this as well, with the τ of the encoder's card for a, and nothing is joined with it.
 
 Where the folder has many images, the neighbours are those in a sample of it. Labelled images that are too few to choose
 anything by do not change the ranking: they are scored by the ranks that they would have, and calibrate flags. The rule

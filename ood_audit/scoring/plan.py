@@ -44,7 +44,8 @@ class Plan:
         runs: by method, its function and its settings.
         delta: the settings of the columns delta_energy and energy where the method is another.
         parts: of the store, so that every pass over the features reads the same images.
-        joint: for `auto` where too little is labelled to choose by, what its evidence is joined from.
+        joint: for `auto` where too little is labelled to choose by, what its evidence is joined from. Where settings
+            were chosen and no pictures help, the energy alone is corrected as it has it.
         pictures: for `auto` where images of known classes help to tell others, what its evidence is joined from.
         doubt: a sentence where the encoder seems not to know the classes, else "".
         forecasts: by method, where its settings were chosen on images whose class is known.
@@ -128,19 +129,17 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     made = [] if given.get("prototypes") == 0 else prototypes.fit_folds(shown, text)
     parts, joint = store.parts, None
     calibration = references.apart(store, shown, labelled, text) if labelled else None
-    if "auto" in methods and settings.auto and not known:
+    if "auto" in methods and settings.auto and shows is None:
         context.on_progress("reading the features")
-        function, own = runs["auto"]
         joint = joining.read(store, text, duplicate, given.get("novelty"), parts, calibration)
         if prompts is None:  # tuned ones may have been moved towards the images already
-            joint = joining.corrected(joint, background if own["background"] else None, own["temperature"])
-        runs["auto"] = function, {**own, "corrected": joint.correction is not None}
+            runs["auto"], joint = _corrected(runs["auto"], joint, background, defaults if known else runs["auto"][1])
     return Plan(
         target=Target(text, shown, made, names.loaded, None if joint is None else joint.correction),
         runs=runs,
         delta=settings_of("delta-energy", None, defaults),
         parts=parts,
-        joint=joint,
+        joint=None if known else joint,
         pictures=shows,
         doubt=knows.sentence(doubt, vocabulary.names) if doubt else "",
         forecasts=forecasts,
@@ -149,6 +148,13 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
         given={i: int(k) for i, k in zip(labelled.image_ids, labelled.labels, strict=True) if i} if labelled else {},
         folders=_class_folders(store, vocabulary),
     )
+
+
+def _corrected(run: Run, joint: Joint, background: NDArray[np.float32] | None, used: Options) -> tuple[Run, Joint]:
+    """A run of ΔEnergy and what its evidence is joined from, with cosines corrected for the folder by τ as `used`."""
+    function, own = run
+    joint = joining.corrected(joint, background if own["background"] else None, used["temperature"])
+    return (function, {**own, "corrected": joint.correction is not None}), joint
 
 
 class _Names:

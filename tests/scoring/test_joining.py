@@ -1,6 +1,7 @@
 """Evidence joined by ranks: what each piece says, when novelty counts, and that the order of images does not matter."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -234,6 +235,28 @@ def test_only_the_ranking_is_by_corrected_cosines(one_folder):
     assert "corrected" not in alone.parameters
     assert [row[:4] for row in by_default] == [row[:4] for row in by_energy]
     assert max(abs(one[4] - other[4]) for one, other in zip(by_default, by_energy, strict=True)) > 1e-3
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_class_folders_are_corrected_where_their_pictures_are_not_joined(tmp_path, monkeypatch, joins):
+    from ood_audit.classes.vocabulary import Vocabulary
+    from tests.helpers.made import make_store
+
+    images, _, text = folder()
+    vocabulary = Vocabulary(tuple((f"class {k}",) for k in range(len(text))))
+    paths = [f"class {min(i // 40, 5)}/{i:04d}.png" for i in range(len(images))]
+    store = make_store(tmp_path / "store", images, paths, vocabulary, text)
+    monkeypatch.setattr("ood_audit.scoring.pictures.forecast", lambda rounds, weight: float(joins))
+    asked = ScoreSettings(background=False, temperature=0.1, top_c=1, reset_to=0.0, prototypes=False)
+    found = ood_audit.score(store, settings=asked)
+    assert ("corrected" in found.parameters, "pictures" in found.parameters) == (True, False)  # there are no prototypes
+    rows = dict(store.query("SELECT path, ood_score FROM scores").rows)
+    joint = joining.corrected(joining.prepare(images, len(images), text, 0.99), None, 1.0)  # by the card's τ
+    cosines = (images @ text.T + text @ joint.correction).astype(np.float64)
+    expected = energy_of(cosines, np.full(len(images), -np.inf), 0.1)
+    assert [rows[path] for path in paths] == pytest.approx(expected.tolist(), abs=2e-3)
+    by_pictures = ood_audit.score(store, settings=replace(asked, prototypes=True)).parameters
+    assert ("corrected" in by_pictures, "pictures" in by_pictures) == (not joins, joins)
 
 
 def test_novelty_can_be_set_and_switched_off(one_folder):

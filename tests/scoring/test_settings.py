@@ -146,7 +146,8 @@ def test_what_is_given_is_kept_and_the_rest_chosen(made):
     on = ood_audit.score(store, settings=ScoreSettings(background=True, prototypes=True))
     assert on.parameters["background"] is True
     assert on.parameters["prototypes"] == PROTOTYPE_WEIGHT
-    assert ood_audit.score(store, settings=ScoreSettings(**given)).parameters == {**given, "prototypes": 0.0}
+    every = ood_audit.score(store, settings=ScoreSettings(**given)).parameters
+    assert every == {**given, "prototypes": 0.0, "corrected": True}
 
 
 def test_the_weight_is_that_of_the_prototypes_module():

@@ -23,14 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ood_audit.arrays import log_sum_exp
 from ood_audit.classes import wordnet
+from ood_audit.encoders.looks import stored
 from ood_audit.scoring import joining, metrics
 from ood_audit.scoring.joining import Evidence
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.scoring.scores.mcm import mcm
+from ood_audit.store import Store
+from ood_audit.store.parts import write_part
 
 SHARES = (0.01, 0.05, 0.2)
 DRAWS = 6
@@ -42,7 +47,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Set:
-    """Images (N, D), their labels (−1 for images of other classes), names, (K, D) texts, and background names."""
+    """Images (N, D), their labels (−1 for images of other classes), names, (K, D) texts, and background names.
+
+    `looks` are (N, L) where the encoder makes them.
+    """
 
     name: str
     images: Floats
@@ -51,6 +59,7 @@ class Set:
     texts: Floats
     background: tuple[list[str], Floats] | None
     duplicate: float = 0.97
+    looks: Floats | None = None
 
 
 def unit(rows: NDArray[np.floating]) -> Floats:
@@ -86,36 +95,46 @@ def photos(folder: Path) -> Set:
     return embedded("photos, starter", folder, names, lambda path: Path(path).parent.name)
 
 
+def add_looks(store: Store, looks: Floats) -> None:
+    """Give imported images the looks that `embed` would have kept, (N, L) in the order in which they were imported."""
+    (part,) = store.parts
+    table = pq.read_table(part)
+    column = pa.array([stored(look) for look in looks], pa.binary())
+    write_part(table.set_column(table.schema.get_field_index("look"), "look", column), part)
+
+
 def embedded(title: str, folder: Path, names: list[str], class_of: Callable[[str], str]) -> Set:
     """The starter's features, by the product itself; `class_of` tells what the image at a path shows."""
     import ood_audit
     from ood_audit.classes import background, texts
     from ood_audit.classes.vocabulary import Vocabulary
-    from ood_audit.store.parts import iter_features
+    from ood_audit.store.parts import iter_features, iter_looks
 
     with tempfile.TemporaryDirectory() as store:
         result = ood_audit.embed(folder, store=store, model="starter", device="cpu")
         batches = list(iter_features(result.store))
         images = np.concatenate([batch.features for batch in batches])
         paths = [path for batch in batches for path in batch.paths.to_pylist()]
+        looks = np.concatenate(list(iter_looks(result.store)))
         encoder = texts.encoder_of(result.store, "cpu")()
         own = Vocabulary(tuple((name,) for name in names)).features(encoder.encode_texts)
         corpus = background.CORPORA["background"]()
         features = background.features(result.store, corpus, None).astype(np.float32)
     shown = [class_of(path) for path in paths]
     labels = np.array([names.index(name) if name in names else -1 for name in shown], np.int64)
-    return Set(title, images, labels, names, own, (corpus.names, features), 0.997)
+    return Set(title, images, labels, names, own, (corpus.names, features), 0.997, looks)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What is audited: features, which are OOD, texts and background of the vocabulary."""
+    """What is audited: features, which are OOD, texts and background of the vocabulary, and looks if there are any."""
 
     images: Floats
     is_ood: NDArray[np.bool_]
     texts: Floats
     background: Floats | None
     duplicate: float
+    looks: Floats | None = None
 
 
 def draw(of: Set, share: float, seed: int) -> Folder:
@@ -135,13 +154,14 @@ def draw(of: Set, share: float, seed: int) -> Folder:
         free = np.array([name not in known for name in names])
         background = features[free & ((features @ of.texts[kept].T).max(axis=1) <= 0.95)]
     is_ood = np.arange(len(rows)) >= len(inside)
-    return Folder(of.images[rows], is_ood, of.texts[kept], background, of.duplicate)
+    looks = None if of.looks is None else of.looks[rows]
+    return Folder(of.images[rows], is_ood, of.texts[kept], background, of.duplicate, looks)
 
 
 def scores(folder: Folder) -> dict[str, NDArray[np.float64]]:
     """Each score of the table, higher for more OOD."""
     cosines = folder.images @ folder.texts.T
-    joint = joining.prepare(folder.images, len(folder.images), folder.texts, folder.duplicate)
+    joint = joining.prepare(folder.images, len(folder.images), folder.texts, folder.duplicate, looks=folder.looks)
     return {
         "MCM": -mcm(cosines).astype(float),
         "ΔEnergy, c = 2, τ = 1": -delta_energy(cosines, temperature=1.0, top_c=2, reset_to=0.0).astype(float),
@@ -156,7 +176,7 @@ def joined(folder: Folder, joint: joining.Joint) -> NDArray[np.float64]:
     """All evidence joined."""
     energy, outside = by_energy(folder, joint.correction)
     evidence = Evidence(energy, joining.standing(joint, folder.images @ folder.texts.T), outside, TEMPERATURE)
-    return joining.join(joint, evidence, evidence, [(folder.images, None)]).ood_score
+    return joining.join(joint, evidence, evidence, [(folder.images, folder.looks)]).ood_score
 
 
 def by_energy(folder: Folder, correction: Floats | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -86,6 +86,8 @@ def measure(of: clip.Set, drawn: Draw, root: Path, background: Path | None) -> l
         background=background,
     ).store
     write_json(store.root / "score_defaults.json", asdict(ScoreDefaults(clip.TEMPERATURE, 1, 0.0, of.duplicate)))
+    if of.looks is not None:
+        clip.add_looks(store, of.looks[drawn.rows])
     done = ood_audit.score(store, labels=names[drawn.kept].tolist())
     with connect(store) as db:
         scored = db.sql(f"SELECT {COLUMNS} FROM scores ORDER BY path").to_arrow_table()

@@ -66,6 +66,8 @@ def measure(
         background=background,
     ).store
     write_json(store.root / "score_defaults.json", asdict(ScoreDefaults(clip.TEMPERATURE, 1, 0.0, of.duplicate)))
+    if of.looks is not None:
+        clip.add_looks(store, of.looks[drawn.rows])
     ranked = np.ones(len(paths), bool)
     if given is not None:
         ranked[given] = False

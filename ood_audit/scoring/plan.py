@@ -85,6 +85,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     """
     choose_gpu(context.device)  # an error about it comes first
     store, vocabulary, given = context.store, context.vocabulary, settings.given(prompts)
+    novelty = given.pop("novelty", None)
     encoder = texts.encoder_of(store, context.device, context.on_progress)
     by_name = cached_features(store, vocabulary, encoder)
     defaults = texts.encoder_defaults(store, encoder)
@@ -131,9 +132,12 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     calibration = references.apart(store, shown, labelled, text) if labelled else None
     if "auto" in methods and settings.auto and shows is None:
         context.on_progress("reading the features")
-        joint = joining.read(store, text, duplicate, given.get("novelty"), parts, calibration)
+        joint = joining.read(store, text, duplicate, novelty, parts, calibration)
         if prompts is None:  # tuned ones may have been moved towards the images already
             runs["auto"], joint = _corrected(runs["auto"], joint, background, defaults if known else runs["auto"][1])
+    if novelty and (known or joint is None):
+        why = "pictures show what the classes look like" if settings.auto else "nothing is joined with ΔEnergy"
+        context.note(f"novelty does not count, as {why}")
     return Plan(
         target=Target(text, shown, made, names.loaded, None if joint is None else joint.correction),
         runs=runs,
@@ -224,7 +228,7 @@ def _own(method: str, given: Options, defaults: Options, *, with_background: boo
     """A score with the settings that were given, and else its own."""
     name = "delta-energy" if method in ("best", "auto") else method
     function = scores.load(name)
-    settings = settings_of(name, function, defaults, {k: v for k, v in given.items() if k != "novelty"})
+    settings = settings_of(name, function, defaults, given)
     if method in ("auto", "delta-energy") and "background" not in given and with_background:
         settings["background"] = True
     return function, settings

@@ -273,6 +273,23 @@ def test_novelty_can_be_set_and_switched_off(one_folder):
         ood_audit.score(store, settings=ScoreSettings(method="mcm", novelty=0.3))
 
 
+@pytest.mark.parametrize("novelty", [0.3, False])
+@pytest.mark.parametrize("auto", [True, False])
+def test_novelty_does_not_count_beside_pictures_of_the_classes(one_folder, tmp_path, novelty, auto):
+    """An image that is unlike all pictures stands out anyway; the same scores as without, and a note about a weight."""
+    store, _ = one_folder
+    chosen = [f"{i:04d}.png,class {i // 40}\n" for i in range(240)]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(chosen))
+    labelled.add(store, tmp_path / "labels.csv")
+    told: list[str] = []
+    scores = [
+        ood_audit.score(store, settings=ScoreSettings(novelty=one, background=False, auto=auto), note=told.append)
+        for one in (None, novelty)
+    ]
+    assert scores[0].parameters == scores[1].parameters
+    assert any("novelty does not count" in one for one in told) == bool(novelty)
+
+
 def test_a_few_labelled_images_calibrate_and_leave_the_ranking_as_it_is(one_folder, tmp_path):
     store, _ = one_folder
     settings = ScoreSettings(background=False, temperature=0.1)

@@ -331,7 +331,7 @@ def read(path: Path, corpus_key: str) -> Arrays | None:
 
 def write(path: Path, arrays: Arrays, corpus_key: str) -> None:
     """Keep some arrays in a file, with what they were made from."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     with replacing(path) as temporary:
-        save_file(arrays, temporary, {"corpus": corpus_key})
+        temporary.write_bytes(save(arrays, {"corpus": corpus_key}))

@@ -56,19 +56,20 @@ def save(
         recipe: settings, figures, `improved` (whether they may become the default) and `created`.
 
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     path = store.prompts / f"{name}.safetensors"
     remove(path.with_suffix(".json"))
     with replacing(path) as temporary:
-        save_file(
-            {
-                **arrays,
-                "labelled_features": labelled.features.astype(np.float16),
-                "labels": labelled.labels,
-                "held_out": labelled.held_out,
-            },
-            temporary,
+        temporary.write_bytes(
+            save(
+                {
+                    **arrays,
+                    "labelled_features": labelled.features.astype(np.float16),
+                    "labels": labelled.labels,
+                    "held_out": labelled.held_out,
+                }
+            )
         )
     values = {
         "vocabulary": vocabulary.id,
@@ -143,6 +144,9 @@ def _load(store: Store, name: str, recipe: JsonObject) -> Prompts:
         features = arrays["labelled_features"].astype(np.float32)
         features /= np.linalg.norm(features, axis=1, keepdims=True)  # float16 rounding
         labelled = Labelled(features, arrays["labels"], recipe["image_ids"], arrays["held_out"])
-        return Prompts(name, arrays["class_features"], labelled, recipe, arrays.get("move"))
+        move = arrays.get("move")
+        if "shift" in arrays:  # kept by an earlier 0.2.0.dev0: (D,), a move that only adds
+            move = np.vstack([np.eye(len(arrays["shift"]), dtype=np.float32), arrays["shift"]])
+        return Prompts(name, arrays["class_features"], labelled, recipe, move)
     except (OSError, SafetensorError, KeyError) as error:
         raise StoreError(f"{printable(str(path))} is damaged; delete it and run `ood-audit tune` again") from error

@@ -128,7 +128,7 @@ def joined(to_text: Array, to_prototypes: Array, weight: float) -> Array:
 
 def save(path: Path, made: "Sequence[Prototypes | None]") -> None:
     """Keep prototypes in a file, for `load`."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as as_bytes
 
     arrays = {
         f"{fold}.{field.name}": np.ascontiguousarray(getattr(those, field.name), np.float32)
@@ -136,7 +136,7 @@ def save(path: Path, made: "Sequence[Prototypes | None]") -> None:
         if those is not None
         for field in fields(those)
     }
-    save_file(arrays, path, {"folds": str(len(made))})
+    path.write_bytes(as_bytes(arrays, {"folds": str(len(made))}))
 
 
 def load(path: Path) -> "list[Prototypes | None]":

@@ -402,7 +402,7 @@ def cached_features(
 
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file, save_file
+    from safetensors.numpy import load_file, save
 
     path = store.vocabularies / f"{vocabulary.id}.safetensors"
     if path.exists():
@@ -415,7 +415,7 @@ def cached_features(
         _check_context(vocabulary, encoder())
         features = vocabulary.features(encoder().encode_texts)
     with replacing(path) as temporary:
-        save_file({"features": features}, temporary)
+        temporary.write_bytes(save({"features": features}))
     write_json(
         path.with_suffix(".json"),
         {

@@ -109,11 +109,6 @@ def replacing(path: Path) -> Iterator[Path]:
             with _uploaded(temporary, path):
                 _rename(temporary, path)
         flush(path.parent)
-    except Exception as error:
-        if not isinstance(error, OSError) and (number := re.search(r"\(os error (\d+)\)", str(error))):
-            code = int(number[1])  # safetensors words the system's errors itself
-            raise OSError(code, os.strerror(code), str(path)) from error
-        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

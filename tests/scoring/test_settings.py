@@ -1,6 +1,7 @@
 """How the settings of a report come about, on stores of every odd shape, with made-up features."""
 
 import json
+import os
 from functools import partial
 from typing import Any
 
@@ -375,6 +376,33 @@ def test_prompts_are_kept_as_they_were(made):
     assert found.labelled.image_ids == own.image_ids
     np.testing.assert_allclose(found.labelled.features, own.features, atol=5e-4)  # float16
     np.testing.assert_allclose(np.linalg.norm(found.labelled.features, axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no such modes there")
+def test_whoever_reads_the_store_reads_its_features(made):
+    """Arrays are kept with the mode of all other files, so that colleagues report on a shared store."""
+    store = made(8, 80)
+    save_prompts(store, "mine")
+    scored = ood_audit.score(store, settings=ScoreSettings(prototypes=True, background=False))
+    modes = [path.stat().st_mode for path in (scored.path.with_suffix(".safetensors"), store.prompts / "mine.json")]
+    assert modes[0] == modes[1] == (store.prompts / "mine.safetensors").stat().st_mode
+
+
+def test_prompts_that_say_shift_move_the_background_as_they_did(made):
+    """An earlier development version kept what is added to all names, and no matrix."""
+    from safetensors.numpy import load_file, save
+
+    store = made(8, 80)
+    save_prompts(store, "mine")
+    path = store.prompts / "mine.safetensors"
+    arrays = load_file(path)
+    shift = np.linspace(-1, 1, arrays["class_features"].shape[1], dtype=np.float32)
+    path.write_bytes(save({**arrays, "shift": shift}))
+    found = prompts.choose(store, vocabulary(8), "auto")
+    assert found is not None
+    assert found.move is not None
+    names = arrays["class_features"]
+    np.testing.assert_array_equal(names @ found.move[:-1] + found.move[-1], names + shift)
 
 
 @pytest.mark.parametrize("damage", ["short", "empty", "gone", "other"])

@@ -485,14 +485,3 @@ def test_a_full_disk(server, tmp_path, many):
         assert code == 0, out
         assert f"{64 - kept} added, {kept} unchanged" in out
         check_complete(store, many)
-
-
-def test_a_full_disk_in_the_words_of_safetensors_is_the_system_s_error(tmp_path):
-    from safetensors import SafetensorError
-
-    from ood_audit.store.files import replacing
-
-    with pytest.raises(OSError, match="No space left on device") as error, replacing(tmp_path / "features"):
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert error.value.errno == 28
-    assert list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +177,8 @@ def _parsed(text: str, suffix: str) -> ClassList:
         except _RefusedError:
             if suffix in (".jsonl", ".ndjson"):
                 raise
+    if suffix == ".py":
+        return _python(text)
     if (found := _assigned(text, suffix)) is not None:
         return found
     if start in ("[", "{"):
@@ -190,11 +192,45 @@ def _parsed(text: str, suffix: str) -> ClassList:
     return _lines(text)
 
 
+def _python(text: str) -> ClassList:
+    """The list in a file of Python that is called `names`, `classes` or so, wherever it is made; or the only one."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise _RefusedError(" is not in the syntax of Python 3; give one name a line") from None
+    named = [(name, value) for node in nodes for name, value in _given_values(node)]
+    own = [value for name, value in named if key(name) in _WRAPPERS]
+    if not own:
+        lists = ast.List | ast.Tuple | ast.Dict
+        own = [value for name, value in named if isinstance(value, lists) and not name.startswith("_")]
+        if len(own) != 1:
+            raise _RefusedError(" holds no list that is called names or classes; write names = [...]")
+    for value in own:
+        with suppress(ValueError, TypeError, RecursionError, MemoryError):
+            return _structured(_json(json.dumps(ast.literal_eval(value))), "Python")
+    raise _RefusedError(" holds a list of classes that is not only of texts; write names in quotes")
+
+
+def _given_values(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """What a part of a program gives a value by its name: `a = 1`, `a: int = 1`, `f(a=1)` or `{"a": 1}`."""
+    if isinstance(node, ast.Assign):
+        yield from ((name.id, node.value) for name in node.targets if isinstance(name, ast.Name))
+    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+        yield node.target.id, node.value
+    elif isinstance(node, ast.keyword) and node.arg:
+        yield node.arg, node.value
+    elif isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        yield from (
+            (name.value, v) for name, v in pairs if isinstance(name, ast.Constant) and isinstance(name.value, str)
+        )
+
+
 def _assigned(text: str, suffix: str) -> ClassList | None:
-    """The list in a file of Python or TOML: the one that is called `names`, `classes` or so, or the only one."""
+    """The list in a file of TOML, or in a text like it, that is called `names`, `classes` or so; or the only one."""
     found = {match[1]: match.end() for match in _ASSIGNED.finditer(text)}
     own = [start for name, start in found.items() if key(name) in _WRAPPERS]
-    if not own and suffix in (".py", ".toml"):
+    if not own and suffix == ".toml":
         own = list(found.values()) if len(found) == 1 else []
         if not own:
             raise _RefusedError(" holds no list that is called names or classes; write names = [...]")
@@ -203,7 +239,7 @@ def _assigned(text: str, suffix: str) -> ClassList | None:
             with suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
                 value = ast.literal_eval(text[start : start + end.end()])
                 return _structured(_json(json.dumps(value)), "TOML" if suffix == ".toml" else "Python")
-        if suffix in (".py", ".toml"):
+        if suffix == ".toml":
             raise _RefusedError(" holds a list of classes that is not only of texts; write names in quotes")
     return None
 

@@ -178,6 +178,14 @@ TWO = [("cat",), ("electric guitar",)]
         ("c.txt", "'cat',\n'electric guitar'\n", "", "one a line"),
         ("c.py", "NAMES = ['cat',\n  'electric guitar']  # two\nx = [1, 2]\n", "", "a Python list"),
         ("c.py", "SIZES = [64]\nclasses = (\n  'cat',  # or [kitty]\n  'electric guitar',\n)\n", "", "a Python list"),
+        (
+            "c.py",
+            "_base_ = ['a.py']\nd = dict(\n  meta=dict(classes=('cat', 'electric guitar'), n=2),\n)\n",
+            "",
+            "a Python list",
+        ),
+        ("c.py", "class D:\n  META = {'classes': ('cat', 'electric guitar'), 'sizes': [1]}\n", "", "a Python list"),
+        ("c.py", "x = 3\nNAMES: list[str] = ['cat', 'electric guitar']\n", "", "a Python list"),
         ("c.toml", 'sizes = [640, 480]\nnames = ["cat", "electric guitar"]\n', "", "a TOML list"),
         ("c.jsonl", '{"id": 4, "name": "cat"}\n{"id": 2, "name": "electric guitar"}\n', "42", "JSON lines"),
         (
@@ -244,6 +252,8 @@ def test_only_what_counts_the_names_is_taken_off(tmp_path, content, names):
         ("c.json", '{"version": {"id": 3}, "license": ""}'),
         ("c.toml", 'sizes = [640, 480]\nothers = ["cat"]\n'),
         ("c.py", "classes = [cat, dog]\n"),
+        ("c.py", "_base_ = ['a.py', 'b.py']\n"),
+        ("c.py", "sizes = [1, 2]\nothers = ['cat']\n"),
         ("c.txt", "<classes><name>cat</name></classes>"),
     ],
 )

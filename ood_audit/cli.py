@@ -1,5 +1,6 @@
 """The command line: a click group that imports a command when it is called."""
 
+import _thread
 import importlib
 import io
 import keyword
@@ -8,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Timer
 
 import click
 
@@ -116,7 +118,7 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
     try:
         # Options work before and after the command's name alike.
         rest = [argument for argument in arguments if argument != "--debug"] if debug else list(arguments)
-        with _showing_warnings():
+        with _showing_warnings(), _heeding_interrupts():
             code: object = cli.main(rest, prog_name="ood-audit", standalone_mode=False, auto_envvar_prefix="OOD_AUDIT")
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -173,6 +175,24 @@ def _showing_warnings() -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
+
+
+@contextmanager
+def _heeding_interrupts() -> Iterator[None]:
+    """Raise a Ctrl-C again that came while Python cleaned up, as it does in imports: it would only be printed."""
+    before = sys.unraisablehook
+
+    def heed(lost: "sys.UnraisableHookArgs") -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            Timer(0.05, _thread.interrupt_main).start()  # when this is over: it would be lost here as well
+        else:
+            before(lost)
+
+    sys.unraisablehook = heed
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _interrupted() -> int:

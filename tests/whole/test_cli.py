@@ -198,6 +198,33 @@ def _processor_seconds(process: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
+def test_an_interrupt_while_python_cleans_up_is_heeded(tmp_path):
+    """As in the imports of `tune`: where a weak reference's callback is interrupted, Python prints it and goes on."""
+    program = """
+import time, weakref
+from ood_audit import cli
+from ood_audit.commands import status
+
+class Lock: pass
+
+def interrupted(_): raise KeyboardInterrupt
+
+def slow(**options):
+    lock = Lock()
+    watched = weakref.ref(lock, interrupted)
+    del lock
+    for _ in range(200): time.sleep(0.05)
+
+status.command.callback = slow
+cli.main(["status"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.splitlines() == [
+        "error: interrupted; finished work is kept, run the same command again to resume"
+    ]
+
+
 def test_an_error_of_ours_is_one_line_and_debug_shows_it(reported):
     (arguments := ["query", "SELECT nope", "--store", str(reported[0])])
     done = run_cli(*arguments)

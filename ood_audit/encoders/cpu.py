@@ -9,7 +9,9 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -39,14 +41,38 @@ def side_by_side(threads: int) -> tuple[int, int]:
     return threads // each, each
 
 
+class _Blas:
+    """The threads of NumPy's own. Their limit is one for the whole process, so the last of its users takes it back."""
+
+    def __init__(self) -> None:
+        self._changing, self._users, self._limits = Lock(), 0, ExitStack()
+
+    @contextmanager
+    def limited(self, threads: int) -> Iterator[None]:
+        from threadpoolctl import threadpool_limits
+
+        with self._changing:
+            if not self._users:
+                self._limits.enter_context(threadpool_limits(threads, "blas"))
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changing:
+                self._users -= 1
+                if not self._users:
+                    self._limits.close()
+
+
+_BLAS = _Blas()
+
+
 def mapped(function: Callable[[_Item], _Value], items: Iterable[_Item]) -> Iterator[_Value]:
     """`function` of each item, in order, computed with NumPy: several at once, one for each core."""
-    from threadpoolctl import threadpool_limits
-
     at_once, threads = side_by_side(thread_count())
     pool = ThreadPoolExecutor(at_once, "compute")
     pending: deque[Future[_Value]] = deque()
-    with threadpool_limits(threads, "blas"):
+    with _BLAS.limited(threads):
         try:
             for item in items:
                 pending.append(pool.submit(function, item))

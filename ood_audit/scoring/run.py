@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ood_audit.classes import labelled, prompts, texts, vocabulary
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.cpu import return_freed_memory
+from ood_audit.encoders.gpu import choose_gpu
 from ood_audit.errors import OodAuditError, StoreError
 from ood_audit.progress import Progress, silent
 from ood_audit.scoring import scores
@@ -98,6 +99,8 @@ def score(
     """
     if not isinstance(store, Store):
         store = open_store(store)
+    if device != "auto":
+        choose_gpu(device)  # an error about it comes first, also where nothing is left to compute
     settings = settings or ScoreSettings()
     method = settings.method
     classes = vocabulary.choose(store, labels, templates, note)

@@ -553,3 +553,11 @@ def test_reads_what_was_there_when_an_embed_adds_to_it(made, monkeypatch):
     again = ood_audit.score(open_store(store.root))
     assert not again.reused
     assert again.images == store.query("SELECT count(*) FROM images").rows[0][0]
+
+
+def test_a_device_that_is_not_there_is_an_error_also_where_nothing_is_left_to_compute(made):
+    store = made(3, 30, shown=3)
+    ood_audit.score(store)
+    for device in ("cuda:7", "gpu"):
+        with pytest.raises(ood_audit.OodAuditError, match=r"device|GPU"):
+            ood_audit.score(store, device=device)

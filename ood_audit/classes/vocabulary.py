@@ -307,7 +307,8 @@ def choose(
         )
     elif names := texts.class_names(store):
         vocabulary = Vocabulary(tuple((name,) for name in names))
-        note(f"vocabulary: the {len(names)} imported names: {_some(names)}; give a list with --labels FILE")
+        imported = "imported name" if len(names) == 1 else f"{len(names)} imported names"
+        note(f"vocabulary: the {imported}: {_some(names)}; give a list with --labels FILE")
     else:
         found = from_folders(store)
         if found.vocabulary is None:

@@ -48,7 +48,9 @@ def command(features: str, vector: str | None, path: str | None, label: str | No
     if result.invalid:
         note("to list the invalid ones: ood-audit query \"SELECT path, error FROM images WHERE status = 'error'\"")
     if missing := result.added + result.changed - result.on_disk:
-        note(f"{missing} image files were not found; reports show a placeholder for them")
+        found = "image file was" if missing == 1 else "image files were"
+        note(f"{missing} {found} not found; reports show a placeholder in place of each")
     if result.classes or result.background:
-        note(f"imported names: {result.classes} classes, {result.background} background names")
+        classes = "1 class" if result.classes == 1 else f"{result.classes} classes"
+        note(f"imported names: {classes}, {result.background} background names")
     note("next: ood-audit report" + ("" if result.classes else " --labels classes.txt"))

@@ -74,7 +74,8 @@ def flag(
             f"the images are not in class folders. Put known images into folders named as their classes. {label_some}"
         )
     if classes < FEWEST_CLASSES:
-        return f"{classes} class folders are too few to calibrate by, {FEWEST_CLASSES} are needed. {label_some}"
+        folders = "1 class folder is" if classes == 1 else f"{classes} class folders are"
+        return f"{folders} too few to calibrate by, {FEWEST_CLASSES} are needed. {label_some}"
     weights = _weights(folder_rank, classes)
     count = float(weights.sum())  # N
     if count < _FEWEST_FITTING * in_folders:

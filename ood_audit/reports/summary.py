@@ -30,7 +30,7 @@ def lines(report: Report) -> Iterator[str]:
     """
     names = report.scores.vocabulary.names
     shown = ", ".join(names[:_GROUPS]) + (", …" if len(names) > _GROUPS else "")
-    yield f"{report.scores.images:,} images of {len(names):,} classes: {shown}"
+    yield f"{report.scores.images:,} images of {len(names):,} class{'' if len(names) == 1 else 'es'}: {shown}"
     for section in report.sections:
         if section.kind in _SENTENCES and section.count:
             one, many = _SENTENCES[section.kind]

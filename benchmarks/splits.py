@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import ood_audit
 from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ScanNotes, local_path, resolve, scan
 from ood_audit.store import Store, create_store, open_store
-from ood_audit.store.parts import PartWriter, iter_features
+from ood_audit.store.parts import PartWriter, iter_features, looks_of
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class Embedded:
         decoded = {row[0]: (os.path.realpath(local_path(row[1])), Decoded(*row[2:])) for row in rows}
         pictures = {}
         for batch in iter_features(store):
-            for image_id, feature in zip(batch.image_ids.to_pylist(), batch.features, strict=True):
+            ids = batch.image_ids.to_pylist()
+            for image_id, feature, look in zip(ids, batch.features, looks_of(store, ids), strict=True):
                 path, facts = decoded[image_id]
-                pictures[path] = (facts, feature)
+                pictures[path] = (replace(facts, look=look), feature)
         return cls(open_store(root), pictures)
 
     def store_of(self, folder: Path, root: Path) -> Store:

@@ -43,6 +43,8 @@ _OTHERS: list[tuple[str, Options]] = [
     *(("mcm", {"temperature": temperature}) for temperature in (0.01, 0.1, 1.0)),
 ]
 Candidate = tuple[str, Options]
+# The raw values by each candidate, their AUROCs, who is OOD, and what `look` has given.
+_Tried = tuple[list[Floats], NDArray[np.float64], NDArray[np.bool_], tuple[NDArray[np.float64], ...]]
 
 
 @dataclass(frozen=True)
@@ -239,18 +241,21 @@ def select(
     if sample.presumed and len(grid.prototypes) > 1:
         grid = Grid(**{**vars(grid), "prototypes": (DEFAULT_WEIGHT,)})
     candidates = grid.candidates()
-    aurocs = np.empty((rounds, len(candidates)))
-    every: list[tuple[list[Floats], NDArray[np.bool_], tuple[NDArray[np.float64], ...]]] = []
-    on_progress(0, rounds)
-    for i, played in enumerate(play(sample, text, defaults, grid, background=background, rounds=rounds, seed=seed)):
+
+    def tried(played: Round) -> _Tried:
         to_prototypes = played.to_prototypes if any(grid.prototypes) else played.to_text
         columns = list(_delta_energies(grid, played.to_text, to_prototypes, played.outside))
         if grid.every_score:
             columns += _other_scores(grid, played.to_text, to_prototypes)
             columns.append(_knn(played))
-        aurocs[i] = _aurocs(np.stack(columns), played.is_ood)
-        every.append((columns, played.is_ood, look(played)))
-        on_progress(i + 1, rounds)
+        return columns, _aurocs(np.stack(columns), played.is_ood), played.is_ood, look(played)
+
+    every = []
+    on_progress(0, rounds)
+    for one in mapped(tried, play(sample, text, defaults, grid, background=background, rounds=rounds, seed=seed)):
+        every.append(one)
+        on_progress(len(every), rounds)
+    aurocs = np.stack([of_round for _, of_round, _, _ in every])
     mean = aurocs.mean(axis=0)
     chosen = _simplest_of_the_best(candidates, aurocs)
     return Selection(
@@ -259,7 +264,7 @@ def select(
         spread=float(aurocs[:, chosen].std()),
         candidates=candidates,
         aurocs=mean,
-        rounds=[Outcome(columns[chosen], is_ood, beside) for columns, is_ood, beside in every],
+        rounds=[Outcome(columns[chosen], is_ood, beside) for columns, _, is_ood, beside in every],
     )
 
 

@@ -188,8 +188,9 @@ def name_images(
     centers, labels = clusters(own)
     sizes = np.bincount(labels, minlength=len(centers))
     likeness = _likeness(*nouns, sampled)
-    names = name_clusters(centers, sizes, likeness, len(centers))
-    sure = _sure(names, centers, sizes, likeness)
+    scored = _scores(centers, likeness)
+    names = _covered(*scored, sizes, likeness, len(centers))
+    sure = _sure(names, *scored, sizes, likeness)
     return {image_id: name for image_id, row in rows.items() if (name := names[labels[row]]) in sure}
 
 
@@ -216,12 +217,16 @@ def name_clusters(centers: Floats, sizes: NDArray[np.int64], likeness: Likeness,
         most: how many names at most.
 
     """
-    scores, best = _scores(centers, likeness)
+    return _covered(*_scores(centers, likeness), sizes, likeness, most)
+
+
+def _covered(scores: Floats, best: Floats, sizes: NDArray[np.int64], likeness: Likeness, most: int) -> list[str | None]:
+    """The greedy set cover, by what `_scores` gives."""
     named = (best >= _LIKE) & np.isfinite(scores.max(axis=1))
     fits = (scores >= scores.max(axis=1, keepdims=True) - _MARGIN) & named[:, None]
     left = sizes * named
     chosen: list[int] = []
-    names = np.full(len(centers), -1)
+    names = np.full(len(scores), -1)
     while left.any() and len(chosen) < most:
         explained = left @ fits
         # Of those that explain most images, the one that fits them best.
@@ -234,10 +239,9 @@ def name_clusters(centers: Floats, sizes: NDArray[np.int64], likeness: Likeness,
 
 
 def _sure(
-    names: Sequence[str | None], centers: Floats, sizes: NDArray[np.int64], likeness: Likeness
+    names: Sequence[str | None], scores: Floats, best: Floats, sizes: NDArray[np.int64], likeness: Likeness
 ) -> set[str | None]:
     """The names that a person can rely on: of several images, very like them, and clearly before the next noun."""
-    scores, best = _scores(centers, likeness)
     senses, name_of, _, _ = _taxonomy(tuple(likeness.names))
     sure: set[str | None] = set()
     for name in dict.fromkeys(name for name in names if name is not None):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
 from ood_audit.classes import prototypes
@@ -279,3 +280,13 @@ def test_enough_is_60_images_of_6_classes():
     assert not usable(
         Sample(unknown.features, np.where(unknown.labels == 0, -1, unknown.labels), unknown.trusted, False)
     )
+
+
+@pytest.mark.parametrize("spread", [0.05, 1.0])
+def test_sums_at_a_scale_twice_another_are_those_of_its_own_exponentials(spread):
+    values = (spread * np.random.default_rng(0).normal(size=(5, 300))).astype(np.float32)
+    scales = {10.0, 20.0, 80.0, 1 / 0.03, 2 / 0.03, 100.0, 200.0}
+    found = selection._log_sums(values.copy(), scales)
+    assert found.keys() == scales
+    for scale in scales:
+        assert found[scale] == pytest.approx(logsumexp(values.astype(np.float64) * scale, axis=1), rel=1e-5)

@@ -215,7 +215,7 @@ def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:
     return None if picture is None else to_webp(picture, quality)
 
 
-def reduced(uri: str, size: int) -> Image.Image | None:
+def reduced(uri: str, size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image | None:
     """A picture of at most `size` × `size` pixels; None where the file can't be read any more."""
     uri, is_whole = shown_in_picture(uri)
     image, box = image_and_box(uri)
@@ -229,7 +229,7 @@ def reduced(uri: str, size: int) -> Image.Image | None:
         if picture is None:
             return None
         whole = picture.size
-        picture.thumbnail((size, size), Image.Resampling.BICUBIC)
+        picture.thumbnail((size, size), resampling)
         if box is not None and is_whole:
             _draw(picture, box, picture.width / whole[0])
         return picture

@@ -54,7 +54,7 @@ def sprites(uris: Sequence[str]) -> Sprites | None:
     rows = math.ceil(len(uris) / columns)
     sheet = Image.new("RGB", (columns * _SPRITE, rows * _SPRITE), "grey")
     with ThreadPoolExecutor() as pool:
-        for i, picture in enumerate(pool.map(lambda uri: reduced(uri, _SPRITE), uris)):
+        for i, picture in enumerate(pool.map(lambda uri: reduced(uri, _SPRITE, Image.Resampling.BOX), uris)):
             if picture is not None:
                 left, top = i % columns * _SPRITE, i // columns * _SPRITE
                 sheet.paste(picture, (left + (_SPRITE - picture.width) // 2, top + (_SPRITE - picture.height) // 2))

@@ -32,6 +32,10 @@ _Encoder = Callable[[], texts.TextEncoder]
 _JOINED_FROM = (
     0.5  # the least kinship of the labelled images with the others that has these compared with them one by one
 )
+_NO_NOVELTY = {
+    True: "novelty does not count, as pictures show what the classes look like",
+    False: "novelty does not count, as nothing is joined with ΔEnergy",
+}
 _OTHERS = 4096  # names to tell a known class by, where no score wants all of them: nearly as good, and a small product
 
 
@@ -85,7 +89,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     """
     choose_gpu(context.device)  # an error about it comes first
     store, vocabulary, given = context.store, context.vocabulary, settings.given(prompts)
-    novelty = given.pop("novelty", None)
+    novelty, parts, joint = given.pop("novelty", None), store.parts, None
     encoder = texts.encoder_of(store, context.device, context.on_progress)
     by_name = cached_features(store, vocabulary, encoder)
     defaults = texts.encoder_defaults(store, encoder)
@@ -128,7 +132,6 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     doubt = knows.doubt(sample.features, text, background, defaults["temperature"])
     # Where they are not wanted, there is no product with them either, which would cost more than that with the text.
     made = [] if given.get("prototypes") == 0 else prototypes.fit_folds(shown, text)
-    parts, joint = store.parts, None
     calibration = references.apart(store, shown, labelled, text) if labelled else None
     if "auto" in methods and settings.auto and shows is None:
         context.on_progress("reading the features")
@@ -136,8 +139,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
         if prompts is None:  # tuned ones may have been moved towards the images already
             runs["auto"], joint = _corrected(runs["auto"], joint, background, defaults if known else runs["auto"][1])
     if novelty and (known or joint is None):
-        why = "pictures show what the classes look like" if settings.auto else "nothing is joined with ΔEnergy"
-        context.note(f"novelty does not count, as {why}")
+        context.note(_NO_NOVELTY[settings.auto])
     return Plan(
         target=Target(text, shown, made, names.loaded, None if joint is None else joint.correction),
         runs=runs,

@@ -120,7 +120,7 @@ def played_encoder() -> Any:
             self._resize, self._crops = self._to_pil.transforms[0], True
             self.identity = identity()
 
-        def encode_images(self, pixels: Any) -> Any:
+        def encode(self, pixels: Any) -> Any:
             with torch.inference_mode():
                 batch = np.empty((len(pixels), 224, 224, 3), np.uint8)
                 np.stack(pixels, out=batch)
@@ -128,7 +128,7 @@ def played_encoder() -> Any:
                 with open(gpu, "rb") as file:  # passes of all processes follow each other
                     fcntl.flock(file, fcntl.LOCK_EX)
                     time.sleep(seconds * len(pixels))
-            return np.repeat(features, len(pixels), axis=0)
+            return np.repeat(features, len(pixels), axis=0), None
 
     return Played()
 

@@ -44,6 +44,7 @@ _DISTANCE_WEIGHT = 0.5  # of the prototypes in `distance`
 _MOST_COSINES = 1_000_000_000  # of all images to the pictures: of 100,000 images to 10,000
 _FEWEST = 1000  # pictures that are compared with however many images there are
 _BLOCK = 512
+_COPIES = 4  # the image itself and a few copies; those with more are compared with all pictures
 
 
 @dataclass(frozen=True)
@@ -130,17 +131,42 @@ def evidence_of(chunk: "Chunk", pictures: Pictures) -> tuple[Numbers, Numbers]:
 
 def nearest(images: Array, pictures: Pictures, looks: Floats | None = None) -> Numbers:
     """`nearest` of (N, D) images; by their (N, L) looks where `pictures` have any."""
-    xp = namespace(images)
-    theirs, found = beside(pictures.features, images), []
+    found = []
     for start in range(0, len(images), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        cosines = images[rows] @ theirs.T
-        copies = cosines > pictures.duplicate
-        if looks is not None and pictures.looks is not None:
-            cosines = looks[rows] @ pictures.looks.T
-        cosines[copies] = -1.0
-        found.append(-to_numpy(xp.max(cosines, axis=1)).astype(np.float64))
+        if looks is None or pictures.looks is None:
+            largest = to_numpy(_most_alike(images[rows], pictures))
+        else:
+            largest = _most_alike_by_looks(images[rows], looks[rows] @ pictures.looks.T, pictures)
+        found.append(-largest.astype(np.float64))
     return np.concatenate(found) if found else np.empty(0)
+
+
+def _most_alike(images: Array, pictures: Pictures) -> Array:
+    """(N,) the largest cosine of each image to pictures that are no near duplicates of it; −1 where all are."""
+    cosines = images @ beside(pictures.features, images).T
+    cosines[cosines > pictures.duplicate] = -1.0
+    return namespace(images).max(cosines, axis=1)
+
+
+def _most_alike_by_looks(images: Floats, cosines: Floats, pictures: Pictures) -> Floats:
+    """As `_most_alike`, by the (N, M) cosines between looks, which are overwritten.
+
+    Only the pictures with the largest are compared by their features, which takes a third of the time.
+    """
+    largest, rows = np.empty(len(images), np.float32), np.arange(len(images))
+    for _ in range(_COPIES):
+        at = cosines[rows].argmax(axis=1)
+        largest[rows] = cosines[rows, at]
+        copies = np.einsum("nd,nd->n", images[rows], pictures.features[at]) > pictures.duplicate
+        rows, at = rows[copies], at[copies]
+        cosines[rows, at] = -1.0
+        if not len(rows):
+            return largest
+    rest = cosines[rows]
+    rest[images[rows] @ pictures.features.T > pictures.duplicate] = -1.0
+    largest[rows] = rest.max(axis=1)
+    return largest
 
 
 def join(images: PictureEvidence, weight: float, of: PictureEvidence | None = None) -> Numbers:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ood_audit.scoring import pictures, selection
-from ood_audit.scoring.pictures import PictureEvidence, evidence_in, forecast, join, shown
+from ood_audit.scoring.pictures import PictureEvidence, Pictures, evidence_in, forecast, join, shown
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.scoring.selection import Grid, Sample
 from tests.helpers.made import unit
@@ -108,3 +108,18 @@ def test_the_nearest_picture_is_that_which_looks_most_alike():
     for image, look, cosine in zip(played.features, played.looks, found, strict=True):
         others = (looks[kept] @ look)[of.features[kept] @ image <= 0.9]
         assert cosine == pytest.approx(others.max(), abs=1e-6)
+
+
+@pytest.mark.parametrize("copied", [0, 2, 30])
+def test_copies_of_an_image_are_never_its_nearest_picture_however_many_there_are(copied):
+    rng = np.random.default_rng(copied)
+    features, looks = unit(rng.normal(size=(90, 16))), unit(rng.normal(size=(90, 5)))
+    features[:copied], looks[:copied] = features[0], unit(looks[0] + 0.01 * rng.normal(size=(copied, 5)))
+    nearest = pictures.nearest(features, Pictures(features, np.zeros(90, int), 0.9, looks), looks)
+    for image, look, found in zip(features, looks, nearest, strict=True):
+        assert -found == pytest.approx((looks @ look)[features @ image <= 0.9].max(), abs=1e-6)
+
+
+def test_an_image_among_nothing_but_copies_has_no_nearest_picture():
+    features, looks = np.ones((7, 1), np.float32), unit(np.random.default_rng(0).normal(size=(7, 3)))
+    assert pictures.nearest(features, Pictures(features, np.zeros(7, int), 0.9, looks), looks).tolist() == [1.0] * 7

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ood_audit.classes.prototypes import sample
 from ood_audit.encoders.gpu import choose_gpu
 from ood_audit.errors import UsageError
 from ood_audit.findings.fingerprints import (
@@ -65,6 +66,11 @@ _TURNED_CANDIDATES = 64  # bits between the stored hashes, which are taken at tw
 # to 5% of each side, are within 20 of the 64 bits, and half of them have no other of 5,000 pictures as near.
 _STILL = 20
 _TURNED_NEIGHBOURS = 64
+# More of them are looked for in lists of like codes: of 700 copies that were turned, cropped and recompressed, among
+# 100,000 pictures, 98.5% of those that a comparison of all with all finds, in a third of its time.
+_TURNED_EXACT = 20_000
+_TURNED_PROBES = 1 / 5  # of the lists
+_TRAINED_ON = 40  # codes a list
 _AS_ROWS, _AS_COLUMNS = range(1, 4), range(4, 8)  # the turns by which of the two still codes stays the same
 # Bits by which the stored hashes of two pictures differ more, in any orientation, than those of their fingerprints may:
 # then no file is read to compare them. Of 616 altered copies that match, the farthest are 62 bits apart, which leaves
@@ -155,7 +161,7 @@ def find(
     match it and not only each other, so that no chain of small steps joins different pictures.
 
     On a GPU of CUDA's all images are compared with all others. On a CPU this is so up to `listed.EXACT` images, and
-    95% of the neighbours of more are found.
+    95% of the neighbours of more are found; of copies that were turned, 98% of those that are found among fewer.
 
     Memory: the features in float16 (on the GPU, where there is one), a kilobyte an image with candidates, and one block
     of the search.
@@ -338,7 +344,7 @@ class _Search:
         return None
 
 
-def _index_of(hashes: Fingerprints, known: NDArray[np.bool_]) -> "tuple[Rows, faiss.IndexBinaryFlat] | None":
+def _index_of(hashes: Fingerprints, known: NDArray[np.bool_]) -> "tuple[Rows, faiss.IndexBinary] | None":
     """The rows with stored hashes, and an index of their still codes, two a row; None where too many, or none."""
     rows = np.flatnonzero(known)
     if not len(rows) or len(hashes) > TURNED_MOST:
@@ -347,6 +353,11 @@ def _index_of(hashes: Fingerprints, known: NDArray[np.bool_]) -> "tuple[Rows, fa
 
     codes = still_codes(hashes[rows])[..., 0, :].reshape(2 * len(rows), -1)
     index = faiss.IndexBinaryFlat(8 * codes.shape[1])
+    if len(rows) > _TURNED_EXACT:
+        lists = round(len(codes) ** 0.5)
+        index = faiss.IndexBinaryIVF(index, index.d, lists)
+        index.nprobe = round(_TURNED_PROBES * lists)
+        index.train(codes[sample(len(codes), most=_TRAINED_ON * lists)])
     index.add(codes)
     return rows, index
 

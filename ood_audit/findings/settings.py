@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ood_audit.errors import UsageError
 
-TURNED_MOST = 400_000  # images that are compared with each other in all orientations, all with all
+TURNED_MOST = 400_000  # images that are compared with each other in all orientations
 
 
 @dataclass(frozen=True)

@@ -427,6 +427,21 @@ def test_turned_and_mirrored_copies_are_found_whatever_their_features(folder):
     assert find(store_of(folder, features)).rows == []  # of an older version, without hashes
 
 
+def test_turned_copies_of_very_many_images_are_looked_for_in_lists():
+    """Not all with all, and yet nearly all of them are found."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 2, (200, 2, 256), np.uint8)
+    bits = kinds[rng.integers(0, 200, 24_000)] ^ (rng.random((24_000, 2, 256)) < 0.3)
+    hashes = np.packbits(bits, axis=-1)
+    rows, index = duplicates._index_of(hashes, np.ones(24_000, bool)) or pytest.fail("no index")
+    assert index.nprobe < index.nlist / 4
+    copies = np.packbits(bits[:500, 0] ^ (rng.random((500, 256)) < 0.14), axis=-1)  # 9 of 64 bits
+    distances, entries = index.search(still_codes(copies)[:, 0].copy(), 64)
+    found = (rows[entries // 2] == np.arange(500)[:, None]) & (entries >= 0)
+    assert found.any(axis=1).mean() > 0.9
+    assert distances[found].mean() < 12
+
+
 def test_files_that_are_gone_or_changed_are_passed_over_and_counted(folder):
     picture = Image.open(PHOTOGRAPH)
     shutil.copy(PHOTOGRAPH, folder / "original.jpg")

@@ -331,7 +331,7 @@ def _train(
         except KeyboardInterrupt:
             interrupted = True
     judge = foremost if settings.method == "residual" else choose
-    best = judge([f.merits for f in history[: len(states)]])
+    best = judge([f.merits for f in history[: len(states)]]) if settings.folds else len(states) - 1
     learned, tuned = states[best]
     return Tuned(
         learned.cpu().numpy(),
@@ -397,12 +397,12 @@ def foremost(merits: Sequence[Sequence[float]]) -> int:
 
     A residual tells the classes apart better with every step, whether that is needed or not. Where the text features
     were good already it soon costs detection, and where they were not detection gains till the end. A tenth of the
-    steps harmed nothing that was measured. (The last epoch without any folds.)
+    steps harmed nothing that was measured. (The early epoch where there are too few images for folds.)
     """
     table = np.array(merits, dtype=np.float64)  # (epochs, folds)
-    if table.shape[1] == 0:
-        return len(table) - 1
     early = min(len(table) - 1, max(1, round(_EARLY * (len(table) - 1))))
+    if table.shape[1] == 0:
+        return early
     gain = table - table[early]
     error = gain.std(1, ddof=1) / np.sqrt(table.shape[1]) if table.shape[1] > 1 else np.zeros(len(table))
     least = gain.mean(1) - error

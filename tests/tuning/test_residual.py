@@ -80,6 +80,18 @@ def test_folds_judge_the_epochs(data):
     assert found.history[0].accuracy == found.before.accuracy
 
 
+def test_of_one_image_a_class_the_early_epoch_is_kept(data):
+    """Nothing can be held out, so nothing tells that more steps harm; without folds by wish the last one is kept."""
+    features, labels, text = data
+    first = np.array([np.flatnonzero(labels == k)[0] for k in range(len(text))])
+    settings = dataclasses.replace(QUICK, epochs=20)
+    found = residual.fit(features[first], labels[first], text, CLIP, settings)
+    assert found.epoch == 2
+    assert len(found.held_out) == 0
+    last = residual.fit(features[first], labels[first], text, CLIP, dataclasses.replace(settings, folds=0))
+    assert last.epoch == 20
+
+
 def test_classes_without_images_move_as_the_others_do_on_average(data):
     features, labels, text = data
     some = labels < 4
@@ -142,7 +154,7 @@ def test_the_early_epoch_is_kept_unless_another_is_surely_better():
     assert foremost(of(0.7, 0.8, 0.8, 0.9, 0.9, 0.9, spread=0.1)) == 1  # it may be by chance
     assert foremost(of(0.9, 0.7, 0.6, 0.5, 0.5, 0.5)) == 0  # tuning harms
     assert foremost(of(0.7)) == 0
-    assert foremost([(), (), ()]) == 2
+    assert foremost([()] * 21) == 2  # no image could be held out
 
 
 def test_apart_by_hand():

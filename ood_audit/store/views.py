@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -312,16 +312,22 @@ def count_readable(store: StoreFolder, parts: list[Path] | None = None) -> int:
 @lru_cache(maxsize=16)
 def _count_readable(store: StoreFolder, parts: tuple[Path, ...], written: tuple[int, ...]) -> int:
     """Counted once for each set of parts, which never change: every step of a report asks for it."""
-    with connect(store, list(parts)) as db:
+    if _holds_only(parts, "status", "ok") and _holds_only(parts, "supersedes", False):
+        import pyarrow.parquet as pq
+
+        return sum(pq.read_metadata(part).num_rows for part in parts)
+    with connect(store, list(parts), reports=False) as db:
         ((count,),) = db.execute("SELECT count(*) FROM images WHERE status = 'ok'").fetchall()
     return int(count)
 
 
 def outdated_rows(store: StoreFolder, parts: list[Path]) -> dict[Path, "pa.Array"]:
     """By part, the ids of the images of which it has a row that no longer counts."""
+    if _holds_only(parts, "supersedes", False):  # none has been changed since
+        return {}
     import numpy as np
 
-    with connect(store, parts) as connection:
+    with connect(store, parts, reports=False) as connection:
         rows = connection.sql(
             "SELECT r.part, r.image_id FROM _rows AS r JOIN _superseded AS s USING (image_id) "
             "WHERE s.part > r.part ORDER BY r.part"
@@ -333,6 +339,29 @@ def outdated_rows(store: StoreFolder, parts: list[Path]) -> dict[Path, "pa.Array
         for part, start, end in zip(parts, [0, *ends], ends, strict=False)
         if end > start
     }
+
+
+def _holds_only(parts: Iterable[Path], column: str, value: object) -> bool:
+    """Whether a column is known to hold nothing else, by what the parts say of themselves: in a hundredth of a query.
+
+    A part that can't be read is for the query to complain of.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = list(schema.PARTS).index(column)
+    try:
+        for part in parts:
+            metadata = pq.read_metadata(part)
+            if metadata.schema.column(place).path != column:
+                return False
+            for group in range(metadata.num_row_groups):
+                found = metadata.row_group(group).column(place).statistics
+                if found is None or not found.has_min_max or found.null_count or {found.min, found.max} != {value}:
+                    return False
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
 
 
 def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], columns: schema.Columns) -> None:

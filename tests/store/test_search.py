@@ -11,6 +11,7 @@ import pytest
 
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.errors import StoreError
+from ood_audit.images.decode import Decoded
 from ood_audit.images.sources import ImageRef
 from ood_audit.store import search, views, writing
 from ood_audit.store.index import build_index, neighbours
@@ -218,3 +219,24 @@ def test_readable_images_are_counted_once_for_the_same_parts(tmp_path: Path, mon
     gone = tmp_path / "store" / "images" / "part-00000009.parquet"
     with pytest.raises(StoreError, match="merged parts of the store in the meantime"):
         views.count_readable(store, [*first, gone])
+
+
+def test_only_a_store_with_changes_is_queried_for_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Vocabulary((("cat",), ("dog",)))
+    store = make_store(tmp_path / "store", np.eye(5), [f"cat/{i}.jpg" for i in range(5)], words, np.eye(2, 5))
+    first = store.parts
+    with monkeypatch.context() as patch:
+        patch.setattr(views, "connect", pytest.fail)
+        assert views.outdated_rows(store, first) == {}
+        assert views.count_readable(store, first) == 5
+    images = [ImageRef(f"file:///made-up/cat/{i}.jpg", "/made-up", f"cat/{i}.jpg", 1, 1) for i in (0, 7)]
+    with PartWriter(store, "run") as writer:
+        writer.add(images[1], Decoded(error="damaged"), None, supersedes=False)
+    assert views.count_readable(store) == 5  # of six
+    with PartWriter(store, "run") as writer:
+        writer.remove(images[0])
+    assert {part: ids.to_pylist() for part, ids in views.outdated_rows(store, store.parts).items()} == {
+        first[0]: [images[0].image_id]
+    }
+    assert views.outdated_rows(store, first) == {}
+    assert views.count_readable(store) == 4

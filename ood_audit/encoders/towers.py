@@ -56,11 +56,17 @@ def image_tower(weights: Weights, batch: int, size: int, mean: list[float], std:
             out = trunk.block(out, f"blocks.{stage}.{block}.", stride if block == 0 else 1)
             block += 1
     pooled = op.reduce_mean(trunk.convolution(out, "conv_head", "bn2"), [2, 3])
-    head = {name: weights[f"visual.head.mlp.{name}"] for name in ("fc1.weight", "fc1.bias", "fc2.weight")}
+    head = {name: _constant(weights[f"visual.head.mlp.{name}"]) for name in ("fc1.weight", "fc1.bias", "fc2.weight")}
     hidden = op.gelu(op.matmul(pooled, head["fc1.weight"], False, True) + head["fc1.bias"], "erf")
     features = op.matmul(hidden, head["fc2.weight"], False, True)
-    look = op.matmul(op.sqrt(pooled), looks.signs(len(head["fc1.weight"][0])), False, False)
+    signs = _constant(looks.signs(head["fc1.weight"].shape[1]))
+    look = op.matmul(op.sqrt(pooled), signs, False, False)
     return ov.Model([op.concat([features, look], 1)], [pixels], "starter")
+
+
+def _constant(values: NDArray[np.float32]) -> ov.Node:
+    """Weights in a graph. Of a bare array, OpenVINO's operations make a list of Python's numbers first."""
+    return op.constant(np.ascontiguousarray(values))
 
 
 class _Trunk:
@@ -94,10 +100,10 @@ class _Trunk:
         weight = weight * scale[:, None, None, None]
         common = {"strides": [stride, stride], "pads_begin": [0, 0], "pads_end": [0, 0], "dilations": [1, 1]}
         if weight.shape[1] == 1:  # depthwise
-            out = op.group_convolution(out, weight[:, None], **common, auto_pad="same_upper")
+            out = op.group_convolution(out, _constant(weight[:, None]), **common, auto_pad="same_upper")
         else:
-            out = op.convolution(out, weight, **common, auto_pad="same_upper")
-        out = out + (shift - mean * scale)[None, :, None, None]
+            out = op.convolution(out, _constant(weight), **common, auto_pad="same_upper")
+        out = out + _constant((shift - mean * scale)[None, :, None, None])
         return op.clamp(out, 0, 6) if clamp else out
 
 
@@ -106,16 +112,17 @@ def text_tower(weights: Weights, heads: int) -> ov.Model:
 
     def norm(values: ov.Node, name: str) -> ov.Node:
         centred = op.mvn(values, [-1], True, _LAYER_EPSILON, "inside_sqrt")
-        return centred * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+        return centred * _constant(weights[f"{name}.weight"]) + _constant(weights[f"{name}.bias"])
 
     def linear(values: ov.Node, name: str) -> ov.Node:
-        return op.matmul(values, weights[f"{name}weight"], False, True) + weights[f"{name}bias"]
+        weight, bias = _constant(weights[f"{name}weight"]), _constant(weights[f"{name}bias"])
+        return op.matmul(values, weight, False, True) + bias
 
     tokens = op.parameter([-1, -1], np.int64, name="tokens")
     ends = op.parameter([-1], np.int64, name="ends")
     length = op.gather(op.shape_of(tokens), 1, 0)
-    places = op.gather(weights["positional_embedding"], op.range(0, length, 1, "i64"), 0)
-    out = op.gather(weights["token_embedding.weight"], tokens, 0) + places
+    places = op.gather(_constant(weights["positional_embedding"]), op.range(0, length, 1, "i64"), 0)
+    out = op.gather(_constant(weights["token_embedding.weight"]), tokens, 0) + places
     layer = 0
     while f"transformer.resblocks.{layer}.ln_1.weight" in weights:
         name = f"transformer.resblocks.{layer}"
@@ -128,4 +135,5 @@ def text_tower(weights: Weights, heads: int) -> ov.Model:
         out = out + linear(hidden, f"{name}.mlp.c_proj.")
         layer += 1
     last = op.gather(norm(out, "ln_final"), ends, 1, 1)
-    return ov.Model([op.matmul(last, weights["text_projection"], False, False)], [tokens, ends], "starter texts")
+    projected = op.matmul(last, _constant(weights["text_projection"]), False, False)
+    return ov.Model([projected], [tokens, ends], "starter texts")

@@ -17,6 +17,7 @@ from tests.conftest import EXAMPLES
 
 pytest.importorskip("openvino")
 light = pytest.importorskip("ood_audit.encoders.light")
+types = pytest.importorskip("openvino.utils.types")
 
 PHOTOS = sorted((EXAMPLES / "images").rglob("*.jpg"))
 
@@ -167,3 +168,19 @@ def test_a_gpu_is_seen_before_torch_is_imported(monkeypatch):
     monkeypatch.setattr(gpu, "_gpu_driver", lambda: False)
     assert gpu.is_cpu("auto")
     assert "torch" not in sys.modules
+
+
+def test_no_weights_pass_through_lists(monkeypatch):
+    """What OpenVINO makes constants of by itself, it makes a list of Python's numbers first: seconds and 200 MB."""
+    sizes = [0]
+    make = types.make_constant_node
+
+    def counting(value, *arguments, **options):
+        sizes.append(np.size(value))
+        return make(value, *arguments, **options)
+
+    monkeypatch.setattr(types, "make_constant_node", counting)
+    encoder = light.StarterEncoder("fp32")
+    encoder.encode_images([np.zeros((224, 224, 3), np.uint8)])
+    encoder.encode_texts(["a cat"])
+    assert max(sizes) < 10  # axes, and what three channels have

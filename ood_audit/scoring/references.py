@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -108,8 +109,9 @@ def collect(
 
     """
     most = max(MOST_IMAGES, _COSINES // len(text))
-    ids, paths, features, folders = _sampled(store, seed, most)
-    seen = _looks(store, seed, most)
+    parts = store.parts  # of one moment: images may be added in the meantime
+    ids, paths, features, folders = _sampled(store, parts, seed, most)
+    seen = _looks(store, parts, seed, most)
     folds = prototypes.fold_of(paths)
     labels = np.array([-1 if (k := vocabulary.class_of(folder)) is None else k for folder in folders], np.int64)
     to_text = features @ text.T
@@ -162,13 +164,11 @@ def _cosines(
     return found
 
 
-def _sampled(store: Store, seed: int, most: int) -> tuple[list[str], list[str], Floats, list[str]]:
+def _sampled(store: Store, parts: list[Path], seed: int, most: int) -> tuple[list[str], list[str], Floats, list[str]]:
     """Ids, paths, features and folders of all readable images, or of about as many as teach anything."""
-    total = count_readable(store)
-    share = min(most, prototypes.MOST) / max(1, total)
-    start = float(np.random.default_rng(seed).random())
+    start, share = _part_of(store, parts, seed, most)
     ids, paths, features, folders = [], [], [], []
-    for batch in iter_features(store, start=start, share=share):
+    for batch in iter_features(store, parts=parts, start=start, share=share):
         ids += batch.image_ids.to_pylist()
         paths += batch.paths.to_pylist()
         folders += batch.folders.to_pylist()
@@ -176,19 +176,23 @@ def _sampled(store: Store, seed: int, most: int) -> tuple[list[str], list[str], 
     return ids, paths, np.concatenate(features), folders
 
 
-def _looks(store: Store, seed: int, most: int) -> Floats | None:
+def _looks(store: Store, parts: list[Path], seed: int, most: int) -> Floats | None:
     """(N, L) the looks of the images that `_sampled` gives; None where one has none."""
-    parts = store.parts
     if not has_looks(parts):
         return None
-    share = min(most, prototypes.MOST) / max(1, count_readable(store))
-    start = float(np.random.default_rng(seed).random())
+    start, share = _part_of(store, parts, seed, most)
     return np.concatenate(list(iter_looks(store, parts=parts, start=start, share=share)))
+
+
+def _part_of(store: Store, parts: list[Path], seed: int, most: int) -> tuple[float, float]:
+    """Where the sample of the images begins, and its share of them."""
+    share = min(most, prototypes.MOST) / max(1, count_readable(store, parts))
+    return float(np.random.default_rng(seed).random()), share
 
 
 def features_of(store: Store, seed: int, most: int = MOST_IMAGES) -> Floats:
     """(N, D) features of all readable images, or of about `most`."""
-    return _sampled(store, seed, most)[2]
+    return _sampled(store, store.parts, seed, most)[2]
 
 
 def _paths(store: Store, labelled: "Labelled") -> list[str]:

@@ -201,9 +201,11 @@ def _processor_seconds(process: int) -> float:
 def test_an_interrupt_while_python_cleans_up_is_heeded(tmp_path):
     """As in the imports of `tune`: where a weak reference's callback is interrupted, Python prints it and goes on."""
     program = """
-import time, weakref
+import signal, time, weakref
 from ood_audit import cli
 from ood_audit.commands import status
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
 
 class Lock: pass
 

@@ -1,7 +1,6 @@
 """The command line: a click group that imports a command when it is called."""
 
 import _thread
-import gc
 import importlib
 import io
 import keyword
@@ -88,7 +87,6 @@ def cli(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
     _open_standard_streams()
-    gc.set_threshold(100_000, 20, 100)  # what a command builds it keeps: looking through it so often takes a second
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments or os.environ.get("OOD_AUDIT_DEBUG", "") not in ("", "0")
     sys.exit(_run(arguments, debug))

@@ -16,6 +16,7 @@ from ood_audit.actions import verdicts
 from ood_audit.classes import prompts as tuned
 from ood_audit.classes import texts
 from ood_audit.classes.vocabulary import cached_features
+from ood_audit.encoders.cpu import share_freed_memory
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.findings import copies, leaks, naming, overlays, quality, records, shortcuts, written
 from ood_audit.findings import decide as decisions
@@ -137,6 +138,7 @@ def report(
         store = open_store(store)
     find = find or FindingSettings()
     reader = ocr.TextReader() if find.read_text else None
+    share_freed_memory()
     with computing(store.root):
         generation = store.generation
         scores = score(

@@ -198,11 +198,11 @@ def _python(text: str) -> ClassList:
         nodes = list(ast.walk(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise _RefusedError(" is not in the syntax of Python 3; give one name a line") from None
-    named = [(name, value) for node in nodes for name, value in _given_values(node)]
+    lists = ast.List | ast.Tuple | ast.Dict
+    named = [(name, value) for node in nodes for name, value in _given_values(node) if isinstance(value, lists)]
     own = [value for name, value in named if key(name) in _WRAPPERS]
     if not own:
-        lists = ast.List | ast.Tuple | ast.Dict
-        own = [value for name, value in named if isinstance(value, lists) and not name.startswith("_")]
+        own = [value for name, value in named if not name.startswith("_")]
         if len(own) != 1:
             raise _RefusedError(" holds no list that is called names or classes; write names = [...]")
     for value in own:

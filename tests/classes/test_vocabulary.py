@@ -185,6 +185,7 @@ TWO = [("cat",), ("electric guitar",)]
             "a Python list",
         ),
         ("c.py", "class D:\n  META = {'classes': ('cat', 'electric guitar'), 'sizes': [1]}\n", "", "a Python list"),
+        ("c.py", "labels = None\nclasses = 2\nf(names=('cat', 'electric guitar'))\n", "", "a Python list"),
         ("c.py", "x = 3\nNAMES: list[str] = ['cat', 'electric guitar']\n", "", "a Python list"),
         ("c.toml", 'sizes = [640, 480]\nnames = ["cat", "electric guitar"]\n', "", "a TOML list"),
         ("c.jsonl", '{"id": 4, "name": "cat"}\n{"id": 2, "name": "electric guitar"}\n', "42", "JSON lines"),

@@ -96,9 +96,7 @@ def flag(
                 "must look like their class. Add images, or ask for a higher rate"
             )
         return Flags(p, p <= level, "false-alarms", level, level * inside, round(count), True)
-    from scipy.stats import rankdata
-
-    as_ood = rankdata(-ood_score, method="max")  # how many images are at least as OOD as each
+    as_ood = len(p) - np.searchsorted(np.sort(ood_score), ood_score)  # how many images are at least as OOD as each
     passing = (above + 0.5) * len(p) / in_folders <= level * as_ood
     flagged = ood_score >= ood_score[passing].min(initial=np.inf)
     return Flags(p, flagged, "fdr", level, level * int(flagged.sum()), round(count), True)
@@ -112,14 +110,14 @@ def _inside_above(ood_score: Floats, weights: Floats) -> tuple[Floats, Floats]:
         weights: (N,) what each image counts before the fit; 0 for images that do not calibrate, which are not all.
 
     """
-    from sklearn.isotonic import isotonic_regression
+    from scipy.optimize import isotonic_regression
 
     scores, place = np.unique(-ood_score, return_inverse=True)
     counts = np.bincount(place, weights != 0)
     there = counts > 0
     mean = np.bincount(place, weights)[there] / counts[there]
     rate = np.zeros(len(scores))
-    rate[there] = isotonic_regression(mean, sample_weight=counts[there], y_min=0, y_max=1)
+    rate[there] = np.clip(isotonic_regression(mean, weights=counts[there]).x, 0, 1)
     above = (rate * counts).cumsum()
     more = np.concatenate([[0.0], above[:-1]])  # what images with a higher score count
     return (more + rate * np.maximum(0, counts - 1))[place], above[place]

@@ -17,7 +17,6 @@ good a name, and leaves alone those of dalmatians where it is not.
 
 import heapq
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ from ood_audit.store.views import count_readable, registered
 if TYPE_CHECKING:
     import pyarrow as pa
     from duckdb import DuckDBPyConnection
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csr_array
 
 
 Floats = NDArray[np.float32]
@@ -290,7 +289,7 @@ def _likeness(names: list[str], features: NDArray[np.float16], images: Floats) -
 
 
 @lru_cache(maxsize=1)
-def _taxonomy(names: tuple[str, ...]) -> "tuple[csr_matrix, NDArray[np.int64], Floats, Floats]":
+def _taxonomy(names: tuple[str, ...]) -> "tuple[csr_array, NDArray[np.int64], Floats, Floats]":
     """What `_scores` needs of M names.
 
     Returns:
@@ -298,22 +297,12 @@ def _taxonomy(names: tuple[str, ...]) -> "tuple[csr_matrix, NDArray[np.int64], F
         of how many kinds it has; (M,) what is taken off a name's score.
 
     """
-    from scipy.sparse import csr_matrix
-
-    own, below = wordnet.senses(names)
-    rows = np.repeat(np.arange(len(below)), [len(kinds) for kinds in below])
-    columns = np.fromiter((kind for kinds in below for kind in kinds), np.int64, len(rows))
-    matrix = csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), (len(below), len(names)))
+    own, kinds = wordnet.senses(names)
     ranks = _ranks()
-    words = [re.split("[ -]", name) for name in names]
+    words = [name.replace("-", " ").split(" ") for name in names]
     rare = np.log([1 + max(ranks.get(word, _UNKNOWN) for word in several) for several in words])
     penalty = _RARE * np.maximum(rare - _COMMON, 0) + _WORDS * np.array([len(several) - 1 for several in words])
-    return (
-        matrix,
-        np.array(own, np.int64),
-        np.log([len(kinds) for kinds in below]).astype(np.float32),
-        penalty.astype(np.float32),
-    )
+    return kinds, own, np.log(np.diff(kinds.indptr)).astype(np.float32), penalty.astype(np.float32)
 
 
 def common(names: Sequence[str], most: int) -> list[int]:

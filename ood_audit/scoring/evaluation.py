@@ -17,8 +17,8 @@ from ood_audit.errors import UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.scoring import metrics, scores
 from ood_audit.scoring.context import Context
-from ood_audit.scoring.joining import Numbers
 from ood_audit.scoring.plan import Plan, prepare
+from ood_audit.scoring.ranks import Numbers
 from ood_audit.scoring.recipe import name_of
 from ood_audit.scoring.settings import ScoreSettings, described
 from ood_audit.scoring.similarity import Chunk, map_chunks

@@ -45,6 +45,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from ood_audit.arrays import to_numpy
+from ood_audit.scoring.ranks import Numbers, auroc, ranks, ranks_within
 from ood_audit.store import Store
 from ood_audit.store.parts import has_looks, iter_features, iter_looks
 from ood_audit.store.views import count_readable
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
     from ood_audit.scoring.references import Calibration
     from ood_audit.scoring.similarity import Chunk
 
-Numbers = NDArray[np.float64]
 Floats = NDArray[np.float32]
 Seen = tuple[Floats, Floats | None]  # (N, D) features of images, and their (N, L) looks
 
@@ -378,31 +378,6 @@ def energy_of(cosines: Numbers, outside: Numbers, temperature: float) -> Numbers
     rest[np.arange(len(rest)), cosines.argmax(axis=1)] = -np.inf
     others = np.logaddexp(logsumexp(rest / temperature, axis=1), outside)
     found: Numbers = np.logaddexp(others, 0.0) - np.logaddexp(others, top / temperature)
-    return found
-
-
-def auroc(inside: Numbers, unknown: Numbers) -> float:
-    """How well a value tells the unknown, where it is higher, from those inside."""
-    from scipy.stats import rankdata
-
-    total = rankdata(np.concatenate([inside, unknown]))[len(inside) :].sum()
-    count = len(unknown)
-    return float((total - count * (count + 1) / 2) / (count * len(inside))) if count and len(inside) else 0.5
-
-
-def ranks(values: Numbers) -> Numbers:
-    """In (0, 1)."""
-    from scipy.stats import rankdata
-
-    found: Numbers = (rankdata(values) - 0.5) / max(1, len(values))
-    return found
-
-
-def ranks_within(values: Numbers, reference: Numbers) -> Numbers:
-    """(N,) values → (N,) the ranks that they would have among those of `reference`, in (0, 1)."""
-    ordered = np.sort(reference)
-    below = (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / 2
-    found: Numbers = np.clip(below, 0.5, max(0.5, len(ordered) - 0.5)) / max(1, len(ordered))
     return found
 
 

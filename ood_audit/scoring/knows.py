@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ood_audit.classes import prototypes
 from ood_audit.scoring import outside
-from ood_audit.scoring.joining import auroc, energy_of, ranks
+from ood_audit.scoring.joining import energy_of
+from ood_audit.scoring.ranks import auroc, ranks
 from ood_audit.scoring.selection import FEWEST_CLASSES, FEWEST_IMAGES
 from ood_audit.text import printable
 

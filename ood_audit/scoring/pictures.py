@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from ood_audit.arrays import Array, beside, namespace, to_numpy
 from ood_audit.classes import prototypes
-from ood_audit.scoring.joining import auroc, quantiles_within
+from ood_audit.scoring.joining import quantiles_within
+from ood_audit.scoring.ranks import auroc
 
 if TYPE_CHECKING:
     from ood_audit.scoring.selection import Outcome, Round, Sample

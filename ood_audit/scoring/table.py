@@ -17,9 +17,10 @@ from ood_audit.classes.prototypes import DEFAULT_WEIGHT, save
 from ood_audit.progress import counting
 from ood_audit.scoring import joining, pictures
 from ood_audit.scoring.context import Context
-from ood_audit.scoring.joining import UNLIKE, Evidence, Joined, Numbers, Seen
+from ood_audit.scoring.joining import UNLIKE, Evidence, Joined, Seen
 from ood_audit.scoring.pictures import PictureEvidence
 from ood_audit.scoring.plan import Plan
+from ood_audit.scoring.ranks import Numbers
 from ood_audit.scoring.scores.delta_energy import delta_energy
 from ood_audit.scoring.similarity import Chunk, Target, chunk_of, map_chunks
 from ood_audit.store import Store, schema

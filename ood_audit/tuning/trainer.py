@@ -39,7 +39,7 @@ from ood_audit.encoders.clip import ClipEncoder
 from ood_audit.encoders.device import is_out_of_memory
 from ood_audit.encoders.identity import ScoreDefaults
 from ood_audit.errors import UsageError
-from ood_audit.scoring.joining import auroc
+from ood_audit.scoring.ranks import auroc
 from ood_audit.scoring.scores.delta_energy import energy_changes
 from ood_audit.tuning import losses, ogen
 from ood_audit.tuning.prompt import class_features, prepare

@@ -203,16 +203,16 @@ def _nearly_clipped(pixels: Pixels) -> bool:
 
 
 def thumbnail(uri: str, size: int, quality: int = 70) -> bytes | None:
-    """A WebP picture of at most `size` × `size` pixels; None where the file can't be read any more.
+    """A JPEG of at most `size` × `size` pixels; None where the file can't be read any more.
 
     Args:
         uri: of an image, or of a box in one; by `uri.in_picture` that of a whole picture with a box drawn in it.
         size: pixels of the longer side.
-        quality: of the WebP.
+        quality: of the JPEG.
 
     """
     picture = reduced(uri, size)
-    return None if picture is None else to_webp(picture, quality)
+    return None if picture is None else to_jpeg(picture, quality)
 
 
 def reduced(uri: str, size: int, resampling: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image | None:
@@ -237,10 +237,10 @@ def reduced(uri: str, size: int, resampling: Image.Resampling = Image.Resampling
         return None
 
 
-def to_webp(picture: Image.Image, quality: int) -> bytes:
-    """A picture as WebP, in half the time of Pillow's default for 3% more bytes."""
+def to_jpeg(picture: Image.Image, quality: int) -> bytes:
+    """A picture as JPEG: a third more bytes than WebP, in a tenth of the time."""
     out = io.BytesIO()
-    picture.save(out, "WEBP", quality=quality, method=2)
+    picture.save(out, "JPEG", quality=quality)
     return out.getvalue()
 
 

@@ -56,8 +56,8 @@ class Pictures:
 
 
 def data_url(picture: bytes) -> Markup:
-    """A WebP picture as an address."""
-    return Markup("data:image/webp;base64," + base64.b64encode(picture).decode())  # noqa: S704
+    """A JPEG as an address."""
+    return Markup("data:image/jpeg;base64," + base64.b64encode(picture).decode())  # noqa: S704
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class ComparisonPage:
     Attributes:
         comparison: What was found.
         created: When, as ISO time.
-        pictures: Thumbnails by URI, as WebP; None where the file is gone.
+        pictures: Thumbnails by URI, as JPEG; None where the file is gone.
 
     """
 

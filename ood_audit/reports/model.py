@@ -182,7 +182,7 @@ class Sprites:
     """Small pictures in one large one, row by row.
 
     Attributes:
-        picture: The large picture, as WebP.
+        picture: The large picture, as JPEG.
         size: The width and height of each small one, in pixels.
         columns: How many of them are in a row.
         uris: The images that they show, in order.
@@ -213,7 +213,7 @@ class Page:
         unreadable_count: How many of them there are.
         classes: The names of all classes.
         typical: By class, the images that show it best.
-        pictures: Thumbnails by URI, as WebP; None where the file is gone, and no entry where there was no room.
+        pictures: Thumbnails by URI, as JPEG; None where the file is gone, and no entry where there was no room.
         facts: Terms and values about how the report was made.
         notes: What a person should know, a sentence each.
         next_steps: Sentences, and a command for each.

@@ -173,7 +173,7 @@ def test_images_that_are_there_are_shown_and_others_have_a_placeholder(tmp_path,
     assert result.on_disk == 3
     report = ood_audit.report(tmp_path / "s", labels=["airplane", "dog"], top=4, settings=ScoreSettings(auto=False))
     page = report.html.read_text(encoding="utf-8")
-    assert len(set(re.findall(r"data:image/webp;base64,[\w+/=]+", page))) == 3
+    assert len(set(re.findall(r"data:image/jpeg;base64,[\w+/=]+", page))) == 3
     assert sum(row["label"] == "airplane" for row in report.rows) >= 2
 
 

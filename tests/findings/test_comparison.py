@@ -231,7 +231,7 @@ def test_the_command_line(example_store):
     assert table.returncode == 0
     assert re.search(r"^drift +chair against airplane +0.00[1-5]", table.stdout, re.M)
     page = (example_store / "comparison.html").read_text()
-    assert page.count("data:image/webp;base64,") >= 10
+    assert page.count("data:image/jpeg;base64,") >= 10
     assert "<script" not in page
 
 

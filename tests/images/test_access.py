@@ -220,7 +220,7 @@ def test_the_report_shows_remote_pictures(bucket, store):
     run(SOURCE, store)
     done = invoke("report", "--store", store, "--top", "2", "--no-auto")
     assert done.returncode == 0, done.stderr
-    assert "data:image/webp" in (store / "reports" / "latest" / "report.html").read_text()
+    assert "data:image/jpeg" in (store / "reports" / "latest" / "report.html").read_text()
     done = invoke("quarantine", store.parent / "away", "--kind", "ood", "--store", store)
     assert done.returncode == 0, done.stderr
 

@@ -199,7 +199,7 @@ def test_reports_duplicates_lists_and_quarantine(shards, tmp_path):
     run(shards, store)
     assert invoke("report", "--store", store, "--top", "3", "--no-auto").returncode == 0
     page = (store / "reports" / "latest" / "report.html").read_text()
-    assert "data:image/webp" in page
+    assert "data:image/jpeg" in page
     labels = ood_audit.open_store(store).query("SELECT label FROM labels ORDER BY 1").rows
     assert labels == [("airplane",), ("sunflower",)]  # from the folders in the shards
     kept = tmp_path / "keep.txt"

@@ -167,7 +167,7 @@ def page(*sections: Section, **changes) -> Page:
     made = {**values, **changes}
     if "pictures" not in made:
         uris = {f.image.uri for s in sections for g in s.groups for f in g.findings} | {"file:///data/x.jpg"}
-        made["pictures"] = dict.fromkeys(uris, b"RIFF\x00webp")
+        made["pictures"] = dict.fromkeys(uris, b"\xff\xd8\x00jpeg")
     return Page(**made)
 
 
@@ -321,7 +321,7 @@ def test_nothing_is_loaded():
     assert not re.search(r"https?:|//[a-z]+\.|@import|url\(", text)
     assert not parsed.find("link")
     assert parsed.find("img")
-    assert all(a["src"].startswith("data:image/webp;base64,") for a in parsed.find("img"))
+    assert all(a["src"].startswith("data:image/jpeg;base64,") for a in parsed.find("img"))
     assert all(a["href"].startswith(("file:///", "#")) for a in parsed.find("a") if a.get("id") != "details-file")
 
 

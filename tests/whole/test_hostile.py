@@ -314,7 +314,7 @@ def test_the_page_is_inert_and_exact(hostile, report):
     for tag, attributes in parsed.tags:
         assert not [name for name in attributes if name.startswith("on") or name == "style"]
         if tag == "img":
-            assert attributes["src"].startswith("data:image/webp;base64,")
+            assert attributes["src"].startswith("data:image/jpeg;base64,")
         if not attributes.get("href", "#").startswith("#"):
             assert re.fullmatch(r"file:///[\w./%~-]+", attributes["href"], re.ASCII)
     cards = [attributes["data-path"] for tag, attributes in parsed.tags if tag == "li" and "data-path" in attributes]

@@ -23,7 +23,7 @@ OPEN = "embedding-atlas {} --x x --y y --neighbors neighbors --image image"
 NEIGHBOURS = 10
 _MAPPED = 50_000  # images whose map is that of a report; for more, these give the axes
 _BLOCK = 4096
-_THUMBNAIL, _QUALITY = 128, 50  # pixels, and of the WebP: some 2 kB
+_THUMBNAIL, _QUALITY = 128, 50  # pixels, and of the JPEG: some 3 kB
 _VALUES = ("path", "split", "given_label", "label", "ood_score", "p_value", "flagged", "findings", "uri")
 _ROWS = """
 SELECT i.path, i.split, s.given_label, s.label, s.ood_score, d.p_value, d.flagged, coalesce(f.kinds, '') AS findings,

@@ -198,12 +198,16 @@ def clusters(features: Floats) -> tuple[Floats, NDArray[np.int64]]:
 
     The same features give the same clusters.
     """
-    from sklearn.cluster import KMeans
+    import faiss  # scikit-learn's k-means takes a second to import
 
     distinct = len(np.unique(features, axis=0)) if len(features) < 1000 else len(features)
     count = max(1, min(round(_CLUSTERS * len(features) ** 0.5), len(features) // 3, distinct))
-    fitted = KMeans(count, n_init=2, random_state=0).fit(features)
-    return fitted.cluster_centers_.astype(np.float32), fitted.labels_.astype(np.int64)
+    start = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
+    limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(features)}
+    fitted = faiss.Kmeans(features.shape[1], count, nredo=10, seed=0, init_method=start, **limits)
+    fitted.train(np.ascontiguousarray(features))
+    _, labels = fitted.assign(features)
+    return fitted.centroids, labels.astype(np.int64)
 
 
 def name_clusters(centers: Floats, sizes: NDArray[np.int64], likeness: Likeness, most: int) -> list[str | None]:

@@ -5,6 +5,9 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import false_discovery_control
 
 import ood_audit
 from ood_audit.classes.vocabulary import Vocabulary
@@ -61,6 +64,11 @@ def test_no_image_has_the_interval_of_a_share_of_none():
     assert change == 0
     assert low < 0 < high
     assert p == 1
+
+
+@given(st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.01, 0.3, 1.0]), max_size=12))
+def test_p_values_are_adjusted_as_by_scipy(p):
+    np.testing.assert_allclose(drift.adjusted(p), false_discovery_control(p) if p else [])
 
 
 def test_the_stranger_is_the_least_like():

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ood_audit.arrays import log_sum_exp
+from ood_audit.arrays import log_sum_exp, spanned
 from ood_audit.classes import wordnet
 from ood_audit.encoders.looks import stored
 from ood_audit.scoring import joining, metrics
@@ -162,13 +162,14 @@ def scores(folder: Folder) -> dict[str, NDArray[np.float64]]:
     """Each score of the table, higher for more OOD."""
     cosines = folder.images @ folder.texts.T
     joint = joining.prepare(folder.images, len(folder.images), folder.texts, folder.duplicate, looks=folder.looks)
+    background = None if folder.background is None else spanned(folder.background)
     return {
         "MCM": -mcm(cosines).astype(float),
         "ΔEnergy, c = 2, τ = 1": -delta_energy(cosines, temperature=1.0, top_c=2, reset_to=0.0).astype(float),
         "b": by_energy(folder)[0],
         **({"0.1.0": as_in_0_1_0(folder)} if WITH_0_1_0 else {}),
         "not corrected": joined(folder, joint),
-        "default": joined(folder, joining.corrected(joint, folder.background, TEMPERATURE)),
+        "default": joined(folder, joining.corrected(joint, background, TEMPERATURE)),
     }
 
 

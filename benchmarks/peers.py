@@ -6,9 +6,9 @@ DATA has `images/CLASS/`, `classes.txt`, `truth.csv` (path, folder, truth, kind)
 is taken as it is. It is filled up with altered copies of its faultless pictures: crops of 60 to 70% of each side, half
 of them mirrored, turned by up to 12 degrees, with other brightness, contrast and colour; a copy whose perceptual hash
 is within 12 of 64 bits of any other picture's is made again, so that the filling plants no near duplicates. Ten more
-copies are cut off in the middle of the file. With --images 717 only those ten are added. fastdup and CleanVision are
-installed from PyPI, each in a virtual environment of its own; every tool runs with its defaults, alone. Memory is the
-sum of all processes of a tool (PSS).
+copies are cut off in the middle of the file. With --images 717 only those ten are added. Each tool is installed in a
+virtual environment of its own (fastdup and CleanVision from PyPI), and runs with its defaults, alone. Memory is the sum
+of all processes of a tool (PSS).
 """
 
 import argparse
@@ -175,17 +175,27 @@ def timed(command: Sequence[object], log: Path, **environment: str) -> dict[str,
     return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "memory": watch.peak / 1e6}
 
 
+def installed(name: str, what: str | Path, work: Path) -> Path:
+    """The Python of an environment that has a tool and what it depends on, and nothing else."""
+    python = work / f"venv-{name}" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", what], check=True)
+    return python
+
+
 def ood_audit(data: Path, images: Path, work: Path) -> Iterator[dict[str, Any]]:
     """`embed` and `report`; then also with the labelled pictures, which are prototypes and calibrate the flags."""
-    store, log = work / "store", work / "ood-audit.log"
+    store, log, root = work / "store", work / "ood-audit.log", Path(__file__).parent.parent
+    python = installed("ood-audit", root, work)
     shutil.rmtree(store, ignore_errors=True)
     register = ["labels", "add", data / "labelled"]
     report = ["report", "--labels", data / "classes.txt", "--top", 100]
-    path = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    path = {"PYTHONPATH": str(root)}  # the code as it is now
     cost: dict[str, float] = defaultdict(float)
 
     def run(*step: object) -> dict[str, float]:
-        figures = timed([sys.executable, "-m", "ood_audit", *step, "--store", store], log, **path)
+        figures = timed([python, "-m", "ood_audit", *step, "--store", store], log, **path)
         return {name: (max if name == "memory" else operator.add)(cost[name], figures[name]) for name in figures}
 
     cost |= run("embed", images)
@@ -222,11 +232,8 @@ def findings(store: Path) -> dict[str, Any]:
 
 
 def peer(name: str, script: str, images: Path, work: Path, **environment: str) -> dict[str, Any]:
-    """Install a tool of PyPI in an environment of its own, and run its script there."""
-    python = work / f"venv-{name}" / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", python.parent.parent], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", name], check=True)
+    """Run the script of a tool of PyPI in an environment of its own."""
+    python = installed(name, name, work)
     version = subprocess.run(
         [python, "-c", f"from importlib.metadata import version; print(version('{name}'))"],
         check=True,

@@ -7,14 +7,18 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
 Array: TypeAlias = Any  # a NumPy array or a torch tensor: no type that both have knows their operators
 _CELLS = 65_536  # numbers at a time: float32 in the second cache of a processor
 _FEW = 16  # as many passes over the values take less time than a partition of them
+_ROWS = 4096  # vectors at a time
+_NOTHING = 1e-7  # of the largest eigenvalue: what float16 leaves of directions that are not there
+_LOST = 1e-5  # the most of a vector's squared length that may be outside of the directions
 
 
 def namespace(array: Array) -> ModuleType:
@@ -35,6 +39,48 @@ def beside(array: Array, other: Array) -> Array:
 def to_numpy(array: Array) -> Array:
     """A NumPy array as it is, a tensor copied from its device."""
     return array if isinstance(array, np.ndarray) else array.cpu().numpy()
+
+
+class Spanned(NamedTuple):
+    """Vectors by their coordinates in the directions that they span: cosines to them take fewer products.
+
+    Attributes:
+        coordinates: (M, R) float32.
+        directions: (D, R) float32, of length 1 and orthogonal; None where the coordinates are the vectors themselves.
+
+    """
+
+    coordinates: Array
+    directions: Array | None
+
+    def beside(self, others: Array) -> Array:
+        """The coordinates of other vectors: (N, D) → (N, R), whose products with the coordinates are the same."""
+        return others if self.directions is None else others @ self.directions
+
+    def products(self, others: Array) -> Array:
+        """(N, M), of (N, D) other vectors with these; (M,) of one."""
+        return self.beside(others) @ self.coordinates.T
+
+
+def spanned(vectors: NDArray[np.floating]) -> Spanned:
+    """(M, D) vectors by the directions that they span, where those are few: the text features of many models are so.
+
+    The directions are those of some of the vectors; if any other has a part outside of them, all are left as they are.
+    """
+    count, dimension = vectors.shape
+    if count > 8 * dimension:
+        some = vectors[:: count // (8 * dimension)].astype(np.float64)
+        sizes, directions = np.linalg.eigh(some.T @ some)
+        directions = directions[:, sizes > _NOTHING * sizes[-1]].astype(np.float32)
+        if directions.shape[1] <= dimension // 2:
+            coordinates, lost = np.empty((count, directions.shape[1]), np.float32), 0.0
+            for start in range(0, count, _ROWS):
+                block = vectors[start : start + _ROWS].astype(np.float32)
+                own = coordinates[start : start + _ROWS] = block @ directions
+                lost = max(lost, float(((block**2).sum(axis=1) - (own**2).sum(axis=1)).max()))
+            if lost < _LOST:
+                return Spanned(coordinates, directions)
+    return Spanned(vectors.astype(np.float32), None)
 
 
 def largest(values: Array, count: int) -> tuple[Array, Array]:

@@ -23,6 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import Spanned, spanned
 from ood_audit.classes import background, texts, wordnet
 from ood_audit.classes.vocabulary import Vocabulary, cached_features
 from ood_audit.store.store import Store
@@ -59,6 +60,11 @@ class Pool:
         mask = np.ones(len(self.names), dtype=bool)
         mask[of_these[:, 0]] = False
         return mask
+
+    @cached_property
+    def spanned(self) -> Spanned:
+        """The features of the names that name no class, by the directions that they span; made once."""
+        return spanned(self.features[self.outside()])
 
     @cached_property
     def negatives(self) -> NDArray[np.float32]:

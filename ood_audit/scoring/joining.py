@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from ood_audit.arrays import to_numpy
+from ood_audit.arrays import Spanned, to_numpy
 from ood_audit.scoring.ranks import Numbers, auroc, ranks, ranks_within
 from ood_audit.store import Store
 from ood_audit.store.parts import has_looks, iter_features, iter_looks
@@ -203,19 +203,19 @@ def prepare(
     return Joint(neighbours, is_whole, total, mean, std, text, duplicate, weight, looks=looks)
 
 
-def corrected(joint: Joint, background: Floats | None, temperature: float) -> Joint:
+def corrected(joint: Joint, background: Spanned | None, temperature: float) -> Joint:
     """`joint` with the correction of its cosines, see the module; as it is where there are too few images.
 
     Args:
         joint: what evidence is computed from.
-        background: (M, D) text features of the background names; None without any.
+        background: the text features of the background names; None without any.
         temperature: τ of ΔE.
 
     """
     if joint.images < _FEWEST:
         return joint
     middle = joint.text.mean(axis=0)
-    spread = float(((joint.text if background is None else background) @ middle).std())
+    spread = float((joint.text @ middle if background is None else background.products(middle)).std())
     central = min(_MOST_CENTRAL, _CENTRAL * temperature / max(spread, 1e-6))
     correction = central * middle - _HUB * joint.neighbours.mean(axis=0, dtype=np.float64)
     return replace(joint, correction=correction.astype(np.float32))

@@ -12,6 +12,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import Spanned
 from ood_audit.classes import prototypes
 from ood_audit.scoring import outside
 from ood_audit.scoring.joining import energy_of
@@ -42,13 +43,13 @@ class Doubt(TypedDict):
     unknown: list[int]
 
 
-def doubt(images: Floats, text: Floats, background: Floats | None, temperature: float) -> Doubt | None:
+def doubt(images: Floats, text: Floats, background: Spanned | None, temperature: float) -> Doubt | None:
     """Why the encoder seems not to know the classes; None where it seems to, or where there is too little to tell.
 
     Args:
         images: (N, D) image features, a fair sample.
         text: (K, D) text features of the classes.
-        background: (M, D) text features of the background names, or None.
+        background: the text features of the background names, or None.
         temperature: τ of ΔEnergy.
 
     """

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ood_audit.arrays import Array, log_add_exp, log_sum_exp, namespace
+from ood_audit.arrays import Array, Spanned, log_add_exp, log_sum_exp, namespace
 
 _NAMES = 4096  # at a time, on a CPU
 _CELLS = 4 << 20  # cosines at a time: with fewer names for more images, which are the same in 16 MB
 
 
-def sums(images: Array, names: Array, temperature: float, correction: Array | None = None) -> tuple[Array, Array]:
+def sums(images: Array, names: Spanned, temperature: float, correction: Array | None = None) -> tuple[Array, Array]:
     """The log Σ exp(s/τ) of the cosines of images to names, and the largest cosine: (N,) each.
 
     Args:
         images: (N, D), a NumPy array, or a torch tensor on a GPU.
-        names: (M, D), the same.
+        names: M of them, their text features of the same kind.
         temperature: τ > 0.
         correction: (M,) what is added to the cosines to each name before they are summed up, see `scoring.joining`.
 
@@ -35,13 +35,14 @@ def sums(images: Array, names: Array, temperature: float, correction: Array | No
     return log_add_exp(*found), xp.max(xp.stack(largest), axis=0)
 
 
-def nearest(images: Array, names: Array) -> Array:
+def nearest(images: Array, names: Spanned) -> Array:
     """(N,) the largest cosine of each image to a name."""
     xp = namespace(images)
     return xp.max(xp.stack([xp.max(cosines, axis=1) for cosines in _cosines(images, names)]), axis=0)
 
 
-def _cosines(images: Array, names: Array) -> Iterator[Array]:
+def _cosines(images: Array, names: Spanned) -> Iterator[Array]:
     few = min(_NAMES, max(256, _CELLS // max(1, len(images))))
-    size = few if isinstance(images, np.ndarray) else max(1, len(names))
-    return (images @ names[start : start + size].T for start in range(0, len(names), size))
+    own, features = names.beside(images), names.coordinates
+    size = few if isinstance(images, np.ndarray) else max(1, len(features))
+    return (own @ features[start : start + size].T for start in range(0, len(features), size))

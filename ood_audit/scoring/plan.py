@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import Spanned
 from ood_audit.classes import labelled as labelled_images
 from ood_audit.classes import pools, prototypes, texts
 from ood_audit.classes.labelled import Labelled
@@ -156,7 +157,7 @@ def prepare(context: Context, settings: ScoreSettings, methods: Sequence[str], p
     )
 
 
-def _corrected(run: Run, joint: Joint, background: NDArray[np.float32] | None, used: Options) -> tuple[Run, Joint]:
+def _corrected(run: Run, joint: Joint, background: Spanned | None, used: Options) -> tuple[Run, Joint]:
     """A run of ΔEnergy and what its evidence is joined from, with cosines corrected for the folder by τ as `used`."""
     function, own = run
     joint = joining.corrected(joint, background if own["background"] else None, used["temperature"])
@@ -213,14 +214,14 @@ class _Names:
             look=partial(pictures.evidence_in, pictures=shown) if shown else lambda played: (),
         )
 
-    def complete(self, runs: dict[str, Run]) -> NDArray[np.float32] | None:
-        """Load what the scores need; returns the background names' features where a score runs over them."""
+    def complete(self, runs: dict[str, Run]) -> Spanned | None:
+        """Load what the scores need; returns the background names where a score runs over them."""
         needed = set().union(*(scores.inputs(function) for function, _ in runs.values()))
         for name in ("neglabel", "csp"):
             if f"{name}_negatives" in needed:
                 self.load(name)
         if any(settings.get("background") for _, settings in runs.values()):
-            return self.load("background").negatives
+            return self.load("background").spanned
         if others := self.loaded.pop("background", None):
             self.loaded["background"] = others.thinned(_OTHERS)  # for the column `lead`
         return None

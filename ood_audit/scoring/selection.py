@@ -372,10 +372,10 @@ def _outside(
     returned = np.stack([pool.outside(keep)[names_class] for keep in kept], axis=1).astype(np.float32)
     naming = pool.features[names_class].astype(np.float32)
     scales = {(w, t): float((1 - w) / t) for w, t in product(grid.prototypes, grid.background_temperature)}
-    negatives = pool.negatives
+    names = pool.spanned
 
     def of(some: Floats) -> dict[float, Floats]:
-        found = _log_sums(some @ negatives.T, set(scales.values()))
+        found = _log_sums(names.products(some), set(scales.values()))
         to_naming = some @ naming.T
         top = to_naming.max(axis=1, keepdims=True, initial=-1.0)
         to_naming -= top

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ood_audit.arrays import Array, beside, largest, log_sum_exp, namespace, without
+from ood_audit.arrays import Array, Spanned, beside, largest, log_sum_exp, namespace, without
 from ood_audit.classes import prototypes
 from ood_audit.classes.prototypes import Prototypes, References
 from ood_audit.encoders.cpu import mapped
@@ -99,9 +99,13 @@ class Chunk:
         return self._once("to_prototypes", lambda: prototypes.unseen_cosines(made, self.images, folds, self.to_text))
 
     @property
+    def _background(self) -> Spanned:
+        return Spanned(self.arrays["background"], self.arrays.get("background_directions"))
+
+    @property
     def to_background(self) -> Array:
         """(N, B) cosines to the background vocabulary."""
-        return self._once("to_background", lambda: self.images @ self.arrays["background"].T)
+        return self._once("to_background", lambda: self._background.products(self.images))
 
     @property
     def lead(self) -> Array:
@@ -139,14 +143,14 @@ class Chunk:
 
     def _outside(self, temperature: float, corrected: bool) -> Array:
         correction = self.arrays["background_correction"] if corrected else None
-        found, largest = outside.sums(self.images, self.arrays["background"], temperature, correction)
+        found, largest = outside.sums(self.images, self._background, temperature, correction)
         self._once("nearest thing", lambda: largest)
         return found
 
     @property
     def nearest_thing(self) -> Array:
         """(N,) the cosine to the nearest name of the background vocabulary."""
-        return self._once("nearest thing", lambda: outside.nearest(self.images, self.arrays["background"]))
+        return self._once("nearest thing", lambda: outside.nearest(self.images, self._background))
 
     def energies(self, settings: Options) -> tuple[Array, Array]:
         """ΔE and E_0, (N,) each, by these settings of ΔEnergy."""
@@ -341,12 +345,16 @@ def _arrays(target: Target, where: "torch.device | None") -> dict[str, Array]:
         arrays["reference_folds"] = target.references.folds
     for name, pool in target.pools.items():
         if name == "background":
-            arrays["background"] = pool.negatives
+            arrays["background"] = pool.spanned.coordinates
+            if pool.spanned.directions is not None:
+                arrays["background_directions"] = pool.spanned.directions
         else:
             arrays |= {f"{name}_classes": pool.classes, f"{name}_negatives": pool.negatives}
     if target.correction is not None:
-        for name in arrays.keys() & {"classes", "background"}:
-            arrays[f"{name}_correction"] = arrays[name] @ target.correction
+        arrays["classes_correction"] = target.text @ target.correction
+        if "background" in target.pools:
+            names = target.pools["background"].spanned
+            arrays["background_correction"] = names.products(target.correction)
     if where is None:
         return arrays
     import torch

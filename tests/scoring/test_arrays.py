@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.special import logsumexp
 
-from ood_audit.arrays import largest, log_add_exp, log_sum_exp, to_numpy, without
+from ood_audit.arrays import largest, log_add_exp, log_sum_exp, spanned, to_numpy, without
 
 KINDS = [np.asarray, torch.from_numpy]
 rows = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.floats(-1, 1, width=32))
@@ -65,3 +65,33 @@ def test_values_are_put_back_even_if_an_error_comes_between(kind):
         assert to_numpy(values).max(axis=1).tolist() == [0.2, 0.5]
         raise KeyError
     np.testing.assert_array_equal(values, before)
+
+
+def in_few_directions(count=400, dimension=24, rank=7):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(count, rank)) @ rng.normal(size=(rank, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16), rng
+
+
+def test_vectors_in_few_directions_are_kept_by_their_coordinates():
+    vectors, rng = in_few_directions()
+    found, others = spanned(vectors), rng.normal(size=(5, 24)).astype(np.float32)
+    assert found.directions is not None and found.coordinates.shape == (400, 7)
+    np.testing.assert_allclose(found.products(others), others @ vectors.astype(np.float32).T, atol=5e-3)
+    np.testing.assert_allclose(found.products(others[0]), found.products(others)[0], atol=1e-6)
+
+
+def test_a_vector_that_leaves_these_directions_keeps_all_as_they_are():
+    vectors, rng = in_few_directions()
+    vectors[3] = np.eye(24, dtype=np.float16)[0]  # the directions are those of every second vector
+    found, others = spanned(vectors), rng.normal(size=(5, 24)).astype(np.float32)
+    assert found.directions is None
+    np.testing.assert_allclose(found.products(others), others @ vectors.astype(np.float32).T, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "rank"), [(400, 20), (150, 7), (0, 7)])
+def test_vectors_in_many_directions_and_few_vectors_are_left_as_they_are(count, rank):
+    vectors, _ = in_few_directions(max(count, 1), rank=rank)
+    found = spanned(vectors[:count])
+    assert found.directions is None
+    assert (found.coordinates == vectors[:count]).all()

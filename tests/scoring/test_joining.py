@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import ood_audit
 from ood_audit import ScoreSettings
+from ood_audit.arrays import spanned
 from ood_audit.classes import labelled
 from ood_audit.embedding.imported import import_features
 from ood_audit.errors import UsageError
@@ -163,12 +164,14 @@ def test_tiny_folders(images, classes):
 def test_the_correction_takes_half_of_what_a_name_is_to_all_images():
     rng = np.random.default_rng(2)
     images, names = unit(rng.normal(size=(30, 16)) + 0.3), unit(rng.normal(size=(200, 16)))
-    joint = joining.corrected(joining.prepare(images, 30, names[:5], 0.99), names[5:], T)
+    joint = joining.corrected(joining.prepare(images, 30, names[:5], 0.99), spanned(names[5:]), T)
     mean, middle = images.mean(axis=0), names[:5].mean(axis=0)
     spread = (names[5:] @ middle).std()
     expected = [-0.5 * t @ mean + 0.8 * T / spread * t @ middle for t in names]
     np.testing.assert_allclose(names @ joint.correction, expected, atol=1e-6)
-    warm = joining.corrected(joint, names[5:], 1.0)  # one τ of a softmax over everything would outweigh the cosines
+    warm = joining.corrected(
+        joint, spanned(names[5:]), 1.0
+    )  # one τ of a softmax over everything would outweigh the cosines
     np.testing.assert_allclose(names @ warm.correction, [-0.5 * t @ mean + 0.25 * t @ middle for t in names], atol=1e-6)
 
 
@@ -345,7 +348,8 @@ def test_imported_vectors_are_ranked_by_corrected_cosines(tmp_path, things):
     background = unit(rng.normal(size=(things, text.shape[1]))) if things else None
     found, parameters = scored(imported(tmp_path / "store", images, text, range(len(images)), background))
     assert parameters["corrected"] is True
-    joint = joining.corrected(joining.prepare(images, len(images), text, 0.99), background, 0.1)
+    others = None if background is None else spanned(background)
+    joint = joining.corrected(joining.prepare(images, len(images), text, 0.99), others, 0.1)
     cosines, outside = images @ text.T, np.full(len(images), -np.inf)
     if background is not None:
         to_things = images @ background.T + background @ joint.correction

@@ -27,7 +27,7 @@ def sketches(images: int = 200):
 def test_an_encoder_that_tells_the_classes_apart_knows_them():
     features, _, text = problem(8, 200)
     assert knows.doubt(features, text, None, 0.01) is None
-    assert knows.doubt(features, text, make_pool(text).negatives, 0.01) is None
+    assert knows.doubt(features, text, make_pool(text).spanned, 0.01) is None
 
 
 def test_one_that_does_not_is_doubted_and_the_names_that_attract_nothing_are_named():

@@ -119,7 +119,7 @@ def embedded(title: str, folder: Path, names: list[str], class_of: Callable[[str
         encoder = texts.encoder_of(result.store, "cpu")()
         own = Vocabulary(tuple((name,) for name in names)).features(encoder.encode_texts)
         corpus = background.CORPORA["background"]()
-        features = background.features(result.store, corpus, None).astype(np.float32)
+        features = background.features(result.store, corpus, None).vectors()
     shown = [class_of(path) for path in paths]
     labels = np.array([names.index(name) if name in names else -1 for name in shown], np.int64)
     return Set(title, images, labels, names, own, (corpus.names, features), 0.997, looks)

@@ -6,8 +6,9 @@ The standard's functions are those of `namespace(array)`. torch is not imported 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -41,17 +42,30 @@ def to_numpy(array: Array) -> Array:
     return array if isinstance(array, np.ndarray) else array.cpu().numpy()
 
 
-class Spanned(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Spanned:
     """Vectors by their coordinates in the directions that they span: cosines to them take fewer products.
 
     Attributes:
-        coordinates: (M, R) float32.
+        coordinates: (M, R) float32 or float16.
         directions: (D, R) float32, of length 1 and orthogonal; None where the coordinates are the vectors themselves.
 
     """
 
     coordinates: Array
-    directions: Array | None
+    directions: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.coordinates)
+
+    def take(self, rows: Array) -> "Spanned":
+        """Some of the vectors, by a mask or by their numbers, in float32."""
+        return Spanned(self.coordinates[rows].astype(np.float32), self.directions)
+
+    def vectors(self) -> Array:
+        """The (M, D) vectors themselves, in float32."""
+        own = self.coordinates.astype(np.float32)
+        return own if self.directions is None else own @ self.directions.T
 
     def beside(self, others: Array) -> Array:
         """The coordinates of other vectors: (N, D) → (N, R), whose products with the coordinates are the same."""
@@ -80,7 +94,7 @@ def spanned(vectors: NDArray[np.floating]) -> Spanned:
                 lost = max(lost, float(((block**2).sum(axis=1) - (own**2).sum(axis=1)).max()))
             if lost < _LOST:
                 return Spanned(coordinates, directions)
-    return Spanned(vectors.astype(np.float32), None)
+    return Spanned(vectors)
 
 
 def largest(values: Array, count: int) -> tuple[Array, Array]:

@@ -66,7 +66,7 @@ def main() -> None:
     os.chmod(corpora.BUNDLED, 0o644)
     corpora._about_bundled.cache_clear()
     corpora._bundled.cache_clear()
-    kept = corpora._bundled().astype(np.float64)
+    kept = corpora._bundled().vectors().astype(np.float64)
     kept /= np.linalg.norm(kept, axis=1, keepdims=True)
     print(f"{len(names)} names; least cosine of a kept feature with its own {(kept * ordered).sum(axis=1).min():.7f}")
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import Spanned
 from ood_audit.classes import conditions, wordnet
 from ood_audit.classes.texts import TextEncoder
 from ood_audit.classes.vocabulary import DEFAULT_TEMPLATE, Vocabulary
@@ -178,8 +179,8 @@ def features(
     *,
     note: Callable[[str], None] = lambda message: None,
     everything: bool = False,
-) -> NDArray[np.float16]:
-    """(M, D) features of the first M names of a corpus, which are all of them or its coarse ones.
+) -> Spanned:
+    """The features of the first M names of a corpus, which are all of them or its coarse ones.
 
     What is missing is encoded and kept, in parts, so that an encoding of hours can be resumed.
 
@@ -199,13 +200,13 @@ def features(
         return _bundled()
     there = known(store, corpus)
     if encoder is None or there == len(corpus.names):
-        return _joined(_there(store, corpus))
+        return Spanned(_joined(_there(store, corpus)))
     from filelock import FileLock
 
     folder = _folder(store)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{corpus.key}.lock"):  # another process that encodes the same is waited for
-        return _joined(_encoded(store, corpus, encoder, on_progress, note, everything))
+        return Spanned(_joined(_encoded(store, corpus, encoder, on_progress, note, everything)))
 
 
 def _there(store: Store, corpus: Corpus) -> Iterator[NDArray[np.float16]]:
@@ -291,17 +292,14 @@ def _about_bundled() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def _bundled() -> NDArray[np.float16]:
-    """(M, D). They are of rank 96, and kept as their coordinates in that many directions, 16 bits each."""
+def _bundled() -> Spanned:
+    """They are of rank 96, and kept as their coordinates in that many directions, 16 bits each."""
     from safetensors.numpy import load_file
 
     found = load_file(BUNDLED)
-    unit = np.empty((len(found["codes"]), found["directions"].shape[1]), np.float16)
-    for start in range(0, len(unit), _BLOCK):
-        some = slice(start, start + _BLOCK)
-        rows = (found["codes"][some].astype(np.float32) * found["scales"]) @ found["directions"]
-        unit[some] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return unit
+    coordinates = found["codes"] * found["scales"]
+    coordinates /= np.linalg.norm(coordinates, axis=1, keepdims=True)
+    return Spanned(coordinates, found["directions"].T)
 
 
 def _encode(

@@ -43,14 +43,14 @@ class Pool:
 
     Attributes:
         names: M names; for `neglabel` and `csp` the selected ones, for `background` all, also those that name a class.
-        features: (M, D) float16 of length 1.
+        features: their M vectors of length 1.
         classes: (K, D) float32 of length 1, the text features of the classes.
         pairs: (P, 2) int32, sorted: name `pairs[i, 0]` names class `pairs[i, 1]`. Empty for `neglabel` and `csp`.
 
     """
 
     names: list[str]
-    features: NDArray[np.float16]
+    features: Spanned
     classes: NDArray[np.float32]
     pairs: NDArray[np.int32]
 
@@ -63,13 +63,14 @@ class Pool:
 
     @cached_property
     def spanned(self) -> Spanned:
-        """The features of the names that name no class, by the directions that they span; made once."""
-        return spanned(self.features[self.outside()])
+        """The features of the names that name no class; made once, as they are many."""
+        return self.features.take(self.outside())
 
     @cached_property
     def negatives(self) -> NDArray[np.float32]:
-        """(M', D): the features of the names that name no class; made once, as they are large."""
-        return self.features[self.outside()].astype(np.float32)
+        """(M', D): the same, as vectors."""
+        vectors: NDArray[np.float32] = self.spanned.vectors()
+        return vectors
 
     def moved(self, move: NDArray[np.float32], weight: float = 1.0) -> "Pool":
         """The same names, their features moved and given length 1 again; the classes stay.
@@ -79,17 +80,17 @@ class Pool:
             weight: how much of the move; at 0 the names stay.
 
         """
-        features = self.features.astype(np.float32)
+        features = self.features.vectors()
         features = (1 - weight) * features + weight * (features @ move[:-1] + move[-1])
         features /= np.linalg.norm(features, axis=1, keepdims=True)
-        return replace(self, features=features.astype(np.float16))
+        return replace(self, features=spanned(features.astype(np.float16)))
 
     def thinned(self, most: int) -> "Pool":
         """At most `most` of the names that name no class, evenly from all of them."""
         rows = np.flatnonzero(self.outside())
         rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(np.int64)]
         names = [self.names[row] for row in rows]
-        return replace(self, names=names, features=self.features[rows], pairs=np.empty((0, 2), np.int32))
+        return replace(self, names=names, features=self.features.take(rows), pairs=np.empty((0, 2), np.int32))
 
 
 def load(
@@ -131,7 +132,7 @@ def load(
         background.write(path, found, key)
     rows = found["rows"]
     if name != "background":
-        names, features = [names[row] for row in rows], features[rows]
+        names, features = [names[row] for row in rows], features.take(rows)
     return Pool(names, features, found["classes"], found["pairs"])
 
 
@@ -144,7 +145,8 @@ def _imported_background(
 ) -> Pool:
     """The background of a store whose background names were imported with their vectors."""
     classes = cached_features(store, vocabulary, encoder)
-    return Pool(names, features.astype(np.float16), classes, naming(names, features, vocabulary, classes))
+    of_names = Spanned(features.astype(np.float16))
+    return Pool(names, of_names, classes, naming(names, of_names, vocabulary, classes))
 
 
 def is_available(store: Store, name: str) -> bool:
@@ -155,8 +157,8 @@ def is_available(store: Store, name: str) -> bool:
 
 def nouns(
     store: Store, encoder: Callable[[], texts.TextEncoder] | None = None, on_progress: Progress | None = None
-) -> tuple[list[str], NDArray[np.float16]] | None:
-    """The names of `background`, those of classes too, and their (M, D) text features.
+) -> tuple[list[str], Spanned] | None:
+    """The names of `background`, those of classes too, and their text features.
 
     All of them are encoded where that has not been done; without an `encoder` it is those that are there, or None.
 
@@ -165,7 +167,7 @@ def nouns(
 
     """
     if (imported := texts.background(store)) is not None:
-        return imported[0], imported[1].astype(np.float16)
+        return imported[0], Spanned(imported[1].astype(np.float16))
     corpus = background.CORPORA["background"]()
     if encoder is None and not background.known(store, corpus):
         return None
@@ -174,13 +176,13 @@ def nouns(
 
 
 def naming(
-    names: Sequence[str], features: NDArray[np.floating], vocabulary: Vocabulary, classes: NDArray[np.float32]
+    names: Sequence[str], features: Spanned, vocabulary: Vocabulary, classes: NDArray[np.float32]
 ) -> NDArray[np.int32]:
     """(P, 2): which names name which classes, by WordNet or by text.
 
     Args:
         names: M names.
-        features: (M, D) text features of the names.
+        features: the text features of the names.
         vocabulary: its K classes, with their synonyms.
         classes: (K, D) text features of the classes, under the same prompts.
 
@@ -197,13 +199,11 @@ def naming(
     return np.array(sorted(pairs), dtype=np.int32).reshape(-1, 2)
 
 
-def farthest(
-    features: NDArray[np.floating], nouns: int, classes: NDArray[np.float32], *, drop_same: bool
-) -> NDArray[np.int32]:
+def farthest(features: Spanned, nouns: int, classes: NDArray[np.float32], *, drop_same: bool) -> NDArray[np.int32]:
     """The rows of the 15% of nouns, then of adjectives, that are farthest from the classes; farthest first.
 
     Args:
-        features: (M, D): first the nouns, then the adjectives.
+        features: of M names, first the nouns, then the adjectives.
         nouns: how many are nouns.
         classes: (K, D).
         drop_same: put what has a cosine over 0.95 to any class last.
@@ -222,8 +222,8 @@ def farthest(
     return np.concatenate(chosen).astype(np.int32)
 
 
-def _cosines(features: NDArray[np.floating], classes: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def _cosines(features: Spanned, classes: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """The (M, K) cosines in blocks of rows, each with the number of its first."""
-    rows = max(1, _CHUNK_BYTES // (4 * max(classes.shape)))
+    rows, theirs = max(1, _CHUNK_BYTES // (4 * max(classes.shape))), features.beside(classes).T
     for start in range(0, len(features), rows):
-        yield start, features[start : start + rows].astype(np.float32) @ classes.T
+        yield start, features.coordinates[start : start + rows].astype(np.float32) @ theirs

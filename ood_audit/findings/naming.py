@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import Spanned
 from ood_audit.classes import pools, texts, wordnet
 from ood_audit.classes.prototypes import sample
 from ood_audit.encoders.tokens import merges
@@ -108,14 +109,14 @@ class Likeness:
 
     Attributes:
         names: M nouns.
-        features: (M, D) float16.
+        features: of M nouns.
         mean: (D,), μ.
         scale: σ.
 
     """
 
     names: list[str]
-    features: NDArray[np.float16]
+    features: Spanned
     mean: Floats
     scale: float
 
@@ -165,9 +166,7 @@ def suggest(
         return _counted(store, centers, names, total)
 
 
-def name_images(
-    store: Store, wanted: Sequence[str], total: int, nouns: tuple[list[str], NDArray[np.float16]]
-) -> dict[str, str]:
+def name_images(store: Store, wanted: Sequence[str], total: int, nouns: tuple[list[str], Spanned]) -> dict[str, str]:
     """What some images of a store look like, each with those that it lies in a cluster with.
 
     Args:
@@ -271,9 +270,8 @@ def _scores(centers: Floats, likeness: Likeness) -> tuple[Floats, Floats]:
     best = np.full(len(centers), -np.inf, np.float32)
     if not len(known):
         return scores, best
-    features = likeness.features.astype(np.float32)
     for start in range(0, len(centers), _CHUNK):
-        z = (centers[start : start + _CHUNK] - likeness.mean) @ features.T / likeness.scale
+        z = likeness.features.products(centers[start : start + _CHUNK] - likeness.mean) / likeness.scale
         top = z.max(axis=1)
         mass = senses @ np.exp(_SHARPNESS * (z - top[:, None])).T
         value = np.log(np.maximum(mass, 1e-30)) - _SIZE * logs[:, None]
@@ -283,11 +281,10 @@ def _scores(centers: Floats, likeness: Likeness) -> tuple[Floats, Floats]:
     return scores, best
 
 
-def _likeness(names: list[str], features: NDArray[np.float16], images: Floats) -> Likeness:
+def _likeness(names: list[str], features: Spanned, images: Floats) -> Likeness:
     mean = images.mean(axis=0)
-    centred = images - mean
-    text = features.astype(np.float32)
-    # The mean of ((x − μ)·t)² over all pairs, by way of the two (D, D) second moments.
+    centred, text = features.beside(images - mean), features.coordinates.astype(np.float32)
+    # The mean of ((x − μ)·t)² over all pairs, by way of the two second moments.
     squares = float(np.sum((centred.T @ centred / len(images)) * (text.T @ text / len(text))))
     return Likeness(names, features, mean, max(squares**0.5, 1e-6))
 

@@ -79,7 +79,7 @@ def conditions(store: Store, encoder: Callable[[], texts.TextEncoder] | None) ->
         features = background.features(store, corpus, encoder)
     except (EncoderError, UsageError):  # the model is not there any more
         return None
-    return Names(corpus.names[: len(features)], features.astype(np.float32), _LEAST)
+    return Names(corpus.names[: len(features)], features.vectors(), _LEAST)
 
 
 def things(store: Store) -> Names | None:
@@ -89,7 +89,7 @@ def things(store: Store) -> Names | None:
         return None
     names, features = found
     rows = naming.common(names, _COMMON)
-    return Names([names[row] for row in rows], features[rows].astype(np.float32), _LEAST_THING)
+    return Names([names[row] for row in rows], features.take(rows).vectors(), _LEAST_THING)
 
 
 def contrast(reference: Floats, other: Floats, families: Sequence[Names], *, most: int = 3) -> list[Word]:

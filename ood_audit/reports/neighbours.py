@@ -16,7 +16,7 @@ from ood_audit.store.parts import iter_features, unit
 NEIGHBOURS = 6
 CLASSES = 5
 LISTED = 500  # images whose neighbours are looked for in any store; in a small one it is more
-MAPPED = 3000
+MAPPED = 2000
 _PAIRS = 1 << 27  # pairs of a listed image and another one that are compared at most, beyond those
 _BLOCK = 512  # listed images at a time
 

@@ -370,13 +370,13 @@ def _outside(
     """(N, rounds) log-sum-exp of the background, by weight and temperature: names of no class, and of dropped ones."""
     names_class = ~pool.outside()
     returned = np.stack([pool.outside(keep)[names_class] for keep in kept], axis=1).astype(np.float32)
-    naming = pool.features[names_class].astype(np.float32)
+    naming = pool.features.take(names_class)
     scales = {(w, t): float((1 - w) / t) for w, t in product(grid.prototypes, grid.background_temperature)}
     names = pool.spanned
 
     def of(some: Floats) -> dict[float, Floats]:
         found = _log_sums(names.products(some), set(scales.values()))
-        to_naming = some @ naming.T
+        to_naming = naming.products(some)
         top = to_naming.max(axis=1, keepdims=True, initial=-1.0)
         to_naming -= top
         for scale, always in found.items():

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ood_audit
+from ood_audit.arrays import Spanned
 from ood_audit.classes import background, pools, wordnet
 from ood_audit.classes.pools import Pool, farthest, naming
 from ood_audit.classes.vocabulary import Vocabulary
@@ -118,14 +119,14 @@ def test_farthest_is_the_published_selection(seed, classes, nouns, adjectives, d
             value = float(torch.quantile(cosines, 0.95))
             ranked.append((1.0 if drop_same and cosines.max() > 0.95 else value, row))
         expected += [row for _, row in sorted(ranked)[: int(len(ranked) * 0.15)]]
-    found = farthest(text, nouns, known, drop_same=drop_same)
+    found = farthest(Spanned(text), nouns, known, drop_same=drop_same)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, np.array(expected, np.int32))
 
 
 def test_naming_is_by_wordnet_and_by_text():
     names = ["derrick", "eagle", "rotary shears", "sacred ibis", "stork", "tool", "wader", "zzzz"]
-    features = np.eye(8, 4, dtype=np.float16)
+    features = Spanned(np.eye(8, 4, dtype=np.float16))
     classes = np.zeros((3, 4), np.float32)
     classes[2] = [0, 0.96, 0, 0.28]  # "zzz", unknown to WordNet, looks like "eagle"
     pairs = naming(names, features, VOCABULARY, classes)
@@ -151,7 +152,7 @@ def test_a_subset_of_the_classes_has_more_outside_of_it(count, kept_and_pairs):
     kept, pairs = kept_and_pairs
     pairs = sorted((row % count, k) for row, k in pairs)
     names = [str(row) for row in range(count)]
-    features = np.arange(count, dtype=np.float16)[:, None]
+    features = Spanned(np.arange(count, dtype=np.float16)[:, None])
     pool = Pool(names, features, np.empty((len(kept), 1), np.float32), np.array(pairs, np.int32).reshape(-1, 2))
     mask = pool.outside(np.array(kept))
     for row in range(count):
@@ -167,7 +168,7 @@ def test_background_of_a_store(small, store):
     pool = load(store, "background", encoder, vocabulary, lambda *done: progress.append(done))
     assert sorted(pool.names) == [n for n in wordnet.names("noun.shape", "noun.phenomenon") if len(n.split()) <= 3]
     expected = encoder.encode_texts([f"a photo of a {name}." for name in pool.names])
-    np.testing.assert_allclose(pool.features, expected, atol=1e-3)
+    np.testing.assert_allclose(pool.features.vectors(), expected, atol=1e-3)
     # Whatever the templates of the vocabulary: those of the corpus, or no cosine would be near 1.
     np.testing.assert_allclose(
         pool.classes, encoder.encode_texts(["a photo of a star.", "a photo of a chocolate."]), atol=1e-6
@@ -206,7 +207,8 @@ def test_what_is_in_the_store_is_not_encoded_again(small, store, name):
     first = load(store, name, WordSums())
     again = pools.load(store, VOCABULARY, name, lambda: pytest.fail("the encoder was loaded"))
     assert again.names == first.names
-    for attribute in ("features", "classes", "pairs"):
+    np.testing.assert_array_equal(again.features.coordinates, first.features.coordinates)
+    for attribute in ("classes", "pairs"):
         np.testing.assert_array_equal(getattr(again, attribute), getattr(first, attribute))
     encoder = WordSums()
     other = load(store, name, encoder, Vocabulary((("sunflower",),)))
@@ -312,14 +314,14 @@ def test_the_bundled_background_is_what_the_starter_makes_of_the_names(encoder, 
     kept = background.features(store, corpus, None)
     rows = np.linspace(0, len(corpus.names) - 1, 200).astype(int)
     made = encoder.encode_texts([f"a photo of a {corpus.names[row]}." for row in rows])
-    assert (unit(kept[rows]) * unit(made)).sum(axis=1).min() > 0.99999
+    assert (unit(kept.take(rows).vectors()) * unit(made)).sum(axis=1).min() > 0.99999
 
 
 def test_the_first_names_cover_the_rest(example_store):
     """The order is from coarse to fine: 4,096 of its first names come nearer to all others than 4,096 random ones."""
-    kept = background.features(ood_audit.open_store(example_store), background.CORPORA["background"](), None)[::5]
-    whole = background.features(ood_audit.open_store(example_store), background.CORPORA["background"](), None)
+    kept = background.features(ood_audit.open_store(example_store), background.CORPORA["background"](), None)
+    whole = kept.vectors()
     dice = np.random.default_rng(0)
     first, random_ones = whole[:512], whole[dice.choice(len(whole), 512, replace=False)]
-    near = [(kept.astype(np.float32) @ some.astype(np.float32).T).max(axis=1).mean() for some in (first, random_ones)]
+    near = [(whole[::5] @ some.T).max(axis=1).mean() for some in (first, random_ones)]
     assert near[0] > near[1]

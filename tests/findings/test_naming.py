@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
 
 import ood_audit
 from ood_audit import FindingSettings, ScoreSettings
+from ood_audit.arrays import Spanned
 from ood_audit.classes import background, wordnet
 from ood_audit.classes.vocabulary import Vocabulary, read_vocabulary
 from ood_audit.errors import OodAuditError, UsageError
@@ -35,7 +35,7 @@ def text_features():
 
 
 @pytest.fixture
-def nouns(monkeypatch, tmp_path) -> tuple[list[str], Any]:
+def nouns(monkeypatch, tmp_path) -> tuple[list[str], Spanned]:
     """Ten nouns in place of 45,000; what `pools.nouns` would encode."""
     monkeypatch.setenv("OOD_AUDIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(background.CORPORA, "background", lambda: background.Corpus(sorted(NAMES), [], ("{}",)))
@@ -50,7 +50,7 @@ def nouns(monkeypatch, tmp_path) -> tuple[list[str], Any]:
     monkeypatch.setattr("ood_audit.findings.shortcuts.find", lambda *arguments: [])  # which has names of its own
     monkeypatch.setattr(naming, "_LIKE", 1.0)  # of 45,000 nouns the best is farther above the others
     monkeypatch.setattr(naming, "_SURE_LIKE", 2.0)
-    return sorted(NAMES), text_features()[order].astype(np.float16)
+    return sorted(NAMES), Spanned(text_features()[order].astype(np.float16))
 
 
 def images_of(counts: dict[str, int], seed: int = 0, noise: float = 0.02):
@@ -120,11 +120,9 @@ def test_people_and_places_by_name_are_no_names(nouns):
 
 def test_names_that_wordnet_does_not_know_are_names_too():
     features = unit(np.eye(3, 8))
-    likeness = naming.Likeness(
-        ["widget 7", "gizmo b", "rushdie"], features.astype(np.float16), np.zeros(8, np.float32), 0.1
-    )
+    likeness = naming.Likeness(["widget 7", "gizmo b", "rushdie"], Spanned(features), np.zeros(8, np.float32), 0.1)
     assert naming.name_clusters(features, np.array([3, 2, 1]), likeness, 9)[:2] == ["widget 7", "gizmo b"]
-    nothing = naming.Likeness(["rushdie"], features[:1].astype(np.float16), np.zeros(8, np.float32), 0.1)
+    nothing = naming.Likeness(["rushdie"], Spanned(features[:1]), np.zeros(8, np.float32), 0.1)
     assert naming.name_clusters(features[:1], np.array([3]), nothing, 9) == [None]
 
 
@@ -149,7 +147,7 @@ def test_any_number_of_images_can_be_clustered(count):
 def test_the_scale_is_that_of_all_pairs(nouns):
     features, _ = images_of({"hedgehog": 7, "cup": 5})
     likeness = naming._likeness(nouns[0], nouns[1], features)
-    pairs = (features - features.mean(axis=0)) @ nouns[1].astype(np.float32).T
+    pairs = (features - features.mean(axis=0)) @ nouns[1].vectors().T
     assert likeness.scale == pytest.approx(float(np.sqrt((pairs**2).mean())), rel=1e-4)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import ood_audit
 from ood_audit import FindingSettings, ScoreSettings
+from ood_audit.arrays import Spanned
 from ood_audit.classes import pools, prompts
 from ood_audit.classes.labelled import Labelled
 from ood_audit.classes.vocabulary import Vocabulary
@@ -68,7 +69,7 @@ def made(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     names, text, style = NAMES, NAMES[:6], 0.8 * unit(rng.normal(size=48))
     pairs = np.stack([np.arange(6)] * 2, axis=1).astype(np.int32)
-    pool = pools.Pool([f"thing {i}" for i in range(80)], names.astype(np.float16), text, pairs)
+    pool = pools.Pool([f"thing {i}" for i in range(80)], Spanned(names.astype(np.float16)), text, pairs)
     monkeypatch.setattr(pools, "load", lambda *arguments: pool)
 
     def images(of, count):

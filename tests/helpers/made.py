@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from ood_audit.arrays import Spanned
 from ood_audit.classes.pools import Pool
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import EncoderIdentity, ScoreDefaults
@@ -61,7 +62,7 @@ def make_pool(text, others: int = 60, seed: int = 9) -> Pool:
     rng = np.random.default_rng(seed)
     features = np.concatenate([text, unit(rng.normal(size=(others, text.shape[1])))])
     pairs = np.stack([np.arange(len(text))] * 2, axis=1).astype(np.int32)
-    return Pool([f"thing {i}" for i in range(len(features))], features.astype(np.float16), text, pairs)
+    return Pool([f"thing {i}" for i in range(len(features))], Spanned(features.astype(np.float16)), text, pairs)
 
 
 def problem(classes: int, images: int, *, shown: int | None = None, ood: int = 0, seed: int = 0, dimension: int = 16):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
 
+from ood_audit.arrays import Spanned
 from ood_audit.classes import prototypes
 from ood_audit.classes.pools import Pool
 from ood_audit.scoring import scores, selection
@@ -47,7 +48,7 @@ def pool(sample, text, others, seed=0):
     features = unit(np.concatenate([text, text[:3] + 0.1 * others[:3], others]))
     pairs = np.array(sorted([*((i, i) for i in range(k)), *((k + i, i) for i in range(3))]), np.int32)
     names = [f"name {i}" for i in range(len(features))]
-    return Pool(names, features.astype(np.float16), text, pairs)
+    return Pool(names, Spanned(features.astype(np.float16)), text, pairs)
 
 
 def test_prototypes_are_taken_where_the_names_say_little():
@@ -201,7 +202,7 @@ def test_candidates_are_scored_as_the_score_does(monkeypatch, background, weight
         naming_kept = {row for row, k in others.pairs if keep[k]}
         outside = [i for i in range(len(others.names)) if i not in naming_kept]
         assert set(np.flatnonzero(~keep)) <= set(outside)  # a dropped class's own name is back
-        beside = (1 - weight) * judged @ others.features[outside].astype(np.float32).T
+        beside = (1 - weight) * judged @ others.features.take(outside).vectors().T
         for column, (name, own) in enumerate(found.candidates):
             assert name == "delta-energy"
             expected = delta_energy(

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ood_audit.arrays import Spanned
 from ood_audit.classes import prototypes
 from ood_audit.classes.pools import Pool
 from ood_audit.classes.prototypes import FOLDS, References, fit_folds, fold_of
@@ -39,7 +40,7 @@ def target(images):
     references = References(features, (features @ text.T).argmax(1), fold_of(ids), "folders")
     names = unit(rng.normal(size=(30, DIMENSION))).astype(np.float16)
     pairs = np.stack([np.arange(5), np.arange(5)], axis=1).astype(np.int32)
-    background = Pool([str(i) for i in range(30)], names, text, pairs)
+    background = Pool([str(i) for i in range(30)], Spanned(names), text, pairs)
     return Target(text, references, fit_folds(references, text), {"background": background})
 
 
@@ -101,7 +102,7 @@ def test_the_background_has_the_weight_of_the_text(images, target, weight):
     """It has no prototypes: beside text of weight 1 − β its cosines count as much as those of the classes do."""
     ids, features = images
     chunk = chunk_of(ids, features, target)
-    beside = features @ target.pools["background"].features[5:].astype(np.float32).T
+    beside = features @ target.pools["background"].features.vectors()[5:].T
     assert beside.shape[1] == 25
     got = chunk.raw(delta_energy, {**SETTINGS, "background": True, "prototypes": weight})
     expected = delta_energy(chunk.similarities(weight), background=(1 - weight) * beside, **SETTINGS)
@@ -119,7 +120,7 @@ def test_corrected_cosines(images, target, weight, monkeypatch):
     way = np.random.default_rng(3).normal(size=DIMENSION).astype(np.float32) / 4
     chunk = chunk_of(ids, features, replace(target, correction=way))
     to_text = features @ target.text.T + target.text @ way
-    names = target.pools["background"].features[5:].astype(np.float32)
+    names = target.pools["background"].features.vectors()[5:]
     beside = features @ names.T + names @ way
     joined = (1 - weight) * to_text + weight * chunk.to_prototypes
     settings = {**SETTINGS, "background": True, "prototypes": weight}

@@ -9,6 +9,7 @@ import pytest
 import ood_audit
 from ood_audit import FindingSettings, ScoreSettings
 from ood_audit.actions.export import export
+from ood_audit.arrays import Spanned
 from ood_audit.classes import pools, prompts
 from ood_audit.classes.labelled import Labelled
 from ood_audit.findings import duplicates, records
@@ -33,7 +34,7 @@ def audited(tmp_path_factory):
     rng = np.random.default_rng(0)
     text, style = NAMES[:6], 0.8 * unit(rng.normal(size=48))
     pool = pools.Pool(
-        [f"thing {i}" for i in range(80)], NAMES.astype(np.float16), text, np.stack([np.arange(6)] * 2, axis=1)
+        [f"thing {i}" for i in range(80)], Spanned(NAMES.astype(np.float16)), text, np.stack([np.arange(6)] * 2, axis=1)
     )
 
     def images(of, count):

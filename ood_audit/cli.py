@@ -1,6 +1,7 @@
 """The command line: a click group that imports a command when it is called."""
 
 import _thread
+import atexit
 import importlib
 import io
 import keyword
@@ -8,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Timer
 
 import click
@@ -87,9 +88,22 @@ def cli(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
     _open_standard_streams()
+    code: list[int] = []
+    if arguments is None:  # the process is this program's
+        atexit.register(_end, code)  # before all others are, so that it is called after them
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments or os.environ.get("OOD_AUDIT_DEBUG", "") not in ("", "0")
-    sys.exit(_run(arguments, debug))
+    code.append(_run(arguments, debug))
+    sys.exit(code[0])
+
+
+def _end(code: list[int]) -> None:
+    """End the process with its memory as it is, which takes a fifth of a second to free where there is a model."""
+    if code:  # else there is a traceback
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code[0])
 
 
 def _open_standard_streams() -> None:

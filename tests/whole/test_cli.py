@@ -226,6 +226,29 @@ cli.main(["status"])
     assert done.stderr.strip() == said
 
 
+def test_a_process_ends_without_tearing_down_but_does_what_is_to_be_done_at_exit(tmp_path):
+    program = """
+import atexit, os, sys
+from ood_audit import cli
+from ood_audit.commands import status
+
+class Large:
+    def __del__(self, write=os.write): write(1, b"freed")
+
+large = Large()
+
+def register(**options):
+    atexit.register(print, "at exit")
+    return 3
+
+status.command.callback = register
+sys.argv[1:] = ["status"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "at exit\n", "")
+
+
 def test_an_error_of_ours_is_one_line_and_debug_shows_it(reported):
     (arguments := ["query", "SELECT nope", "--store", str(reported[0])])
     done = run_cli(*arguments)

@@ -198,14 +198,16 @@ def clusters(features: Floats) -> tuple[Floats, NDArray[np.int64]]:
     The same features give the same clusters.
     """
     import faiss  # scikit-learn's k-means takes a second to import
+    from threadpoolctl import threadpool_limits
 
     distinct = len(np.unique(features, axis=0)) if len(features) < 1000 else len(features)
     count = max(1, min(round(_CLUSTERS * len(features) ** 0.5), len(features) // 3, distinct))
     start = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(features)}
     fitted = faiss.Kmeans(features.shape[1], count, nredo=10, seed=0, init_method=start, **limits)
-    fitted.train(np.ascontiguousarray(features))
-    _, labels = fitted.assign(features)
+    with threadpool_limits(1, "openmp"):  # of clusters so small, threads would wait for each other most of the time
+        fitted.train(np.ascontiguousarray(features))
+        _, labels = fitted.assign(features)
     return fitted.centroids, labels.astype(np.int64)
 
 

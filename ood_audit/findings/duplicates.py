@@ -8,7 +8,6 @@ looked for by the perceptual hashes that `embed` keeps, and confirmed by their f
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,7 @@ from ood_audit.findings.fingerprints import (
 )
 from ood_audit.findings.listed import Listed
 from ood_audit.findings.settings import TURNED_MOST
-from ood_audit.images.access import sizes
+from ood_audit.images.access import readers, sizes
 from ood_audit.images.decode import decode
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
@@ -323,7 +322,7 @@ class _Search:
             [list(by_id)],
         ).fetchall()
         self.state[rows] = _UNREADABLE
-        pool = ThreadPoolExecutor(thread_name_prefix="fingerprint")
+        pool = readers(file["uri"] for *_, same in files for file in same)
         try:
             for first, pixels in pool.map(lambda same: (same[0], self._read(*same[1:])), files):
                 if pixels is not None:

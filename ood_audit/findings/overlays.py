@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ood_audit.findings.shortcuts import Shortcut
+from ood_audit.images.access import readers
 from ood_audit.images.decode import grey
 from ood_audit.images.uri import is_remote
 
@@ -61,7 +62,7 @@ def find(images: pa.Table, read: Read | None = None) -> list[Shortcut]:
     read = read or (lambda uri: grey(uri, _SIDE))
     looked_at: dict[str, tuple[list[str], Views]] = {}
     found = []
-    with ThreadPoolExecutor() as pool:
+    with readers(()) as pool:  # what is remote is passed over
         classes = dict(_classes(images))
         for name, rows in classes.items():
             looked_at[name] = _views(rows[:_EACH], pool, read)

@@ -4,7 +4,7 @@ Whatever goes wrong in reading is an OSError, whose `strerror` is a sentence for
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import BinaryIO, Protocol, TypeVar
@@ -109,6 +109,13 @@ def each(function: Callable[[str], T], uris: Sequence[str]) -> list[T]:
         return [function(uri) for uri in uris]
     with ThreadPoolExecutor(REMOTE_THREADS, thread_name_prefix="remote") as pool:
         return list(pool.map(function, uris))
+
+
+def readers(uris: Iterable[str]) -> ThreadPoolExecutor:
+    """Threads to decode some pictures: one for each core, as more would only wait for Python's lock; more if remote."""
+    from joblib import cpu_count
+
+    return ThreadPoolExecutor(None if any(map(is_remote, uris)) else cpu_count(), thread_name_prefix="decode")
 
 
 def sizes(uris: Sequence[str]) -> list[int | None]:

@@ -3,10 +3,10 @@
 import io
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
+from ood_audit.images.access import readers
 from ood_audit.reports.model import Sprites
 
 BUDGET = 11_600_000  # bytes for all pictures of a page, which as base64 take a third more
@@ -30,7 +30,7 @@ def thumbnails(uris: Sequence[str], *, budget: int = BUDGET) -> list[bytes | Non
 
     steps = [step for step in _STEPS if step[2] * len(uris) <= budget] or [_STEPS[-1]]
     size, quality, _ = steps[0]
-    with ThreadPoolExecutor() as pool:
+    with readers(uris) as pool:
         pictures = list(pool.map(lambda uri: thumbnail(uri, size, quality), uris))
         for size, quality, _ in steps[1:]:
             if sum(len(picture or b"") for picture in pictures) <= budget:
@@ -53,7 +53,7 @@ def sprites(uris: Sequence[str]) -> Sprites | None:
     columns = math.ceil(math.sqrt(len(uris)))
     rows = math.ceil(len(uris) / columns)
     sheet = Image.new("RGB", (columns * _SPRITE, rows * _SPRITE), "grey")
-    with ThreadPoolExecutor() as pool:
+    with readers(uris) as pool:
         for i, picture in enumerate(pool.map(lambda uri: reduced(uri, _SPRITE, Image.Resampling.BOX), uris)):
             if picture is not None:
                 left, top = i % columns * _SPRITE, i // columns * _SPRITE

@@ -211,6 +211,7 @@ class _Run:
                     self.on_progress("loading the model")
                     images, identity = to_do - adopted, self.store.encoder
                     encoder = _load(settings, "load_same_encoder", identity, images=images)
+                    _begin(encoder)
                 if on_start is not None:
                     on_start(encoder)
                 self.on_progress("embedding", 0, to_do - adopted)
@@ -274,6 +275,7 @@ def _open(
     encoder = _load(settings, "load_encoder", settings.model, images=images, **options)
     if settings.precision == "auto" and settings.engine == "local":
         _try_bf16(encoder, scans, root)
+    _begin(encoder)
     return create_store(root, encoder.identity), encoder
 
 
@@ -298,6 +300,14 @@ def _load(settings: EmbedSettings, name: str, *arguments: object, images: int, *
     from ood_audit.encoders import loading
 
     return local.load(partial(getattr(loading, name), *arguments, **options), settings.device, images)
+
+
+def _begin(encoder: "Encoder") -> None:
+    """Let an encoder that takes time before its first image have it while there is something else to do."""
+    from ood_audit.encoders.light import StarterEncoder
+
+    if isinstance(encoder, StarterEncoder):
+        encoder.begin()
 
 
 def _check_encoder(store: Store, settings: EmbedSettings) -> EncoderIdentity | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from queue import SimpleQueue
 from threading import Lock
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,16 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ood_audit.encoders import tokens, towers
+from ood_audit.encoders import tokens
 from ood_audit.encoders.cpu import bf16_in_hardware, return_freed_memory, reuse_freed_memory, thread_count
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.encoders.pixels import REDUCED, Pixels, shortest
 from ood_audit.encoders.registry import CONFIG, STARTER, score_defaults
 from ood_audit.errors import EncoderError
 from ood_audit.values import JsonObject
+
+if TYPE_CHECKING:
+    from ood_audit.encoders.towers import Weights
 
 _BATCH = 4  # images a pass: of 2, 4, 6 and 8 the one that takes least time
 _TEXT_BATCH = 256
@@ -121,6 +124,8 @@ class StarterEncoder:
 
     @cached_property
     def _text_request(self) -> Any:  # OpenVINO has no types
+        from ood_audit.encoders import towers
+
         graph = towers.text_tower(_tower(images=False), self._text["heads"])
         compiled = towers.compile_graph(graph, "fp32", streams=1, threads=thread_count())
         del graph
@@ -145,11 +150,23 @@ class StarterEncoder:
 
     def use_bf16(self) -> None:
         """Go over from float32 to bfloat16; the identity changes with it."""
-        self.precision, self.identity = "bf16", replace(self.identity, precision="bf16")
-        self._requests = None
+        with self._compiling:
+            self.precision, self.identity = "bf16", replace(self.identity, precision="bf16")
+            self._requests = None
+
+    def begin(self) -> None:
+        """Compile the image tower in a thread, so that it is there sooner when images are.
+
+        That takes a fifth of a second, for most of which Python's lock is free.
+        """
+        thread = ThreadPoolExecutor(1, "compile")
+        thread.submit(self._compiled)  # an error is raised again where the tower is needed
+        thread.shutdown(wait=False)
 
     def _compiled(self) -> "SimpleQueue[Any]":
         """Requests of OpenVINO, one for each pass side by side, made when they are first asked for."""
+        from ood_audit.encoders import towers
+
         with self._compiling:
             if self._requests is None:
                 mean, std = self._preprocessing["mean"], self._preprocessing["std"]
@@ -161,7 +178,7 @@ class StarterEncoder:
             return self._requests
 
 
-def _read() -> tuple[JsonObject, towers.Weights]:
+def _read() -> "tuple[JsonObject, Weights]":
     """The starter's configuration, and its weights as they are kept, in float16."""
     try:
         config: JsonObject = json.loads((STARTER / CONFIG).read_text(encoding="utf-8"))
@@ -170,7 +187,7 @@ def _read() -> tuple[JsonObject, towers.Weights]:
         raise EncoderError(f"could not load `model` starter: {error}; install ood-audit again") from error
 
 
-def _tower(images: bool) -> towers.Weights:
+def _tower(images: bool) -> "Weights":
     """The weights of one of the towers, in float32."""
     return {name: of.astype(np.float32) for name, of in _read()[1].items() if name.startswith("visual.") is images}
 
@@ -180,11 +197,11 @@ def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return unit
 
 
-def _hash(weights: towers.Weights) -> str:
+def _hash(weights: "Weights") -> str:
     """As `clip` makes it of the model's parameters in torch."""
     digest = hashlib.sha256()
     for name, kept in sorted(weights.items()):
         values = kept.astype(np.float32) if kept.dtype == np.float16 else kept
         digest.update(f"{name} torch.{values.dtype} {values.shape}\n".encode())
-        digest.update(values.tobytes())
+        digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()

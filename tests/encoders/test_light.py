@@ -17,6 +17,7 @@ from tests.conftest import EXAMPLES
 
 pytest.importorskip("openvino")
 light = pytest.importorskip("ood_audit.encoders.light")
+towers = pytest.importorskip("ood_audit.encoders.towers")
 types = pytest.importorskip("openvino.utils.types")
 
 PHOTOS = sorted((EXAMPLES / "images").rglob("*.jpg"))
@@ -130,12 +131,40 @@ def test_a_store_may_go_on_with_the_other_engine(starter):
         loading.load_same_encoder(other, device="cpu")
 
 
+def test_a_tower_that_was_begun_is_compiled_once_and_of_the_last_precision(monkeypatch, starter):
+    some = [np.full((224, 224, 3), 99, np.uint8)]
+    expected = starter.encode_images(some)
+    made, compiled = [], towers.compile_graph
+
+    def noted(graph, precision, **options):
+        made.append(precision)
+        return compiled(graph, precision, **options)
+
+    monkeypatch.setattr(towers, "compile_graph", noted)
+    encoder = light.StarterEncoder("fp32")
+    encoder.begin()
+    np.testing.assert_array_equal(encoder.encode_images(some), expected)
+    assert made == ["fp32"]
+    encoder.begin()
+    encoder.use_bf16()
+    assert not np.array_equal(encoder.encode_images(some), expected)
+    assert made == ["fp32", "bf16"]
+
+
 def test_damaged_weights_are_one_line(monkeypatch, tmp_path):
     for name in ("open_clip_config.json", "open_clip_model.safetensors"):
         (tmp_path / name).write_bytes((light.STARTER / name).read_bytes()[:5000])
     monkeypatch.setattr(light, "STARTER", tmp_path)
     with pytest.raises(EncoderError, match=r"could not load `model` starter: .*install ood-audit again"):
         light.StarterEncoder("fp32")
+
+
+def test_what_goes_wrong_in_a_tower_that_was_begun_is_raised_where_it_is_needed(monkeypatch):
+    encoder = light.StarterEncoder("fp32")
+    monkeypatch.setattr(towers, "compile_graph", lambda *given, **options: 1 / 0)
+    encoder.begin()
+    with pytest.raises(ZeroDivisionError):
+        encoder.encode_images([np.zeros((224, 224, 3), np.uint8)])
 
 
 @pytest.mark.parametrize(

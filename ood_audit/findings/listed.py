@@ -160,12 +160,26 @@ def _merge(best: Floats, rows: Rows, asked: Rows, cosines: Floats, start: int, l
     if not len(better):
         return
     asked, cosines, k = asked[better], cosines[better], best.shape[1]
-    few = min(k, cosines.shape[1])
-    near = np.argpartition(cosines, -few, axis=1)[:, -few:]
-    both = np.concatenate([best[asked], np.take_along_axis(cosines, near, axis=1)], axis=1)
+    values, near = _largest(cosines, k, least)
+    both = np.concatenate([best[asked], values], axis=1)
     numbers = np.concatenate([rows[asked], near + start], axis=1)
     keep = np.argpartition(both, -k, axis=1)[:, -k:]
     best[asked], rows[asked] = np.take_along_axis(both, keep, axis=1), np.take_along_axis(numbers, keep, axis=1)
+
+
+def _largest(cosines: Floats, k: int, least: float) -> tuple[Floats, Rows]:
+    """The k largest of each row from `least` on, in any order, and their columns; −1 where there are fewer."""
+    row, column = np.nonzero(cosines >= least)
+    counts = np.bincount(row, minlength=len(cosines))
+    values, near = (np.full((len(cosines), min(k, int(counts.max()))), -1, of) for of in (np.float32, np.int64))
+    few = counts[row] <= k  # a partition of these rows would take ten times as long
+    row, column, place = row[few], column[few], (np.arange(len(row)) - (counts.cumsum() - counts)[row])[few]
+    values[row, place], near[row, place] = cosines[row, column], column
+    many = np.flatnonzero(counts > k)
+    if len(many):
+        near[many] = np.argpartition(cosines[many], -k, axis=1)[:, -k:]
+        values[many] = np.take_along_axis(cosines[many], near[many], axis=1)
+    return values, near
 
 
 def _chosen(batches: Iterable[Floats], rows: Rows) -> Floats:

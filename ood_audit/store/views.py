@@ -23,6 +23,7 @@ from ood_audit.values import JsonObject, Row, RowValues
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # Types whose values are the same in Python, in CSV and in JSON.
 _PLAIN = re.compile(r'U?(TINY|SMALL|BIG|HUGE)INT|U?INTEGER|FLOAT|DOUBLE|BOOLEAN|VARCHAR|DECIMAL\(.*\)|"NULL"')
@@ -312,10 +313,9 @@ def count_readable(store: StoreFolder, parts: list[Path] | None = None) -> int:
 @lru_cache(maxsize=16)
 def _count_readable(store: StoreFolder, parts: tuple[Path, ...], written: tuple[int, ...]) -> int:
     """Counted once for each set of parts, which never change: every step of a report asks for it."""
-    if _holds_only(parts, "status", "ok") and _holds_only(parts, "supersedes", False):
-        import pyarrow.parquet as pq
-
-        return sum(pq.read_metadata(part).num_rows for part in parts)
+    errors = _statistics(parts, "error")
+    if errors is not None and _holds_only(parts, "supersedes", False):  # none was removed
+        return sum(found.null_count for found in errors)
     with connect(store, list(parts), reports=False) as db:
         ((count,),) = db.execute("SELECT count(*) FROM images WHERE status = 'ok'").fetchall()
     return int(count)
@@ -342,26 +342,35 @@ def outdated_rows(store: StoreFolder, parts: list[Path]) -> dict[Path, "pa.Array
 
 
 def _holds_only(parts: Iterable[Path], column: str, value: object) -> bool:
-    """Whether a column is known to hold nothing else, by what the parts say of themselves: in a hundredth of a query.
+    """Whether a column is known to hold nothing else."""
+    statistics = _statistics(parts, column)
+    return statistics is not None and all(
+        found.has_min_max and not found.null_count and {found.min, found.max} == {value} for found in statistics
+    )
+
+
+def _statistics(parts: Iterable[Path], column: str) -> "list[pq.Statistics] | None":
+    """What parts say of a column, by row group, in a hundredth of a query; None where they do not.
 
     A part that can't be read is for the query to complain of.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    place = list(schema.PARTS).index(column)
+    place, statistics = list(schema.PARTS).index(column), []
     try:
         for part in parts:
             metadata = pq.read_metadata(part)
             if metadata.schema.column(place).path != column:
-                return False
+                return None
             for group in range(metadata.num_row_groups):
                 found = metadata.row_group(group).column(place).statistics
-                if found is None or not found.has_min_max or found.null_count or {found.min, found.max} != {value}:
-                    return False
+                if found is None or not found.has_null_count:
+                    return None
+                statistics.append(found)
     except (OSError, pa.ArrowInvalid):
-        return False
-    return True
+        return None
+    return statistics
 
 
 def _view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path], columns: schema.Columns) -> None:

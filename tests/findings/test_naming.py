@@ -268,7 +268,8 @@ def test_a_named_report_on_a_scored_store_imports_nothing_slow(tmp_path, nouns):
     naming.suggest(store)
     ood_audit.report(store, top=9)
     code = (
-        "import sys\nsys.modules['umap'] = None\nfrom ood_audit.classes import background\nfrom ood_audit.findings import naming\n"
+        "import sys\nsys.modules['umap'] = None\n"
+        "from ood_audit.classes import background\nfrom ood_audit.findings import naming\n"
         "naming._LIKE, naming._SURE_LIKE = 1.0, 2.0\n"
         f"background.CORPORA['background'] = lambda: background.Corpus({sorted(NAMES)!r}, [], ('{{}}',))\n"
         "import ood_audit\nmade = ood_audit.report(sys.argv[1], top=9)\nassert made.rows[0]['cluster'] == 'hedgehog'\n"

@@ -141,7 +141,7 @@ _BY_DUCKDB = ("pyarrow", "numpy") if duckdb.__version__ < "2" else ()
         (["embed", "--help"], (*HEAVY, "duckdb")),
         (["status"], (*HEAVY, "duckdb")),
         (["query", "SELECT count(*) FROM report"], tuple(name for name in HEAVY if name not in _BY_DUCKDB)),
-        (["report", "--top", "3"], ("torch", "open_clip", "faiss")),
+        (["report", "--top", "3"], ("torch", "open_clip", "sklearn", "scipy.stats")),
     ],
 )
 def test_commands_start_without_heavy_imports(reported, arguments, unwanted):

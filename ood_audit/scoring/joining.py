@@ -44,7 +44,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from ood_audit.arrays import Spanned, to_numpy
+from ood_audit.arrays import Spanned, largest, to_numpy
+from ood_audit.encoders.cpu import mapped
 from ood_audit.scoring.ranks import Numbers, auroc, ranks, ranks_within
 from ood_audit.store import Store
 from ood_audit.store.parts import has_looks, iter_features, iter_looks
@@ -59,7 +60,7 @@ Seen = tuple[Floats, Floats | None]  # (N, D) features of images, and their (N, 
 
 WHOLE = 20_000  # images up to which all are compared with all
 SAMPLE = 8192  # images that are neighbours in a larger folder
-_BLOCK = 1024
+_BLOCK = 256  # images at a time
 _CONFIDENT = 0.7  # the share of the images that play images of an unknown class
 _AROUND = 0.8  # how high strange neighbours alone can put an image
 _GAIN = (3.0, 6.0)  # points of AUROC that novelty has to bring, to count at all and to count fully
@@ -265,10 +266,10 @@ def join(
     standings = (cosines - joint.mean) / joint.std
     novelty, around = np.empty(len(base)), np.empty(len(base))
     start = 0
-    for features, looks in _blocks(images):
-        rows = slice(start, start + len(features))
+    for of_block in mapped(lambda seen: _compared(joint, *seen, standings), _blocks(images)):
+        rows = slice(start, start + len(of_block[0]))
         start = rows.stop
-        novelty[rows], around[rows] = _compared(joint, features, looks, standings)
+        novelty[rows], around[rows] = of_block
         on_progress(rows.stop, len(base))
     mixed = _mixed(ranks(novelty), ranks(around))
     folder = 0.75 * quantiles(mixed) + 0.25 * quantiles(around)
@@ -324,8 +325,7 @@ def _compared(joint: Joint, features: Floats, looks: Floats | None, standings: N
     own = ((features @ joint.text.T - joint.mean) / joint.std).argmax(axis=1)
     cosines = _between(joint, features, looks)
     most = min(max(3, k), cosines.shape[1])
-    nearest = np.argpartition(-cosines, most - 1, axis=1)[:, :most]
-    values = -np.sort(-np.take_along_axis(cosines, nearest, axis=1), axis=1)
+    values, nearest = largest(cosines, most)
     return 1.0 - values[:, min(k, most) - 1].astype(np.float64), -standings[nearest, own[:, None]].mean(axis=1)
 
 

@@ -1,5 +1,7 @@
 """What the array API standard lacks: the same of NumPy arrays and of torch tensors, beside slow versions."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -95,3 +97,16 @@ def test_vectors_in_many_directions_and_few_vectors_are_left_as_they_are(count, 
     found = spanned(vectors[:count])
     assert found.directions is None
     assert (found.coordinates == vectors[:count]).all()
+
+
+@pytest.mark.parametrize("columns", [300, 5000, 8193])
+def test_the_largest_of_wide_rows(columns: int) -> None:
+    """Those of wide rows are looked for by groups of columns, of which the last may be left over."""
+    values = np.random.default_rng(0).permuted(np.tile(np.arange(columns, dtype=np.float32), (8, 1)), axis=1)
+    values[0, -1] = columns  # in no group
+    values[1] = -math.inf
+    values[2, 20:] = 0  # ties
+    top, where = largest(values, 40)
+    assert (top == -np.sort(-values, axis=1)[:, :40]).all()
+    assert (np.take_along_axis(values, where, axis=1) == top).all()
+    assert all(len(set(row)) == 40 for row in where.tolist())

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ood_audit.arrays import largest
 from ood_audit.classes.prototypes import Prototypes, fold_of, joined, sample, unseen_cosines
 from ood_audit.findings.map import coordinates
 from ood_audit.store import Store
@@ -158,7 +159,7 @@ def _nearest(store: Store, looked_at: pa.Array, own: Floats) -> dict[str, list[s
             cosines[which[itself] - start, rows[itself]] = -np.inf  # not its own neighbour
             # The nearest of the batch, in its order, then of both.
             few = min(NEIGHBOURS, cosines.shape[1])
-            near = np.sort(np.argpartition(-cosines, few - 1, axis=1)[:, :few], axis=1)
+            near = np.sort(largest(cosines, few)[1], axis=1)
             ids = np.array(batch.image_ids.take(near.ravel()).to_pylist(), dtype=object).reshape(near.shape)
             both = np.concatenate([best[block], np.take_along_axis(cosines, near, axis=1)], axis=1)
             labels = np.concatenate([names[block], ids], axis=1)

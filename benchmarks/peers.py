@@ -1,6 +1,6 @@
 """The same pictures through ood-audit, fastdup and CleanVision: time, memory, and which planted faults each finds.
 
-    python -m benchmarks.peers DATA [--images 5000] [--keep DIR] [--tools ood-audit fastdup cleanvision]
+    python -m benchmarks.peers DATA [--images 5000] [--keep DIR] [--tools ood-audit fastdup cleanvision] [--rounds 1]
 
 DATA has `images/CLASS/`, `classes.txt`, `truth.csv` (path, folder, truth, kind) and `labelled/CLASS/`. All of `images`
 is taken as it is. It is filled up with altered copies of its faultless pictures: crops of 60 to 70% of each side, half
@@ -8,7 +8,8 @@ of them mirrored, turned by up to 12 degrees, with other brightness, contrast an
 is within 12 of 64 bits of any other picture's is made again, so that the filling plants no near duplicates. Ten more
 copies are cut off in the middle of the file. With --images 717 only those ten are added. Each tool is installed in a
 virtual environment of its own (fastdup and CleanVision from PyPI), and runs with its defaults, alone. Memory is the sum
-of all processes of a tool (PSS).
+of all processes of a tool (PSS). Of `embed` and the first report it prints how many times as long as fastdup they take
+and as much they hold, beside the limits: of several rounds, one tool after the other, the median.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import operator
 import os
 import random
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,6 +37,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from benchmarks.memory import Watch
 
 TRUNCATED = 10
+SECONDS, MEMORY = 1.5, 4.0  # the limits: times fastdup's
 APART = 12  # bits of a 64-bit perceptual hash; tools call pictures near duplicates at 0 to 10
 
 FASTDUP = """
@@ -301,6 +304,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder for the pictures, environments and logs")
     tools = ["ood-audit", "fastdup", "cleanvision"]
     parser.add_argument("--tools", nargs="+", choices=tools, default=tools)
+    parser.add_argument("--rounds", type=int, default=1, metavar="N", help="time ood-audit and fastdup N times")
     options = parser.parse_args()
     data = options.data.resolve()
     with tempfile.TemporaryDirectory() as temporary:
@@ -315,7 +319,7 @@ def main() -> None:
             + ", ".join(f"{len(names)} {kind}" for kind, names in planted.items() if kind != "id"),
             flush=True,
         )
-        notes = []
+        notes, costs = [], defaultdict(list)
         columns = ["tool", "wall", "CPU", "memory", "OOD in the top 90", "OOD flagged", "labels in the top 30"]
         columns += ["labels flagged", "exact copies", "near copies", "unreadable"]
 
@@ -328,6 +332,7 @@ def main() -> None:
             names = ["ood-audit", "ood-audit with labelled pictures"]
             for name, found in zip(names, ood_audit(data, images, work), strict=True):
                 show(row(name, found, planted))
+                costs[name].append(found["cost"])
         for name, script in (("fastdup", FASTDUP), ("cleanvision", CLEANVISION)):
             if name in options.tools:
                 try:
@@ -341,9 +346,25 @@ def main() -> None:
                         (readable / path).unlink()
                     found = peer(name, script, readable, work) | {"unreadable": "gave up"}
                 show(row(name, found, planted))
+                costs[name].append(found["cost"])
                 if "other" in found:
                     notes.append(f"{name} also says: {found['other']}")
         print("\n".join(notes))
+        if costs["ood-audit"] and costs["fastdup"]:
+            for _ in range(options.rounds - 1):
+                costs["ood-audit"].append(next(ood_audit(data, images, work))["cost"])
+                costs["fastdup"].append(peer("fastdup", FASTDUP, images, work)["cost"])
+            for name, unit, limit in (("wall", "s", SECONDS), ("memory", "MB", MEMORY)):
+                print(beside(name, unit, limit, costs["ood-audit"], costs["fastdup"]))
+
+
+def beside(name: str, unit: str, limit: float, own: list[dict[str, float]], theirs: list[dict[str, float]]) -> str:
+    """How many times fastdup's cost ours is, in the median of the rounds."""
+    pairs = [(one[name], other[name]) for one, other in zip(own, theirs, strict=True)]
+    ratio = statistics.median(one / other for one, other in pairs)
+    figures = ", ".join(f"{one:.1f} and {other:.1f} {unit}" for one, other in pairs)
+    verdict = "holds" if ratio <= limit else "MISSED"
+    return f"embed and report beside fastdup, {name}: {figures}: {ratio:.2f} × (limit {limit}): {verdict}"
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class Spanned:
 
 
 def spanned(vectors: NDArray[np.floating]) -> Spanned:
-    """(M, D) vectors by the directions that they span, where those are few: the text features of many models are so.
+    """(M, D) vectors by the directions that they span, where those are few, as those of the starter's names are.
 
     The directions are those of some of the vectors; if any other has a part outside of them, all are left as they are.
     """

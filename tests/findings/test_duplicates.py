@@ -195,6 +195,18 @@ def test_when_a_gpu_is_full_the_rows_keep_their_numbers(altered, gpu, monkeypatc
     assert [(row.path, row.cluster) for row in found.rows] == [(row.path, row.cluster) for row in expected.rows]
 
 
+@given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([-1.0, 0.0, 0.5]))
+def test_the_nearest_are_those_near_enough_and_of_many_the_nearest(seed, k, least):
+    rng = np.random.default_rng(seed)
+    vectors = unit(rng.normal(size=(30, 3))).astype(np.float16).astype(np.float32)  # as they are kept
+    near, rows = listed.Listed(lambda: np.array_split(vectors, 4), 30, 3, least).search(vectors[:9], k)
+    cosines = vectors[:9] @ vectors.T
+    for own, found, all_ in zip(near, rows, cosines, strict=True):
+        wanted = [row for row in np.argsort(-all_, kind="stable")[:k] if all_[row] >= least]
+        assert found[: len(wanted)].tolist() == wanted and (found[len(wanted) :] == -1).all()
+        np.testing.assert_allclose(own[: len(wanted)], all_[wanted], atol=1e-6)
+
+
 def test_lists_find_what_is_near_and_know_how_much_of_it(monkeypatch):
     monkeypatch.setattr(listed, "EXACT", 100)
     rng = np.random.default_rng(0)

@@ -77,6 +77,29 @@ class Spanned:
         return self.beside(others) @ self.coordinates.T
 
 
+def float32(values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Finite numbers in float32; those in float16 by their bits.
+
+    NumPy converts float16 one number after the other, which takes five times as long. The sign stays the first bit, the
+    others move to the end of the exponent and the beginning of the fraction, and the exponents differ by 112.
+    """
+    if values.dtype != np.float16:
+        return values.astype(np.float32)
+    bits = values.view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= np.int32(-0x70000001)  # the sign has spread over the three bits beside it
+    found = bits.view(np.float32)
+    found *= np.float32(2.0**112)
+    return found
+
+
+def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    """(N, D) vectors → float32 of length 1, such as those that float16 has rounded."""
+    found = float32(vectors)
+    found /= np.sqrt(np.einsum("ij,ij->i", found, found))[:, None]
+    return found
+
+
 def spanned(vectors: NDArray[np.floating]) -> Spanned:
     """(M, D) vectors by the directions that they span, where those are few, as those of the starter's names are.
 
@@ -149,18 +172,27 @@ def _blocks(values: Array) -> list[slice]:
     return [slice(start, start + size) for start in range(0, max(1, len(values)), size)]
 
 
-def log_sum_exp(values: Array, temperature: float = 1.0) -> Array:
-    """(N, K) → (N,), log Σ exp(values/temperature) of each row; −inf where all of them are."""
+def log_sum_exp(values: Array, temperature: float = 1.0, highest: Array | None = None) -> Array:
+    """(N, K) → (N,), log Σ exp(values/temperature) of each row; −inf where all of them are.
+
+    Args:
+        values: (N, K).
+        temperature: positive.
+        highest: (N,) the largest value of each row, where it is known: a sixth of the time less.
+
+    """
     if not isinstance(values, np.ndarray):
         return (values / temperature).logsumexp(dim=1)
     found = np.empty(len(values), values.dtype)
-    for some in _blocks(values):
-        top = values[some].max(axis=1, keepdims=True, initial=-math.inf)
+    blocks = _blocks(values)
+    powers = np.empty((blocks[0].stop, values.shape[1]), values.dtype)
+    for some in blocks:
+        top = values[some].max(axis=1, initial=-math.inf) if highest is None else highest[some].copy()
         top[np.isneginf(top)] = 0
-        powers = values[some] - top
-        powers /= temperature
+        own = np.subtract(values[some], top[:, None], out=powers[: len(top)])
+        own /= temperature
         with np.errstate(divide="ignore", under="ignore"):
-            found[some] = np.log(np.exp(powers, out=powers).sum(axis=1)) + top[:, 0] / temperature
+            found[some] = np.log(np.einsum("ij->i", np.exp(own, out=own))) + top / temperature
     return found
 
 

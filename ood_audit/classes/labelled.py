@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import unit
 from ood_audit.classes import annotations
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders import looks
@@ -396,8 +397,6 @@ def _looked_up(store: Store, column: str, values: Sequence[str], wanted: str) ->
 
 def _features(table: "pa.Table") -> NDArray[np.float32]:
     """(M, D) float32 of length 1."""
-    from ood_audit.store.parts import unit
-
     column = table["feature"].combine_chunks()
     codes = column.flatten().to_numpy(zero_copy_only=False)
     return unit(codes.reshape(len(table), column.type.list_size))

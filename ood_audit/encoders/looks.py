@@ -12,6 +12,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import unit
+
 DIMENSION = 192
 
 
@@ -32,6 +34,4 @@ def stored(look: NDArray[np.float32]) -> bytes:
 
 def read(values: list[bytes]) -> NDArray[np.float32]:
     """What `stored` has made → (N, DIMENSION) float32 of length 1."""
-    looks = np.frombuffer(b"".join(values), "<f2").reshape(-1, DIMENSION).astype(np.float32)
-    looks /= np.linalg.norm(looks, axis=1, keepdims=True)
-    return looks
+    return unit(np.frombuffer(b"".join(values), "<f2").reshape(-1, DIMENSION))

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ood_audit.arrays import largest
+from ood_audit.arrays import largest, unit
 from ood_audit.classes.prototypes import Prototypes, fold_of, joined, sample, unseen_cosines
 from ood_audit.findings.map import coordinates
 from ood_audit.store import Store
-from ood_audit.store.parts import iter_features, unit
+from ood_audit.store.parts import iter_features
 
 NEIGHBOURS = 6
 CLASSES = 5

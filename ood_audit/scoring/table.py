@@ -75,7 +75,7 @@ def _stream(
 ) -> None:
     """Write the columns of all chunks into a Parquet file, beside the computation."""
     on_progress = counting(context.on_progress, "scoring")
-    done, waiting, rows = 0, [], 0
+    done, waiting, rows, columns_of = 0, [], 0, list(kinds)
     with (
         pq.ParquetWriter(path, kinds, **_PARQUET) as writer,
         ThreadPoolExecutor(1, thread_name_prefix="scores") as thread,
@@ -83,7 +83,7 @@ def _stream(
         writing_of = thread.submit(lambda: None)
         for found in map_chunks(context.store, plan.target, context.device, columns, plan.parts):
             size = len(found["image_id"])
-            arrays = [found.get(field.name, pa.nulls(size, field.type)) for field in kinds]
+            arrays = [found.get(field.name, pa.nulls(size, field.type)) for field in columns_of]
             waiting.append(pa.RecordBatch.from_arrays(arrays, schema=kinds))
             rows += size
             done += size

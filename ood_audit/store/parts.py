@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ood_audit.arrays import unit
 from ood_audit.encoders import looks
 from ood_audit.errors import StoreError
 from ood_audit.images.decode import Decoded
@@ -201,13 +202,6 @@ class FeatureBatch:
         """Some of them, without a copy."""
         ids, paths, folders = (column.slice(start, rows) for column in (self.image_ids, self.paths, self.folders))
         return FeatureBatch(ids, paths, folders, self.codes[start : start + rows])
-
-
-def unit(codes: Codes) -> NDArray[np.float32]:
-    """(N, D) features as they are stored → float32 of length 1, which float16 has rounded."""
-    features = codes.astype(np.float32)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    return features
 
 
 def iter_features(

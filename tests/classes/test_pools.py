@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ood_audit
-from ood_audit.arrays import Spanned
+from ood_audit.arrays import Spanned, unit
 from ood_audit.classes import background, pools, wordnet
 from ood_audit.classes.pools import Pool, farthest, naming
 from ood_audit.classes.vocabulary import Vocabulary
 from ood_audit.encoders.identity import EncoderIdentity
 from ood_audit.errors import OodAuditError
-from ood_audit.store.parts import unit
 from ood_audit.store.store import Store
 from tests.encoders.test_clip import MODELS, save
 

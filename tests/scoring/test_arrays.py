@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.special import logsumexp
 
-from ood_audit.arrays import largest, log_add_exp, log_sum_exp, spanned, to_numpy, without
+from ood_audit.arrays import float32, largest, log_add_exp, log_sum_exp, spanned, to_numpy, without
 
 KINDS = [np.asarray, torch.from_numpy]
 rows = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.floats(-1, 1, width=32))
@@ -110,3 +110,22 @@ def test_the_largest_of_wide_rows(columns: int) -> None:
     assert (top == -np.sort(-values, axis=1)[:, :40]).all()
     assert (np.take_along_axis(values, where, axis=1) == top).all()
     assert all(len(set(row)) == 40 for row in where.tolist())
+
+
+def test_float16_in_float32():
+    """Every finite number that there is, in rows that do not follow each other in memory."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    values = every[np.isfinite(every)].reshape(-1, 16)
+    for those in (values, values[::2], values[:, 3:9]):
+        found = float32(those)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found.view(np.uint32), those.astype(np.float32).view(np.uint32))
+    assert float32(values[:0]).shape == (0, 16)
+    np.testing.assert_array_equal(float32(np.array([0.1, 2.0])), np.array([0.1, 2.0], np.float32))
+
+
+@given(rows, st.floats(1e-4, 10))
+def test_log_sum_exp_with_the_highest_known(values, temperature):
+    values[0] = -np.inf
+    known = log_sum_exp(values, temperature, values.max(axis=1))
+    np.testing.assert_array_equal(known, log_sum_exp(values, temperature))

@@ -6,14 +6,15 @@ A store of made-up images is written to a temporary folder (1.2 GB a million at 
 scored through `ood_audit.score`, twice:
 
     text      settings as given, no prototypes (`--no-auto --no-prototypes`)
-    default   settings chosen on the data, prototypes of presumed references (all but the background, whose names no
-              made-up encoder can encode)
+    default   settings chosen on the data, prototypes of presumed references, and images compared with others of the
+              folder (all but the background, whose names no made-up encoder can encode)
 
 The limit of each is what any program has to do: a bare read of the same Parquet columns (image_id, path, folder,
 status, embedding), and the bare products in float32 by torch, on all cores, in the same chunks:
 
     text      images × text                                      2 N D K operations
-    default   that, (images − centre) × whitening, and whitened images × prototypes    2 N D (2 K + D)
+    default   that, (images − centre) × whitening, whitened images × prototypes, and
+              images × those that they are compared with                               2 N D (2 K + D + 8192)
 
 NumPy's product is shown beside torch's: on AMD's processors it is faster, and scoring uses it on a CPU. The limit is
 measured before and after the scoring, and its mean counts: a shared machine is not always as fast. Both are shown by
@@ -56,6 +57,7 @@ def limit(root: str, images: int, classes: int, dimension: int) -> dict[str, Any
     import pyarrow.parquet as pq
     import torch
 
+    from ood_audit.scoring.joining import SAMPLE
     from ood_audit.scoring.similarity import _CHUNK_BYTES, _WIDEST
     from ood_audit.store import open_store
 
@@ -88,6 +90,7 @@ def limit(root: str, images: int, classes: int, dimension: int) -> dict[str, Any
         "text": product(classes),
         "text by NumPy": product(classes, numpy=True),
         "whitening": product(dimension),
+        "others": product(SAMPLE),
     }
     return {name: times.tolist() for name, times in found.items()}
 
@@ -176,7 +179,7 @@ def main() -> None:
             found = child(what, root)
             after = child("limit", root, options.images, options.classes, options.dimension)
             bare = {name: (np.array(before[name]) + np.array(after[name])) / 2 for name in before}
-            products = bare["text"] if what == "text" else 2 * bare["text"] + bare["whitening"]
+            products = bare["text"] if what == "text" else 2 * bare["text"] + bare["whitening"] + bare["others"]
             for i, name in enumerate(("by the clock", "of processors")):
                 took, of, read = found["seconds"][i], products[i], bare["read"][i]
                 print(

@@ -5,8 +5,9 @@
 FOLDER is searched for pictures, which are copied up to the count. Each run is a process of its own, with a new store;
 its rate is that of the images from the first 20% to 90%, so that loading the model is not in it. What comes before
 is shown apart: starting the cluster (`ray`), then all up to the first row (`first image`). The limit of two workers is
-twice the rate of one. A run of N workers has N cores, and the process that writes the rows shares them. Memory is the
-peak of the run with all its children, the cluster's own processes among them. The median of the rounds is shown.
+twice the rate of one, as far as two cores are worth two: the local engine shows it, which sends nothing anywhere. A run
+of N workers has N cores, and the process that writes the rows shares them. Memory is the peak of the run with all its
+children, the cluster's own processes among them. The median of the rounds is shown.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 from benchmarks.embed import copies
 from benchmarks.memory import Watch
 
-LIMIT = 0.85
+LIMIT = 0.9
 RUNS = {"local, one core": 1, "local": 0, "ray, 1 worker": 1, "ray, 2 workers": 2}
 
 
@@ -113,7 +114,11 @@ def main() -> None:
         return float(statistics.median(a["rate"] / (times * b["rate"]) for a, b in pairs))
 
     scaling = ratio("ray, 2 workers", "ray, 1 worker", times=2)
-    print(f"2 workers reach {scaling:.2f} of twice one worker (held to {LIMIT})")
+    cores = ratio("local", "local, one core", times=2)
+    print(
+        f"2 workers reach {scaling:.2f} of twice one worker, and the local engine on 2 cores {cores:.2f} of twice one core"
+    )
+    print(f"so 2 workers reach {scaling / cores:.2f} of what these cores can (held to {LIMIT})")
     print(f"2 workers reach {ratio('ray, 2 workers', 'local'):.2f} of the local engine on all cores")
     print(f"1 worker reaches {ratio('ray, 1 worker', 'local, one core'):.2f} of the local engine on one core")
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import ray
 
     from ood_audit.embedding.pipeline import Pipeline
-    from ood_audit.encoders.clip import ClipEncoder
+    from ood_audit.encoders.loading import Encoder
 
 _Value = TypeVar("_Value")
 
@@ -382,16 +382,14 @@ class _Encoder:
             [row | {"piece": number} for number, row in zip(numbers, rows, strict=True)], schema=_RESULT
         )
 
-    def _load(self, workers: Workers) -> tuple["ClipEncoder", "Pipeline"]:
+    def _load(self, workers: Workers) -> tuple["Encoder", "Pipeline"]:
         """The encoder and its pipeline, with as many threads as the worker was given cores."""
-        import torch
-
         from ood_audit.embedding.pipeline import Pipeline
-        from ood_audit.encoders.clip import load_same_encoder
+        from ood_audit.encoders.loading import load_same_encoder
 
-        if workers.plan.kind == "cpu":
-            torch.set_num_threads(_cores(workers))
         encoder = load_same_encoder(workers.identity, device=workers.plan.kind)
+        if workers.plan.kind == "cpu" and (torch := sys.modules.get("torch")):
+            torch.set_num_threads(_cores(workers))
         return encoder, Pipeline(encoder, cores=_cores(workers))
 
     def _embed(self, uris: list[str]) -> Iterator[Row]:
@@ -408,11 +406,15 @@ class _Encoder:
 
 def _identify(model: str, weights: str | None, device: str, precision: str) -> tuple[JsonObject, int]:
     """The identity of an encoder, and how many workers with it can share a GPU; 1 without a GPU."""
+    if device == "cpu":
+        from ood_audit.encoders import loading
+
+        return loading.load_encoder(model, weights=weights, device=device, precision=precision).identity.to_json(), 1
     from ood_audit.encoders.clip import load_encoder
     from ood_audit.encoders.memory import processes_that_fit
 
     encoder = load_encoder(model, weights=weights, device=device, precision=precision)
-    return encoder.identity.to_json(), processes_that_fit(encoder) if device == "cuda" else 1
+    return encoder.identity.to_json(), processes_that_fit(encoder)
 
 
 def _room(identity: EncoderIdentity) -> int:

@@ -27,7 +27,7 @@ from ood_audit.store import Store
 def around(name: str) -> tuple[set[str], set[str]]:
     """The synonyms of a name, and the names directly above and below it too."""
     nouns = wordnet._nouns()
-    senses = nouns.synsets.get(name, [])
+    senses = nouns.synsets[name]
     beside = [row for sense in senses for row in [*nouns.hypernyms[sense], *nouns.hyponyms[sense]]]
     synonyms = {name}.union(*(nouns.names[row] for row in senses))
     return synonyms, synonyms.union(*(nouns.names[row] for row in beside))

@@ -300,11 +300,17 @@ def _taxonomy(names: tuple[str, ...]) -> "tuple[csr_array, NDArray[np.int64], Fl
         of how many kinds it has; (M,) what is taken off a name's score.
 
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     own, kinds = wordnet.senses(names)
     ranks = _ranks()
-    words = [name.replace("-", " ").split(" ") for name in names]
-    rare = np.log([1 + max(ranks.get(word, _UNKNOWN) for word in several) for several in words])
-    penalty = _RARE * np.maximum(rare - _COMMON, 0) + _WORDS * np.array([len(several) - 1 for several in words])
+    words = pc.split_pattern(pc.replace_substring(pa.array(names, pa.string()), "-", " "), " ")
+    place = pc.index_in(words.flatten(), pa.array(list(ranks), pa.string()))
+    rank = pa.array(list(ranks.values())).take(place).fill_null(_UNKNOWN).to_numpy()
+    starts = words.offsets.to_numpy()
+    rare = np.log(1 + np.maximum.reduceat(rank, starts[:-1]))
+    penalty = _RARE * np.maximum(rare - _COMMON, 0) + _WORDS * (np.diff(starts) - 1)
     return kinds, own, np.log(np.diff(kinds.indptr)).astype(np.float32), penalty.astype(np.float32)
 
 

@@ -68,14 +68,30 @@ class _Lists(Generic[_Value]):
 
 
 @dataclass(frozen=True)
+class _Rows:
+    """The rows that have a name."""
+
+    numbers: dict[str, int]
+    rows: _Lists[int]  # by the name's number
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.numbers
+
+    def __getitem__(self, name: str) -> list[int]:
+        """None for an unknown name."""
+        return self.rows[self.numbers[name]] if name in self.numbers else []
+
+
+@dataclass(frozen=True)
 class _Nouns:
     """A synset is its row: its names, and the rows above and below it."""
 
-    files: list[str]
+    files: "pa.StringArray"
+    first: "pa.StringArray"  # of the names
     names: _Lists[str]
     hypernyms: _Lists[int]
     hyponyms: _Lists[int]
-    synsets: dict[str, list[int]]  # the rows that have a name
+    synsets: "_Rows"
     singulars: dict[str, list[str]]  # the singulars of an irregular plural
 
 
@@ -89,14 +105,22 @@ def _nouns() -> _Nouns:
     table = table.filter(pc.starts_with(table["file"].cast("string"), "noun."))
     names: _Lists[str] = _lists(table["names"])
     hypernyms: _Lists[int] = _lists(table["hypernyms"])
-    synsets: dict[str, list[int]] = {}
-    for name, row in zip(names.values, names.rows().tolist(), strict=True):
-        synsets.setdefault(name, []).append(row)
     singulars: dict[str, list[str]] = {}
     for pair in pq.read_table(PLURALS).to_pylist():
         singulars.setdefault(pair["plural"], []).append(pair["singular"])
-    files = table["file"].cast("string").to_numpy().tolist()
-    return _Nouns(files, names, hypernyms, _turned_round(hypernyms), synsets, singulars)
+    files = table["file"].cast("string").combine_chunks()
+    lists = table["names"].combine_chunks()
+    first = pc.list_element(lists, 0)
+    return _Nouns(files, first, names, hypernyms, _turned_round(hypernyms), _rows_by_name(lists), singulars)
+
+
+def _rows_by_name(names: "pa.ListArray") -> _Rows:
+    encoded = names.values.dictionary_encode()
+    numbers = encoded.indices.to_numpy()
+    starts = np.concatenate([[0], np.bincount(numbers).cumsum()])
+    rows = np.repeat(np.arange(len(names)), np.diff(names.offsets.to_numpy()))
+    lists = _Lists(rows[np.argsort(numbers, kind="stable")].tolist(), starts.astype(np.int32))
+    return _Rows({name: number for number, name in enumerate(encoded.dictionary.to_pylist())}, lists)
 
 
 def _lists(column: "pa.ChunkedArray") -> _Lists[_Value]:
@@ -174,7 +198,7 @@ def same_thing(name: str) -> set[str]:
     singular or plural. Empty where WordNet does not know the name.
     """
     nouns = _nouns()
-    senses = {row for form in _forms(name) for row in nouns.synsets.get(form, [])}
+    senses = {row for form in _forms(name) for row in nouns.synsets[form]}
     rows = _reachable(senses, nouns.hypernyms) | _reachable(senses, nouns.hyponyms)
     return {found for row in rows for found in nouns.names[row]}
 
@@ -190,20 +214,24 @@ def senses(names: Sequence[str]) -> "tuple[NDArray[np.int64], csr_array]":
         its own.
 
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
     from scipy.sparse import csr_array, vstack
 
-    nouns = _nouns()
-    rows = {name: row for row, name in enumerate(names)}
-    named = [
-        row
-        for row, start in enumerate(nouns.names.starts[:-1].tolist())
-        if nouns.names.values[start] in rows
-        and nouns.files[row] in PHYSICAL
-        and (nouns.hyponyms[row] or nouns.files[row] not in ("noun.person", "noun.location"))
-    ]
-    known = np.array([rows[nouns.names[row][0]] for row in named], np.int64)
-    unknown = np.array([row for name, row in rows.items() if name not in nouns.synsets], np.int64)
-    kinds = _above(np.array(named, np.int64), nouns.hypernyms).T @ _at(known, len(names))
+    nouns, asked = _nouns(), pa.array(names, pa.string())
+    is_physical, is_often_named = (
+        pc.is_in(nouns.files, pa.array(files)).to_numpy(zero_copy_only=False)
+        for files in (PHYSICAL, ("noun.person", "noun.location"))
+    )
+    first = pc.index_in(nouns.first, asked)
+    named = np.flatnonzero(
+        first.is_valid().to_numpy(zero_copy_only=False)
+        & is_physical
+        & ((np.diff(nouns.hyponyms.starts) > 0) | ~is_often_named)
+    )
+    known = first.take(pa.array(named)).to_numpy().astype(np.int64)
+    unknown = np.array([row for row, name in enumerate(names) if name not in nouns.synsets], np.int64)
+    kinds = _above(named, nouns.hypernyms).T @ _at(known, len(names))
     found = csr_array(vstack([kinds, _at(unknown, len(names))]))
     found.data[:] = 1  # a kind is one, however many ways lead to it
     return np.concatenate([known, unknown]), found

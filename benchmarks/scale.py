@@ -115,7 +115,7 @@ def main() -> None:
 
     scaling = ratio("ray, 2 workers", "ray, 1 worker", times=2)
     cores = ratio("local", "local, one core", times=2)
-    print(f"2 workers reach {scaling:.2f} of twice one worker; the local engine on 2 cores {cores:.2f} of twice one core")
+    print(f"2 workers reach {scaling:.2f} of twice one worker; the local engine on 2 cores {cores:.2f} of twice one")
     print(f"so 2 workers reach {scaling / cores:.2f} of what these cores can (held to {LIMIT})")
     print(f"2 workers reach {ratio('ray, 2 workers', 'local'):.2f} of the local engine on all cores")
     print(f"1 worker reaches {ratio('ray, 1 worker', 'local, one core'):.2f} of the local engine on one core")

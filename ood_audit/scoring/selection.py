@@ -407,7 +407,7 @@ def _log_sums(values: Floats, scales: Collection[float]) -> dict[float, Floats]:
             np.maximum(buffer, _UNDERFLOW, out=buffer)
         np.exp(buffer, out=buffer)
         while True:
-            found[scale] = np.log(buffer.sum(axis=1)) + top[:, 0] * scale
+            found[scale] = np.log(np.einsum("ij->i", buffer)) + top[:, 0] * scale
             left.remove(scale)
             twice = next((other for other in left if math.isclose(other, 2 * scale)), None)
             if twice is None:

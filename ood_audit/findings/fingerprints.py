@@ -10,14 +10,15 @@ alike.
 
 from collections.abc import Iterable
 
-import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.fft import dct
 
 HASH_BITS = 256
 _HASH = 16  # bits on each side of the square
 HASH_BYTES = HASH_BITS // 8
+_SIDE = 64  # pixels on each side of the picture whose frequencies are taken
 _TRIMS = (0.0, 0.02, 0.04, 0.06)  # the shares of each side that are cut off
 _THUMBNAIL = 8  # pixels on each side
 SHAPE = (len(_TRIMS), HASH_BYTES + 3 * _THUMBNAIL**2)
@@ -37,12 +38,16 @@ def fingerprint(image: Image.Image) -> Fingerprints:
     if max(image.size) > _LARGEST:
         image = image.copy()
         image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.BICUBIC)
-    prints = np.empty(SHAPE, np.uint8)
-    for row, trim in zip(prints, _TRIMS, strict=True):
+    prints, grey = np.empty(SHAPE, np.uint8), image.convert("L")
+    pixels = np.empty((len(_TRIMS), _SIDE, _SIDE), np.float64)
+    for row, shrunk, trim in zip(prints, pixels, _TRIMS, strict=True):
         x, y = round(trim * image.width), round(trim * image.height)
-        picture = image.crop((x, y, image.width - x, image.height - y))
-        row[:HASH_BYTES] = np.packbits(imagehash.phash(picture, hash_size=_HASH).hash)
-        row[HASH_BYTES:] = np.asarray(picture.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)).ravel()
+        box = x, y, image.width - x, image.height - y
+        shrunk[:] = np.asarray(grey.crop(box).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
+        row[HASH_BYTES:] = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, box)).ravel()
+    lowest = dct(dct(pixels, axis=1)[:, :_HASH], axis=2)[..., :_HASH].reshape(len(_TRIMS), HASH_BITS)
+    middle = np.sort(lowest, axis=1)[:, HASH_BITS // 2 - 1 : HASH_BITS // 2 + 1].mean(axis=1, keepdims=True)
+    prints[:, :HASH_BYTES] = np.packbits(lowest > middle, axis=1)
     return prints
 
 

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import ClassVar
 
+import imagehash
 import numpy as np
 import pytest
 import torch
@@ -413,6 +414,17 @@ def oriented(picture: Image.Image, turn: int) -> Image.Image:
     for bit, way in ((1, "FLIP_LEFT_RIGHT"), (2, "FLIP_TOP_BOTTOM"), (4, "TRANSPOSE")):
         picture = picture.transpose(Image.Transpose[way]) if turn & bit else picture
     return picture
+
+
+def test_fingerprints_hash_as_imagehash_does():
+    for size in ((240, 200), (700, 411), (31, 64)):
+        picture = Image.open(PHOTOGRAPH).convert("RGB").resize(size)
+        small = picture.copy()
+        small.thumbnail((256, 256), Image.Resampling.BICUBIC)
+        for found, trim in zip(fingerprint(picture), (0, 0.02, 0.04, 0.06), strict=True):
+            x, y = round(trim * small.width), round(trim * small.height)
+            expected = imagehash.phash(small.crop((x, y, small.width - x, small.height - y)), hash_size=16).hash
+            np.testing.assert_array_equal(np.unpackbits(found[:32]), expected.ravel())
 
 
 @pytest.mark.parametrize("turn", range(8))

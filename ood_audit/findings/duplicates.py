@@ -59,6 +59,7 @@ _CORRELATION = 0.9
 _NEIGHBOURS = 64
 _BLOCK = 1024  # images at a time
 _PAIRS = 8192  # whose stored hashes are compared at a time, within a processor's own memory
+_MATCHED = 16_384  # pairs whose files are read together, as each time the database is asked for their names
 _FETCHED = 65_536  # rows of an answer at a time
 # Of turned copies, which no cosine confirms. No two of 1,500 pictures, compared in the seven other orientations,
 # are within 60 bits; of copies that were turned, half of them cropped by up to 6% of each side, 98% are within 48.
@@ -241,10 +242,14 @@ class _Search:
     def pairs(self, on_progress: Callable[[int, int], None]) -> tuple[Rows, Rows]:
         """The rows of images that match, each pair once."""
         total = len(self.image_ids)
-        found = [np.empty((2, 0), np.int64)]
+        found, waiting = [np.empty((2, 0), np.int64)], list[Rows]()
         for done, pairs in mapped(self._alike, self._source.neighbours(min(_NEIGHBOURS + 1, total))):
-            match, *_ = self.match(*pairs)
-            found.append(pairs[:, match])
+            waiting.append(pairs)
+            if done == total or sum(some.shape[1] for some in waiting) > _MATCHED:
+                pairs = np.concatenate(waiting, axis=1)
+                match, *_ = self.match(*pairs)
+                found.append(pairs[:, match])
+                waiting.clear()
             on_progress(done, total)
         one, other = _each_once(np.concatenate(found, axis=1), total)
         return one, other

@@ -123,6 +123,8 @@ def test_the_way_of_searching_does_not_change_the_answer(altered, monkeypatch):
     seen: list[tuple[int, int]] = []
     assert find(store, on_progress=lambda done, total: seen.append((done, total))) == expected
     assert seen == [(min(done, 59), 59) for done in range(7, 66, 7)]
+    monkeypatch.setattr(duplicates, "_MATCHED", 20)  # of some 60 pairs
+    assert find(store) == expected
     monkeypatch.setattr(listed, "EXACT", 10)
     by_lists = find(store)
     assert [(row.path, row.cluster, row.kind) for row in by_lists.rows] == [
@@ -215,7 +217,8 @@ def test_lists_find_what_is_near_and_know_how_much_of_it(monkeypatch):
     vectors = unit(np.repeat(rng.normal(size=(30, 16)), 40, axis=0) + 0.3 * rng.normal(size=(1200, 16)))
     vectors = vectors.astype(np.float16).astype(np.float32)
     all_near = vectors @ vectors.T >= 0.9
-    for keep_order in (False, True):
+    for keep_order, block in ((False, 1024), (True, 100)):
+        monkeypatch.setattr(listed, "_BLOCK", block)  # with the smaller one, each core searches for some of them
         index = listed.Listed(lambda: np.array_split(vectors, 7), 1200, 16, 0.9, keep_order=keep_order)
         assert index.lists == 35 and 1 <= index.probes < 35 and index.recall >= 0.9
         np.testing.assert_array_equal(index.reconstruct_n(0, 1200), vectors[index.order])

@@ -123,7 +123,7 @@ def test_the_way_of_searching_does_not_change_the_answer(altered, monkeypatch):
     seen: list[tuple[int, int]] = []
     assert find(store, on_progress=lambda done, total: seen.append((done, total))) == expected
     assert seen == [(min(done, 59), 59) for done in range(7, 66, 7)]
-    monkeypatch.setattr(duplicates, "_MATCHED", 20)  # of some 60 pairs
+    monkeypatch.setattr(duplicates, "_MATCHED", 20)  # pairs, of some 60
     assert find(store) == expected
     monkeypatch.setattr(listed, "EXACT", 10)
     by_lists = find(store)

@@ -162,12 +162,11 @@ def warm_up() -> None:
 
     torch.set_num_threads(1)
     import faiss
-    import imagehash
     import pyarrow.dataset
     import pyarrow.pandas_compat
     import pyarrow.parquet
     import safetensors.numpy
-    import scipy.fftpack
+    import scipy.fft
     import scipy.sparse.csgraph
     import sklearn.cluster
     from PIL import Image
@@ -196,7 +195,7 @@ def warm_up() -> None:
     for name in ("load_encoder", "load_same_encoder"):
         setattr(loading, name, loaded)
     parts.PART_ROWS = _PART_ROWS
-    assert imagehash and pyarrow and safetensors.numpy and scipy.fftpack and scipy.sparse.csgraph and sklearn.cluster
+    assert pyarrow and safetensors.numpy and scipy.fft and scipy.sparse.csgraph and sklearn.cluster
 
 
 # The pictures and the store

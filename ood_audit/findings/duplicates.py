@@ -20,6 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ood_audit.classes.prototypes import sample
+from ood_audit.encoders.cpu import mapped
 from ood_audit.encoders.gpu import choose_gpu
 from ood_audit.errors import UsageError
 from ood_audit.findings.fingerprints import (
@@ -27,14 +28,15 @@ from ood_audit.findings.fingerprints import (
     HASH_BYTES,
     SHAPE,
     Fingerprints,
+    Words,
     correlations,
     fingerprint,
     hash_distances,
     is_flat,
-    still_codes,
-    stored_distances,
     turned,
     turned_hashes,
+    word_distances,
+    words,
 )
 from ood_audit.findings.listed import Listed
 from ood_audit.findings.settings import TURNED_MOST
@@ -56,13 +58,15 @@ BITS = 32
 _CORRELATION = 0.9
 _NEIGHBOURS = 64
 _BLOCK = 1024  # images at a time
+_PAIRS = 8192  # whose stored hashes are compared at a time, within a processor's own memory
+_MATCHED = 16_384  # pairs whose files are read together, as each time the database is asked for their names
 _FETCHED = 65_536  # rows of an answer at a time
 # Of turned copies, which no cosine confirms. No two of 1,500 pictures, compared in the seven other orientations,
 # are within 60 bits; of copies that were turned, half of them cropped by up to 6% of each side, 98% are within 48.
 _TURNED_BITS = 48
 _TURNED_CANDIDATES = 64  # bits between the stored hashes, which are taken at two trims where fingerprints are at four
-# What does not change when a picture is turned, see `still_codes`: 99% of copies that were turned, and cropped by up
-# to 5% of each side, are within 20 of the 64 bits, and half of them have no other of 5,000 pictures as near.
+# What does not change when a picture is turned, the first of its `words`: 99% of copies that were turned, and cropped
+# by up to 5% of each side, are within 20 of the 64 bits, and half of them have no other of 5,000 pictures as near.
 _STILL = 20
 _TURNED_NEIGHBOURS = 64
 # More of them are looked for in lists of like codes: of 700 copies that were turned, cropped and recompressed, among
@@ -230,40 +234,50 @@ class _Search:
         self.state = np.full(len(self.image_ids), _UNKNOWN, np.uint8)
         self._pictures = _pictures(db, self.image_ids)
         self.missing: set[str] = set()  # ids of images whose file is not what was embedded
-        self._hashes, self._hashed = source.hashes(db)
-        self._turned_index = _index_of(self._hashes, self._hashed)
+        self._words, self._hashed = source.words(db)
+        self._turned_index = _index_of(self._words[0], self._hashed)
         # The system gives memory for what is written to.
         self._fingerprints = np.empty((len(self.image_ids), *SHAPE), np.uint8)
 
     def pairs(self, on_progress: Callable[[int, int], None]) -> tuple[Rows, Rows]:
         """The rows of images that match, each pair once."""
         total = len(self.image_ids)
-        found = [np.empty((2, 0), np.int64)]
-        for start, near, neighbours in self._source.neighbours(min(_NEIGHBOURS + 1, total)):
-            count = len(neighbours)
-            rows = np.repeat(np.arange(start, start + count), neighbours.shape[1])
-            others = neighbours.ravel()
-            close = (near.ravel() >= self.cosine) & (others >= 0) & (self._pictures[others] != self._pictures[rows])
-            pairs = np.stack([rows, others])[:, close]
-            pairs = pairs[:, self._may_match(*pairs)]
-            pairs = np.concatenate([pairs, self._turned(start, count)], axis=1)
-            pairs = np.unique(np.sort(pairs, axis=0), axis=1)
-            match, *_ = self.match(*pairs)
-            found.append(pairs[:, match])
-            on_progress(start + count, total)
-        one, other = np.unique(np.concatenate(found, axis=1), axis=1)
+        found, waiting = [np.empty((2, 0), np.int64)], list[Rows]()
+        for done, pairs in mapped(self._alike, self._source.neighbours(min(_NEIGHBOURS + 1, total))):
+            waiting.append(pairs)
+            if done == total or sum(some.shape[1] for some in waiting) > _MATCHED:
+                pairs = np.concatenate(waiting, axis=1)
+                match, *_ = self.match(*pairs)
+                found.append(pairs[:, match])
+                waiting.clear()
+            on_progress(done, total)
+        one, other = _each_once(np.concatenate(found, axis=1), total)
         return one, other
+
+    def _alike(self, block: tuple[int, NDArray[np.float32], Rows]) -> tuple[int, Rows]:
+        """The row after those of a block of neighbours, and pairs of these and others that may match, (2, P)."""
+        start, near, neighbours = block
+        rows = np.repeat(np.arange(start, start + len(neighbours)), neighbours.shape[1])
+        others = neighbours.ravel()
+        close = (near.ravel() >= self.cosine) & (others >= 0) & (self._pictures[others] != self._pictures[rows])
+        pairs = np.stack([rows, others])[:, close]
+        pairs = pairs[:, self._may_match(*pairs)]
+        pairs = np.concatenate([pairs, self._turned(start, len(neighbours))], axis=1)
+        return start + len(neighbours), _each_once(pairs, len(self.image_ids))
 
     def _turned(self, start: int, count: int) -> Rows:
         """Pairs of rows, of which the first are some, whose stored hashes are near in another orientation. (2, P)."""
         found = [np.empty((2, 0), np.int64)]
         if self._turned_index is None:
             return found[0]
+        import faiss
+
+        faiss.omp_set_num_threads(1)  # of this thread, of which there is one for each core, see `_index_of`
         rows, index = self._turned_index
         some = rows[(rows >= start) & (rows < start + count)]
-        codes = still_codes(self._hashes[some, 0]).swapaxes(0, 1)
+        codes = self._words[:, 0, 0, some]
         for own, turns in zip(codes, (_AS_ROWS, _AS_COLUMNS), strict=True) if len(some) else ():
-            distances, entries = index.search(np.ascontiguousarray(own), _TURNED_NEIGHBOURS)
+            distances, entries = index.search(_bytes(own), _TURNED_NEIGHBOURS)
             close = (distances <= _STILL) & (entries >= 0)
             one, other = np.repeat(some, close.sum(axis=1)), rows[entries[close] // 2]  # an image has two entries
             one, other = one[one != other], other[one != other]
@@ -279,10 +293,15 @@ class _Search:
 
     def _stored_within(self, one: Rows, other: Rows, bits: int, turns: Iterable[int]) -> NDArray[np.bool_]:
         """Whether the stored hashes of rows and others, (N,) each, are as near in one of some orientations."""
-        rows, places = np.unique(one, return_inverse=True)
-        near, theirs = np.zeros(len(one), np.bool_), self._hashes[other]
-        for turn in turns:  # of all, as few are near
-            near |= stored_distances(turned_hashes(self._hashes[rows], turn)[places], theirs) <= bits
+        near = np.zeros(len(one), np.bool_)
+        for start in range(0, len(one), _PAIRS):
+            some = slice(start, start + _PAIRS)
+            own = np.take(self._words[0], one[some], axis=-1)
+            for side, first in enumerate((0, 4)):
+                among = [turn - first for turn in turns if turn in range(first, first + 4)]
+                if among:
+                    theirs = np.take(self._words[side], other[some], axis=-1)
+                    near[some] |= word_distances(own, theirs, among) <= bits
         return near
 
     def match(self, one: Rows, other: Rows) -> tuple[NDArray[np.bool_], Rows, NDArray[np.bool_]]:
@@ -294,6 +313,8 @@ class _Search:
         best, is_turned = np.full(len(a), HASH_BITS), np.zeros(len(a), np.bool_)
         for turn in range(8):
             left = np.flatnonzero(best == HASH_BITS)
+            if not len(left):
+                break
             prints = turned(a[left], turn) if turn else a[left]
             bits = hash_distances(prints, b[left])
             near = bits <= (_TURNED_BITS if turn else self.bits)
@@ -343,22 +364,39 @@ class _Search:
         return None
 
 
-def _index_of(hashes: Fingerprints, known: NDArray[np.bool_]) -> "tuple[Rows, faiss.IndexBinary] | None":
-    """The rows with stored hashes, and an index of their still codes, two a row; None where too many, or none."""
+def _index_of(stored: Words, known: NDArray[np.bool_]) -> "tuple[Rows, faiss.IndexBinary] | None":
+    """The rows with stored hashes, and an index of their still words, two a row; None where too many, or none."""
     rows = np.flatnonzero(known)
-    if not len(rows) or len(hashes) > TURNED_MOST:
+    if not len(rows) or len(known) > TURNED_MOST:
         return None
     import faiss
+    from threadpoolctl import threadpool_limits
 
-    codes = still_codes(hashes[rows])[..., 0, :].reshape(2 * len(rows), -1)
+    codes = _bytes(stored[:, 0, rows].T)
     index = faiss.IndexBinaryFlat(8 * codes.shape[1])
+    index.use_heap = False  # which finds the lists of a code in a quarter of the time
     if len(rows) > _TURNED_EXACT:
         lists = round(len(codes) ** 0.5)
         index = faiss.IndexBinaryIVF(index, index.d, lists)
         index.nprobe = round(_TURNED_PROBES * lists)
-        index.train(codes[sample(len(codes), most=_TRAINED_ON * lists)])
-    index.add(codes)
+    # Threads of FAISS's own wait for each other at every step: where another process has one of two cores, they take
+    # up to fifteen times the processor time of one.
+    with threadpool_limits(1, "openmp"):
+        if len(rows) > _TURNED_EXACT:
+            index.train(codes[sample(len(codes), most=_TRAINED_ON * lists)])
+        index.add(codes)
     return rows, index
+
+
+def _each_once(pairs: Rows, total: int) -> Rows:
+    """Pairs of rows below `total`, (2, P), the lower one first, in order and each once."""
+    low, high = np.sort(pairs, axis=0)
+    return np.stack(np.divmod(np.unique(low * total + high), max(1, total)))
+
+
+def _bytes(codes: Words) -> Fingerprints:
+    """Words as rows of bytes, (N, 8), as FAISS takes them."""
+    return np.ascontiguousarray(codes).reshape(-1, 1).view(np.uint8)
 
 
 def _pictures(db: duckdb.DuckDBPyConnection, image_ids: list[str]) -> Rows:
@@ -428,12 +466,15 @@ class _Source:
         """The features of some rows, (N, D)."""
         return self._try(lambda index: index.reconstruct_batch(rows))
 
-    def hashes(self, db: duckdb.DuckDBPyConnection) -> tuple[Fingerprints, NDArray[np.bool_]]:
-        """The stored hashes of the rows, (N, 2, 32), and which rows have any, (N,)."""
-        hashes = np.zeros((len(self.image_ids), 2, HASH_BYTES), np.uint8)
-        known = np.zeros(len(hashes), np.bool_)
-        if not len(hashes):
-            return hashes, known
+    def words(self, db: duckdb.DuckDBPyConnection) -> tuple[Words, NDArray[np.bool_]]:
+        """The words of both stored hashes of the rows, and which rows have any, (N,).
+
+        The words are (2, 2, 4, N): of the pictures as they are, and with rows taken as columns.
+        """
+        found = np.zeros((2, 2, 4, len(self.image_ids)), np.uint64)
+        known = np.zeros(len(self.image_ids), np.bool_)
+        if not len(known):
+            return found, known
         row_of = {image_id: row for row, image_id in enumerate(self.image_ids)}
         answer = db.execute(
             "SELECT first, any_value(picture_hash) FROM pictures WHERE picture_hash <> '' GROUP BY first"
@@ -442,9 +483,11 @@ class _Source:
             there = [(row_of[image_id], stored) for image_id, stored in some if image_id in row_of]
             rows = [row for row, _ in there]
             content = bytes.fromhex("".join(stored for _, stored in there))
-            hashes[rows] = np.frombuffer(content, np.uint8).reshape(-1, *hashes.shape[1:])
+            hashes = np.frombuffer(content, np.uint8).reshape(-1, 2, HASH_BYTES)
+            for side, turn in enumerate((0, 4)):
+                found[side][..., rows] = np.moveaxis(words(turned_hashes(hashes, turn)), 0, -1)
             known[rows] = True
-        return hashes, known
+        return found, known
 
     def _try(self, work: Callable[[_Index], _T]) -> _T:
         """Do some work with the index, which is built first where there is none; on the CPU where the GPU is full."""

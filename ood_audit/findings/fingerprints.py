@@ -8,23 +8,29 @@ Both are taken of the whole picture and of its trimmed ones, so that a copy that
 alike.
 """
 
-import imagehash
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.fft import dct
 
 HASH_BITS = 256
 _HASH = 16  # bits on each side of the square
 HASH_BYTES = HASH_BITS // 8
+_SIDE = 64  # pixels on each side of the picture whose frequencies are taken
 _TRIMS = (0.0, 0.02, 0.04, 0.06)  # the shares of each side that are cut off
 _THUMBNAIL = 8  # pixels on each side
 SHAPE = (len(_TRIMS), HASH_BYTES + 3 * _THUMBNAIL**2)
 _LARGEST = 256  # pixels on each side; larger pictures are scaled down first
 _FLAT = 2.0  # grey levels: the hash of a fainter picture is of its noise
 _ODD = np.arange(_HASH, dtype=np.uint8) % 2
+_WORD = 64  # bits
+_CHANGED = ((0, 0, 0), (1, 0, 1), (0, 1, 1), (1, 1, 0))  # by turn: whether the bits of the last three `words` change
 _ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
 
 Fingerprints = NDArray[np.uint8]
+Words = NDArray[np.uint64]
 
 
 def fingerprint(image: Image.Image) -> Fingerprints:
@@ -32,12 +38,16 @@ def fingerprint(image: Image.Image) -> Fingerprints:
     if max(image.size) > _LARGEST:
         image = image.copy()
         image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.BICUBIC)
-    prints = np.empty(SHAPE, np.uint8)
-    for row, trim in zip(prints, _TRIMS, strict=True):
+    prints, grey = np.empty(SHAPE, np.uint8), image.convert("L")
+    pixels = np.empty((len(_TRIMS), _SIDE, _SIDE), np.float64)
+    for row, shrunk, trim in zip(prints, pixels, _TRIMS, strict=True):
         x, y = round(trim * image.width), round(trim * image.height)
-        picture = image.crop((x, y, image.width - x, image.height - y))
-        row[:HASH_BYTES] = np.packbits(imagehash.phash(picture, hash_size=_HASH).hash)
-        row[HASH_BYTES:] = np.asarray(picture.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)).ravel()
+        box = x, y, image.width - x, image.height - y
+        shrunk[:] = np.asarray(grey.crop(box).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
+        row[HASH_BYTES:] = np.asarray(image.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, box)).ravel()
+    lowest = dct(dct(pixels, axis=1)[:, :_HASH], axis=2)[..., :_HASH].reshape(len(_TRIMS), HASH_BITS)
+    middle = np.sort(lowest, axis=1)[:, HASH_BITS // 2 - 1 : HASH_BITS // 2 + 1].mean(axis=1, keepdims=True)
+    prints[:, :HASH_BYTES] = np.packbits(lowest > middle, axis=1)
     return prints
 
 
@@ -69,15 +79,17 @@ def turned_hashes(hashes: Fingerprints, turn: int) -> Fingerprints:
     return np.packbits(bits.reshape(*hashes.shape[:-1], HASH_BITS), axis=-1)
 
 
-def still_codes(hashes: Fingerprints) -> Fingerprints:
-    """The part of hashes, (..., 32), that is the same in all orientations but for rows taken as columns: (..., 2, 8).
+def words(hashes: Fingerprints) -> Words:
+    """Hashes, (..., 32), as four words of 64 bits, (..., 4), by what a mirror and turning upside down do to the bits.
 
-    These are the even frequencies in both directions, which a mirror leaves alone: as they are, and with rows taken as
-    columns.
+    The first, of the frequencies that are even in both directions, stays as it is. A mirror turns all bits of those
+    that are odd along a row, the second and the last; upside down those that are odd along a column, the last two.
     """
-    bits = np.unpackbits(hashes, axis=-1).reshape(*hashes.shape[:-1], _HASH, _HASH)[..., ::2, ::2]
-    both = np.stack([bits, bits.swapaxes(-1, -2)], axis=-3)
-    return np.packbits(both.reshape(*both.shape[:-2], -1), axis=-1)
+    half = _HASH // 2
+    bits = np.unpackbits(hashes, axis=-1).reshape(*hashes.shape[:-1], half, 2, half, 2)
+    bits = np.moveaxis(bits, (-3, -1), (-4, -3))
+    found: Words = np.packbits(bits.reshape(*hashes.shape[:-1], 4, _WORD), axis=-1).view(np.uint64)[..., 0]
+    return found
 
 
 def is_flat(prints: Fingerprints) -> NDArray[np.bool_]:
@@ -94,19 +106,40 @@ def hash_distances(a: Fingerprints, b: Fingerprints) -> NDArray[np.int64]:
     return distances
 
 
-def stored_distances(a: Fingerprints, b: Fingerprints) -> NDArray[np.int64]:
-    """Bits in which the hashes of pictures and others differ, (N, H, 32) each, at the best pair of hashes. (N,)."""
-    distances = np.full(len(a), HASH_BITS)
-    for one in range(a.shape[1]):
-        for other in range(b.shape[1]):
-            np.minimum(distances, _ones(a[:, one] ^ b[:, other]), out=distances)
-    return distances
+def word_distances(a: Words, b: Words, turns: Iterable[int]) -> NDArray[np.int16]:
+    """Bits in which the hashes of pictures and others differ, at the best pair of hashes and of some turns. (N,).
+
+    Counted once for all turns, as what a turn of a word changes in a count is known.
+
+    Args:
+        a: `words` of H hashes of each of the pictures, (H, 4, N).
+        b: those of the others.
+        turns: some of 0 … 3, see `turned_hashes`.
+
+    """
+    best = np.full(a.shape[-1], HASH_BITS, np.int16)
+    for one in a:
+        for other in b:
+            still, *odd = _counts(one ^ other).astype(np.int16)
+            for turn in turns:
+                distances = still.copy()
+                for count, changed in zip(odd, _CHANGED[turn], strict=True):
+                    distances += _WORD - count if changed else count
+                np.minimum(best, distances, out=best)
+    return best
+
+
+def _counts(words: Words) -> NDArray[np.uint8]:
+    """How many bits of each word are set."""
+    if hasattr(np, "bitwise_count"):
+        return np.bitwise_count(words)
+    ones: NDArray[np.uint8] = _ONES[words[..., None].view(np.uint8)].sum(axis=-1, dtype=np.uint8)  # before NumPy 2
+    return ones
 
 
 def _ones(hashes: Fingerprints) -> NDArray[np.int64]:
     """How many bits are set: (..., 32) → (...)."""
-    by_byte = not hasattr(np, "bitwise_count")  # before NumPy 2
-    counts = _ONES[hashes] if by_byte else np.bitwise_count(hashes.view(np.uint64))
+    counts = _counts(np.ascontiguousarray(hashes).view(np.uint64))
     found = np.zeros(counts.shape[:-1], np.int64)
     for place in range(counts.shape[-1]):  # a sum over so short an axis takes three times as long
         found += counts[..., place]

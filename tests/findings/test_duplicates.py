@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import ClassVar
 
+import imagehash
 import numpy as np
 import pytest
 import torch
@@ -24,9 +25,10 @@ from ood_audit.findings.fingerprints import (
     fingerprint,
     hash_distances,
     is_flat,
-    still_codes,
     turned,
     turned_hashes,
+    word_distances,
+    words,
 )
 from ood_audit.findings.nearest import OnGpu
 from ood_audit.images.decode import decode
@@ -121,6 +123,8 @@ def test_the_way_of_searching_does_not_change_the_answer(altered, monkeypatch):
     seen: list[tuple[int, int]] = []
     assert find(store, on_progress=lambda done, total: seen.append((done, total))) == expected
     assert seen == [(min(done, 59), 59) for done in range(7, 66, 7)]
+    monkeypatch.setattr(duplicates, "_MATCHED", 20)  # pairs, of some 60
+    assert find(store) == expected
     monkeypatch.setattr(listed, "EXACT", 10)
     by_lists = find(store)
     assert [(row.path, row.cluster, row.kind) for row in by_lists.rows] == [
@@ -213,7 +217,8 @@ def test_lists_find_what_is_near_and_know_how_much_of_it(monkeypatch):
     vectors = unit(np.repeat(rng.normal(size=(30, 16)), 40, axis=0) + 0.3 * rng.normal(size=(1200, 16)))
     vectors = vectors.astype(np.float16).astype(np.float32)
     all_near = vectors @ vectors.T >= 0.9
-    for keep_order in (False, True):
+    for keep_order, block in ((False, 1024), (True, 100)):
+        monkeypatch.setattr(listed, "_BLOCK", block)  # with the smaller one, each core searches for some of them
         index = listed.Listed(lambda: np.array_split(vectors, 7), 1200, 16, 0.9, keep_order=keep_order)
         assert index.lists == 35 and 1 <= index.probes < 35 and index.recall >= 0.9
         np.testing.assert_array_equal(index.reconstruct_n(0, 1200), vectors[index.order])
@@ -414,6 +419,17 @@ def oriented(picture: Image.Image, turn: int) -> Image.Image:
     return picture
 
 
+def test_fingerprints_hash_as_imagehash_does():
+    for size in ((240, 200), (700, 411), (31, 64)):
+        picture = Image.open(PHOTOGRAPH).convert("RGB").resize(size)
+        small = picture.copy()
+        small.thumbnail((256, 256), Image.Resampling.BICUBIC)
+        for found, trim in zip(fingerprint(picture), (0, 0.02, 0.04, 0.06), strict=True):
+            x, y = round(trim * small.width), round(trim * small.height)
+            expected = imagehash.phash(small.crop((x, y, small.width - x, small.height - y)), hash_size=16).hash
+            np.testing.assert_array_equal(np.unpackbits(found[:32]), expected.ravel())
+
+
 @pytest.mark.parametrize("turn", range(8))
 def test_turned_fingerprints_are_those_of_turned_pictures(turn):
     picture = Image.open(PHOTOGRAPH).convert("RGB").resize((240, 200))
@@ -421,8 +437,8 @@ def test_turned_fingerprints_are_those_of_turned_pictures(turn):
     assert np.unpackbits(found[:, :32] ^ expected[:, :32], axis=1).sum(axis=1).max() <= 32
     np.testing.assert_allclose(found[:, 32:].astype(int), expected[:, 32:].astype(int), atol=8)
     np.testing.assert_array_equal(turned_hashes(turned_hashes(found[:, :32], 1), 1), found[:, :32])
-    codes, still = still_codes(found[:, :32]), still_codes(fingerprint(picture)[:, :32])
-    np.testing.assert_array_equal(codes, still[:, ::-1] if turn & 4 else still)
+    still = words(turned_hashes(fingerprint(picture)[:, :32], turn & 4))[:, 0]
+    np.testing.assert_array_equal(words(found[:, :32])[:, 0], still)
 
 
 def test_turned_and_mirrored_copies_are_found_whatever_their_features(folder):
@@ -444,11 +460,11 @@ def test_turned_copies_of_very_many_images_are_looked_for_in_lists():
     rng = np.random.default_rng(0)
     kinds = rng.integers(0, 2, (200, 2, 256), np.uint8)
     bits = kinds[rng.integers(0, 200, 24_000)] ^ (rng.random((24_000, 2, 256)) < 0.3)
-    hashes = np.packbits(bits, axis=-1)
-    rows, index = duplicates._index_of(hashes, np.ones(24_000, bool)) or pytest.fail("no index")
+    stored = np.moveaxis(words(np.packbits(bits, axis=-1)), 0, -1)
+    rows, index = duplicates._index_of(stored, np.ones(24_000, bool)) or pytest.fail("no index")
     assert index.nprobe < index.nlist / 4
     copies = np.packbits(bits[:500, 0] ^ (rng.random((500, 256)) < 0.14), axis=-1)  # 9 of 64 bits
-    distances, entries = index.search(still_codes(copies)[:, 0].copy(), 64)
+    distances, entries = index.search(duplicates._bytes(words(copies)[:, 0]), 64)
     found = (rows[entries // 2] == np.arange(500)[:, None]) & (entries >= 0)
     assert found.any(axis=1).mean() > 0.9
     assert distances[found].mean() < 12
@@ -526,6 +542,25 @@ def test_fingerprints_compare_as_the_slow_way_does(count, seed):
         assert correlation == pytest.approx(max(likeness), abs=1e-5)
     assert (hash_distances(a, b) == hash_distances(b, a)).all()
     assert is_flat(a).shape == (count,)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 5), st.integers(0, 2**32 - 1), st.sets(st.integers(0, 7), min_size=1))
+def test_stored_hashes_compare_as_the_slow_way_does(count, seed, turns):
+    """In some orientations; also a picture with its negative, of which all bits differ."""
+    rng = np.random.default_rng(seed)
+    a = rng.integers(0, 256, (count, 2, 32), np.uint8)
+    b = np.concatenate([a[:1] ^ 255, rng.integers(0, 256, (max(0, count - 1), 2, 32), np.uint8)])
+    slow = [
+        min(int(np.unpackbits(x ^ y).sum()) for turn in turns for x in turned_hashes(one, turn) for y in other)
+        for one, other in zip(a, b, strict=True)
+    ]
+    own, *theirs = (np.moveaxis(words(turned_hashes(hashes, turn)), 0, -1) for hashes, turn in ((a, 0), (b, 0), (b, 4)))
+    found = [
+        word_distances(own, others, [turn % 4 for turn in turns if turn // 4 == side])
+        for side, others in enumerate(theirs)
+    ]
+    assert np.minimum(*found).tolist() == slow
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (3000, 2), (4000, 3000)])

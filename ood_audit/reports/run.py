@@ -140,7 +140,7 @@ def report(
     find = find or FindingSettings()
     reader = ocr.TextReader() if find.read_text else None
     share_freed_memory()
-    with computing(store.root):
+    with computing(store.root), _no_collection():
         generation = store.generation
         scores = score(
             store,
@@ -155,7 +155,7 @@ def report(
         duplicates = copies.current(store, find.near_duplicates, on_pairs, device=device, on_note=note)
         run = _Run(store, scores, name, top, find, *duplicates, generation, device, on_progress, reader)
         with ExitStack() as lock:
-            with replacing(store.reports / name) as folder, _no_collection():
+            with replacing(store.reports / name) as folder:
                 folder.mkdir()
                 made = run.write(folder)
                 lock.enter_context(writing(store.root, "scores", wait=COMMIT_SECONDS))

@@ -34,7 +34,7 @@ from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.locks import computing
-from ood_audit.store.parts import iter_features
+from ood_audit.store.parts import iter_features, unit
 from ood_audit.store.views import count_readable, registered
 
 if TYPE_CHECKING:
@@ -336,11 +336,11 @@ def _collect(store: Store, total: int, wanted: Sequence[str]) -> tuple[Floats, F
     own = np.zeros((len(wanted), store.encoder.dimension), np.float32)
     sampled, start = [own[:0]], 0
     for batch in iter_features(store):
-        sampled.append(batch.features[chosen[(chosen >= start) & (chosen < start + len(batch.features))] - start])
-        start += len(batch.features)
+        sampled.append(unit(batch.codes[chosen[(chosen >= start) & (chosen < start + len(batch.codes))] - start]))
+        start += len(batch.codes)
         found = pc.index_in(batch.image_ids, value_set=ids)
         rows = np.flatnonzero(found.is_valid())
-        own[found.take(pa.array(rows))] = batch.features[rows]
+        own[found.take(pa.array(rows))] = unit(batch.codes[rows])
     return np.concatenate(sampled), own
 
 

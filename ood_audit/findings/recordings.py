@@ -7,7 +7,7 @@ Fisher's method, and Benjamini's and Hochberg's keeps the share of false recordi
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaincc
 
+from ood_audit.encoders.cpu import mapped
 from ood_audit.images.splits import named
 
 LEVEL = 0.05  # the share of false recordings
@@ -29,7 +30,7 @@ _REFERENCES = 1000  # pictures of a class that others are compared with
 _FEWEST = 50  # with fewer references, pictures of the same sequence stand in
 _LONG = 30  # pictures: a longer sequence is compared with itself, as its name may be that of a class
 _APART = 8  # places in a sequence from which on two pictures are not of one moment
-_BLOCK = 4096
+_BLOCK = 1024
 
 _COUNTER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 _EXPORTED = re.compile(r"_(jpe?g|png)\.rf\.\w+$", re.IGNORECASE)  # what Roboflow appends to a name
@@ -168,23 +169,29 @@ def _p_values(sequences: _Sequences, order: tuple[Rows, Rows], labels: Rows, fea
         one, other = sequences.one[start : start + _BLOCK], sequences.other[start : start + _BLOCK]
         near[0, one] = near[1, other] = (_unit(features[one]) * _unit(features[other])).sum(axis=1)
     p = np.zeros(near.shape)
-    rng = np.random.default_rng(0)
-    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
-    for some in members:
-        rows = rng.permutation(some)[:_REFERENCES]
-        known = _unit(features[rows])
-        some = some[number[some] >= 0]
-        same = np.bincount(number[rows] + 1, minlength=number.max() + 2)[number[some] + 1]
-        inside = long[some] | (len(rows) - same < _FEWEST)
-        for within, own in ((True, some[inside]), (False, some[~inside])):
-            for start in range(0, len(own), _BLOCK):
-                block = own[start : start + _BLOCK]
-                valid = (number[block][:, None] == number[rows]) == within
-                if within:
-                    valid &= np.abs(place[block][:, None] - place[rows]) > _APART
-                cosines = np.where(valid, _unit(features[block]) @ known.T, -2)
-                above = (cosines >= near[:, block, None]).sum(axis=2)
-                p[:, block] = (1 + above) / (1 + valid.sum(axis=1))
+
+    def compare(known: NDArray[np.float32], rows: Rows, within: bool, block: Rows) -> tuple[Rows, Floats]:
+        valid = (number[block][:, None] == number[rows]) == within
+        if within:
+            valid &= np.abs(place[block][:, None] - place[rows]) > _APART
+        cosines = np.where(valid, _unit(features[block]) @ known.T, -2)
+        above = (cosines >= near[:, block, None]).sum(axis=2)
+        return block, (1 + above) / (1 + valid.sum(axis=1))
+
+    def blocks() -> Iterator[tuple[NDArray[np.float32], Rows, bool, Rows]]:
+        rng = np.random.default_rng(0)
+        for some in np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1]):
+            rows = rng.permutation(some)[:_REFERENCES]
+            known = _unit(features[rows])
+            some = some[number[some] >= 0]
+            same = np.bincount(number[rows] + 1, minlength=number.max() + 2)[number[some] + 1]
+            inside = long[some] | (len(rows) - same < _FEWEST)
+            for within, own in ((True, some[inside]), (False, some[~inside])):
+                for start in range(0, len(own), _BLOCK):
+                    yield known, rows, within, own[start : start + _BLOCK]
+
+    for block, values in mapped(lambda some: compare(*some), blocks()):
+        p[:, block] = values
     larger: Floats = np.maximum(p[0, sequences.one], p[1, sequences.other])
     return larger
 

@@ -7,7 +7,7 @@ Fisher's method, and Benjamini's and Hochberg's keeps the share of false recordi
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaincc
 
+from ood_audit.encoders.cpu import mapped
 from ood_audit.images.splits import named
 
 LEVEL = 0.05  # the share of false recordings
@@ -29,7 +30,7 @@ _REFERENCES = 1000  # pictures of a class that others are compared with
 _FEWEST = 50  # with fewer references, pictures of the same sequence stand in
 _LONG = 30  # pictures: a longer sequence is compared with itself, as its name may be that of a class
 _APART = 8  # places in a sequence from which on two pictures are not of one moment
-_BLOCK = 4096
+_BLOCK = 1024
 
 _COUNTER = re.compile(r"(.*?)(\d+)(\D*)", re.DOTALL)
 _EXPORTED = re.compile(r"_(jpe?g|png)\.rf\.\w+$", re.IGNORECASE)  # what Roboflow appends to a name
@@ -158,31 +159,41 @@ def _places(sequences: _Sequences, count: int) -> tuple[Rows, Rows]:
 
 def _p_values(sequences: _Sequences, order: tuple[Rows, Rows], labels: Rows, features: NDArray[np.float16]) -> Floats:
     """(L,) how often a picture is as like others of its class as its neighbour; the larger of both sides."""
-    number, place = order
+    if not len(sequences.one):
+        return np.zeros(0)
+    number, place = (rows.astype(np.int32) for rows in order)
     long = np.bincount(sequences.sequence, minlength=1)[number] + 1 >= _LONG
-    p = np.zeros(len(sequences.one))
-    rng = np.random.default_rng(0)
-    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1]) if len(labels) else []
-    references = [rng.permutation(some)[:_REFERENCES] for some in members]
-    for ends, others in ((sequences.one, sequences.other), (sequences.other, sequences.one)):
-        for label in np.unique(labels[ends]):
-            chosen = np.flatnonzero(labels[ends] == label)
-            rows = references[label]
+    # By picture, how like the next one and the one before it is: it is compared with others once for both.
+    near = np.zeros((2, len(labels)), np.float32)
+    for start in range(0, len(sequences.one), _BLOCK):
+        one, other = sequences.one[start : start + _BLOCK], sequences.other[start : start + _BLOCK]
+        near[0, one] = near[1, other] = (_unit(features[one]) * _unit(features[other])).sum(axis=1)
+    p = np.zeros(near.shape)
+
+    def compare(known: NDArray[np.float32], rows: Rows, within: bool, block: Rows) -> tuple[Rows, Floats]:
+        valid = (number[block][:, None] == number[rows]) == within
+        if within:
+            valid &= np.abs(place[block][:, None] - place[rows]) > _APART
+        cosines = np.where(valid, _unit(features[block]) @ known.T, -2)
+        above = (cosines >= near[:, block, None]).sum(axis=2)
+        return block, (1 + above) / (1 + valid.sum(axis=1))
+
+    def blocks() -> Iterator[tuple[NDArray[np.float32], Rows, bool, Rows]]:
+        rng = np.random.default_rng(0)
+        for some in np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1]):
+            rows = rng.permutation(some)[:_REFERENCES]
             known = _unit(features[rows])
-            for start in range(0, len(chosen), _BLOCK):
-                block = chosen[start : start + _BLOCK]
-                a, b = ends[block], others[block]
-                queries = _unit(features[a])
-                cosines = queries @ known.T
-                near = (queries * _unit(features[b])).sum(axis=1)
-                inside = number[a][:, None] == number[rows]
-                apart = inside & (np.abs(place[a][:, None] - place[rows]) > _APART)
-                outside = ~inside & (a[:, None] != rows)
-                use_inside = long[a] | (outside.sum(axis=1) < _FEWEST)
-                valid = np.where(use_inside[:, None], apart, outside)
-                above = (valid & (cosines >= near[:, None])).sum(axis=1)
-                p[block] = np.maximum(p[block], (1 + above) / (1 + valid.sum(axis=1)))
-    return p
+            some = some[number[some] >= 0]
+            same = np.bincount(number[rows] + 1, minlength=number.max() + 2)[number[some] + 1]
+            inside = long[some] | (len(rows) - same < _FEWEST)
+            for within, own in ((True, some[inside]), (False, some[~inside])):
+                for start in range(0, len(own), _BLOCK):
+                    yield known, rows, within, own[start : start + _BLOCK]
+
+    for block, values in mapped(lambda some: compare(*some), blocks()):
+        p[:, block] = values
+    larger: Floats = np.maximum(p[0, sequences.one], p[1, sequences.other])
+    return larger
 
 
 def _significant(sequences: _Sequences, p: Floats, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:

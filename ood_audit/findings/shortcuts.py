@@ -28,7 +28,7 @@ from ood_audit.findings.drift import adjusted
 from ood_audit.findings.words import LEVEL, USUAL, Names, conditions
 from ood_audit.names import key
 from ood_audit.store.findings import Finding
-from ood_audit.store.parts import iter_features
+from ood_audit.store.parts import iter_features, unit
 from ood_audit.store.store import Store
 
 Floats = NDArray[np.float32]
@@ -229,7 +229,7 @@ def _sampled(store: Store, total: int) -> tuple[pa.Array, Floats]:
         start += len(batch.codes)
         if len(rows):
             ids.append(batch.image_ids.take(pa.array(rows)))
-            features.append(batch.features[rows])
+            features.append(unit(batch.codes[rows]))
     return pa.concat_arrays(ids), np.concatenate(features)
 
 

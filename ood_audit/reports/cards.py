@@ -278,6 +278,7 @@ class _Maker:
         self.records: list[Record] = []
         self.choices = {name: Choices() for name in FILTERS}
         self.first: dict[str, int] = {}
+        self._number_of = {name: k for k, name in enumerate(page.classes)}
         self._findings: list[Finding] = []
         self._images: dict[str, int] = {}  # the number of each image, which is the same in every section
         self._groups = 0
@@ -367,7 +368,6 @@ class _Maker:
 
     def _record(self, finding: Finding, chosen: dict[str, int | None]) -> Record:
         scored, image = finding.scored, finding.image
-        number_of = {name: k for k, name in enumerate(self.page.classes)}
         bars = [(label, value) for label, value in scored.classes if math.isfinite(value)]
         longest = max((value for _, value in bars), default=0.0)
         compared = [
@@ -384,8 +384,8 @@ class _Maker:
                 (printable(label), number(value), round(max(100 * value / longest, 0.0), 1) if longest > 0 else 0.0)
                 for label, value in bars
             ],
-            "given": number_of.get(scored.given or "", -1),
-            "compare": [number_of[label] for label in compared],
+            "given": self._number_of.get(scored.given or "", -1),
+            "compare": [self._number_of[label] for label in compared],
             "values": chosen,
         }
 

@@ -76,22 +76,25 @@ class Found:
         """The first `LIMIT` findings of a kind, the most severe first, with the columns of the view `report`."""
         order = "rank" if kind in ("ood", "unusual") else "severity DESC, rank"
         rows = _rows(
-            self.db, f"{_FOUND} FROM found WHERE kind = $kind ORDER BY {order} LIMIT {LIMIT}", self._with(kind)
+            self.db,
+            f"{_FOUND} FROM found WHERE kind = $kind ORDER BY {order} LIMIT {LIMIT}",
+            {**self._values, "kind": kind},
         )
         if kind == "shortcut":
             rows = list({row["image_id"]: row for row in rows}.values())
             return [{**row, "name": self._shortcut(row["image_id"])} for row in rows]
         return rows
 
-    def counts(self, kind: Kind) -> Counter[tuple[str, ...]]:
-        """How many findings of a kind there are in all, by what their groups have in common."""
-        if kind == "shortcut":
-            sql = f"{_FOUND} SELECT DISTINCT image_id FROM found WHERE kind = $kind"
-            return Counter(self._shortcut(row[0]) for row in self.db.execute(sql, self._with(kind)).fetchall())
-        sql = f"{_FOUND} SELECT name, count(*) FROM found WHERE kind = $kind GROUP BY name"
-        counts: Counter[tuple[str, ...]] = Counter()
-        for name, count in self.db.execute(sql, self._with(kind)).fetchall():
-            counts[tuple(name) if count >= _FEWEST and all(name) else ()] += count
+    def counts(self) -> dict[Kind, Counter[tuple[str, ...]]]:
+        """By kind, how many findings there are in all, by what their groups have in common."""
+        counts: dict[Kind, Counter[tuple[str, ...]]] = {kind: Counter() for kind in KINDS}
+        sql = f"{_FOUND} SELECT kind, name, count(*) FROM found WHERE kind <> 'shortcut' GROUP BY kind, name"
+        for kind, name, count in self.db.execute(sql, self._values).fetchall():
+            counts[kind][tuple(name) if count >= _FEWEST and all(name) else ()] += count
+        if self.shortcut_of:
+            sql = f"{_FOUND} SELECT DISTINCT image_id FROM found WHERE kind = 'shortcut'"
+            shown = self.db.execute(sql, self._values).fetchall()
+            counts["shortcut"].update(self._shortcut(image_id) for (image_id,) in shown)
         return counts
 
     def typical(self, classes: Sequence[str]) -> dict[str, list[str]]:
@@ -116,9 +119,6 @@ class Found:
         one = self.shortcut_of[image_id]
         return (one.group, one.shows)
 
-    def _with(self, kind: Kind) -> Row:
-        return {**self._values, "kind": kind}
-
 
 def gather(
     store: Store,
@@ -142,7 +142,8 @@ def gather(
 
     """
     db, flags = found.db, meta["flags"]
-    rows = {kind: found.rows(kind) for kind in KINDS}
+    counts = found.counts()
+    rows = {kind: found.rows(kind) if counts[kind] else [] for kind in KINDS}
     compared_rows = list(
         {row["image_id"]: row for kind in KINDS for row in rows[kind] if "duplicate" not in kind}.values()
     )
@@ -160,7 +161,7 @@ def gather(
         replace(finding, shortcut=found.shortcut_of[finding.image.image_id].evidence)
         for finding in findings["shortcut"]
     ]
-    sections = [_section(kind, found.counts(kind), rows[kind], findings[kind]) for kind in KINDS]
+    sections = [_section(kind, counts[kind], rows[kind], findings[kind]) for kind in KINDS]
     listed = {row["image_id"] for row in compared_rows}
     points = _points(db, around, listed)
     return Page(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ood_audit.images.access import readers
+from ood_audit.images.access import by_few, readers
 from ood_audit.reports.model import Sprites
 
 BUDGET = 11_600_000  # bytes for all pictures of a page, which as base64 take a third more
@@ -31,11 +31,11 @@ def thumbnails(uris: Sequence[str], *, budget: int = BUDGET) -> list[bytes | Non
     steps = [step for step in _STEPS if step[2] * len(uris) <= budget] or [_STEPS[-1]]
     size, quality, _ = steps[0]
     with readers(uris) as pool:
-        pictures = list(pool.map(lambda uri: thumbnail(uri, size, quality), uris))
+        pictures = list(by_few(pool, lambda uri: thumbnail(uri, size, quality), uris))
         for size, quality, _ in steps[1:]:
             if sum(len(picture or b"") for picture in pictures) <= budget:
                 break
-            pictures = list(pool.map(lambda picture: picture and _smaller(picture, size, quality), pictures))  # noqa: B023
+            pictures = list(by_few(pool, lambda picture: picture and _smaller(picture, size, quality), pictures))  # noqa: B023
     return pictures
 
 
@@ -54,7 +54,7 @@ def sprites(uris: Sequence[str]) -> Sprites | None:
     rows = math.ceil(len(uris) / columns)
     sheet = Image.new("RGB", (columns * _SPRITE, rows * _SPRITE), "grey")
     with readers(uris) as pool:
-        for i, picture in enumerate(pool.map(lambda uri: reduced(uri, _SPRITE, Image.Resampling.BOX), uris)):
+        for i, picture in enumerate(by_few(pool, lambda uri: reduced(uri, _SPRITE, Image.Resampling.BOX), uris)):
             if picture is not None:
                 left, top = i % columns * _SPRITE, i // columns * _SPRITE
                 sheet.paste(picture, (left + (_SPRITE - picture.width) // 2, top + (_SPRITE - picture.height) // 2))

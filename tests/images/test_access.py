@@ -7,6 +7,7 @@ import tarfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
@@ -446,3 +447,11 @@ def test_a_listing_of_a_dataset_that_fails_changes_nothing(dataset, store):
         run(f"s3://{BUCKET}/yolo/data.yaml", store)
     dataset.fail = lambda method, path: None
     assert run(f"s3://{BUCKET}/yolo/data.yaml", store) == {"unchanged": 3}
+
+
+def test_many_are_taken_by_few_in_their_order_and_a_few_all_at_once():
+    together = threading.Barrier(32)
+    with ThreadPoolExecutor(32) as pool:
+        assert list(access.by_few(pool, lambda item: together.wait(20) >= 0 and item, range(32))) == list(range(32))
+        for count in (0, 5000):
+            assert list(access.by_few(pool, lambda item: -item, range(count))) == [-item for item in range(count)]

@@ -1,5 +1,6 @@
 """The parts of a report that the command line tests don't reach."""
 
+import gc
 from dataclasses import replace
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import ood_audit
 from ood_audit import ScoreSettings
 from ood_audit.errors import UsageError
 from ood_audit.reports import paging, ranking, summary
+from ood_audit.reports import run as report_run
 from ood_audit.reports.model import Group, Kind, Section
 from ood_audit.store import open_store
 from ood_audit.store.views import connect
@@ -19,6 +21,25 @@ def test_one_class_has_no_runner_up(store_copy):
     assert [row["label_2"] for row in made.rows] == [None] * 3
     assert [row["margin"] for row in made.rows] == [None] * 3
     assert made.html.exists()
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_garbage_is_collected_after_a_report_if_it_was_before(was_enabled, store_copy, monkeypatch):
+    during = []
+
+    def fail(*args):
+        during.append(gc.isenabled())
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(report_run, "_write_pages", fail)
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with pytest.raises(ZeroDivisionError):
+            ood_audit.report(store_copy, labels=["airplane"], top=3)
+        assert during == [False]
+        assert gc.isenabled() == was_enabled
+    finally:
+        gc.enable()
 
 
 def test_a_long_report_goes_on_in_further_files(store_copy, monkeypatch):

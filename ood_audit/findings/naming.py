@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ood_audit.arrays import Spanned
+from ood_audit.arrays import Spanned, unit
 from ood_audit.classes import pools, texts, wordnet
 from ood_audit.classes.prototypes import sample
 from ood_audit.encoders.tokens import merges
@@ -34,7 +34,7 @@ from ood_audit.errors import OodAuditError, UsageError
 from ood_audit.progress import Progress, counting, silent
 from ood_audit.store import DEFAULT_STORE, Store, open_store
 from ood_audit.store.locks import computing
-from ood_audit.store.parts import iter_features, unit
+from ood_audit.store.parts import iter_features
 from ood_audit.store.views import count_readable, registered
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from ood_audit.arrays import unit
 from ood_audit.classes import texts, wordnet
 from ood_audit.classes.prototypes import sample
 from ood_audit.classes.vocabulary import Vocabulary
@@ -28,7 +29,7 @@ from ood_audit.findings.drift import adjusted
 from ood_audit.findings.words import LEVEL, USUAL, Names, conditions
 from ood_audit.names import key
 from ood_audit.store.findings import Finding
-from ood_audit.store.parts import iter_features, unit
+from ood_audit.store.parts import iter_features
 from ood_audit.store.store import Store
 
 Floats = NDArray[np.float32]

@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 _NEIGHBOURS = 15  # UMAP's; with fewer than twice as many images its picture says little
 _TAIL = 0.02  # the share of the images on each side that does not set the scale
@@ -56,7 +57,9 @@ def _pca(features: NDArray[np.floating], sample: Features) -> NDArray[np.float64
     centred = centred - middle
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)
     directions = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
-    _, axes = np.linalg.eigh(directions.T @ directions)  # ascending
+    moments = directions.T @ directions
+    with threadpool_limits(1, "blas"):  # threads take ten times as long where another process has one of the cores
+        _, axes = np.linalg.eigh(moments)  # ascending
     axes = axes[:, ::-1][:, :2]
     # An eigenvector's sign is arbitrary: its largest element shall be positive.
     axes = axes * np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=0, keepdims=True), axis=0))

@@ -40,7 +40,7 @@ from ood_audit.findings.fingerprints import (
 )
 from ood_audit.findings.listed import Listed
 from ood_audit.findings.settings import TURNED_MOST
-from ood_audit.images.access import readers, sizes
+from ood_audit.images.access import by_few, readers, sizes
 from ood_audit.images.decode import decode
 from ood_audit.store import Store
 from ood_audit.store.parts import iter_features
@@ -345,7 +345,7 @@ class _Search:
         self.state[rows] = _UNREADABLE
         pool = readers(file["uri"] for *_, same in files for file in same)
         try:
-            for first, pixels in pool.map(lambda same: (same[0], self._read(*same[1:])), files):
+            for first, pixels in by_few(pool, lambda same: (same[0], self._read(*same[1:])), files):
                 if pixels is not None:
                     self._fingerprints[by_id[first]] = pixels
                     self.state[by_id[first]] = _COMPARABLE

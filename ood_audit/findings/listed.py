@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from ood_audit.arrays import float32
 from ood_audit.classes.prototypes import sample
 from ood_audit.encoders.cpu import mapped, thread_count
 
@@ -96,7 +97,7 @@ class Listed:
         for one, asked in enumerate(np.split(by_list // lists.shape[1], ends[:-1])):
             for start in range(self._starts[one], self._starts[one + 1] if len(asked) else 0, _CHUNK):
                 stop = min(start + _CHUNK, self._starts[one + 1])
-                vectors = self._vectors[start:stop].astype(np.float32).T
+                vectors = float32(self._vectors[start:stop]).T
                 for first in range(0, len(asked), _BLOCK):
                     those = asked[first : first + _BLOCK]
                     best.add(those, features[those] @ vectors, start)
@@ -112,7 +113,7 @@ class Listed:
 
     def reconstruct_batch(self, rows: Rows) -> Floats:
         """The vectors of some rows."""
-        found: Floats = self._vectors[self._kept[1][rows] if self._kept else rows].astype(np.float32)
+        found: Floats = float32(self._vectors[self._kept[1][rows] if self._kept else rows])
         return found
 
     def _nearest_lists(self, features: Floats) -> Rows:

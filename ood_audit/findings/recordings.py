@@ -18,6 +18,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import gammaincc
 
+from ood_audit.arrays import float32
 from ood_audit.encoders.cpu import mapped
 from ood_audit.images.splits import named
 
@@ -244,6 +245,6 @@ def chained(numbers: Rows) -> Rows:
 
 
 def _unit(features: NDArray[np.float16]) -> NDArray[np.float32]:
-    found = features.astype(np.float32)
+    found = float32(features)
     found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
     return found

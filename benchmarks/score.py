@@ -52,7 +52,7 @@ def seconds(work: Callable[[], object]) -> Times:
     return took
 
 
-def limit(root: str, images: int, classes: int, dimension: int) -> dict[str, Any]:
+def limit(root: str, what: str, images: int, classes: int, dimension: int) -> dict[str, Any]:
     """Runs in a process of its own: the seconds of the read and of each kind of product over all images."""
     import pyarrow.parquet as pq
     import torch
@@ -71,9 +71,9 @@ def limit(root: str, images: int, classes: int, dimension: int) -> dict[str, Any
     some = torch.randn(min(images, 65_536), dimension)
     rows = [some[start : start + chunk] for start in range(0, len(some), chunk)]
     times = images / len(some)
-    blocks = max(1, round(times))
 
     def product(width: int, numpy: bool = False) -> Times:
+        blocks = max(1, round(times * min(1, classes / width)))  # of a wider one a part is measured
         def repeat(rows: Sequence[Any], other: Any) -> None:
             for _ in range(blocks):
                 for part in rows:
@@ -85,13 +85,9 @@ def limit(root: str, images: int, classes: int, dimension: int) -> dict[str, Any
             scaled: Times = seconds(lambda: repeat(*operands)) * times / blocks
             return scaled
 
-    found = {
-        "read": seconds(read),
-        "text": product(classes),
-        "text by NumPy": product(classes, numpy=True),
-        "whitening": product(dimension),
-        "others": product(SAMPLE),
-    }
+    found = {"read": seconds(read), "text": product(classes), "text by NumPy": product(classes, numpy=True)}
+    if what == "default":
+        found |= {"whitening": product(dimension), "others": product(SAMPLE)}
     return {name: times.tolist() for name, times in found.items()}
 
 
@@ -153,8 +149,8 @@ def child(what: str, *arguments: object) -> dict[str, Any]:
 
 def main() -> None:
     if "--child" in sys.argv:
-        what, where, *rest = sys.argv[sys.argv.index("--child") + 1 :]
-        print(json.dumps(limit(where, *map(int, rest)) if what == "limit" else run(where, what)))
+        work, where, *rest = sys.argv[sys.argv.index("--child") + 1 :]
+        print(json.dumps(limit(where, rest[0], *map(int, rest[1:])) if work == "limit" else run(where, work)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2_000_000)
@@ -175,9 +171,8 @@ def main() -> None:
         for what in ("text", "default"):
             if options.only not in (None, what):
                 continue
-            before = child("limit", root, options.images, options.classes, options.dimension)
-            found = child(what, root)
-            after = child("limit", root, options.images, options.classes, options.dimension)
+            made = root, what, options.images, options.classes, options.dimension
+            before, found, after = child("limit", *made), child(what, root), child("limit", *made)
             bare = {name: (np.array(before[name]) + np.array(after[name])) / 2 for name in before}
             products = bare["text"] if what == "text" else 2 * bare["text"] + bare["whitening"] + bare["others"]
             for i, name in enumerate(("by the clock", "of processors")):

@@ -15,7 +15,7 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 Array: TypeAlias = Any  # a NumPy array or a torch tensor: no type that both have knows their operators
-_CELLS = 65_536  # numbers at a time: float32 in the second cache of a processor
+_CELLS = 262_144  # numbers at a time: float32 in the second cache of a processor, or a little more
 _GROUPS, _GROUP = 2, 8  # groups for each of the largest that are asked for, and columns that a group has at least
 _FEW = 16  # as many passes over the values take less time than a partition of them
 _ROWS = 4096  # vectors at a time

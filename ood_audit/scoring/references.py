@@ -94,7 +94,9 @@ def collect(
     *,
     seed: int = 0,
 ) -> tuple[References, Sample]:
-    """The references of a store, and the images that settings can be chosen with: all of them, see `thinned`.
+    """The references of a store, and the images that settings can be chosen with.
+
+    These are all references, see `thinned`; or, where labels are presumed, 1,000 images of all.
 
     They are the images that `tune` was given and those whose folder is named as a class; where these are fewer than 60,
     or of fewer than 6 classes, the most confident half of the images, as the text features label them.
@@ -141,7 +143,9 @@ def collect(
         return references, sample
     rows, guessed = presume(to_text, defaults)
     references = References(features[rows], guessed, folds[rows], "presumed")
-    by_prototypes = _cosines(features, folds, references, to_text, text)
+    some = prototypes.sample(len(features), seed, MOST_IMAGES)
+    features, to_text = features[some], to_text[some]
+    by_prototypes = _cosines(features, folds[some], references, to_text, text)
     joined = prototypes.joined(to_text, by_prototypes, DEFAULT_WEIGHT)
     trusted = to_text.argmax(axis=1) == by_prototypes.argmax(axis=1)
     return references, Sample(features, joined.argmax(axis=1), trusted, presumed=True)

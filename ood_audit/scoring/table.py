@@ -83,7 +83,7 @@ def _stream(
         writing_of = thread.submit(lambda: None)
         for found in map_chunks(context.store, plan.target, context.device, columns, plan.parts):
             size = len(found["image_id"])
-            arrays = [found.get(field.name, pa.nulls(size, field.type)) for field in columns_of]
+            arrays = [found[of.name] if of.name in found else pa.nulls(size, of.type) for of in columns_of]
             waiting.append(pa.RecordBatch.from_arrays(arrays, schema=kinds))
             rows += size
             done += size

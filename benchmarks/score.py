@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LIMIT, MEMORY_GB, REPORT_SECONDS = 1.5, 3.0, 60
+LIMIT, MEMORY_GB, REPORT_SECONDS = 1.25, 3.0, 60
 COLUMNS = ["image_id", "path", "folder", "status", "embedding"]
 
 

@@ -18,9 +18,9 @@ status, embedding), and the bare products in float32 by torch, on all cores, in 
 
 NumPy's product is shown beside torch's: on AMD's processors it is faster, and scoring uses it on a CPU. The limit is
 measured before and after the scoring, and its mean counts: a shared machine is not always as fast. Both are shown by
-the clock, and as the processor time of all threads, which others on the machine disturb less. Each scoring is a process
-of its own, whose peak memory is shown. With `--report` a report is made of the scored store too, and its seconds are
-shown step by step.
+the clock, and as the processor time of all threads, which others on the machine disturb less. Imports are in neither
+the limit nor the scoring. Each scoring is a process of its own, whose peak memory is shown. With `--report` a report is
+made of the scored store too, and its seconds are shown step by step.
 """
 
 import argparse
@@ -74,6 +74,7 @@ def limit(root: str, what: str, images: int, classes: int, dimension: int) -> di
 
     def product(width: int, numpy: bool = False) -> Times:
         blocks = max(1, round(times * min(1, classes / width)))  # of a wider one a part is measured
+
         def repeat(rows: Sequence[Any], other: Any) -> None:
             for _ in range(blocks):
                 for part in rows:
@@ -95,6 +96,9 @@ def run(root: str, what: str) -> dict[str, Any]:
     """Runs in a process of its own: scores, or reports, and says how long that took and what it needed."""
     import ood_audit
     from ood_audit import ScoreSettings
+    from ood_audit.scoring import plan, recipe, table
+
+    assert plan and recipe and table  # imported by now, as what the limit needs is before it is timed
 
     settings = ScoreSettings(background=False) if what == "default" else ScoreSettings(auto=False, prototypes=False)
     steps: dict[str, float] = {}

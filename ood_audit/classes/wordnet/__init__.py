@@ -78,7 +78,7 @@ class _Rows:
         return name in self.numbers
 
     def __getitem__(self, name: str) -> list[int]:
-        """None for an unknown name."""
+        """Empty for a name that is not known."""
         return self.rows[self.numbers[name]] if name in self.numbers else []
 
 

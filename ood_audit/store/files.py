@@ -25,6 +25,7 @@ from ood_audit.values import JsonObject
 _ABANDONED_SECONDS = 24 * 3600.0
 _OWNED = re.compile(r".*\.(?P<pid>\d+)@(?P<host>[^@]*?)(?:\.\w+)?\.tmp")
 _WINDOWS = os.name == "nt"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Remote(Protocol):
@@ -160,9 +161,15 @@ def explaining_full_disks(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        if error.errno not in _NO_ROOM:
             raise
         raise StoreError(no_room(root, error)) from error
+
+
+def full_disk(error: Exception) -> OSError | None:
+    """The error of a full or read-only disk in the text of a library's own error; None where it is of another kind."""
+    code = next((code for code in _NO_ROOM if os.strerror(code) in str(error)), None)
+    return None if code is None else OSError(code, os.strerror(code))
 
 
 def no_room(root: Path, error: OSError) -> str:

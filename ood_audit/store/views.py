@@ -16,7 +16,7 @@ import duckdb
 
 from ood_audit.errors import StoreError, UsageError
 from ood_audit.store import findings, schema
-from ood_audit.store.files import temporary_name
+from ood_audit.store.files import full_disk, no_room, temporary_name
 from ood_audit.store.folder import StoreFolder, span
 from ood_audit.text import JsonText, printable, storable
 from ood_audit.values import JsonObject, Row, RowValues
@@ -83,7 +83,8 @@ def connect(
         reports: False for the views `images`, `scores` and `labels` alone, which are there in half the time.
 
     Raises:
-        StoreError: a file of the store can't be read; also when that shows only inside of the `with`.
+        StoreError: a file of the store can't be read, or the disk is full; also when that shows only inside of the
+            `with`.
 
     """
     connection = duckdb.connect(config={"preserve_insertion_order": False})
@@ -100,6 +101,8 @@ def connect(
             raise KeyboardInterrupt from error
         raise
     except duckdb.Error as error:
+        if (full := full_disk(error)) is not None:
+            raise StoreError(no_room(store.root, full)) from error
         if not all(part.exists() for part in parts):
             raise merged() from error
         if os.path.abspath(store.root) in str(error) and not isinstance(error, duckdb.PermissionException):

@@ -241,7 +241,7 @@ class _Search:
 
     def pairs(self, on_progress: Callable[[int, int], None]) -> tuple[Rows, Rows]:
         """The rows of images that match, each pair once."""
-        total = len(self.image_ids)
+        total = len(self.state)
         found, waiting = [np.empty((2, 0), np.int64)], list[Rows]()
         for done, pairs in mapped(self._alike, self._source.neighbours(min(_NEIGHBOURS + 1, total))):
             waiting.append(pairs)
@@ -263,7 +263,8 @@ class _Search:
         pairs = np.stack([rows, others])[:, close]
         pairs = pairs[:, self._may_match(*pairs)]
         pairs = np.concatenate([pairs, self._turned(start, len(neighbours))], axis=1)
-        return start + len(neighbours), _each_once(pairs, len(self.image_ids))
+        # Not `image_ids`: these are being read again where the GPU is full by now.
+        return start + len(neighbours), _each_once(pairs, len(self.state))
 
     def _turned(self, start: int, count: int) -> Rows:
         """Pairs of rows, of which the first are some, whose stored hashes are near in another orientation. (2, P)."""

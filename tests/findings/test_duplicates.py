@@ -199,6 +199,25 @@ def test_when_a_gpu_is_full_the_rows_keep_their_numbers(altered, gpu, monkeypatc
     assert [(row.path, row.cluster) for row in found.rows] == [(row.path, row.cluster) for row in expected.rows]
 
 
+def test_pairs_are_put_together_while_the_ids_are_read_again(altered, monkeypatch):
+    """As when the GPU is full in the middle: threads are still at work on what it found before."""
+    store, _ = altered
+    expected = find(store)
+    compare = duplicates._Search._alike
+
+    def meanwhile(search, block):
+        ids = search.image_ids.copy()
+        search.image_ids.clear()
+        try:
+            return compare(search, block)
+        finally:
+            search.image_ids[:] = ids
+
+    monkeypatch.setattr(duplicates._Search, "_alike", meanwhile)
+    assert expected.rows
+    assert find(store).rows == expected.rows
+
+
 @given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([-1.0, 0.0, 0.5]))
 def test_the_nearest_are_those_near_enough_and_of_many_the_nearest(seed, k, least):
     rng = np.random.default_rng(seed)

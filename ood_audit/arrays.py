@@ -185,7 +185,7 @@ def log_sum_exp(values: Array, temperature: float = 1.0, highest: Array | None =
         return (values / temperature).logsumexp(dim=1)
     found = np.empty(len(values), values.dtype)
     blocks = _blocks(values)
-    powers = np.empty((blocks[0].stop, values.shape[1]), values.dtype)
+    powers = np.empty((min(len(values), blocks[0].stop), values.shape[1]), values.dtype)
     for some in blocks:
         top = values[some].max(axis=1, initial=-math.inf) if highest is None else highest[some].copy()
         top[np.isneginf(top)] = 0

@@ -388,7 +388,9 @@ class _Encoder:
         from ood_audit.encoders.loading import load_same_encoder
 
         encoder = load_same_encoder(workers.identity, device=workers.plan.kind)
-        if workers.plan.kind == "cpu" and (torch := sys.modules.get("torch")):
+        if workers.plan.kind == "cpu" and "torch" in sys.modules:  # else the encoder does without it
+            import torch
+
             torch.set_num_threads(_cores(workers))
         return encoder, Pipeline(encoder, cores=_cores(workers))
 

@@ -172,7 +172,7 @@ class _Best:
 
     Attributes:
         cosines: (Q, k), −1 where there are fewer from `least` on.
-        rows: (Q, k), whose they are; −1 likewise.
+        rows: (Q, k), the rows of the vectors with these cosines; −1 where there are fewer.
 
     """
 

@@ -455,3 +455,20 @@ def test_many_are_taken_by_few_in_their_order_and_a_few_all_at_once():
         assert list(access.by_few(pool, lambda item: together.wait(20) >= 0 and item, range(32))) == list(range(32))
         for count in (0, 5000):
             assert list(access.by_few(pool, lambda item: -item, range(count))) == [-item for item in range(count)]
+
+
+def test_few_are_ended_after_the_item_at_hand():
+    """Not after the whole task: behind a slow network that would be sixteen reads after a Ctrl-C."""
+    begun = []
+
+    def slow(item):
+        begun.append(item)
+        time.sleep(0.02)
+        return item
+
+    with ThreadPoolExecutor(2) as pool:
+        results = access.by_few(pool, slow, range(4000))  # 16 a task
+        assert next(results) == 0
+        before = len(begun)
+        results.close()
+    assert len(begun) <= before + 4

@@ -131,3 +131,9 @@ def test_build_reads_the_format(tmp_path):
         {"plural": "axes", "singular": "axis"},
         {"plural": "bases on balls", "singular": "base on balls"},
     ]
+
+
+def test_a_name_that_comes_twice_is_one():
+    of, kinds = wordnet.senses(["dog", "xyzzy", "mouse", "xyzzy"])
+    assert (of == 3).sum() == 1 and (of == 1).sum() == 0
+    assert kinds.shape == (len(of), 4)

@@ -230,7 +230,8 @@ def senses(names: Sequence[str]) -> "tuple[NDArray[np.int64], csr_array]":
         & ((np.diff(nouns.hyponyms.starts) > 0) | ~is_often_named)
     )
     known = first.take(pa.array(named)).to_numpy().astype(np.int64)
-    unknown = np.array([row for row, name in enumerate(names) if name not in nouns.synsets], np.int64)
+    row_of = {name: row for row, name in enumerate(names)}  # a name that comes twice is one
+    unknown = np.array([row for name, row in row_of.items() if name not in nouns.synsets], np.int64)
     kinds = _above(named, nouns.hypernyms).T @ _at(known, len(names))
     found = csr_array(vstack([kinds, _at(unknown, len(names))]))
     found.data[:] = 1  # a kind is one, however many ways lead to it

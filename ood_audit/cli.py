@@ -7,10 +7,13 @@ import io
 import keyword
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from threading import Timer
+from types import FrameType
 
 import click
 
@@ -89,11 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
     _open_standard_streams()
     code: list[int] = []
-    if arguments is None:  # the process is this program's
+    is_own = arguments is None  # the process is this program's
+    if is_own:
         atexit.register(_end, code)  # before all others are, so that it is called after them
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments or os.environ.get("OOD_AUDIT_DEBUG", "") not in ("", "0")
     code.append(_run(arguments, debug))
+    if is_own and callable(signal.getsignal(signal.SIGINT)):  # what is waited for now is no work of the command's
+        signal.signal(signal.SIGINT, lambda *_: _end(code))
     sys.exit(code[0])
 
 
@@ -129,47 +135,45 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # Greek letters and file names on a terminal that is not UTF-8
             stream.reconfigure(errors="backslashreplace")
+    interrupts: list[int] = []
     try:
         # Options work before and after the command's name alike.
         rest = [argument for argument in arguments if argument != "--debug"] if debug else list(arguments)
-        with _showing_warnings(), _heeding_interrupts():
+        with _showing_warnings(), _heeding_interrupts(interrupts):
             code: object = cli.main(rest, prog_name="ood-audit", standalone_mode=False, auto_envvar_prefix="OOD_AUDIT")
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "", err=True)
         return 2
-    except click.ClickException as error:
-        if debug:
-            raise
-        context = getattr(error, "ctx", None)
-        hint = f" (see {context.command_path} --help)" if context is not None else ""
-        _complain(error.format_message() + hint)
-        return error.exit_code
-    except OodAuditError as error:
-        if debug:
-            raise
-        _complain(str(error))
-        return error.exit_code
     except SystemExit:
         if type(sys.stdout) is click.utils.PacifyFlushWrapper:  # `| head`: the reader has what it wanted
             return 0
         raise
     except (KeyboardInterrupt, click.Abort):
         return _interrupted()
-    except OSError as error:
+    except Exception as error:
         if debug:
             raise
+        return _interrupted() if interrupts else _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Say in one line what went wrong, and give the exit code."""
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        _complain(error.format_message() + hint)
+        return error.exit_code
+    if isinstance(error, OodAuditError):
+        _complain(str(error))
+        return error.exit_code
+    if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         _complain(f"{error.strerror or error}{where}")
-        return 1
-    except Exception as error:  # a defect of ours: still one line, and how to see more
-        if debug:
-            raise
-        if isinstance(error, RuntimeError) and "interrupted" in str(error):  # how FAISS passes a Ctrl-C on
-            return _interrupted()
+    else:  # a defect of ours: still one line, and how to see more
         _complain(f"internal error, {type(error).__name__}: {error}; run it again with --debug for the traceback")
-        return 1
+    return 1
 
 
 class _Warnings(logging.Handler):
@@ -192,21 +196,34 @@ def _showing_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _heeding_interrupts() -> Iterator[None]:
-    """Raise a Ctrl-C again that came while Python cleaned up, as it does in imports: it would only be printed."""
-    before = sys.unraisablehook
+def _heeding_interrupts(interrupts: list[int]) -> Iterator[None]:
+    """Note each Ctrl-C in `interrupts`: libraries make other exceptions of it, as does Python where it defines a class.
+
+    One that came while Python cleaned up, as it does in imports, is raised again: it would only be printed.
+    """
+    hook, handler = sys.unraisablehook, signal.getsignal(signal.SIGINT)
 
     def heed(lost: "sys.UnraisableHookArgs") -> None:
         if issubclass(lost.exc_type, KeyboardInterrupt):
             Timer(0.05, _thread.interrupt_main).start()  # when this is over: it would be lost here as well
         else:
-            before(lost)
+            hook(lost)
 
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)  # without a lock, as a second one may come meanwhile
+        if callable(handler):
+            handler(number, frame)
+
+    handles = callable(handler) and threading.current_thread() is threading.main_thread()
     sys.unraisablehook = heed
+    if handles:
+        signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        sys.unraisablehook = hook
+        if handles:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _interrupted() -> int:

@@ -25,7 +25,7 @@ from ood_audit.store import DEFAULT_STORE, Store, create_store, open_store, tota
 from ood_audit.store.files import replacing, write_json
 from ood_audit.store.parts import PartWriter
 from ood_audit.store.store import store_root
-from ood_audit.store.views import connect, registered
+from ood_audit.store.views import connect, interruptible, registered
 from ood_audit.text import printable, storable
 
 _UNIT = 1e-2  # float16 and bfloat16 round lengths by less
@@ -122,7 +122,7 @@ def import_features(
                 f"the vectors of the {name} have {found[1].shape[1]} numbers, those of the images {vectors.dimension}"
             )
     root = store_root(store)
-    with writing(root, "images"), duckdb.connect() as db:
+    with writing(root, "images"), duckdb.connect() as db, interruptible(db):
         db.execute(f"SET memory_limit = '{_MEMORY}'")
         db.execute("SET temp_directory = ?", [str(root / ".import.tmp")])
         listing = _list_images(db, vectors, source, images, paths)

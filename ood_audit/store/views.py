@@ -90,16 +90,12 @@ def connect(
     connection = duckdb.connect(config={"preserve_insertion_order": False})
     parts = store.parts if parts is None else parts
     try:
-        with _interruptible(connection):
+        with interruptible(connection):
             current = store.current() if current is None else current
             _create_views(connection, store, parts, current)
             if reports:
                 _create_report_views(connection, store, report or store.current_report, current, ranked)
             yield connection
-    except (RuntimeError, duckdb.InterruptException) as error:  # how DuckDB passes a Ctrl-C on
-        if "interrupt" in str(error).lower():
-            raise KeyboardInterrupt from error
-        raise
     except duckdb.Error as error:
         if (full := full_disk(error)) is not None:
             raise StoreError(no_room(store.root, full)) from error
@@ -131,29 +127,35 @@ def limit_memory(connection: duckdb.DuckDBPyConnection, store: StoreFolder) -> N
 
 
 @contextmanager
-def _interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Let a Ctrl-C stop what `connection` is doing.
+def interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Let a Ctrl-C stop what `connection` is doing, and come out of the `with` as a KeyboardInterrupt.
 
     While a statement runs, DuckDB's client lets Python handle signals, and on an exception gives the statement up. But
     it then waits for its own threads to finish their tasks, which can take as long as the statement, and does not tell
-    them to stop (seen with 2.0: `Executor::CancelTasks`). So the handler tells them.
+    them to stop (seen with 2.0: `Executor::CancelTasks`). So the handler tells them. It also keeps the exception:
+    DuckDB raises one of its own, which depends on what it was doing, such as counting the rows of a table of Python's.
     """
     before = signal.getsignal(signal.SIGINT)
     if not callable(before) or threading.current_thread() is not threading.main_thread():
         yield  # Ctrl-C is ignored, or ends the process, or is handled in another thread
         return
-    ours = before
+    ours, raised = before, list[BaseException]()
 
     def handler(number: int, frame: FrameType | None) -> None:
         try:
             ours(number, frame)
-        except BaseException:
+        except BaseException as error:
+            raised.append(error)
             connection.interrupt()
             raise
 
     signal.signal(signal.SIGINT, handler)
     try:
         yield
+    except (RuntimeError, duckdb.Error) as error:
+        if raised:
+            raise raised[0] from error
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -222,11 +224,10 @@ def streaming(
     with connect(store) as connection:
         root = _confine(connection, store)
         try:
-            _check_select(connection, sql)
-            statement, odd = (sql, []) if values == "python" else _converting(connection, sql, values)
-            result = connection.execute(statement)
-        except duckdb.InterruptException:
-            raise
+            with interruptible(connection):  # a Ctrl-C is no error of the statement
+                _check_select(connection, sql)
+                statement, odd = (sql, []) if values == "python" else _converting(connection, sql, values)
+                result = connection.execute(statement)
         except duckdb.Error as error:
             if root in str(error) and root not in sql and not isinstance(error, duckdb.PermissionException):
                 raise  # a file of the store that can't be read

@@ -226,6 +226,54 @@ cli.main(["status"])
     assert done.stderr.strip() == said
 
 
+@pytest.mark.parametrize("becomes", ["RuntimeError('bad file')", "OSError('bad file')", "EncoderError('bad file')"])
+def test_an_interrupt_that_becomes_another_exception_is_heeded(tmp_path, becomes):
+    """As libraries make of it what else goes wrong in what they do, such as that a file of weights is damaged."""
+    program = f"""
+import signal
+from ood_audit import cli
+from ood_audit.commands import status
+from ood_audit.errors import EncoderError
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
+
+def load(**options):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except BaseException as error:
+        raise {becomes} from error
+
+status.command.callback = load
+cli.main(["status"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 130
+    said = "error: interrupted; finished work is kept, run the same command again to resume"
+    assert done.stderr.strip() == said
+
+
+def test_an_interrupt_after_the_work_is_done_ends_the_process_as_it_would_have_ended(tmp_path):
+    """As where a model is still being loaded in a thread, for images that turned out to be unreadable."""
+    program = """
+import signal, sys, threading, time
+from ood_audit import cli
+from ood_audit.commands import status
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
+
+def leave_a_thread(**options):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    threading._register_atexit(signal.raise_signal, signal.SIGINT)
+    print("done")
+
+status.command.callback = leave_a_thread
+sys.argv[1:] = ["status"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def test_a_process_ends_without_tearing_down_but_does_what_is_to_be_done_at_exit(tmp_path):
     program = """
 import atexit, os, sys

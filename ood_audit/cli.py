@@ -197,19 +197,23 @@ def _showing_warnings() -> Iterator[None]:
 
 @contextmanager
 def _heeding_interrupts(interrupts: list[int]) -> Iterator[None]:
-    """Note each Ctrl-C in `interrupts`: libraries make other exceptions of it, as does Python where it defines a class.
+    """Note each Ctrl-C in `interrupts`, as libraries make other exceptions of it, and let none be lost.
 
-    One that came while Python cleaned up, as it does in imports, is raised again: it would only be printed.
+    One that came while Python cleaned up, as it does in imports, would only be printed: it is raised again. In the code
+    of imports itself, it would leave locks that other threads then wait for: it is raised a moment later.
     """
     hook, handler = sys.unraisablehook, signal.getsignal(signal.SIGINT)
 
     def heed(lost: "sys.UnraisableHookArgs") -> None:
         if issubclass(lost.exc_type, KeyboardInterrupt):
-            Timer(0.05, _thread.interrupt_main).start()  # when this is over: it would be lost here as well
+            _interrupt_soon()  # when this is over: it would be lost here as well
         else:
             hook(lost)
 
     def note(number: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+            _interrupt_soon()
+            return
         interrupts.append(number)  # without a lock, as a second one may come meanwhile
         if callable(handler):
             handler(number, frame)
@@ -224,6 +228,13 @@ def _heeding_interrupts(interrupts: list[int]) -> Iterator[None]:
         sys.unraisablehook = hook
         if handles:
             signal.signal(signal.SIGINT, handler)
+
+
+def _interrupt_soon() -> None:
+    if sys.platform == "win32":
+        Timer(0.02, _thread.interrupt_main).start()
+    else:  # which also wakes the main thread where it waits for another one
+        Timer(0.02, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
 
 
 def _interrupted() -> int:

@@ -198,10 +198,11 @@ def _processor_seconds(process: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="waiting for a thread can't be interrupted there")
 def test_an_interrupt_while_python_cleans_up_is_heeded(tmp_path):
     """As in the imports of `tune`: where a weak reference's callback is interrupted, Python prints it and goes on."""
     program = """
-import signal, time, weakref
+import signal, threading, weakref
 from ood_audit import cli
 from ood_audit.commands import status
 
@@ -215,13 +216,36 @@ def slow(**options):
     lock = Lock()
     watched = weakref.ref(lock, interrupted)
     del lock
-    for _ in range(200): time.sleep(0.05)
+    threading.Event().wait()  # for a thread that never comes
 
 status.command.callback = slow
 cli.main(["status"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 130
+    said = "error: interrupted; finished work is kept, run the same command again to resume"
+    assert done.stderr.strip() == said
+
+
+def test_an_interrupt_of_an_import_comes_when_its_locks_are_free(tmp_path):
+    program = """
+import signal, time
+from types import SimpleNamespace as Of
+from ood_audit import cli
+from ood_audit.commands import status
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
+
+def import_something(**options):
+    signal.getsignal(signal.SIGINT)(signal.SIGINT, Of(f_code=Of(co_filename="<frozen importlib._bootstrap>")))
+    print("imported")
+    time.sleep(60)
+
+status.command.callback = import_something
+cli.main(["status"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=30)
+    assert (done.returncode, done.stdout) == (130, "imported\n")
     said = "error: interrupted; finished work is kept, run the same command again to resume"
     assert done.stderr.strip() == said
 

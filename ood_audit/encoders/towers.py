@@ -23,6 +23,12 @@ finally:
     if sys.modules[_REPORTS] is None:
         del sys.modules[_REPORTS]
 
+# One for the process, and never freed. On Linux, the plugin of each `Core` gives the thread that makes it an alternate
+# stack for signals, and takes it away with the `Core`: of two that do not end in reverse order, the second leaves the
+# thread the stack that was freed with the first, and the next signal, such as a Ctrl-C, is a segmentation fault (seen
+# with 2026.4: `SigAltStackSetup`).
+_CORE = ov.Core()
+
 Weights: TypeAlias = "dict[str, NDArray[np.float32]]"
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 _STRIDES = (1, 2, 2, 2, 1, 2, 1)  # of the first block of each stage of EfficientNet-Lite0
@@ -38,7 +44,7 @@ def compile_graph(model: ov.Model, precision: str, *, streams: int, threads: int
         "INFERENCE_NUM_THREADS": threads,
         "ENABLE_CPU_PINNING": False,  # the cores are shared with who decodes
     }
-    return ov.Core().compile_model(model, "CPU", settings)
+    return _CORE.compile_model(model, "CPU", settings)
 
 
 def image_tower(weights: Weights, batch: int, size: int, mean: list[float], std: list[float]) -> ov.Model:

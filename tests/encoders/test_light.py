@@ -213,3 +213,21 @@ def test_no_weights_pass_through_lists(monkeypatch):
     encoder.encode_images([np.zeros((224, 224, 3), np.uint8)])
     encoder.encode_texts(["a cat"])
     assert max(sizes) < 10  # axes, and what three channels have
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stacks for signals are POSIX's")
+def test_a_ctrl_c_after_several_encoders_is_no_crash():
+    program = """
+import signal
+from ood_audit.encoders.light import StarterEncoder
+
+first, second = StarterEncoder("fp32"), StarterEncoder("fp32")
+for encoder in (first, second):
+    encoder.encode_texts(["a cat"])
+del first
+del second, encoder
+signal.signal(signal.SIGINT, lambda *_: print("heard"))
+signal.raise_signal(signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

@@ -56,7 +56,8 @@ def command(arguments: list[str], out: str, limit: int | None) -> None:
     if limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    main(arguments)
+    sys.argv[1:] = arguments
+    main()
 
 
 def hold(store: str, what: Any, ready: str) -> None:

@@ -293,9 +293,11 @@ def test_reports_move_the_background_beside_the_classes(store_copy, monkeypatch)
     assert found is not None
     assert found.move is not None
     context = Context(opened, labels, "cpu")
-    stayed = plan.prepare(context, ScoreSettings(auto=True), ["auto"]).target.pools["background"].features.vectors()
+    stayed = (
+        plan.prepare(context, ScoreSettings(background=True), ["auto"]).target.pools["background"].features.vectors()
+    )
     for alike in (1.0, 0.3):
         monkeypatch.setattr(plan, "_kinship", lambda *given, alike=alike: alike)
-        target = plan.prepare(context, ScoreSettings(auto=True), ["auto"], found).target
+        target = plan.prepare(context, ScoreSettings(background=True), ["auto"], found).target
         expected = alike * (stayed @ found.move[:-1] + found.move[-1]) + (1 - alike) * stayed
         np.testing.assert_allclose(target.pools["background"].features.vectors(), unit(expected), atol=1e-3)

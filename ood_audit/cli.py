@@ -97,7 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         atexit.register(_end, code)  # before all others are, so that it is called after them
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments or os.environ.get("OOD_AUDIT_DEBUG", "") not in ("", "0")
-    code.append(_run(arguments, debug))
+    try:
+        code.append(_run(arguments, debug))
+    except KeyboardInterrupt:  # another one, while the first was told
+        code.append(130)
     if is_own and callable(signal.getsignal(signal.SIGINT)):  # what is waited for now is no work of the command's
         signal.signal(signal.SIGINT, lambda *_: _end(code))
     sys.exit(code[0])

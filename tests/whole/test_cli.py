@@ -299,6 +299,23 @@ cli.main()
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+def test_a_second_interrupt_while_the_first_is_told(tmp_path):
+    program = """
+import signal
+from ood_audit import cli
+from ood_audit.commands import status
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
+tell = cli._interrupted
+cli._interrupted = lambda: (tell(), signal.raise_signal(signal.SIGINT))
+status.command.callback = lambda **options: signal.raise_signal(signal.SIGINT)
+cli.main(["status"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 130
+    assert done.stderr.strip() == "error: interrupted; finished work is kept, run the same command again to resume"
+
+
 def test_a_process_ends_without_tearing_down_but_does_what_is_to_be_done_at_exit(tmp_path):
     program = """
 import atexit, os, sys

@@ -2,6 +2,7 @@
 
 import _thread
 import atexit
+import errno
 import importlib
 import io
 import keyword
@@ -12,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.machinery import ExtensionFileLoader
 from threading import Timer
 from types import FrameType
 
@@ -101,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code.append(_run(arguments, debug))
     except KeyboardInterrupt:  # another one, while the first was told
         code.append(130)
-    if is_own and callable(signal.getsignal(signal.SIGINT)):  # what is waited for now is no work of the command's
+    if is_own and callable(signal.getsignal(signal.SIGINT)):  # the work is done, and only threads are waited for
         signal.signal(signal.SIGINT, lambda *_: _end(code))
     sys.exit(code[0])
 
@@ -110,7 +112,7 @@ def _end(code: list[int]) -> None:
     """End the process with its memory as it is, which takes a fifth of a second to free where there is a model."""
     if code:  # else there is a traceback
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, RuntimeError):  # the last where a Ctrl-C came while it was flushed
                 stream.flush()
         os._exit(code[0])
 
@@ -158,7 +160,14 @@ def _run(arguments: Sequence[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        return _interrupted() if interrupts else _explain(error)
+        return _interrupted() if interrupts and not _is_of_the_disk(error) else _explain(error)
+
+
+def _is_of_the_disk(error: BaseException | None) -> bool:
+    """Whether it says that a disk is full, so that what was to be kept on a Ctrl-C was not."""
+    while error is not None and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        error = error.__cause__
+    return error is not None
 
 
 def _explain(error: Exception) -> int:
@@ -202,8 +211,8 @@ def _showing_warnings() -> Iterator[None]:
 def _heeding_interrupts(interrupts: list[int]) -> Iterator[None]:
     """Note each Ctrl-C in `interrupts`, as libraries make other exceptions of it, and let none be lost.
 
-    One that came while Python cleaned up, as it does in imports, would only be printed: it is raised again. In the code
-    of imports itself, it would leave locks that other threads then wait for: it is raised a moment later.
+    One that came while Python cleaned up, as it does in imports, would only be printed: it is raised again. Where it
+    would do harm, it is raised a moment later, see `_would_harm`.
     """
     hook, handler = sys.unraisablehook, signal.getsignal(signal.SIGINT)
 
@@ -214,7 +223,7 @@ def _heeding_interrupts(interrupts: list[int]) -> Iterator[None]:
             hook(lost)
 
     def note(number: int, frame: FrameType | None) -> None:
-        if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        if _would_harm(frame):
             _interrupt_soon()
             return
         interrupts.append(number)  # without a lock, as a second one may come meanwhile
@@ -231,6 +240,21 @@ def _heeding_interrupts(interrupts: list[int]) -> Iterator[None]:
         sys.unraisablehook = hook
         if handles:
             signal.signal(signal.SIGINT, handler)
+
+
+def _would_harm(frame: FrameType | None) -> bool:
+    """Whether an exception would do harm where the main thread is.
+
+    In Python's code for imports, it would leave locks that other threads then wait for. A library that is being loaded
+    may end the process because of it, as DuckDB's does while it makes its enumerations.
+    """
+    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        return True
+    while frame is not None:
+        if frame.f_code is _interrupt_soon.__code__ or isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _interrupt_soon() -> None:

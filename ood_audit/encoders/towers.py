@@ -23,10 +23,10 @@ finally:
     if sys.modules[_REPORTS] is None:
         del sys.modules[_REPORTS]
 
-# One for the process, and never freed. On Linux, the plugin of each `Core` gives the thread that makes it an alternate
-# stack for signals, and takes it away with the `Core`: of two that do not end in reverse order, the second leaves the
-# thread the stack that was freed with the first, and the next signal, such as a Ctrl-C, is a segmentation fault (seen
-# with 2026.4: `SigAltStackSetup`).
+# One for the process, and never freed. On Linux, the plugin of each `Core` gives the thread that first compiles by it
+# an alternate stack for signals, and takes it away with the `Core`: of two that do not end in reverse order, the second
+# leaves the thread the stack that was freed with the first, and the next signal, such as a Ctrl-C, is a segmentation
+# fault (seen with 2026.4: `SigAltStackSetup`).
 _CORE = ov.Core()
 
 Weights: TypeAlias = "dict[str, NDArray[np.float32]]"

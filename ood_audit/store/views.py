@@ -5,7 +5,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -146,7 +146,8 @@ def interruptible(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
             ours(number, frame)
         except BaseException as error:
             raised.append(error)
-            connection.interrupt()
+            with suppress(duckdb.Error):  # it is closed
+                connection.interrupt()
             raise
 
     signal.signal(signal.SIGINT, handler)

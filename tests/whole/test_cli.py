@@ -299,6 +299,57 @@ cli.main()
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+def test_a_full_disk_is_told_also_after_an_interrupt(tmp_path):
+    """As where `tune`, ended by a Ctrl-C, saves the best prompts so far: they are not kept."""
+    program = """
+import errno, signal
+from ood_audit import cli
+from ood_audit.commands import status
+from ood_audit.errors import StoreError
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
+
+def train_and_save(**options):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+    raise StoreError("no space left") from OSError(errno.ENOSPC, "No space left on device")
+
+status.command.callback = train_and_save
+cli.main(["status"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: no space left\n")
+
+
+def test_an_interrupt_while_a_library_is_loaded_comes_after(tmp_path):
+    """DuckDB's would abort the process where its enumerations are made."""
+    program = """
+import enum, signal, time
+from ood_audit import cli
+from ood_audit.commands import status
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
+
+def load(**options):
+    make, left = enum.EnumType.__call__, [1]
+    def interrupted(*arguments, **names):
+        if left: left.pop(), signal.raise_signal(signal.SIGINT)
+        return make(*arguments, **names)
+    enum.EnumType.__call__ = interrupted
+    import duckdb
+    print("loaded")
+    if left: signal.raise_signal(signal.SIGINT)  # an older DuckDB, which makes no enumerations by Python
+    time.sleep(60)
+
+status.command.callback = load
+cli.main(["status"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "loaded\n")
+
+
 def test_a_second_interrupt_while_the_first_is_told(tmp_path):
     program = """
 import signal

@@ -323,6 +323,7 @@ cli.main(["status"])
     assert (done.returncode, done.stderr) == (1, "error: no space left\n")
 
 
+@pytest.mark.skipif(duckdb.__version__ < "2", reason="it makes no enumerations while it is loaded")
 def test_an_interrupt_while_a_library_is_loaded_comes_after(tmp_path):
     """DuckDB's would abort the process where its enumerations are made."""
     program = """
@@ -339,8 +340,8 @@ def load(**options):
         return make(*arguments, **names)
     enum.EnumType.__call__ = interrupted
     import duckdb
+    assert not left
     print("loaded")
-    if left: signal.raise_signal(signal.SIGINT)  # an older DuckDB, which makes no enumerations by Python
     time.sleep(60)
 
 status.command.callback = load
